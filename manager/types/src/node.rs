@@ -1,0 +1,149 @@
+//! Nodes: what the user asked of them, what they said of themselves, and what the managers saw.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Labels, Meta, NodeId, Timestamp};
+
+/// A member of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    pub id: NodeId,
+    pub meta: Meta,
+    pub spec: NodeSpec,
+    /// The role its present certificate carries; follows `spec.role`.
+    pub role: Role,
+    /// What the node said of itself when it last registered; `None` until its first session.
+    pub description: Option<NodeDescription>,
+    pub status: NodeStatus,
+    /// Present while the node is a member of the Raft group.
+    pub manager: Option<ManagerStatus>,
+}
+
+impl Node {
+    /// The host name once the node has told it, else the id.
+    pub fn display_name(&self) -> String {
+        match &self.description {
+            Some(description) => description.hostname.clone(),
+            None => self.id.to_string(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeSpec {
+    pub labels: Labels,
+    /// The role wanted.
+    pub role: Role,
+    pub availability: Availability,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    #[default]
+    Worker,
+    Manager,
+}
+
+/// Whether the scheduler may use a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Availability {
+    /// Takes tasks.
+    #[default]
+    Active,
+    /// Keeps its tasks and takes no new ones.
+    Pause,
+    /// Its tasks move elsewhere.
+    Drain,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeDescription {
+    pub hostname: String,
+    pub platform: Platform,
+    pub resources: Resources,
+    /// Version of the daemon, e.g. `0.1.0`.
+    pub engine_version: String,
+    /// Labels set on the daemon's command line.
+    pub engine_labels: Labels,
+}
+
+/// Operating system and architecture in the words of Go's `GOOS` and `GOARCH`, as OCI images use them.
+/// An empty word in an image's platform list means any.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Platform {
+    pub os: String,
+    pub architecture: String,
+}
+
+/// Amounts that can be reserved or that a node has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Resources {
+    /// Billionths of a CPU.
+    pub nano_cpus: u64,
+    pub memory_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    pub state: NodeState,
+    /// Why it is in that state; empty when there is nothing to say.
+    pub message: String,
+    /// Where managers saw its connection come from.
+    pub addr: Option<IpAddr>,
+    /// When `state` last changed, by the leader's clock.
+    pub since: Timestamp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// No session since the present leader came to power.
+    #[default]
+    Unknown,
+    /// Silent for longer than allowed: its replicas run elsewhere.
+    Down,
+    /// Has a session.
+    Ready,
+}
+
+/// Membership of the Raft group. Who leads and who can be reached is measured when asked, never stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManagerStatus {
+    /// Never used twice, also not after removal.
+    pub raft_id: u64,
+    /// `IP:PORT` under which other nodes reach its API.
+    pub addr: String,
+}
+
+macro_rules! words {
+    ($type:ident, $what:literal, $($variant:ident => $word:literal),+) => {
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(match self { $(Self::$variant => $word),+ })
+            }
+        }
+        impl std::str::FromStr for $type {
+            type Err = crate::quantity::ParseWordError;
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                match text {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(crate::quantity::ParseWordError::new($what, &[$($word),+], text)),
+                }
+            }
+        }
+    };
+}
+pub(crate) use words;
+
+words!(Role, "role", Worker => "worker", Manager => "manager");
+words!(Availability, "availability", Active => "active", Pause => "pause", Drain => "drain");
+words!(NodeState, "node state", Unknown => "unknown", Down => "down", Ready => "ready");

@@ -1,0 +1,168 @@
+//! Services: what the user wants to run, how many, and how a change of mind is carried out.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::node::words;
+use crate::{Labels, Meta, ServiceId, TaskSpec, Timestamp, Version};
+
+/// A service. Source: swarm-parity 2.3.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Service {
+    pub id: ServiceId,
+    pub meta: Meta,
+    pub spec: ServiceSpec,
+    /// The spec before the last update; one level only.
+    pub previous_spec: Option<Box<ServiceSpec>>,
+    /// The version at which `spec` was last written; tasks made from it carry the same.
+    pub spec_version: Version,
+    /// Absent if never updated since creation.
+    pub update_status: Option<UpdateStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// Unique in the cluster; cannot be changed.
+    pub name: String,
+    #[serde(default)]
+    pub labels: Labels,
+    pub mode: ServiceMode,
+    pub task: TaskSpec,
+    #[serde(default)]
+    pub update: UpdateConfig,
+    #[serde(default)]
+    pub rollback: UpdateConfig,
+    #[serde(default)]
+    pub endpoint: EndpointSpec,
+}
+
+/// How many tasks a service has. Cannot be changed from one to the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceMode {
+    /// So many slots, wherever there is room.
+    Replicated { replicas: u64 },
+    /// One task on every node that fits.
+    Global,
+}
+
+/// The pace of a rolling change. Source: swarm-parity 3.5.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpdateConfig {
+    /// Slots replaced at once; 0 means all.
+    pub parallelism: u64,
+    /// Wait after one slot is done and before the next.
+    pub delay: Duration,
+    pub failure_action: FailureAction,
+    /// How long after `running` a failure still counts against the update.
+    pub monitor: Duration,
+    /// Act when failures divided by replaced slots is above this; from 0 to 1.
+    pub max_failure_ratio: f64,
+    pub order: UpdateOrder,
+}
+
+impl Default for UpdateConfig {
+    fn default() -> Self {
+        Self {
+            parallelism: 1,
+            delay: Duration::ZERO,
+            failure_action: FailureAction::Pause,
+            monitor: Duration::from_secs(5),
+            max_failure_ratio: 0.0,
+            order: UpdateOrder::StopFirst,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FailureAction {
+    #[default]
+    Pause,
+    Continue,
+    Rollback,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateOrder {
+    #[default]
+    StopFirst,
+    StartFirst,
+}
+
+/// How far a rolling change has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateStatus {
+    pub state: UpdateState,
+    pub started_at: Timestamp,
+    pub completed_at: Option<Timestamp>,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpdateState {
+    Updating,
+    Paused,
+    Completed,
+    RollbackStarted,
+    RollbackPaused,
+    RollbackCompleted,
+}
+
+/// How a service is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EndpointSpec {
+    pub mode: EndpointMode,
+    pub ports: Vec<PortConfig>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EndpointMode {
+    #[default]
+    Vip,
+    Dnsrr,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PortConfig {
+    pub protocol: Protocol,
+    /// The port inside the container.
+    pub target: u16,
+    /// The port outside; `None` lets the node choose one from 32768 to 60999.
+    pub published: Option<u16>,
+    pub mode: PublishMode,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PublishMode {
+    /// On every node, through the mesh.
+    #[default]
+    Ingress,
+    /// On the node that runs the task.
+    Host,
+}
+
+words!(FailureAction, "failure action", Pause => "pause", Continue => "continue", Rollback => "rollback");
+words!(UpdateOrder, "update order", StopFirst => "stop-first", StartFirst => "start-first");
+words!(EndpointMode, "endpoint mode", Vip => "vip", Dnsrr => "dnsrr");
+words!(Protocol, "protocol", Tcp => "tcp", Udp => "udp", Sctp => "sctp");
+words!(PublishMode, "publish mode", Ingress => "ingress", Host => "host");
+words!(UpdateState, "update state", Updating => "updating", Paused => "paused", Completed => "completed",
+    RollbackStarted => "rollback_started", RollbackPaused => "rollback_paused",
+    RollbackCompleted => "rollback_completed");
