@@ -1,0 +1,1 @@
+//! Conversion between wire messages and `rswarm-types`.
