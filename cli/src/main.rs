@@ -1,1 +1,3 @@
+mod output;
+mod template;
 fn main() {}
