@@ -181,7 +181,7 @@ pub(crate) fn verify_at_any_time(
         unix(last_moment),
         algorithms,
     )
-    .map_err(chain_error)?;
+    .map_err(|error| chain_error(&error))?;
     NodeCertificate::from_der(leaf).map_err(VerifyError::Identity)
 }
 

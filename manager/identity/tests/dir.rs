@@ -1,4 +1,5 @@
 //! Credentials on disk: modes, damage, and crashes in the middle of a change.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! What the certificate authority signs, and what it does not.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 

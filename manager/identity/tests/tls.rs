@@ -1,4 +1,5 @@
 //! Real handshakes, mostly over a pipe in memory.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 
