@@ -18,6 +18,7 @@ mod error;
 mod firewall;
 mod kernel;
 pub mod lab;
+mod listeners;
 mod model;
 mod netlink;
 mod netns;

@@ -222,6 +222,7 @@ impl Node {
         let inside = if link.is_some() { self.kernel.inside(&endpoint)? } else { None };
         let steps = plan::plan_endpoint(&config, &network, &endpoint, link.as_ref(), inside.as_ref());
         let old = self.current.endpoint(&endpoint.id).cloned();
+        refuse_ports_in_use(old.as_ref(), &endpoint)?;
         let operations: Vec<_> = steps
             .before
             .into_iter()
@@ -261,6 +262,7 @@ impl Node {
         next.endpoints.retain(|other| other.id != id);
         next.endpoints.push(new.clone());
         next.validate()?;
+        refuse_ports_in_use(Some(&old), &new)?;
         let operations: Vec<_> =
             self.element_changes(Some(&old), &new).chain(forget_early_datagrams(Some(&old), &new)).collect();
         self.perform(&next, &operations)?;
@@ -385,6 +387,22 @@ impl Node {
         operations.extend(wanted.difference(&present).cloned().map(Operation::AddElement));
         Ok(operations)
     }
+}
+
+/// Refuses ports on which another process of the node listens: it would be cut off without a word, as translation
+/// comes before delivery. Ports that the endpoint had before are not looked at.
+fn refuse_ports_in_use(old: Option<&Endpoint>, new: &Endpoint) -> Result<(), NetError> {
+    let added = new.ports.iter().filter(|port| old.is_none_or(|old| !old.ports.contains(port)));
+    for port in added {
+        if crate::listeners::listens(port.protocol, port.published) {
+            return Err(NetError::PortInUse {
+                protocol: port.protocol,
+                port: port.published,
+                endpoint: new.id.clone(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Datagrams that came before the port was published have left an untranslated connection behind, which would go on

@@ -50,10 +50,6 @@ impl Attributes {
         self.0.resize(self.0.len().next_multiple_of(4), 0);
     }
 
-    pub fn u8(self, kind: u16, value: u8) -> Self {
-        self.bytes(kind, &[value])
-    }
-
     /// A number in the machine's byte order, as rtnetlink wants it.
     pub fn u32(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_ne_bytes())
@@ -355,7 +351,7 @@ mod tests {
 
     #[test]
     fn attributes_survive_a_round_trip() {
-        let inner = Attributes::new().text(1, "eth0").u8(2, 7);
+        let inner = Attributes::new().text(1, "eth0").bytes(2, &[7]);
         let all = Attributes::new().u32(5, 77).nest(6, &inner).be32(7, 0x0102_0304);
         let read: Vec<_> = attributes(all.as_bytes()).collect();
         assert_eq!(read.len(), 3);

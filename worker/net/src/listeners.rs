@@ -1,0 +1,45 @@
+//! Which ports processes of this node listen on.
+
+use std::fs;
+
+use crate::model::Protocol;
+
+/// Whether a socket in the network namespace of this thread listens on `port`, on whatever address. SCTP is not
+/// looked at: the kernel lists it elsewhere, and only while its module is loaded.
+pub(crate) fn listens(protocol: Protocol, port: u16) -> bool {
+    // The states in which a socket waits for anyone: TCP_LISTEN; TCP_CLOSE, which is what unconnected UDP shows.
+    let (tables, state) = match protocol {
+        Protocol::Tcp => (["tcp", "tcp6"], "0A"),
+        Protocol::Udp => (["udp", "udp6"], "07"),
+        Protocol::Sctp => return false,
+    };
+    tables.iter().any(|table| {
+        fs::read_to_string(format!("/proc/thread-self/net/{table}"))
+            .is_ok_and(|text| listed(&text, state, port))
+    })
+}
+
+/// Looks through a table as in `/proc/net/tcp`: number, local address and port in hexadecimal, remote, state, ….
+fn listed(table: &str, state: &str, port: u16) -> bool {
+    table.lines().skip(1).any(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let local = fields.next().and_then(|field| field.rsplit_once(':'));
+        let found = local.and_then(|(_, digits)| u16::from_str_radix(digits, 16).ok());
+        found == Some(port) && fields.nth(1) == Some(state)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_waiting_sockets_count() {
+        let table = "  sl  local_address rem_address   st tx_queue\n\
+             0: 0100007F:1F90 00000000:0000 0A 00000000:00000000\n\
+             1: 0100007F:9C40 0100007F:1F90 01 00000000:00000000\n";
+        for (port, expected) in [(0x1f90, true), (0x9c40, false), (80, false)] {
+            assert_eq!(listed(table, "0A", port), expected, "{port}");
+        }
+    }
+}
