@@ -218,7 +218,8 @@ impl Kernel {
             Operation::SetVeth { link, bridge, alias } => {
                 let master = Some(self.index_of(bridge)?);
                 let change = LinkChange { up: Some(true), alias: Some(alias), master, mac: None };
-                route::set_link(&mut self.route, link, &change).map_err(failed)
+                let set = route::set_link(&mut self.route, link, &change);
+                set.and_then(|()| route::set_hairpin(&mut self.route, link)).map_err(failed)
             }
             Operation::BuildRules(_)
             | Operation::AddElement(_)
@@ -271,6 +272,7 @@ fn observed_link(link: &Link, master: Option<String>) -> ObservedLink {
         master,
         addresses: BTreeSet::new(),
         route_localnet: is_bridge && is_on(&route_localnet(&link.name)),
+        hairpin: link.hairpin,
         peer: link.peer,
     }
 }

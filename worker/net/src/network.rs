@@ -1,6 +1,6 @@
 //! The handle on the node's network: an async face on one thread that holds the sockets.
 
-use std::{sync::mpsc, thread, time::Duration};
+use std::{collections::BTreeSet, sync::mpsc, thread, time::Duration};
 
 use tokio::sync::oneshot;
 
@@ -232,7 +232,7 @@ impl Node {
             .collect();
         if let Err(error) = self.perform(&next, &operations) {
             if old.is_none() {
-                self.undo_attach(&endpoint);
+                self.undo_attach(&network, &endpoint);
             }
             return Err(error);
         }
@@ -241,9 +241,9 @@ impl Node {
     }
 
     /// Takes back what a failed attach may have left; its own failures are only logged, as the cause is told already.
-    fn undo_attach(&mut self, endpoint: &Endpoint) {
+    fn undo_attach(&mut self, network: &BridgeNetwork, endpoint: &Endpoint) {
         let link = self.kernel.config.link_name(&endpoint.id);
-        let wanted = firewall::endpoint_elements(&self.kernel.config, endpoint);
+        let wanted = firewall::endpoint_elements(&self.kernel.config, network, endpoint);
         let present = self.kernel.firewall().map(|(_, elements)| elements).unwrap_or_default();
         let mut operations = vec![Operation::RemoveLink { link }];
         operations.extend(wanted.intersection(&present).cloned().map(Operation::RemoveElement));
@@ -282,7 +282,7 @@ impl Node {
         next.endpoints.retain(|other| other.id != id);
         let mut operations = Vec::new();
         if let Some(endpoint) = &known {
-            let elements = firewall::endpoint_elements(&config, endpoint);
+            let elements = self.elements_of(endpoint);
             operations.extend(elements.into_iter().map(Operation::RemoveElement));
         } else {
             // An earlier daemon's: what it published can be told by link and address.
@@ -320,14 +320,20 @@ impl Node {
         Ok(report)
     }
 
+    /// The elements of an endpoint whose network is known.
+    fn elements_of(&self, endpoint: &Endpoint) -> BTreeSet<firewall::Element> {
+        let network = self.current.network(&endpoint.network);
+        let elements = |network| firewall::endpoint_elements(&self.kernel.config, network, endpoint);
+        network.map(elements).unwrap_or_default()
+    }
+
     fn element_changes(
         &self,
         old: Option<&Endpoint>,
         new: &Endpoint,
     ) -> impl Iterator<Item = Operation> + use<> {
-        let config = &self.kernel.config;
-        let before = old.map(|old| firewall::endpoint_elements(config, old)).unwrap_or_default();
-        let after = firewall::endpoint_elements(config, new);
+        let before = old.map(|old| self.elements_of(old)).unwrap_or_default();
+        let after = self.elements_of(new);
         let surplus: Vec<_> = before.difference(&after).cloned().collect();
         surplus.into_iter().map(Operation::RemoveElement).chain(after.into_iter().map(Operation::AddElement))
     }
@@ -378,8 +384,7 @@ impl Node {
                     || wanted.iter().any(|other| other.same_key(element)))
         };
         let mut operations = Vec::new();
-        let present: std::collections::BTreeSet<_> =
-            present.into_iter().filter(|element| shape.keeps(element)).collect();
+        let present: BTreeSet<_> = present.into_iter().filter(|element| shape.keeps(element)).collect();
         if !shape.intact() {
             operations.push(Operation::BuildRules(shape));
         }

@@ -55,6 +55,7 @@ const SET_KEY_LEN: u16 = 5;
 const SET_DATA_TYPE: u16 = 6;
 const SET_DATA_LEN: u16 = 7;
 const SET_ID: u16 = 10;
+const SET_USERDATA: u16 = 13;
 const ELEMENTS_TABLE: u16 = 1;
 const ELEMENTS_SET: u16 = 2;
 const ELEMENTS_LIST: u16 = 3;
@@ -266,6 +267,12 @@ fn encode_set(table: &str, set: &SetSpec, id: u32) -> Message {
         .be32(SET_KEY_TYPE, set.key_type)
         .be32(SET_KEY_LEN, set.key_len)
         .be32(SET_ID, id);
+    if set.key_len == rules::NAME_LEN {
+        // A hint for nft, which else prints a lone interface name as if it were in network byte order: type 0 (order
+        // of the key), 4 bytes, 1 (the machine's).
+        let [a, b, c, d] = 1u32.to_ne_bytes();
+        attributes = attributes.bytes(SET_USERDATA, &[0, 4, a, b, c, d]);
+    }
     if let Some((kind, len)) = set.data {
         attributes = attributes.be32(SET_DATA_TYPE, kind).be32(SET_DATA_LEN, len);
     }

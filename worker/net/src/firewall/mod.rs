@@ -19,8 +19,10 @@ pub enum Set {
     Masqueraded,
     /// `inet`: bridges of internal networks.
     Internal,
-    /// `inet`: bridge in and bridge out, equal: traffic that turns round on a bridge.
-    Hairpin,
+    /// `inet`: bridge in and bridge out, equal: traffic that stays on its bridge.
+    Within,
+    /// `inet`: bridge and an address on it.
+    Members,
     /// `inet`: protocol and port of the node, to address and port of a container.
     Published,
     /// `bridge`: names of the veth devices of containers.
@@ -66,16 +68,16 @@ impl Element {
         Self::member(set, name_bytes(name).to_vec())
     }
 
-    fn hairpin(bridge: &str) -> Self {
-        Self::member(Set::Hairpin, join(&[&name_bytes(bridge), &name_bytes(bridge)]))
+    fn within(bridge: &str) -> Self {
+        Self::member(Set::Within, join(&[&name_bytes(bridge), &name_bytes(bridge)]))
     }
 
     fn mac(link: &str, mac: Mac) -> Self {
         Self::member(Set::Macs, join(&[&name_bytes(link), &mac.0]))
     }
 
-    fn source(link: &str, address: Ipv4Addr) -> Self {
-        Self::member(Set::Sources, join(&[&name_bytes(link), &address.octets()]))
+    fn address(set: Set, link: &str, address: Ipv4Addr) -> Self {
+        Self::member(set, join(&[&name_bytes(link), &address.octets()]))
     }
 
     fn published(port: &HostPort, address: Ipv4Addr) -> Self {
@@ -91,7 +93,8 @@ impl Element {
         match self.set {
             Set::Ports | Set::Macs | Set::Sources => self.key.starts_with(&name_bytes(link)),
             Set::Published => address.is_some_and(|address| self.data.starts_with(&address.octets())),
-            Set::Bridges | Set::Masqueraded | Set::Internal | Set::Hairpin => false,
+            Set::Members => address.is_some_and(|address| self.key.ends_with(&address.octets())),
+            Set::Bridges | Set::Masqueraded | Set::Internal | Set::Within => false,
         }
     }
 
@@ -126,6 +129,10 @@ impl fmt::Display for Element {
                 let address = Ipv4Addr::new(key[16], key[17], key[18], key[19]);
                 write!(f, "source {address} behind {}", name(key))
             }
+            (Set::Members, 20, 0) => {
+                let address = Ipv4Addr::new(key[16], key[17], key[18], key[19]);
+                write!(f, "member {address} of {}", name(key))
+            }
             (set, _, _) => write!(f, "{} {}", format!("{set:?}").to_lowercase(), name(key)),
         }
     }
@@ -140,7 +147,7 @@ impl fmt::Debug for Element {
 /// The elements that a network needs.
 pub(crate) fn network_elements(network: &BridgeNetwork) -> BTreeSet<Element> {
     let bridge = network.bridge.as_str();
-    let mut elements = BTreeSet::from([Element::link(Set::Bridges, bridge), Element::hairpin(bridge)]);
+    let mut elements = BTreeSet::from([Element::link(Set::Bridges, bridge), Element::within(bridge)]);
     if network.internal {
         elements.insert(Element::link(Set::Internal, bridge));
     } else if network.masquerade {
@@ -149,13 +156,18 @@ pub(crate) fn network_elements(network: &BridgeNetwork) -> BTreeSet<Element> {
     elements
 }
 
-/// The elements that an endpoint needs.
-pub(crate) fn endpoint_elements(config: &NetworkConfig, endpoint: &Endpoint) -> BTreeSet<Element> {
+/// The elements that an endpoint of a network needs.
+pub(crate) fn endpoint_elements(
+    config: &NetworkConfig,
+    network: &BridgeNetwork,
+    endpoint: &Endpoint,
+) -> BTreeSet<Element> {
     let link = config.link_name(&endpoint.id);
     let mut elements = BTreeSet::from([
         Element::link(Set::Ports, &link),
         Element::mac(&link, endpoint.mac()),
-        Element::source(&link, endpoint.address),
+        Element::address(Set::Sources, &link, endpoint.address),
+        Element::address(Set::Members, &network.bridge, endpoint.address),
     ]);
     elements.extend(endpoint.ports.iter().map(|port| Element::published(port, endpoint.address)));
     elements
@@ -164,7 +176,11 @@ pub(crate) fn endpoint_elements(config: &NetworkConfig, endpoint: &Endpoint) -> 
 /// All elements that the node should have.
 pub(crate) fn elements(config: &NetworkConfig, node: &NodeNetwork) -> BTreeSet<Element> {
     let networks = node.networks.iter().flat_map(network_elements);
-    networks.chain(node.endpoints.iter().flat_map(|endpoint| endpoint_elements(config, endpoint))).collect()
+    let endpoints = node
+        .endpoints
+        .iter()
+        .filter_map(|endpoint| Some(endpoint_elements(config, node.network(&endpoint.network)?, endpoint)));
+    networks.chain(endpoints.flatten()).collect()
 }
 
 #[cfg(test)]
@@ -188,8 +204,9 @@ mod tests {
             "bridges rsw-br1".into(),
             "masqueraded rsw-br0".into(),
             "internal rsw-br1".into(),
-            "hairpin rsw-br0".into(),
-            "hairpin rsw-br1".into(),
+            "within rsw-br0".into(),
+            "within rsw-br1".into(),
+            "member 10.90.0.2 of rsw-br0".into(),
             "published tcp/8080 to 10.90.0.2:80".into(),
             format!("ports {link}"),
             format!("mac 02:42:0a:5a:00:02 behind {link}"),

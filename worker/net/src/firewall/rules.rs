@@ -10,12 +10,13 @@
 //!   chain operator    { }                          # yours: see below
 //!   chain forward     { type filter hook forward priority filter
 //!                       jump operator
+//!                       iifname . oifname @within accept
 //!                       iifname @internal drop
 //!                       oifname @internal drop
 //!                       iifname @bridges accept
 //!                       oifname @bridges accept }
 //!   chain postrouting { type nat hook postrouting priority srcnat
-//!                       iifname . oifname @hairpin ct status dnat masquerade
+//!                       oifname . ip saddr @members ct status dnat masquerade
 //!                       oifname @bridges ip saddr 127.0.0.0/8 masquerade
 //!                       iifname @masqueraded oifname != @bridges masquerade }
 //! }
@@ -37,6 +38,10 @@
 //! - Hairpin: a container that calls a published port of its own node may be sent back to its own bridge. Its peer
 //!   would answer it directly, past the translation, so there (and for 127.0.0.1) the source becomes the gateway.
 //!   Every other caller is seen with its own address.
+//! - Nothing here depends on `bridge-nf-call-iptables`. Where that is on, traffic between containers of one bridge
+//!   passes `forward` too (hence `@within`), and a hairpin is translated inside the bridge without ever being routed:
+//!   its incoming device is not known then (hence `@members` rather than a pair of devices), and it may have to leave
+//!   by the port by which it came (hence hairpin mode on the containers' links).
 //! - The source check is in the `bridge` family, where the packet's device is the container's veth and not the bridge;
 //!   it holds between two containers of a bridge as well, and without `br_netfilter`.
 
@@ -63,6 +68,9 @@ pub(crate) struct SetSpec {
     pub data: Option<(u32, u32)>,
 }
 
+/// Length of an interface name as a key.
+pub(crate) const NAME_LEN: u32 = 16;
+
 const IPV4_ADDR: u32 = 7;
 const ETHER_ADDR: u32 = 9;
 const INET_PROTO: u32 = 12;
@@ -78,11 +86,12 @@ const fn plain(set: Set, family: Family, name: &'static str, key_type: u32, key_
     SetSpec { set, family, name, key_type, key_len, data: None }
 }
 
-pub(crate) const SETS: [SetSpec; 8] = [
-    plain(Set::Bridges, Family::Inet, "bridges", IFNAME, 16),
-    plain(Set::Masqueraded, Family::Inet, "masqueraded", IFNAME, 16),
-    plain(Set::Internal, Family::Inet, "internal", IFNAME, 16),
-    plain(Set::Hairpin, Family::Inet, "hairpin", pair(IFNAME, IFNAME), 32),
+pub(crate) const SETS: [SetSpec; 9] = [
+    plain(Set::Bridges, Family::Inet, "bridges", IFNAME, NAME_LEN),
+    plain(Set::Masqueraded, Family::Inet, "masqueraded", IFNAME, NAME_LEN),
+    plain(Set::Internal, Family::Inet, "internal", IFNAME, NAME_LEN),
+    plain(Set::Within, Family::Inet, "within", pair(IFNAME, IFNAME), 32),
+    plain(Set::Members, Family::Inet, "members", pair(IFNAME, IPV4_ADDR), 20),
     SetSpec {
         set: Set::Published,
         family: Family::Inet,
@@ -91,7 +100,7 @@ pub(crate) const SETS: [SetSpec; 8] = [
         key_len: 8,
         data: Some((pair(IPV4_ADDR, INET_SERVICE), 8)),
     },
-    plain(Set::Ports, Family::Bridge, "ports", IFNAME, 16),
+    plain(Set::Ports, Family::Bridge, "ports", IFNAME, NAME_LEN),
     plain(Set::Macs, Family::Bridge, "macs", pair(IFNAME, ETHER_ADDR), 24),
     plain(Set::Sources, Family::Bridge, "sources", pair(IFNAME, IPV4_ADDR), 20),
 ];
@@ -257,6 +266,12 @@ pub(crate) fn chains() -> Vec<ChainSpec> {
             0,
             vec![
                 vec![Expr::Verdict(Verdict::Jump(OPERATOR))],
+                vec![
+                    Load { key: Meta::Iifname, to: REG_1 },
+                    Load { key: Meta::Oifname, to: REG_2 },
+                    Expr::Lookup { set: Set::Within, absent: false },
+                    Expr::Verdict(Verdict::Accept),
+                ],
                 rule([&in_set(Meta::Iifname, Set::Internal), drop]),
                 rule([&in_set(Meta::Oifname, Set::Internal), drop]),
                 rule([&in_set(Meta::Iifname, Set::Bridges), accept]),
@@ -272,9 +287,9 @@ pub(crate) fn chains() -> Vec<ChainSpec> {
                 rule([
                     &ipv4(),
                     &[
-                        Load { key: Meta::Iifname, to: REG_1 },
-                        Load { key: Meta::Oifname, to: REG_2 },
-                        Expr::Lookup { set: Set::Hairpin, absent: false },
+                        Load { key: Meta::Oifname, to: REG_1 },
+                        Expr::Payload { base: Base::Network, offset: 12, len: 4, to: REG_2 },
+                        Expr::Lookup { set: Set::Members, absent: false },
                         Translated,
                         Masquerade,
                     ],

@@ -22,6 +22,9 @@ const IFLA_IFALIAS: u16 = 20;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BRPORT_MODE: u16 = 4;
 const VETH_INFO_PEER: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -45,6 +48,8 @@ pub(crate) struct Link {
     pub master: Option<u32>,
     /// For a veth: the index of its other end, in that end's own namespace.
     pub peer: Option<u32>,
+    /// For a port of a bridge: whether it may send back what came in by it.
+    pub hairpin: bool,
 }
 
 /// `struct ifinfomsg`; `up` sets or clears `IFF_UP`, `None` leaves it.
@@ -71,6 +76,7 @@ fn read_link(payload: &[u8]) -> Option<Link> {
         mac: None,
         master: None,
         peer: None,
+        hairpin: false,
     };
     for (kind, value) in attributes(payload.get(16..)?) {
         match kind {
@@ -79,7 +85,11 @@ fn read_link(payload: &[u8]) -> Option<Link> {
             IFLA_ADDRESS => link.mac = value.try_into().ok().map(Mac),
             IFLA_MASTER => link.master = number(value),
             IFLA_LINK => link.peer = number(value),
-            IFLA_LINKINFO => link.kind = find(value, IFLA_INFO_KIND).map(text).unwrap_or_default(),
+            IFLA_LINKINFO => {
+                link.kind = find(value, IFLA_INFO_KIND).map(text).unwrap_or_default();
+                let port = find(value, IFLA_INFO_SLAVE_DATA).unwrap_or_default();
+                link.hairpin = find(port, IFLA_BRPORT_MODE) == Some(&[1]);
+            }
             _ => {}
         }
     }
@@ -160,6 +170,14 @@ pub(crate) fn set_link(socket: &mut Socket, name: &str, change: &LinkChange<'_>)
         attributes.push(IFLA_ADDRESS, &mac.0);
     }
     socket.execute(&Message::new(libc::RTM_SETLINK, &link_header(0, change.up), attributes))
+}
+
+/// Lets a port of a bridge send back what came in by it. The link must be on its bridge already.
+pub(crate) fn set_hairpin(socket: &mut Socket, name: &str) -> Result<(), KernelError> {
+    let port = Attributes::new().bytes(IFLA_BRPORT_MODE, &[1]);
+    let info = Attributes::new().text(IFLA_INFO_SLAVE_KIND, "bridge").nest(IFLA_INFO_SLAVE_DATA, &port);
+    let attributes = Attributes::new().text(IFLA_IFNAME, name).nest(IFLA_LINKINFO, &info);
+    socket.execute(&Message::new(libc::RTM_NEWLINK, &link_header(0, None), attributes))
 }
 
 /// Deletes the link called `name`; of a veth pair both ends go. Returns whether it was there.

@@ -44,6 +44,8 @@ pub struct ObservedLink {
     pub addresses: BTreeSet<Cidr>,
     /// Whether packets for 127.0.0.0/8 may pass; only looked at for bridges.
     pub route_localnet: bool,
+    /// Whether a port of a bridge may send back what came in by it.
+    pub hairpin: bool,
     /// Index of a veth's other end.
     pub peer: Option<u32>,
 }
@@ -103,7 +105,7 @@ pub enum Operation {
     BuildRules(Shape),
     RemoveElement(Element),
     AddElement(Element),
-    /// Puts the node's end on the bridge, marks it as ours, brings it up.
+    /// Puts the node's end on the bridge, in hairpin mode, marks it as ours, brings it up.
     SetVeth {
         link: String,
         bridge: String,
@@ -300,7 +302,10 @@ pub(crate) fn plan_endpoint(
         steps.before.push(Operation::ConfigureInside { endpoint: endpoint.clone(), gateway });
     }
     let in_place = pair.is_some_and(|(link, _)| {
-        link.up && link.master.as_ref() == Some(&network.bridge) && link.alias.as_ref() == Some(&alias)
+        link.up
+            && link.hairpin
+            && link.master.as_ref() == Some(&network.bridge)
+            && link.alias.as_ref() == Some(&alias)
     });
     if !in_place {
         steps.after.push(Operation::SetVeth { link: name, bridge: network.bridge.clone(), alias });

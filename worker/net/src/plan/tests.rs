@@ -58,7 +58,9 @@ fn perform(config: &NetworkConfig, observed: &mut Observed, operation: &Operatio
             observed.elements.retain(|element| shape.keeps(element));
             observed.shape = Shape::wanted();
         }
-        Operation::RemoveElement(element) => assert!(observed.elements.remove(element), "{element} is not there"),
+        Operation::RemoveElement(element) => {
+            assert!(observed.elements.remove(element), "{element} is not there")
+        }
         Operation::AddElement(element) => {
             assert!(!observed.elements.iter().any(|other| other.same_key(element)), "no room for {element}");
             observed.elements.insert(element.clone());
@@ -67,6 +69,7 @@ fn perform(config: &NetworkConfig, observed: &mut Observed, operation: &Operatio
             assert!(observed.links.contains_key(bridge));
             let link = observed.links.get_mut(link).unwrap();
             (link.up, link.master, link.alias) = (true, Some(bridge.clone()), Some(alias.clone()));
+            link.hairpin = true;
         }
         Operation::ForgetAddress { .. } | Operation::ForgetPort { .. } => {}
     }
@@ -90,7 +93,8 @@ fn settled(config: &NetworkConfig, node: &NodeNetwork) -> Observed {
 fn from_nothing_in_this_order() {
     let config = NetworkConfig::default();
     let link = config.link_name("a");
-    let told: Vec<_> = plan(&config, &desired(), &Observed::default()).iter().map(ToString::to_string).collect();
+    let told: Vec<_> =
+        plan(&config, &desired(), &Observed::default()).iter().map(ToString::to_string).collect();
     let expected = [
         "enable IPv4 forwarding".to_owned(),
         "create bridge `rsw-br0`".into(),
@@ -102,7 +106,8 @@ fn from_nothing_in_this_order() {
         "build the nft tables".into(),
         "add nft element: bridges rsw-br0".into(),
         "add nft element: masqueraded rsw-br0".into(),
-        "add nft element: hairpin rsw-br0".into(),
+        "add nft element: within rsw-br0".into(),
+        "add nft element: member 10.90.0.2 of rsw-br0".into(),
         "add nft element: published tcp/8080 to 10.90.0.2:80".into(),
         format!("add nft element: ports {link}"),
         format!("add nft element: mac 02:42:0a:5a:00:02 behind {link}"),
@@ -120,7 +125,8 @@ fn check(spoil: impl FnOnce(&mut NodeNetwork, &mut Observed), expected: &[&str])
     spoil(&mut node, &mut observed);
     let link = config.link_name("a");
     let operations = plan(&config, &node, &observed);
-    let told: Vec<_> = operations.iter().map(|operation| operation.to_string().replace(&link, "LINK")).collect();
+    let told: Vec<_> =
+        operations.iter().map(|operation| operation.to_string().replace(&link, "LINK")).collect();
     assert_eq!(told, expected);
     perform_all(&config, &mut observed, &operations);
     assert_eq!(plan(&config, &node, &observed), [], "a performed plan leaves nothing to plan");
@@ -141,6 +147,7 @@ fn each_difference_has_its_repair() {
     check(|_, o| o.links.get_mut("rsw-br0").unwrap().alias = None, &["bring up bridge `rsw-br0`"]);
     check(|_, o| o.links.get_mut(&veth).unwrap().master = None, &[NEW_VETH[3]]);
     check(|_, o| o.links.get_mut(&veth).unwrap().up = false, &[NEW_VETH[3]]);
+    check(|_, o| o.links.get_mut(&veth).unwrap().hairpin = false, &[NEW_VETH[3]]);
     check(|_, o| o.links.get_mut(&veth).unwrap().peer = Some(99), &NEW_VETH);
     check(|_, o| o.inside.get_mut("a").unwrap().mac = None, &NEW_VETH);
     check(|_, o| o.inside.get_mut("a").unwrap().gateway = None, &[NEW_VETH[2]]);
@@ -157,6 +164,7 @@ fn each_difference_has_its_repair() {
         |n, _| n.endpoints.clear(),
         &[
             "remove link `LINK`",
+            "remove nft element: member 10.90.0.2 of rsw-br0",
             "remove nft element: published tcp/8080 to 10.90.0.2:80",
             "remove nft element: ports LINK",
             "remove nft element: mac 02:42:0a:5a:00:02 behind LINK",

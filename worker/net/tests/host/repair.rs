@@ -21,18 +21,17 @@ async fn what_is_made_is_found_settled_also_by_the_next_daemon() {
     needs_kernel!();
     let rig = Rig::new();
     let (a, b) = (Container::start(), Container::start());
-    let endpoints = [
-        endpoint("a", &a, 2, &[port(Tcp, 8080, 80), port(Tcp, 8443, 443)]),
-        endpoint("b", &b, 3, &[]),
-    ];
+    let endpoints =
+        [endpoint("a", &a, 2, &[port(Tcp, 8080, 80), port(Tcp, 8443, 443)]), endpoint("b", &b, 3, &[])];
     rig.net.ensure_network(&network()).await.unwrap();
     rig.net.ensure_network(&network()).await.unwrap();
     let mut took = Vec::new();
     for endpoint in &endpoints {
         took.push(rig.net.attach(endpoint).await.unwrap().took);
-        let before = rig.output("ip", &["-d", "link"]);
+        let before = (rig.indexes(), rig.output("nft", &["list", "ruleset"]));
         rig.net.attach(endpoint).await.unwrap();
-        assert_eq!(rig.output("ip", &["-d", "link"]), before, "attaching again changes nothing");
+        let after = (rig.indexes(), rig.output("nft", &["list", "ruleset"]));
+        assert_eq!(after, before, "attaching again changes nothing");
     }
     eprintln!("attach took {took:?}");
     assert_eq!(rig.net.verify().await.unwrap(), []);
@@ -60,11 +59,21 @@ async fn planted_differences_are_mended_and_told() {
     rig.nft("add rule inet rswarm operator tcp dport 666 counter drop");
     let pid = container.pid().to_string();
     let cases: &[(&str, Vec<&str>, &str)] = &[
-        ("nft", vec!["delete element inet rswarm published { tcp . 8080 }"], "add nft element: published tcp/8080 to 10.90.0.2:80"),
-        ("nft", vec!["add element inet rswarm published { tcp . 81 : 10.90.0.77 . 80 }"], "remove nft element: published tcp/81 to 10.90.0.77:80"),
         (
             "nft",
-            vec!["delete element inet rswarm published { tcp . 8080 }; add element inet rswarm published { tcp . 8080 : 10.90.0.77 . 81 }"],
+            vec!["delete element inet rswarm published { tcp . 8080 }"],
+            "add nft element: published tcp/8080 to 10.90.0.2:80",
+        ),
+        (
+            "nft",
+            vec!["add element inet rswarm published { tcp . 81 : 10.90.0.77 . 80 }"],
+            "remove nft element: published tcp/81 to 10.90.0.77:80",
+        ),
+        (
+            "nft",
+            vec![
+                "delete element inet rswarm published { tcp . 8080 }; add element inet rswarm published { tcp . 8080 : 10.90.0.77 . 81 }",
+            ],
             "remove nft element: published tcp/8080 to 10.90.0.77:81",
         ),
         ("nft", vec!["flush chain inet rswarm postrouting"], "build the nft tables"),
@@ -74,20 +83,36 @@ async fn planted_differences_are_mended_and_told() {
         ("ip", vec!["link", "set", "rsw-br0", "down"], "bring up bridge `rsw-br0`"),
         ("ip", vec!["link", "set", "rsw-br0", "address", "02:00:00:00:00:01"], "bring up bridge `rsw-br0`"),
         ("ip", vec!["addr", "flush", "dev", "rsw-br0"], "add address `10.90.0.1/24` to `rsw-br0`"),
-        ("ip", vec!["addr", "add", "10.91.0.1/24", "dev", "rsw-br0"], "remove address `10.91.0.1/24` from `rsw-br0`"),
-        ("sysctl", vec!["-q", "-w", "net.ipv4.conf.rsw-br0.route_localnet=0"], "enable route_localnet on `rsw-br0`"),
+        (
+            "ip",
+            vec!["addr", "add", "10.91.0.1/24", "dev", "rsw-br0"],
+            "remove address `10.91.0.1/24` from `rsw-br0`",
+        ),
+        (
+            "sysctl",
+            vec!["-q", "-w", "net.ipv4.conf.rsw-br0.route_localnet=0"],
+            "enable route_localnet on `rsw-br0`",
+        ),
         ("sysctl", vec!["-q", "-w", "net.ipv4.ip_forward=0"], "enable IPv4 forwarding"),
         ("ip", vec!["link", "set", &link, "down"], "bring up veth"),
         ("ip", vec!["link", "set", &link, "nomaster"], "bring up veth"),
         ("ip", vec!["link", "del", &link], "create veth"),
-        ("nsenter", vec!["-t", &pid, "-n", "ip", "route", "del", "default"], "configure `eth0` of endpoint `web`"),
-        ("nsenter", vec!["-t", &pid, "-n", "ip", "addr", "flush", "dev", "eth0"], "configure `eth0` of endpoint `web`"),
-        ("nsenter", vec!["-t", &pid, "-n", "ip", "link", "set", "lo", "down"], "configure `eth0` of endpoint `web`"),
         (
-            "ip",
-            vec!["link", "add", "rsvplanted", "type", "veth", "peer", "name", "planted1"],
-            "",
+            "nsenter",
+            vec!["-t", &pid, "-n", "ip", "route", "del", "default"],
+            "configure `eth0` of endpoint `web`",
         ),
+        (
+            "nsenter",
+            vec!["-t", &pid, "-n", "ip", "addr", "flush", "dev", "eth0"],
+            "configure `eth0` of endpoint `web`",
+        ),
+        (
+            "nsenter",
+            vec!["-t", &pid, "-n", "ip", "link", "set", "lo", "down"],
+            "configure `eth0` of endpoint `web`",
+        ),
+        ("ip", vec!["link", "add", "rsvplanted", "type", "veth", "peer", "name", "planted1"], ""),
     ];
     let node = rig.node().address;
     for (program, arguments, expected) in cases {
@@ -149,7 +174,7 @@ async fn a_failed_attach_leaves_nothing() {
     assert!(error.to_string().contains("failed to enter network namespace"), "{error}");
     // The interface's name is taken inside: the pair cannot be made.
     let occupied = Container::start();
-    occupied.output("ip", &["link", "add", "eth0", "type", "dummy"]);
+    occupied.output("ip", &["link", "add", "eth0", "type", "bridge"]);
     gone.netns_pid = occupied.pid();
     rig.net.attach(&gone).await.unwrap_err();
     assert_eq!(rig.links(), ["lo", "eth0", "rsw-br0"]);
@@ -166,7 +191,8 @@ async fn a_fresh_daemon_can_detach_what_its_predecessor_attached() {
     rig.net.attach(&endpoint("b", &b, 3, &[port(Tcp, 8081, 80)])).await.unwrap();
     let next = Rig::daemon(rig.node());
     assert!(next.detach("a").await.unwrap());
-    let report = next.reconcile(&node_network(&[endpoint("b", &b, 3, &[port(Tcp, 8081, 80)])])).await.unwrap();
+    let report =
+        next.reconcile(&node_network(&[endpoint("b", &b, 3, &[port(Tcp, 8081, 80)])])).await.unwrap();
     assert!(report.clean(), "{report:?}");
 }
 
@@ -178,7 +204,12 @@ async fn remove_all_leaves_the_node_as_it_was() {
     rig.output("ip", &["link", "add", "br7", "type", "bridge"]);
     let picture = || {
         let links = rig.links();
-        (links, rig.output("nft", &["list", "ruleset"]), rig.output("ip", &["route"]), rig.output("ip", &["-4", "-o", "addr"]))
+        (
+            links,
+            rig.output("nft", &["list", "ruleset"]),
+            rig.output("ip", &["route"]),
+            rig.output("ip", &["-4", "-o", "addr"]),
+        )
     };
     let before = picture();
     let containers: Vec<_> = (0..3).map(|_| Container::start()).collect();
@@ -199,11 +230,11 @@ async fn remove_all_leaves_the_node_as_it_was() {
 async fn a_bridge_of_someone_else_is_refused_by_name() {
     needs_kernel!();
     let rig = Rig::new();
-    rig.output("ip", &["link", "add", "rsw-br0", "type", "dummy"]);
+    rig.output("ip", &["link", "add", "rsw-br0", "type", "veth", "peer", "name", "other"]);
     let error = rig.net.ensure_network(&network()).await.unwrap_err();
     assert_eq!(error.to_string(), "failed to create bridge `rsw-br0`");
     rig.net.remove_all().await.unwrap();
-    assert_eq!(rig.links(), ["lo", "eth0", "rsw-br0"]);
+    assert_eq!(rig.links(), ["lo", "eth0", "other", "rsw-br0"]);
 }
 
 #[tokio::test]
@@ -215,7 +246,9 @@ async fn many_endpoints_attach_quickly_and_settle() {
     let mut took: Vec<Duration> = Vec::new();
     for (container, number) in containers.iter().zip(2u8..) {
         let ports = [port(Tcp, 8000 + u16::from(number), 80)];
-        took.push(rig.net.attach(&endpoint(&format!("c{number}"), container, number, &ports)).await.unwrap().took);
+        took.push(
+            rig.net.attach(&endpoint(&format!("c{number}"), container, number, &ports)).await.unwrap().took,
+        );
     }
     took.sort();
     eprintln!("attach: median {:?}, worst {:?}", took[took.len() / 2], took[took.len() - 1]);

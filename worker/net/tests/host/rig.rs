@@ -29,7 +29,13 @@ pub fn cannot_run() -> Option<&'static str> {
     let found = |tool: &str| {
         Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
     };
-    if !found("nft") { Some("the nft binary, as a witness") } else if !found("ip") { Some("the ip binary, as a witness") } else { None }
+    if !found("nft") {
+        Some("the nft binary, as a witness")
+    } else if !found("ip") {
+        Some("the ip binary, as a witness")
+    } else {
+        None
+    }
 }
 
 /// Runs the rest of the test, or says by name what is missing.
@@ -84,6 +90,19 @@ impl Rig {
     pub fn links(&self) -> Vec<String> {
         let links: Value = serde_json::from_str(&self.output("ip", &["-j", "link"])).unwrap();
         links.as_array().unwrap().iter().map(|link| link["ifname"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Indexes of the node's links: a link made anew has a new one.
+    pub fn indexes(&self) -> Vec<u64> {
+        let links: Value = serde_json::from_str(&self.output("ip", &["-j", "link"])).unwrap();
+        links.as_array().unwrap().iter().map(|link| link["ifindex"].as_u64().unwrap()).collect()
+    }
+
+    /// Sets whether bridged packets pass the IP hooks; does nothing where the kernel has no `br_netfilter`.
+    pub fn filter_bridged(&self, on: bool) {
+        let value = if on { "1" } else { "0" };
+        let path = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+        self.node().run(|| drop(std::fs::write(path, value))).unwrap();
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 
-use rswarm_net::{NetError, Protocol::{Tcp, Udp}};
+use rswarm_net::{
+    NetError,
+    Protocol::{Tcp, Udp},
+};
 
 use crate::rig::{Container, Rig, endpoint, fetch, network, port, serve, udp};
 
@@ -24,11 +27,15 @@ async fn published_port_answers_from_everywhere_and_sees_the_client() {
     assert_eq!(loopback.unwrap(), "web saw 10.90.0.1");
     let gateway = rig.node().run(|| fetch(Ipv4Addr::new(10, 90, 0, 1), 8080)).unwrap();
     assert_eq!(gateway.unwrap(), "web saw 10.90.0.1");
-    // Turned round on the bridge: the neighbour, and the container itself.
-    assert_eq!(neighbour.run(|| fetch(node, 8080)).unwrap(), "web saw 10.90.0.1");
-    assert_eq!(web.run(|| fetch(node, 8080)).unwrap(), "web saw 10.90.0.1");
-    // Directly, container to container and node to container.
-    assert_eq!(neighbour.run(|| fetch(Ipv4Addr::new(10, 90, 0, 2), 80)).unwrap(), "web saw 10.90.0.3");
+    for bridged in [false, true] {
+        rig.filter_bridged(bridged);
+        // Turned round on the bridge: the neighbour, and the container itself.
+        assert_eq!(neighbour.run(|| fetch(node, 8080)).unwrap(), "web saw 10.90.0.1", "{bridged}");
+        assert_eq!(web.run(|| fetch(node, 8080)).unwrap(), "web saw 10.90.0.1", "{bridged}");
+        // Directly, container to container.
+        let direct = neighbour.run(|| fetch(Ipv4Addr::new(10, 90, 0, 2), 80)).unwrap();
+        assert_eq!(direct, "web saw 10.90.0.3", "{bridged}");
+    }
     let direct = rig.node().run(|| fetch(Ipv4Addr::new(10, 90, 0, 2), 80)).unwrap();
     assert_eq!(direct.unwrap(), "web saw 10.90.0.1");
     assert!(rig.other().run(|| fetch(node, 8081)).unwrap().is_err(), "only what is published answers");
@@ -58,7 +65,10 @@ async fn an_internal_network_has_no_way_out_and_none_in() {
     rig.net.attach(&endpoint("a", &a, 2, &[port(Tcp, 8080, 80)])).await.unwrap();
     rig.net.attach(&endpoint("b", &b, 3, &[])).await.unwrap();
     a.serve(80, "a");
-    assert_eq!(b.run(|| fetch(Ipv4Addr::new(10, 90, 0, 2), 80)).unwrap(), "a saw 10.90.0.3");
+    for bridged in [false, true] {
+        rig.filter_bridged(bridged);
+        assert_eq!(b.run(|| fetch(Ipv4Addr::new(10, 90, 0, 2), 80)).unwrap(), "a saw 10.90.0.3", "{bridged}");
+    }
     assert_eq!(a.output("ip", &["route", "show", "default"]), "");
     let node = rig.node().address;
     assert!(rig.other().run(|| fetch(node, 8080)).unwrap().is_err());
