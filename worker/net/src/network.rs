@@ -92,7 +92,7 @@ impl Network {
     /// Makes the network's bridge, or mends it. Idempotent.
     pub async fn ensure_network(&self, network: &BridgeNetwork) -> Result<(), NetError> {
         let network = network.clone();
-        self.ask(move |node| node.ensure_network(network)).await
+        self.ask(move |node| node.ensure_network(&network)).await
     }
 
     /// Removes a network and its bridge. Its endpoints must be detached. Returns whether it was known.
@@ -106,7 +106,7 @@ impl Network {
     /// On an error nothing of a new endpoint stays.
     pub async fn attach(&self, endpoint: &Endpoint) -> Result<Attachment, NetError> {
         let endpoint = endpoint.clone();
-        self.ask(move |node| node.attach(endpoint)).await
+        self.ask(move |node| node.attach(&endpoint)).await
     }
 
     /// Sets the published ports of an attached endpoint to exactly `ports`. Idempotent. Connections through a port
@@ -173,16 +173,16 @@ struct Node {
 }
 
 impl Node {
-    fn ensure_network(&mut self, network: BridgeNetwork) -> Result<(), NetError> {
+    fn ensure_network(&mut self, network: &BridgeNetwork) -> Result<(), NetError> {
         let mut next = self.current.clone();
         next.networks.retain(|other| other.id != network.id);
         next.networks.push(network.clone());
         next.validate()?;
         let old = self.current.network(&network.id).map(firewall::network_elements).unwrap_or_default();
-        let new = firewall::network_elements(&network);
-        let found = self.kernel.bridge(&network)?;
+        let new = firewall::network_elements(network);
+        let found = self.kernel.bridge(network)?;
         let mut operations = vec![Operation::EnableForwarding];
-        operations.extend(plan::plan_network(&self.kernel.config, &network, found.as_ref()));
+        operations.extend(plan::plan_network(&self.kernel.config, network, found.as_ref()));
         operations.extend(old.difference(&new).cloned().map(Operation::RemoveElement));
         operations.extend(new.into_iter().map(Operation::AddElement));
         self.perform(&next, &operations)?;
@@ -206,7 +206,7 @@ impl Node {
         Ok(true)
     }
 
-    fn attach(&mut self, endpoint: Endpoint) -> Result<Attachment, NetError> {
+    fn attach(&mut self, endpoint: &Endpoint) -> Result<Attachment, NetError> {
         let started = std::time::Instant::now();
         let mut next = self.current.clone();
         next.endpoints.retain(|other| other.id != endpoint.id);
@@ -219,20 +219,20 @@ impl Node {
         let config = self.kernel.config.clone();
         let name = config.link_name(&endpoint.id);
         let link = self.kernel.link(&name)?;
-        let inside = if link.is_some() { self.kernel.inside(&endpoint)? } else { None };
-        let steps = plan::plan_endpoint(&config, &network, &endpoint, link.as_ref(), inside.as_ref());
+        let inside = if link.is_some() { self.kernel.inside(endpoint)? } else { None };
+        let steps = plan::plan_endpoint(&config, &network, endpoint, link.as_ref(), inside.as_ref());
         let old = self.current.endpoint(&endpoint.id).cloned();
-        refuse_ports_in_use(old.as_ref(), &endpoint)?;
+        refuse_ports_in_use(old.as_ref(), endpoint)?;
         let operations: Vec<_> = steps
             .before
             .into_iter()
-            .chain(self.element_changes(old.as_ref(), &endpoint))
+            .chain(self.element_changes(old.as_ref(), endpoint))
             .chain(steps.after)
-            .chain(forget_early_datagrams(old.as_ref(), &endpoint))
+            .chain(forget_early_datagrams(old.as_ref(), endpoint))
             .collect();
         if let Err(error) = self.perform(&next, &operations) {
             if old.is_none() {
-                self.undo_attach(&network, &endpoint);
+                self.undo_attach(&network, endpoint);
             }
             return Err(error);
         }

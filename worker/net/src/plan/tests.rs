@@ -59,7 +59,7 @@ fn perform(config: &NetworkConfig, observed: &mut Observed, operation: &Operatio
             observed.shape = Shape::wanted();
         }
         Operation::RemoveElement(element) => {
-            assert!(observed.elements.remove(element), "{element} is not there")
+            assert!(observed.elements.remove(element), "{element} is not there");
         }
         Operation::AddElement(element) => {
             assert!(!observed.elements.iter().any(|other| other.same_key(element)), "no room for {element}");
