@@ -13,7 +13,7 @@ use crate::{
         Element,
         message::{self, Change},
     },
-    model::{BridgeNetwork, Endpoint, NetworkConfig, NodeNetwork},
+    model::{Endpoint, NetworkConfig, NodeNetwork},
     netlink::{
         Socket,
         conntrack::{self, Flows},
@@ -95,8 +95,12 @@ impl Kernel {
     pub fn link(&mut self, name: &str) -> Result<Option<ObservedLink>, NetError> {
         let failed = |error| NetError::kernel(format!("read link `{name}`"), error);
         let Some(link) = route::link_by_name(&mut self.route, name).map_err(failed)? else { return Ok(None) };
-        let all = route::links(&mut self.route).map_err(failed)?;
-        let master = link.master.and_then(|index| all.into_iter().find(|l| l.index == index)).map(|l| l.name);
+        let master = match link.master {
+            Some(index) => {
+                route::link_by_index(&mut self.route, index).map_err(failed)?.map(|master| master.name)
+            }
+            None => None,
+        };
         let addresses = route::addresses(&mut self.route).map_err(failed)?;
         let mut found = observed_link(&link, master);
         found.addresses =
@@ -254,11 +258,6 @@ impl Kernel {
             .map_err(|error| NetError::kernel("list nft tables", error));
         let dropped = existing.and_then(|families| self.change_firewall(&[Change::Drop(families)]));
         first_error.map_or(dropped, Err)
-    }
-
-    /// A bridge as [`Self::link`] reads it, with its sysctl.
-    pub fn bridge(&mut self, network: &BridgeNetwork) -> Result<Option<ObservedLink>, NetError> {
-        self.link(&network.bridge)
     }
 }
 

@@ -180,7 +180,7 @@ impl Node {
         next.validate()?;
         let old = self.current.network(&network.id).map(firewall::network_elements).unwrap_or_default();
         let new = firewall::network_elements(network);
-        let found = self.kernel.bridge(network)?;
+        let found = self.kernel.link(&network.bridge)?;
         let mut operations = vec![Operation::EnableForwarding];
         operations.extend(plan::plan_network(&self.kernel.config, network, found.as_ref()));
         operations.extend(old.difference(&new).cloned().map(Operation::RemoveElement));

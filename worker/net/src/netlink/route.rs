@@ -98,9 +98,16 @@ fn read_link(payload: &[u8]) -> Option<Link> {
 
 /// The link called `name`, or `None`.
 pub(crate) fn link_by_name(socket: &mut Socket, name: &str) -> Result<Option<Link>, KernelError> {
-    let request =
-        Message::new(libc::RTM_GETLINK, &link_header(0, None), Attributes::new().text(IFLA_IFNAME, name));
-    match socket.get(&request) {
+    get_link(socket, 0, Attributes::new().text(IFLA_IFNAME, name))
+}
+
+/// The link with this index, or `None`.
+pub(crate) fn link_by_index(socket: &mut Socket, index: u32) -> Result<Option<Link>, KernelError> {
+    get_link(socket, index, Attributes::new())
+}
+
+fn get_link(socket: &mut Socket, index: u32, which: Attributes) -> Result<Option<Link>, KernelError> {
+    match socket.get(&Message::new(libc::RTM_GETLINK, &link_header(index, None), which)) {
         Ok(payload) => Ok(read_link(&payload)),
         Err(error) if error.errno == libc::ENODEV => Ok(None),
         Err(error) => Err(error),
