@@ -26,7 +26,9 @@ pub struct CreateRequest {
 pub enum Rootfs {
     /// A directory that is used as it is.
     Directory(PathBuf),
-    /// An overlay of read-only directories below a writable one. `work` is on the file system of `upper`.
+    /// An overlay of read-only directories below a writable one. `work` is on the file system of `upper`. The writable
+    /// layer may be used again after the container has ended, but not after a crash of the machine: where the kernel
+    /// can, it is mounted `volatile`, that is without ever being synced to disk.
     Overlay {
         /// Topmost first.
         lower: Vec<PathBuf>,

@@ -19,8 +19,9 @@ use crate::sys::{self, MountAttributes};
 /// Where programs are searched when the container has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Performs all steps, the last of which replaces this process; returns only when one failed and was reported.
-pub(super) fn run(steps: &[Inside], channel: OwnedFd) {
+/// Performs all steps, the last of which replaces this process. Returns only when one failed and was reported, with the
+/// exit code that shells give: 127 for something that was not found, else 126.
+pub(super) fn run(steps: &[Inside], channel: OwnedFd) -> i32 {
     let mut process = Process { channel, root: None, executable: None };
     if let Err(failure) =
         process.prepare().and_then(|()| steps.iter().try_for_each(|step| process.perform(step)))
@@ -28,7 +29,9 @@ pub(super) fn run(steps: &[Inside], channel: OwnedFd) {
         let mut message = vec![FAILED];
         let _ = serde_json::to_writer(&mut message, &failure);
         let _ = send(process.channel.as_fd(), &message);
+        return if failure.errno() == Some(libc::ENOENT) { 127 } else { 126 };
     }
+    126
 }
 
 struct Process {

@@ -171,13 +171,12 @@ fn spawn(plan: &Plan, namespaces: u64, cgroup: &Cgroup, stdio: Stdio<'_>) -> Res
         Fork::Parent(pid) => Ok(Init { pid, channel: ours }),
         Fork::Child => {
             // Nothing may run up into the shim's code from here, not even a panic.
-            let _ = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            let code = std::panic::catch_unwind(AssertUnwindSafe(|| {
                 let stdio = [stdio.stdin, stdio.stdout, stdio.stderr];
-                if let Ok(channel) = sys::keep_only(stdio, theirs.as_fd()) {
-                    inside::run(&plan.inside, channel);
-                }
+                sys::keep_only(stdio, theirs.as_fd())
+                    .map_or(126, |channel| inside::run(&plan.inside, channel))
             }));
-            sys::exit_now(70)
+            sys::exit_now(code.unwrap_or(126))
         }
     }
 }
@@ -210,9 +209,9 @@ fn receive(channel: BorrowedFd<'_>) -> Result<Message, Failure> {
     let len = loop {
         match rustix::net::recv(channel, &mut buffer[..], RecvFlags::empty()) {
             Ok((len, _)) => break len,
-            Err(rustix::io::Errno::INTR) => {}
-            // The other end died with something of ours unread.
-            Err(rustix::io::Errno::CONNRESET) => break 0,
+            // CONNRESET: the other end died with something of ours unread. That is said once; its last word, or the
+            // end, comes with the next call.
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
             Err(error) => return Err(error).step(|| "read from the container's process".to_owned()),
         }
     };

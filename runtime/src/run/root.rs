@@ -295,10 +295,13 @@ pub(super) fn mount_overlay(lower: &[PathBuf], upper: &Path, work: &Path, at: &P
     };
     let step = || format!("mount the overlay of {} layers on `{}`", lower.len() + 1, at.display());
     let layers = lower.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-    let (upper, work) = (open(upper)?, open(work)?);
+    let (upper, work_fd) = (open(upper)?, open(work)?);
     let numbers: Vec<String> = layers.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
-    let (upper, work) = (upper.as_raw_fd(), work.as_raw_fd());
-    let data = format!("lowerdir={},upperdir={upper},workdir={work}", numbers.join(":"));
+    // The mark of an earlier volatile mount, which would refuse this one. What it warns of, a crash in between, is the
+    // caller's to know: see `Rootfs::Overlay`.
+    let _ = std::fs::remove_dir_all(work.join("work/incompat/volatile"));
+    let (upper_number, work_number) = (upper.as_raw_fd(), work_fd.as_raw_fd());
+    let data = format!("lowerdir={},upperdir={upper_number},workdir={work_number}", numbers.join(":"));
     rustix::process::chdir("/proc/self/fd").step(step)?;
     let mount = |data: &str| -> io::Result<()> {
         let data = std::ffi::CString::new(data)?;

@@ -58,8 +58,9 @@ pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Opti
     let len = loop {
         match rustix::net::recv(&socket, &mut buffer[..], RecvFlags::empty()) {
             Ok((len, _)) => break len,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+            // CONNRESET: the other side closed with something of ours unread. That is said once; its last word, or
+            // the end, comes with the next call.
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
             Err(error) => return Err(error.into()),
         }
     };

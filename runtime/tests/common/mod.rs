@@ -1,5 +1,7 @@
 //! A place for containers of one test: a root file system with busybox, and the certainty that nothing stays behind.
 
+#![allow(dead_code)] // Every test file uses its part.
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
