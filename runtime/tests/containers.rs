@@ -187,7 +187,10 @@ fn kernel_interfaces_are_masked_or_read_only() {
     assert_ne!(code, 0);
     // A path that this kernel does not have is as good as an empty one.
     let hidden = text.lines().filter(|line| *line == "0").count() + text.matches("No such file").count();
-    assert!(hidden >= 4 && !text.lines().any(|line| line.trim().parse::<u32>().is_ok_and(|n| n > 0)), "{text}");
+    assert!(
+        hidden >= 4 && !text.lines().any(|line| line.trim().parse::<u32>().is_ok_and(|n| n > 0)),
+        "{text}"
+    );
     for refused in [
         "/proc/sys/kernel/panic: Read-only",
         "/sys/x: Read-only",
