@@ -261,4 +261,20 @@ mod tests {
             assert!(message.contains(wanted), "{message}");
         }
     }
+
+    #[test]
+    fn configs_as_docker_writes_them_are_read() {
+        let text = format!(
+            r#"{{"architecture":"amd64","os":"linux","created":"2024-01-01T00:00:00Z","docker_version":"1","container":"x",
+                "config":{{"Hostname":"","Cmd":null,"Entrypoint":null,"Volumes":null,"ExposedPorts":{{"80/tcp":{{}}}},
+                "Labels":null,"OnBuild":null,"Env":["A=b"],"Healthcheck":{{"Test":["CMD","x"],"Interval":1}},
+                "ArgsEscaped":true,"Shell":["/bin/sh"]}},
+                "history":[{{"created_by":"x","empty_layer":true}}],"rootfs":{{"type":"layers","diff_ids":["{D}"]}}}}"#
+        );
+        let (config, ids) = parse_config(text.as_bytes(), 1, &"linux/amd64".parse().unwrap(), "x").unwrap();
+        assert_eq!(ids, [D.parse().unwrap()]);
+        let config = config.config().as_ref().unwrap();
+        assert_eq!(config.exposed_ports().as_deref().unwrap(), ["80/tcp"]);
+        assert_eq!((config.cmd(), config.volumes()), (&None, &None));
+    }
 }

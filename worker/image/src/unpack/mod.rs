@@ -326,8 +326,10 @@ fn write_file<R: Read>(mut file: File, entry: &Entry, tar: &mut TarReader<R>) ->
             left -= count as u64;
         }
     }
-    let written = entry.pieces.last().map_or(0, |piece| piece.offset + piece.length);
-    if written < entry.size {
+    let is_whole =
+        entry.pieces.last().is_some_and(|last| last.length > 0 && last.offset + last.length == entry.size);
+    if !is_whole {
+        // The file ends in a hole.
         file.set_len(entry.size).map_err(failed("write", entry))?;
     }
     Ok(())
