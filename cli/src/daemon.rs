@@ -11,9 +11,10 @@ mod settings;
 mod socket;
 pub mod start;
 
+pub use facts::platform;
+
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
-use std::path::Path;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -71,11 +72,11 @@ async fn serve(mut paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
     let control = ControlSwitch::default();
     let node = Node::new(
         NodeConfig {
-            executor: node_executor(&paths, &images, &pull),
             paths: paths.clone(),
             images: images.clone(),
             pull: pull.clone(),
             description: facts::describe(args.hostname.as_deref(), &labels),
+            executable: std::env::current_exe().context("cannot find the rswarm executable")?,
             started_at: Timestamp::now(),
         },
         control.clone(),
@@ -135,12 +136,8 @@ fn lock(paths: &mut Paths) -> anyhow::Result<Flock<File>> {
             let pid = if pid.is_empty() { String::new() } else { format!(" (process {pid})") };
             anyhow::bail!(
                 "another daemon{pid} runs on data root `{}`: stop it, or use another `--data-root`",
-                display(&paths.data_root)
+                paths.data_root.display()
             )
         }
     }
-}
-
-fn display(path: &Path) -> std::path::Display<'_> {
-    path.display()
 }

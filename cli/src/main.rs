@@ -82,7 +82,7 @@ const EXIT_BAD_FLAG: u8 = 125;
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|first| first == "shim") {
-        return ExitCode::from(rswarm_runtime::shim_main(std::env::args_os().skip(2)));
+        std::process::exit(rswarm_runtime::shim_main(std::env::args_os().skip(2)));
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -47,6 +47,11 @@ impl Paths {
         self.data_root.join("manager")
     }
 
+    /// Running and ended containers with their logs.
+    pub fn containers(&self) -> PathBuf {
+        self.data_root.join("containers")
+    }
+
     /// Content store and unpacked layers.
     pub fn images(&self) -> PathBuf {
         self.data_root.join("images")

@@ -2,6 +2,7 @@
 //! them. One lock orders these; the worker and the manager are started and stopped nowhere else.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use rswarm_identity as identity;
 use rswarm_identity::{Credentials, Identity, IdentityDir, JoinToken, NodeKey, ServerExpectation};
 use rswarm_image::{ImageStore, PullOptions};
 use rswarm_manager::{InitOptions, Manager, ManagerConfig};
+use rswarm_net::NetworkConfig;
+use rswarm_runtime::ShimCommand;
 use rswarm_types::{Availability, ClusterId, ClusterSpec, NodeDescription, NodeId, Role, Timestamp};
 use rswarm_worker::{ContainerExecutorConfig, SessionState, Worker, WorkerConfig};
 use tokio::sync::{Mutex, watch};
@@ -32,6 +35,8 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
 const RETRY: Duration = Duration::from_secs(5);
 /// How long tasks get to stop when the node leaves before they are killed.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
+/// First letters of the names of bridges.
+const BRIDGE_PREFIX: &str = "rsb";
 
 /// What does not change while the daemon runs.
 pub struct NodeConfig {
@@ -39,7 +44,8 @@ pub struct NodeConfig {
     pub images: ImageStore,
     pub pull: PullOptions,
     pub description: NodeDescription,
-    pub executor: ContainerExecutorConfig,
+    /// This executable, which is also the shim.
+    pub executable: PathBuf,
     pub started_at: Timestamp,
 }
 
@@ -348,7 +354,16 @@ impl Node {
             identity: identity.clone(),
             managers: settings.managers.clone(),
             data_root: config.paths.data_root.clone(),
-            executor: config.executor.clone(),
+            executor: ContainerExecutorConfig {
+                containers: config.paths.containers(),
+                shim: ShimCommand { program: config.executable.clone(), args: vec!["shim".into()] },
+                images: config.images.clone(),
+                insecure_registries: config.pull.insecure_registries.clone(),
+                // Several nodes on one machine share its cgroups: each has a branch of its own.
+                cgroup_parent: format!("/rswarm/{}", identity.identity().node.short()),
+                network: NetworkConfig::default(),
+                bridge_prefix: BRIDGE_PREFIX.to_owned(),
+            },
         });
         let worker = match started.await {
             Ok(worker) => worker,
