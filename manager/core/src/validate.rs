@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use rswarm_types::quantity::{format_bytes, format_duration};
-use rswarm_types::service::{EndpointMode, PublishMode, UpdateConfig};
+use rswarm_types::service::{EndpointMode, PublishMode, UpdateConfig, UpdateOrder};
 use rswarm_types::task::Limits;
 use rswarm_types::{ClusterSpec, NetworkSpec, Service, ServiceMode, ServiceSpec};
 
@@ -59,6 +59,11 @@ pub enum SpecError {
     DnsrrIngress(u16),
     #[error("publishing port {0} in mode `ingress` is not supported yet: expected mode `host`")]
     IngressUnsupported(u16),
+    #[error(
+        "a global service that publishes host port {0} cannot be updated start-first: old and new task cannot \
+             both have the port of one node; expected order `stop-first`"
+    )]
+    StartFirstHostPort(u16),
     #[error("invalid environment variable `{0}`: expected `NAME=value`")]
     Env(String),
     #[error("duplicate network `{0}`")]
@@ -212,6 +217,12 @@ fn ports(spec: &ServiceSpec) -> Result<(), SpecError> {
                 return Err(SpecError::DnsrrIngress(port.target));
             }
             return Err(SpecError::IngressUnsupported(port.target));
+        }
+        if let Some(published) = port.published
+            && spec.mode == ServiceMode::Global
+            && [spec.update.order, spec.rollback.order].contains(&UpdateOrder::StartFirst)
+        {
+            return Err(SpecError::StartFirstHostPort(published));
         }
         if let Some(published) = port.published
             && !seen.insert((published, port.protocol))
