@@ -12,7 +12,7 @@ use crate::service::{PortConfig, Protocol};
 use crate::{Labels, Meta, NetworkId, NodeId, ServiceId, TaskId, Timestamp, Version};
 
 /// A task. Immutable but for `node_id` (set once), `desired`, `status` and `networks`. Source: swarm-parity 2.4.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
     pub id: TaskId,
     pub meta: Meta,
