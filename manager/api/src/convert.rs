@@ -1,1 +1,0 @@
-//! Conversion between wire messages and `rswarm-types`.
