@@ -88,7 +88,7 @@ impl Writer {
             }
             Write::SetUpdateStatus { id, spec_version, status } => {
                 self.change_service(*id, *spec_version, |service| {
-                    service.update_status = Some(status.clone())
+                    service.update_status = Some(status.clone());
                 });
             }
             Write::CreateTask(task) => self.create_task(task),
@@ -329,6 +329,7 @@ impl Writer {
             service_labels: service.spec.labels.clone(),
             ports: service.spec.endpoint.ports.clone(),
             desired: new.desired,
+            start_delay: new.start_delay,
             status: TaskStatus { at: self.at, applied_at: self.at, ..new.status.clone() },
             networks: new.networks.clone(),
         };
@@ -402,7 +403,9 @@ impl Writer {
             if held.state.is_terminal() || !later || placeless || skips_allocation {
                 return false;
             }
-            task.status = TaskStatus { applied_at: at, ..status.clone() };
+            let running_since = held.running_since.or((status.state == TaskState::Running).then_some(at));
+            let applied_at = if status.state == held.state { held.applied_at } else { at };
+            task.status = TaskStatus { applied_at, running_since, ..status.clone() };
             true
         });
     }
