@@ -130,7 +130,6 @@ async fn conversation(
     let mut unacknowledged = FuturesOrdered::new();
     loop {
         tokio::select! {
-            biased;
             received = inbound.message() => {
                 let Ok(Some(received)) = received else { return Err(End::Gone) };
                 session.heard(Timestamp::now()).map_err(|error| Status::aborted(error.to_string()))?;
