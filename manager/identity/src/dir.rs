@@ -128,7 +128,7 @@ impl IdentityDir {
     fn load_nothing(&self) -> Result<Option<Credentials>, DirError> {
         let exists = |name: &str| self.path.join(name).exists();
         let missing = match (exists(ROOT), exists(CERTIFICATE), exists(KEY)) {
-            (false, false, false) | (true, false, false) if exists(NEXT_KEY) => {
+            (_, false, false) if exists(NEXT_KEY) => {
                 self.clear()?;
                 return Ok(None);
             }

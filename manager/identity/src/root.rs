@@ -8,11 +8,11 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData,
     SanType, SerialNumber,
 };
-use rswarm_types::{ClusterId, NodeId, Role, Timestamp};
+use rswarm_types::{NodeId, Role, Timestamp};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use crate::certificate::{IdentityError, parse_x509, unit_of_role, validity};
+use crate::certificate::{Identity, IdentityError, parse_x509, unit_of_role, validity};
 use crate::clock::{BACKDATE, asn1};
 use crate::key::{KeyError, NodeKey};
 use crate::token::RootDigest;
@@ -74,13 +74,8 @@ pub enum RootCaError {
     Random(#[source] getrandom::Error),
 }
 
-/// What a certificate shall say. Decided by the managers, never by the one who asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Claims {
-    pub node: NodeId,
-    pub role: Role,
-    pub cluster: ClusterId,
-}
+/// What a certificate shall say, which is what it will be read as. Decided by the managers, never by the one who asks.
+pub type Claims = Identity;
 
 /// A signed node certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -170,7 +170,7 @@ pub(crate) fn verify_at_any_time(
     let (_, last_moment) = validity(&parse_x509(leaf).map_err(VerifyError::Identity)?);
     let mut anchors = RootCertStore::empty();
     anchors.add_parsable_certificates(roots.iter().map(|root| root.clone().into_owned()));
-    let parsed = ParsedCertificate::try_from(leaf).map_err(chain_error)?;
+    let parsed = ParsedCertificate::try_from(leaf).map_err(|error| chain_error(&error))?;
     let algorithms = PROVIDER.signature_verification_algorithms.all;
     // The time is judged by `verify`; here signatures are checked as of a moment at which the leaf was valid. Every
     // node certificate serves both ends of a connection, so one check of its usage does for both.
@@ -181,7 +181,7 @@ pub(crate) fn verify_at_any_time(
         unix(last_moment),
         algorithms,
     )
-    .map_err(chain_error)?;
+    .map_err(|error| chain_error(&error))?;
     NodeCertificate::from_der(leaf).map_err(VerifyError::Identity)
 }
 
@@ -192,8 +192,8 @@ impl std::fmt::Debug for Roots {
 }
 
 /// All clusters' roots have the same name, so a foreign certificate shows as a signature that does not fit.
-fn chain_error(error: rustls::Error) -> VerifyError {
-    match &error {
+fn chain_error(error: &rustls::Error) -> VerifyError {
+    match error {
         rustls::Error::InvalidCertificate(inner) => VerifyError::from_rustls(inner),
         other => VerifyError::Chain(other.to_string()),
     }

@@ -1,0 +1,302 @@
+//! Objects in the JSON shape of the Docker Engine API, which `inspect` shows and templates walk.
+//!
+//! Source: docker-engine-api.yaml, definitions `Node`, `Service`, `Task`; fields that rswarm has not are left out.
+
+use jiff::Timestamp as Instant;
+use rswarm_types::node::{Platform, Resources};
+use rswarm_types::service::{EndpointSpec, ServiceMode, ServiceSpec, UpdateConfig};
+use rswarm_types::task::{ContainerSpec, MountKind, TaskSpec, Ulimit};
+use rswarm_types::{Meta, Node, Role, Service, Task, Timestamp};
+use serde_json::{Map, Value, json};
+
+/// RFC 3339 with nanoseconds, in UTC.
+pub fn time(at: Timestamp) -> String {
+    Instant::from_nanosecond(i128::from(at.0)).map(|instant| instant.to_string()).unwrap_or_default()
+}
+
+fn nanos(span: std::time::Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn with_meta(id: &dyn std::fmt::Display, meta: &Meta, mut rest: Map<String, Value>) -> Value {
+    let mut object = Map::new();
+    object.insert("ID".into(), id.to_string().into());
+    object.insert("Version".into(), json!({ "Index": meta.version.0 }));
+    object.insert("CreatedAt".into(), time(meta.created_at).into());
+    object.insert("UpdatedAt".into(), time(meta.updated_at).into());
+    object.append(&mut rest);
+    Value::Object(object)
+}
+
+/// Drops members that say nothing, as Go's `omitempty` does.
+fn omit_empty(value: Value) -> Map<String, Value> {
+    let Value::Object(map) = value else { return Map::new() };
+    map.into_iter()
+        .filter(|(_, value)| match value {
+            Value::Null => false,
+            Value::String(s) => !s.is_empty(),
+            Value::Array(a) => !a.is_empty(),
+            Value::Object(o) => !o.is_empty(),
+            Value::Number(n) => n.as_f64() != Some(0.0),
+            Value::Bool(b) => *b,
+        })
+        .collect()
+}
+
+fn platform(platform: &Platform) -> Value {
+    json!({ "Architecture": platform.architecture, "OS": platform.os })
+}
+
+fn resources(resources: &Resources) -> Value {
+    omit_empty(json!({ "NanoCPUs": resources.nano_cpus, "MemoryBytes": resources.memory_bytes })).into()
+}
+
+/// `leader` and `reachable` are measured by the manager that answered.
+pub fn node(node: &Node, leader: bool, reachability: &str) -> Value {
+    let mut rest = Map::new();
+    rest.insert(
+        "Spec".into(),
+        json!({ "Labels": node.spec.labels, "Role": node.spec.role, "Availability": node.spec.availability }),
+    );
+    rest.insert("Role".into(), json!(node.role));
+    if let Some(description) = &node.description {
+        rest.insert(
+            "Description".into(),
+            json!({
+                "Hostname": description.hostname,
+                "Platform": platform(&description.platform),
+                "Resources": resources(&description.resources),
+                "Engine": { "EngineVersion": description.engine_version, "Labels": description.engine_labels },
+            }),
+        );
+    }
+    let status = json!({
+        "State": node.status.state,
+        "Message": node.status.message,
+        "Addr": node.status.addr.map(|addr| addr.to_string()),
+    });
+    rest.insert("Status".into(), omit_empty(status).into());
+    if let Some(manager) = &node.manager {
+        let status = json!({ "Leader": leader, "Reachability": reachability, "Addr": manager.addr });
+        rest.insert("ManagerStatus".into(), omit_empty(status).into());
+    }
+    with_meta(&node.id, &node.meta, rest)
+}
+
+pub fn service(service: &Service) -> Value {
+    let mut rest = Map::new();
+    rest.insert("Spec".into(), service_spec(&service.spec));
+    if let Some(previous) = &service.previous_spec {
+        rest.insert("PreviousSpec".into(), service_spec(previous));
+    }
+    rest.insert("Endpoint".into(), json!({ "Spec": endpoint(&service.spec.endpoint) }));
+    if let Some(status) = &service.update_status {
+        let status = json!({
+            "State": status.state,
+            "StartedAt": time(status.started_at),
+            "CompletedAt": status.completed_at.map(time),
+            "Message": status.message,
+        });
+        rest.insert("UpdateStatus".into(), omit_empty(status).into());
+    }
+    with_meta(&service.id, &service.meta, rest)
+}
+
+fn service_spec(spec: &ServiceSpec) -> Value {
+    let mode = match spec.mode {
+        ServiceMode::Replicated { replicas } => json!({ "Replicated": { "Replicas": replicas } }),
+        ServiceMode::Global => json!({ "Global": {} }),
+    };
+    json!({
+        "Name": spec.name,
+        "Labels": spec.labels,
+        "TaskTemplate": task_spec(&spec.task),
+        "Mode": mode,
+        "UpdateConfig": update_config(&spec.update),
+        "RollbackConfig": update_config(&spec.rollback),
+        "EndpointSpec": endpoint(&spec.endpoint),
+    })
+}
+
+fn update_config(config: &UpdateConfig) -> Value {
+    json!({
+        "Parallelism": config.parallelism,
+        "Delay": nanos(config.delay),
+        "FailureAction": config.failure_action,
+        "Monitor": nanos(config.monitor),
+        "MaxFailureRatio": config.max_failure_ratio,
+        "Order": config.order,
+    })
+}
+
+fn endpoint(spec: &EndpointSpec) -> Value {
+    let port = |port: &rswarm_types::service::PortConfig| {
+        Value::from(omit_empty(json!({
+            "Protocol": port.protocol,
+            "TargetPort": port.target,
+            "PublishedPort": port.published,
+            "PublishMode": port.mode,
+        })))
+    };
+    omit_empty(json!({ "Mode": spec.mode, "Ports": spec.ports.iter().map(port).collect::<Vec<_>>() })).into()
+}
+
+fn task_spec(spec: &TaskSpec) -> Value {
+    let limits = json!({ "NanoCPUs": spec.limits.nano_cpus, "MemoryBytes": spec.limits.memory_bytes, "Pids": spec.limits.pids });
+    let restart = json!({
+        "Condition": spec.restart.condition,
+        "Delay": nanos(spec.restart.delay),
+        "MaxAttempts": spec.restart.max_attempts,
+        "Window": nanos(spec.restart.window),
+    });
+    let placement = json!({
+        "Constraints": spec.placement.constraints,
+        "Preferences": spec.placement.spread.iter()
+            .map(|descriptor| json!({ "Spread": { "SpreadDescriptor": descriptor } }))
+            .collect::<Vec<_>>(),
+        "MaxReplicas": spec.placement.max_replicas,
+        "Platforms": spec.placement.platforms.iter().map(platform).collect::<Vec<_>>(),
+    });
+    let networks: Vec<Value> = spec
+        .networks
+        .iter()
+        .map(|n| omit_empty(json!({ "Target": n.network.to_string(), "Aliases": n.aliases })).into())
+        .collect();
+    let mut out = Map::new();
+    out.insert("ContainerSpec".into(), container(&spec.container));
+    out.insert(
+        "Resources".into(),
+        json!({ "Limits": omit_empty(limits), "Reservations": resources(&spec.reservations) }),
+    );
+    out.insert("RestartPolicy".into(), omit_empty(restart).into());
+    out.insert("Placement".into(), omit_empty(placement).into());
+    if !networks.is_empty() {
+        out.insert("Networks".into(), networks.into());
+    }
+    out.insert(
+        "LogDriver".into(),
+        json!({
+            "Name": "rswarm",
+            "Options": { "max-size": spec.log.max_size_bytes.to_string(), "max-file": spec.log.max_files.to_string() },
+        }),
+    );
+    out.insert("ForceUpdate".into(), spec.force_update.into());
+    Value::Object(out)
+}
+
+fn container(spec: &ContainerSpec) -> Value {
+    let mounts: Vec<Value> = spec
+        .mounts
+        .iter()
+        .map(|mount| {
+            let (kind, options) = match mount.kind {
+                MountKind::Bind => ("bind", Value::Null),
+                MountKind::Tmpfs { size_bytes, mode } => {
+                    ("tmpfs", Value::from(omit_empty(json!({ "SizeBytes": size_bytes, "Mode": mode }))))
+                }
+            };
+            omit_empty(json!({
+                "Type": kind, "Source": mount.source, "Target": mount.target, "ReadOnly": mount.read_only,
+                "TmpfsOptions": options,
+            }))
+            .into()
+        })
+        .collect();
+    let ulimit = |limit: &Ulimit| json!({ "Name": limit.name, "Soft": limit.soft, "Hard": limit.hard });
+    let dns = omit_empty(json!({
+        "Nameservers": spec.dns.nameservers, "Search": spec.dns.search, "Options": spec.dns.options,
+    }));
+    let mut out = omit_empty(json!({
+        "Image": spec.image,
+        "Labels": spec.labels,
+        "Command": spec.command,
+        "Args": spec.args,
+        "Hostname": spec.hostname,
+        "Env": spec.env,
+        "Dir": spec.dir,
+        "User": spec.user,
+        "Groups": spec.groups,
+        "ReadOnly": spec.read_only,
+        "StopSignal": spec.stop_signal,
+        "StopGracePeriod": spec.stop_grace_period.map(nanos),
+        "Mounts": mounts,
+        "Hosts": spec.hosts,
+        "DNSConfig": dns,
+        "Sysctls": spec.sysctls,
+        "CapabilityAdd": spec.cap_add,
+        "CapabilityDrop": spec.cap_drop,
+        "Ulimits": spec.ulimits.iter().map(ulimit).collect::<Vec<_>>(),
+        "OomScoreAdj": spec.oom_score_adj,
+    }));
+    out.insert("Init".into(), spec.init.into());
+    Value::Object(out)
+}
+
+pub fn task(task: &Task) -> Value {
+    let mut rest = Map::new();
+    rest.insert("Name".into(), task.name().into());
+    rest.insert("Labels".into(), json!(task.service_labels));
+    rest.insert("Spec".into(), task_spec(&task.spec));
+    rest.insert("ServiceID".into(), task.service_id.to_string().into());
+    if task.slot != 0 {
+        rest.insert("Slot".into(), task.slot.into());
+    }
+    if let Some(node) = task.node_id {
+        rest.insert("NodeID".into(), node.to_string().into());
+    }
+    let status = &task.status;
+    let container = status.container.as_ref().map(|container| {
+        json!({
+            "ContainerID": task.id.to_string(), "PID": container.pid, "ExitCode": container.exit_code,
+            "OOMKilled": container.oom_killed,
+        })
+    });
+    let ports: Vec<Value> = status
+        .ports
+        .iter()
+        .map(|port| {
+            json!({
+                "Protocol": port.protocol, "TargetPort": port.target, "PublishedPort": port.published,
+                "PublishMode": "host",
+            })
+        })
+        .collect();
+    let shown = json!({
+        "Timestamp": time(status.at),
+        "State": status.state,
+        "Message": status.message,
+        "Err": status.error,
+        "ContainerStatus": container,
+        "PortStatus": omit_empty(json!({ "Ports": ports })),
+    });
+    rest.insert("Status".into(), omit_empty(shown).into());
+    rest.insert("DesiredState".into(), json!(task.desired));
+    let networks: Vec<Value> = task
+        .networks
+        .iter()
+        .map(|network| {
+            let addresses: Vec<String> =
+                network.address.iter().map(|a| format!("{}/{}", a.address, a.prefix_len)).collect();
+            json!({
+                "Network": { "ID": network.network.to_string(),
+                    "Spec": { "Name": network.name, "DriverConfiguration": { "Name": network.driver } } },
+                "Addresses": addresses,
+            })
+        })
+        .collect();
+    if !networks.is_empty() {
+        rest.insert("NetworksAttachments".into(), networks.into());
+    }
+    with_meta(&task.id, &task.meta, rest)
+}
+
+/// How a role is shown in `node ls`.
+pub fn manager_status(role: Role, leader: bool, reachability: &str) -> &'static str {
+    match (role, leader, reachability) {
+        (Role::Worker, ..) => "",
+        (Role::Manager, true, _) => "Leader",
+        (Role::Manager, _, "reachable") => "Reachable",
+        (Role::Manager, _, "unreachable") => "Unreachable",
+        (Role::Manager, ..) => "Unknown",
+    }
+}
