@@ -396,7 +396,9 @@ impl Writer {
         let at = self.at;
         self.change_task(id, |task| {
             let held = &task.status;
-            let later = (status.state, status.at) > (held.state, held.at);
+            // Before a task has a node only the leader writes its status, in order; no clock decides there.
+            let explains = status.state == held.state && held.state < TaskState::Assigned;
+            let later = explains || (status.state, status.at) > (held.state, held.at);
             let placeless = status.state >= TaskState::Assigned && held.state < TaskState::Assigned;
             // Only `AllocateTask` and `AssignTask` move a task to a node: no report can.
             let skips_allocation = held.state == TaskState::New && status.state != TaskState::New;
