@@ -4,19 +4,24 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rswarm_api::v1::control_client::ControlClient;
 use rswarm_core::State;
 use rswarm_core::state::{Command, Rejected, Write};
-use rswarm_identity::Receiver;
+use rswarm_identity::{Receiver, ServerExpectation};
 use rswarm_types::{Cluster, NodeId, Timestamp};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use tonic::transport::Channel;
 
 use crate::error::{chain, rejected};
 use crate::image::ImageResolver;
 use crate::leader::Lead;
-use crate::raft::{ProposeError, RaftNode, ReadError};
+use crate::raft::{Leadership, ProposeError, RaftNode, ReadError};
 use crate::store::Store;
+
+/// A follower applies what was committed within a heartbeat; one that takes longer is cut off.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Shared by all parts of one manager.
 pub(crate) struct Context {
@@ -50,6 +55,8 @@ pub(crate) enum WriteError {
     Propose(#[source] ProposeError),
     #[error("a command was refused")]
     Rejected(#[source] Rejected),
+    #[error("a command was committed, but this manager did not catch up with it in time")]
+    NotCaughtUp,
 }
 
 impl Context {
@@ -65,15 +72,22 @@ impl Context {
             Ok(()) => Ok(self.store.snapshot()),
             Err(WriteError::Rejected(reason)) => Err(rejected(&reason)),
             Err(WriteError::Propose(error)) => Err(propose_status(&error)),
+            Err(error @ WriteError::NotCaughtUp) => Err(Status::deadline_exceeded(chain(&error))),
         }
     }
 
     /// Commits a command; returns once this manager has applied it.
     pub(crate) async fn propose(&self, command: Command) -> Result<(), WriteError> {
-        match self.raft.propose(command).await {
-            Ok(_) => Ok(()),
-            Err(ProposeError::Rejected(reason)) => Err(WriteError::Rejected(reason)),
-            Err(error) => Err(WriteError::Propose(error)),
+        let applied = match self.raft.propose(command).await {
+            Ok(applied) => applied,
+            Err(ProposeError::Rejected(reason)) => return Err(WriteError::Rejected(reason)),
+            Err(error) => return Err(WriteError::Propose(error)),
+        };
+        let mut changes = self.store.subscribe();
+        let caught_up = changes.wait_for(|state| state.index >= applied.index);
+        match tokio::time::timeout(CATCH_UP_TIMEOUT, caught_up).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(WriteError::NotCaughtUp),
         }
     }
 
@@ -86,7 +100,7 @@ impl Context {
                 if let Some(lead) = lead.borrow_and_update().clone() {
                     return Leader::Here(lead);
                 }
-                if leadership.borrow_and_update().leader.as_ref().is_some_and(|l| l.node_id != self.node) {
+                if matches!(*leadership.borrow_and_update(), Leadership::Follower { leader: Some(_) }) {
                     return Leader::Elsewhere;
                 }
                 let open = tokio::select! {
@@ -103,12 +117,20 @@ impl Context {
 
     /// The node that leads, if there is one.
     pub(crate) fn leader(&self) -> Option<NodeId> {
-        self.raft.leadership().borrow().leader.as_ref().map(|leader| leader.node_id)
+        self.raft.members().into_iter().find(|member| member.leader).map(|member| member.node_id)
     }
 
-    /// `IP:PORT` of the leader, if there is one.
+    /// `IP:PORT` of another manager that leads, if there is one.
     pub(crate) fn leader_addr(&self) -> Option<String> {
-        self.raft.leadership().borrow().leader.as_ref().map(|leader| leader.addr.clone())
+        self.raft.leader().filter(|leader| leader.raft_id != self.raft.raft_id()).map(|leader| leader.addr)
+    }
+
+    /// A client of the manager at `addr`.
+    pub(crate) fn control_client(&self, addr: &str) -> ControlClient<Channel> {
+        let identity = self.identity.clone();
+        let channel =
+            rswarm_api::channel::tls(addr, move || identity.client_config(ServerExpectation::Manager));
+        ControlClient::new(channel)
     }
 
     /// Addresses of all managers, this one's first.
@@ -116,11 +138,6 @@ impl Context {
         let own = self.advertise_addr.to_string();
         let others = crate::dispatcher::manager_addrs(state).into_iter().filter(|addr| *addr != own);
         std::iter::once(own.clone()).chain(others).collect()
-    }
-
-    /// Whether a manager answers, as far as this one can tell.
-    pub(crate) fn is_reachable(&self, node: NodeId) -> bool {
-        node == self.node || self.raft.is_reachable(node)
     }
 }
 
@@ -138,7 +155,15 @@ pub(crate) async fn sleep(wait: Option<Duration>) {
 }
 
 fn propose_status(error: &ProposeError) -> Status {
-    Status::unavailable(chain(error))
+    let text = chain(error);
+    match error {
+        ProposeError::Rejected(reason) => rejected(reason),
+        ProposeError::NoLeader => Status::unavailable(text),
+        ProposeError::Timeout => Status::deadline_exceeded(text),
+        ProposeError::Stopped => Status::unavailable(text),
+        ProposeError::TooLarge { .. } => Status::invalid_argument(text),
+        ProposeError::Unwritable(_) => Status::internal(text),
+    }
 }
 
 fn read_status(error: &ReadError) -> Status {

@@ -3,83 +3,87 @@
 //! A connection keeps the certificate it was opened with, so the certificate alone does not decide: a node that was
 //! removed is refused, and one that was demoted is a worker at once, whatever its certificate still says.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use rswarm_api::access::{self, Access, Caller};
 use rswarm_core::State;
 use rswarm_types::{ClusterId, Role};
 use tonic::Status;
-use tower::{Layer, Service};
+use tonic::body::Body;
+use tonic::service::Routes;
+use tower::Service;
 
 use crate::peer::PeerIdentity;
+use crate::raft::{self, RaftSlot};
 use crate::server::Peer;
-use crate::store::Store;
 
-/// Puts a [`Gate`] before a service.
+/// How the paths of replication begin.
+const RAFT: &str = "/rswarm.v1.Raft/";
+
+/// Refuses requests that the role table does not admit; hands the others to their service.
+///
+/// Replication is served from the first moment: a joining manager must answer the others before it is one. The other
+/// services come once it is.
 #[derive(Clone)]
-pub(crate) struct GateLayer {
-    store: Store,
+pub(crate) struct Gate {
     cluster: ClusterId,
+    slot: RaftSlot,
+    raft: Routes,
+    rest: Arc<OnceLock<Routes>>,
 }
 
-impl GateLayer {
-    pub(crate) fn new(store: Store, cluster: ClusterId) -> Self {
-        Self { store, cluster }
+impl Gate {
+    pub(crate) fn new(cluster: ClusterId, slot: RaftSlot) -> Self {
+        let raft = Routes::new(raft::server(slot.clone())).prepare();
+        Self { cluster, slot, raft, rest: Arc::default() }
+    }
+
+    /// Opens the other services, once and for all.
+    pub(crate) fn open(&self, routes: Routes) {
+        // Later calls would change nothing: there is one set of services per manager.
+        let _ = self.rest.set(routes.prepare());
+    }
+
+    /// The service a request is for, if its caller may have it.
+    fn admit(&self, peer: Option<Peer>, path: &str) -> Result<Routes, Status> {
+        let state = self.slot.get().map(|node| node.store().snapshot()).unwrap_or_default();
+        check(&state, self.cluster, peer, path)?;
+        if path.starts_with(RAFT) {
+            return Ok(self.raft.clone());
+        }
+        let starting = || Status::unavailable("this manager is still starting: try again in a moment");
+        self.rest.get().cloned().ok_or_else(starting)
     }
 }
 
-impl<S> Layer<S> for GateLayer {
-    type Service = Gate<S>;
+impl Service<http::Request<Body>> for Gate {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    fn layer(&self, inner: S) -> Gate<S> {
-        Gate { inner, store: self.store.clone(), cluster: self.cluster }
-    }
-}
-
-/// Refuses requests that the role table does not admit; passes the others on unchanged.
-#[derive(Clone)]
-pub(crate) struct Gate<S> {
-    inner: S,
-    store: Store,
-    cluster: ClusterId,
-}
-
-impl<S, B, R> Service<http::Request<B>> for Gate<S>
-where
-    S: Service<http::Request<B>, Response = http::Response<R>>,
-    S::Future: Send + 'static,
-    R: Default,
-{
-    type Response = http::Response<R>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let peer = request.extensions().get::<Peer>().copied();
         if let Some(identity) = peer.and_then(|peer| peer.identity) {
             request.extensions_mut().insert(PeerIdentity(identity.node, identity.role));
         }
-        let verdict = check(&self.store.snapshot(), self.cluster, peer, request.uri().path());
-        match verdict {
-            Ok(()) => Box::pin(self.inner.call(request)),
+        match self.admit(peer, request.uri().path()) {
+            // Routes are always ready, and fail only where there is no service, which `check` has excluded.
+            Ok(mut routes) => Box::pin(async move { Ok(routes.call(request).await.unwrap_or_else(|e| match e {})) }),
             Err(status) => Box::pin(async move { Ok(status.into_http()) }),
         }
     }
 }
 
 /// Whether `peer` may call the RPC at `path`, as of `state`.
-fn check(
-    state: &State,
-    cluster: ClusterId,
-    peer: Option<Peer>,
-    path: &str,
-) -> Result<(), Status> {
+fn check(state: &State, cluster: ClusterId, peer: Option<Peer>, path: &str) -> Result<(), Status> {
     let Some(access) = access::of_path(path) else {
         return Err(Status::unimplemented(format!("`{path}` is no call this manager knows")));
     };
@@ -128,7 +132,7 @@ fn check(
 /// Whether an RPC carries the log between members, as opposed to asking the leader for something.
 fn replicates(path: &str) -> bool {
     matches!(
-        path.strip_prefix("/rswarm.v1.Raft/"),
+        path.strip_prefix(RAFT),
         Some("AppendEntries" | "Vote" | "PreVote" | "InstallSnapshot" | "TransferLeader")
     )
 }

@@ -6,6 +6,7 @@
 //! - `leader`: what runs on the leader alone, as one unit.
 //! - [`raft`], [`store`]: the replicated log and the state it makes; the only code that names the consensus library.
 
+mod batch;
 mod ca;
 mod context;
 mod control;
@@ -15,7 +16,7 @@ mod gate;
 mod image;
 mod leader;
 mod logs;
-//mod manager;
+mod manager;
 pub mod peer;
 pub mod raft;
 mod random;
@@ -24,5 +25,5 @@ pub mod store;
 
 pub use control::ControlService;
 pub use image::{BoxFuture, ImageResolver, ResolveError, ResolvedImage};
-//pub use manager::{Ended, InitOptions, Manager, ManagerConfig, ManagerInfo, StartError};
+pub use manager::{Ended, InitOptions, Manager, ManagerConfig, ManagerInfo, StartError};
 pub use server::ListenError;

@@ -10,10 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rswarm_api::v1;
-use rswarm_api::v1::control_client::ControlClient;
 use rswarm_api::v1::manager_message::Message;
 use rswarm_core::State;
-use rswarm_identity::ServerExpectation;
 use rswarm_types::{NodeId, ServiceId, Task, TaskId, TaskState};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -165,12 +163,9 @@ async fn pass_on(
     let addr = context
         .leader_addr()
         .ok_or_else(|| Status::unavailable("the cluster has no leader at present: try again in a moment"))?;
-    let identity = context.identity.clone();
-    let channel =
-        rswarm_api::channel::tls(&addr, move || identity.client_config(ServerExpectation::Manager));
     let mut onward = Request::new(request.into_inner());
     onward.metadata_mut().insert(PASSED_ON, tonic::metadata::MetadataValue::from_static("1"));
-    let stream = ControlClient::new(channel).service_logs(onward).await?.into_inner();
+    let stream = context.control_client(&addr).service_logs(onward).await?.into_inner();
     Ok(Box::pin(stream))
 }
 

@@ -21,11 +21,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tonic::service::Routes;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
-use crate::gate::GateLayer;
+use crate::gate::Gate;
 
 /// A handshake takes a millisecond on a LAN; a peer that needs longer than this is not worth a socket.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,12 +60,11 @@ pub(crate) async fn bind(addr: SocketAddr) -> Result<TcpListener, ListenError> {
     })
 }
 
-/// Serves `routes` on `listener` until `stop`; returns once every connection is closed.
+/// Serves what is behind `gate` on `listener` until `stop`; returns once every connection is closed.
 pub(crate) async fn serve(
     listener: TcpListener,
     identity: Receiver,
-    gate: GateLayer,
-    routes: Routes,
+    gate: Gate,
     connections: Arc<Connections>,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
@@ -77,9 +75,7 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .http2_adaptive_window(Some(true))
-        .layer(gate)
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(gate, ReceiverStream::new(incoming), stop.clone().cancelled_owned());
     tokio::pin!(server);
     let result = tokio::select! {
         result = &mut server => result,

@@ -7,12 +7,11 @@ use rswarm_core::state::{Command, Write};
 use rswarm_types::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::batch;
 use crate::context::{Context, WriteError};
 
 /// Reports that wait. When it is full, sessions stop reading: the pressure reaches the workers.
 const QUEUE: usize = 1024;
-/// Writes in one entry, beyond which a batch is closed. A task's status is some 200 bytes.
-const BATCH_WRITES: usize = 10_000;
 
 /// The way into the writer; cloned freely.
 #[derive(Clone)]
@@ -51,21 +50,23 @@ impl Reports {
 /// Writes down what arrives until a proposal fails.
 pub(crate) async fn run(context: &Context, mut queue: Queue) -> Result<(), WriteError> {
     while let Some(first) = queue.0.recv().await {
-        let mut batch = vec![first];
-        let mut count = batch[0].writes.len();
-        while count < BATCH_WRITES
+        let mut reports = vec![first];
+        let mut weight = batch::weight(&reports[0].writes);
+        while weight < batch::WEIGHT_MAX
             && let Ok(report) = queue.0.try_recv()
         {
-            count += report.writes.len();
-            batch.push(report);
+            weight += batch::weight(&report.writes);
+            reports.push(report);
         }
-        let mut writes = Vec::with_capacity(count);
-        let mut waiting = Vec::with_capacity(batch.len());
-        for report in batch {
+        let mut writes = Vec::new();
+        let mut waiting = Vec::with_capacity(reports.len());
+        for report in reports {
             writes.extend(report.writes);
             waiting.push(report.done);
         }
-        context.propose(Command { at: Timestamp::now(), writes }).await?;
+        for writes in batch::split(writes) {
+            context.propose(Command { at: Timestamp::now(), writes }).await?;
+        }
         for done in waiting {
             // A session that ended in the meantime does not want to know.
             let _ = done.send(());

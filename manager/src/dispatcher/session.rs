@@ -25,6 +25,11 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a worker is kept waiting during an election before it is told to come back.
 const ELECTION_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Longest remark about a task that is kept, in bytes.
+const REMARK_MAX: usize = 4096;
+/// Largest description of a node, in bytes.
+const DESCRIPTION_MAX: usize = 64 << 10;
+
 /// What goes to the worker.
 pub(super) type Outgoing = mpsc::Sender<Result<v1::ManagerMessage, Status>>;
 
@@ -80,7 +85,7 @@ async fn serve(
         return Err(Status::invalid_argument("expected `hello` as the first message of a session").into());
     };
     let description = match hello.description {
-        Some(description) => Some(NodeDescription::try_from(description).map_err(Status::from)?),
+        Some(description) => Some(description_from(description)?),
         None => None,
     };
     let lead = match context.find_leader(ELECTION_PATIENCE).await {
@@ -209,7 +214,7 @@ fn report(
         Message::Hello(_) => Err(Status::invalid_argument("expected one `hello` per session, found another")),
         Message::Heartbeat(_) => Ok((None, Vec::new())),
         Message::Description(description) => {
-            let description = NodeDescription::try_from(description)?;
+            let description = description_from(description)?;
             let known = state.node(node).and_then(|node| node.description.as_ref()) == Some(&description);
             let write = Write::SetNodeDescription { id: node, description };
             Ok((None, if known { Vec::new() } else { vec![write] }))
@@ -237,10 +242,12 @@ fn status_write(
             "task `{id}` is not assigned to node `{node}`, which reported on it"
         ))));
     }
-    let status = match TaskStatus::try_from(update.status.unwrap_or_default()) {
+    let mut status = match TaskStatus::try_from(update.status.unwrap_or_default()) {
         Ok(status) => status,
         Err(error) => return Some(Err(error.into())),
     };
+    cut(&mut status.message);
+    cut(&mut status.error);
     // The states before and after these are the managers' to give.
     if !(TaskState::Accepted..=TaskState::Rejected).contains(&status.state) {
         return Some(Err(Status::invalid_argument(format!(
@@ -249,6 +256,23 @@ fn status_write(
         ))));
     }
     Some(Ok(Write::SetTaskStatus { id, status }))
+}
+
+/// A remark about a task is for people: what is longer than this is no remark, and would fill the log.
+fn cut(text: &mut String) {
+    let end = text.floor_char_boundary(REMARK_MAX);
+    text.truncate(end);
+}
+
+/// What a node says of itself, if that is of a size to be kept.
+fn description_from(wire: v1::NodeDescription) -> Result<NodeDescription, Status> {
+    let size = prost::Message::encoded_len(&wire);
+    if size > DESCRIPTION_MAX {
+        return Err(Status::invalid_argument(format!(
+            "expected a node description of at most {DESCRIPTION_MAX} bytes, found {size}: use fewer engine labels"
+        )));
+    }
+    Ok(NodeDescription::try_from(wire)?)
 }
 
 async fn send(out: &Outgoing, content: Out) -> Result<(), End> {

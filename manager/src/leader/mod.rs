@@ -19,9 +19,10 @@ use crate::dispatcher::reports::{self, Reports};
 use crate::dispatcher::{self, Hub};
 use crate::error::chain;
 use crate::logs::Broker;
+use crate::raft::Leadership;
 
-/// Between two tries to confirm that this manager leads.
-const CONFIRM_RETRY: Duration = Duration::from_millis(50);
+/// Before a manager that failed to lead and found nobody else to do it tries again.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// The leader's parts that services talk to.
 pub(crate) struct Lead {
@@ -44,18 +45,14 @@ enum Exit {
 pub(crate) async fn run(context: Arc<Context>, lead: watch::Sender<Option<Arc<Lead>>>) {
     let mut leadership = context.raft.leadership();
     loop {
-        if leadership.wait_for(|leadership| leadership.is_leader).await.is_err() {
-            return;
-        }
-        // Own term committed and applied: from here on the state is what all acknowledged writes made it.
-        if let Err(error) = context.raft.read_barrier().await {
-            info!(error = chain(&error), "elected, but not yet confirmed");
-            tokio::time::sleep(CONFIRM_RETRY).await;
-            continue;
-        }
+        // From here on the state is what all acknowledged writes made it: the log says so of a leader.
+        let term = match leadership.wait_for(|l| matches!(l, Leadership::Leader { .. })).await {
+            Ok(leader) => leader.clone(),
+            Err(_) => return,
+        };
         let exit = tokio::select! {
             exit = unit(&context, &lead) => exit,
-            _ = leadership.wait_for(|leadership| !leadership.is_leader) => Exit::Deposed,
+            _ = leadership.wait_for(|now| *now != term) => Exit::Deposed,
         };
         if let Some(ended) = lead.send_replace(None) {
             ended.ended.cancel();
@@ -65,7 +62,10 @@ pub(crate) async fn run(context: Arc<Context>, lead: watch::Sender<Option<Arc<Le
             Exit::Failed(part, error) => {
                 let error = error.map(|error| chain(&error)).unwrap_or_default();
                 warn!(part, error, "a part of the leader ended: stepping down");
-                context.raft.step_down().await;
+                if let Err(error) = context.raft.transfer_leadership().await {
+                    warn!(error = chain(&error), "found no other manager to lead: starting over");
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
             }
         }
     }

@@ -2,12 +2,13 @@
 //!
 //! One proposal is in flight; changes that come meanwhile are seen by the next pass together.
 
+use rswarm_core::Command;
 use rswarm_core::pass::Planner;
 use rswarm_types::{TaskId, Timestamp};
 use tracing::debug;
 
 use crate::context::{Context, WriteError, sleep};
-use crate::random;
+use crate::{batch, random};
 
 /// Plans until a proposal fails for another reason than that it was refused, or the store closes.
 pub(super) async fn run(context: &Context) -> Result<(), WriteError> {
@@ -21,8 +22,8 @@ pub(super) async fn run(context: &Context) -> Result<(), WriteError> {
             debug!(about = %note.about, "{}", note.text);
         }
         if !plan.is_empty() {
-            let mut mint = || TaskId::from_bytes(random::bytes());
-            match context.propose(plan.into_command(&state, now, &mut mint)).await {
+            let command = plan.into_command(&state, now, &mut || TaskId::from_bytes(random::bytes()));
+            match propose(context, command).await {
                 Ok(()) => continue,
                 Err(WriteError::Rejected(reason)) => {
                     // Plans hold only writes that are never refused, so this is a fault; a fresh look may get past it.
@@ -37,4 +38,13 @@ pub(super) async fn run(context: &Context) -> Result<(), WriteError> {
             () = sleep(planner.wake_at().map(|at| at.since(Timestamp::now()))) => {}
         }
     }
+}
+
+/// Proposes a plan, in several commands if it is large. Each of its writes stands for itself, so that a plan which
+/// was carried out in part is no harm: the next pass plans the rest again.
+async fn propose(context: &Context, command: Command) -> Result<(), WriteError> {
+    for writes in batch::split(command.writes) {
+        context.propose(Command { at: command.at, writes }).await?;
+    }
+    Ok(())
 }

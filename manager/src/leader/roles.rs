@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use crate::context::{Context, WriteError};
 use crate::error::chain;
+use crate::raft::{Removal, RemoveError};
 
 /// A change of membership that failed is tried again so often.
 const RETRY: Duration = Duration::from_secs(5);
@@ -36,36 +37,26 @@ pub(super) async fn run(context: &Context) -> Result<(), WriteError> {
 
 /// Nodes whose role differs from the one wanted.
 fn pending(state: &State) -> impl Iterator<Item = &Node> {
-    state.nodes().map(|node| &**node).filter(|node| {
-        node.role != node.spec.role || (node.role == Role::Worker && node.manager.is_some())
-    })
+    state.nodes().map(|node| &**node).filter(|node| node.role != node.spec.role)
 }
 
 /// Takes a node the next step towards its role; `false` if that has to be tried again.
 async fn reconcile(context: &Context, node: &Node) -> Result<bool, WriteError> {
     let id = node.id;
-    if node.spec.role == Role::Worker
-        && let Some(manager) = &node.manager
-    {
-        if id == context.node {
-            // The next leader completes it. This unit ends when that one takes over.
-            info!("asked to become a worker: handing leadership over");
-            if let Err(error) = context.raft.transfer_leadership().await {
-                warn!(error = chain(&error), "failed to hand leadership over");
+    if let Some(manager) = node.manager.as_ref().filter(|_| node.spec.role == Role::Worker) {
+        match context.raft.remove_member(manager.raft_id).await {
+            Ok(Removal::Done) => info!(node = %id, "removed a manager from the Raft group"),
+            // The next leader completes it; this unit ends when that one takes over.
+            Ok(Removal::Transferred { .. }) => return Ok(false),
+            // The node object says so in a moment.
+            Err(RemoveError::NoMember(_)) => {}
+            Err(error) => {
+                warn!(node = %id, error = chain(&error), "failed to remove a manager from the Raft group");
+                return Ok(false);
             }
-            return Ok(false);
-        }
-        if let Err(error) = context.raft.remove_member(manager.raft_id).await {
-            warn!(node = %id, error = chain(&error), "failed to remove a manager from the Raft group");
-            return Ok(false);
         }
     }
-    let mut writes = Vec::new();
-    if node.spec.role == Role::Worker && node.manager.is_some() {
-        writes.push(Write::SetNodeManager { id, manager: None });
-    }
-    writes.push(Write::SetNodeRole { id, role: node.spec.role });
-    context.propose(Command { at: Timestamp::now(), writes }).await?;
+    context.propose(Command::one(Timestamp::now(), Write::SetNodeRole { id, role: node.spec.role })).await?;
     info!(node = %id, role = %node.spec.role, "changed the role of a node");
     Ok(true)
 }
