@@ -1,8 +1,149 @@
+//! The one binary: client commands, the daemon, and the helper processes.
+//!
+//! Helper processes are chosen by the first argument before an argument parser or an async runtime exists, so that
+//! there is next to nothing of this program in them.
+
 mod client;
+mod cluster;
+mod daemon;
 mod image;
 mod node;
 mod output;
+mod paths;
+mod service;
 mod shape;
 mod task;
 mod template;
-fn main() {}
+
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use client::Client;
+use paths::Paths;
+
+/// A swarm of machines that runs your services: containers, networks and updates, with nothing beneath it.
+#[derive(Debug, Parser)]
+#[command(name = "rswarm", version, propagate_version = false, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    paths: Paths,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create a cluster with this host as its first manager
+    Init(cluster::InitArgs),
+    /// Enter a cluster
+    Join(cluster::JoinArgs),
+    /// Show or replace the tokens with which hosts enter
+    JoinToken(cluster::JoinTokenArgs),
+    /// Leave the cluster
+    Leave(cluster::LeaveArgs),
+    /// The same commands under the name that Docker users know
+    #[command(subcommand, hide = true)]
+    Swarm(SwarmCommand),
+    /// Show this host and its cluster
+    Info(cluster::InfoArgs),
+    /// Show versions
+    Version,
+    /// Ask whether the daemon answers
+    Ping,
+    /// Manage nodes
+    #[command(subcommand)]
+    Node(node::NodeCommand),
+    /// Manage services
+    #[command(subcommand)]
+    Service(service::ServiceCommand),
+    /// Look at tasks
+    #[command(subcommand)]
+    Task(task::TaskCommand),
+    /// Manage the images of this host
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Run the daemon of this host in the foreground
+    Daemon(daemon::DaemonArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum SwarmCommand {
+    Init(cluster::InitArgs),
+    Join(cluster::JoinArgs),
+    JoinToken(cluster::JoinTokenArgs),
+    Leave(cluster::LeaveArgs),
+}
+
+/// A flag that is not known or has a value that cannot be read. Source: swarm-parity 1.0.
+const EXIT_BAD_FLAG: u8 = 125;
+
+fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|first| first == "shim") {
+        std::process::exit(rswarm_runtime::shim_main(std::env::args_os().skip(2)));
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage(error: &clap::Error) -> ExitCode {
+    // Nothing can be done if the terminal does not take it.
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        ErrorKind::UnknownArgument | ErrorKind::InvalidValue | ErrorKind::ValueValidation | ErrorKind::NoEquals => {
+            ExitCode::from(EXIT_BAD_FLAG)
+        }
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let Cli { paths, command } = cli;
+    if let Command::Daemon(args) = command {
+        return daemon::run(paths, args);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let client = Client::new(&paths.socket());
+        match command {
+            Command::Init(args) | Command::Swarm(SwarmCommand::Init(args)) => {
+                cluster::init(&paths, &client, args).await
+            }
+            Command::Join(args) | Command::Swarm(SwarmCommand::Join(args)) => {
+                cluster::join(&paths, &client, args).await
+            }
+            Command::JoinToken(args) | Command::Swarm(SwarmCommand::JoinToken(args)) => {
+                cluster::join_token(&client, args).await
+            }
+            Command::Leave(args) | Command::Swarm(SwarmCommand::Leave(args)) => cluster::leave(&client, args).await,
+            Command::Info(args) => cluster::info(&client, args).await,
+            Command::Version => cluster::version(&client).await,
+            Command::Ping => cluster::ping(&client).await,
+            Command::Node(command) => node::run(&client, command).await,
+            Command::Service(command) => service::run(&client, command).await,
+            Command::Task(command) => task::run(&client, command).await,
+            Command::Image(command) => image::run(&client, command).await,
+            Command::Daemon(_) => unreachable!("the daemon was started above"),
+        }
+    })
+}
+
+/// Sends what happens to standard error, filtered by `RSWARM_LOG` (default `info`).
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("RSWARM_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).init();
+}

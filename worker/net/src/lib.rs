@@ -1,1 +1,75 @@
-//! Placeholder.
+//! The network of one node: bridges, containers' links, published ports, and the kernel adapters that make them.
+//!
+//! ```text
+//! NodeNetwork (desired) ─┐
+//!                        ├─> plan() ──> [Operation] ──> kernel (rtnetlink, nf_tables, conntrack)
+//! Observed (read back) ──┘
+//! ```
+//!
+//! [`plan`] decides and is pure; the kernel adapters act and decide nothing; [`Network`] is the handle a daemon
+//! holds. No external program is run, and nothing but our own links, our own nft tables and two sysctls
+//! (`net.ipv4.ip_forward`, `route_localnet` of our bridges) is changed.
+//!
+//! [`lab`] makes hosts out of network namespaces, for tests and for the playground.
+//!
+//! Left out: overlays, service addresses and discovery. They come as further links, sets and chains beside these.
+
+mod error;
+mod firewall;
+mod kernel;
+pub mod lab;
+mod listeners;
+mod model;
+mod netlink;
+mod netns;
+mod network;
+mod plan;
+mod probe;
+
+pub use error::{KernelError, NetError};
+pub use firewall::{Element, Set, message::Shape};
+pub use model::{
+    BridgeNetwork, Cidr, Endpoint, HostPort, INTERFACE_NAME_MAX, Mac, NetworkConfig, NodeNetwork, Protocol,
+};
+pub use netns::run_in_netns;
+pub use network::{Attachment, Network, Report};
+pub use plan::{Inside, Observed, ObservedLink, Operation, plan};
+
+#[cfg(test)]
+mod testing {
+    //! Samples for the tests of this crate.
+
+    use std::net::Ipv4Addr;
+
+    use super::{BridgeNetwork, Endpoint, HostPort, Protocol};
+
+    pub(crate) fn network(id: &str, number: u8) -> BridgeNetwork {
+        BridgeNetwork {
+            id: id.into(),
+            bridge: format!("rsw-br{number}"),
+            gateway: Ipv4Addr::new(10, 90, number, 1),
+            prefix_len: 24,
+            subnet: Ipv4Addr::new(10, 90, number, 0),
+            masquerade: true,
+            internal: false,
+        }
+    }
+
+    pub(crate) fn endpoint(id: &str, network: &str, address: &str, ports: &[(u16, u16)]) -> Endpoint {
+        let address: Ipv4Addr = address.parse().expect("a sample address");
+        let [a, b, c, _] = address.octets();
+        Endpoint {
+            id: id.into(),
+            network: network.into(),
+            netns_pid: 1,
+            address,
+            prefix_len: 24,
+            gateway: Ipv4Addr::new(a, b, c, 1),
+            interface_name: "eth0".into(),
+            ports: ports
+                .iter()
+                .map(|&(published, target)| HostPort { protocol: Protocol::Tcp, published, target })
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! `rswarm init`, `join`, `join-token`, `leave`, `info`, `version`, `ping`: membership of this host.
+//! Source: swarm-parity 1.1 and 1.9.
+
+use clap::Args;
+use rswarm_api::v1;
+use rswarm_types::quantity::{format_bytes, parse_duration};
+use rswarm_types::{Availability, Role};
+
+use crate::client::{Client, call};
+use crate::daemon::start::ensure_running;
+use crate::output;
+use crate::paths::Paths;
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Address told to other nodes: IP or IP:PORT
+    #[arg(long, value_name = "IP[:PORT]", default_value = "", hide_default_value = true)]
+    advertise_addr: String,
+    /// Where managers listen
+    #[arg(long, value_name = "IP[:PORT]", default_value = "0.0.0.0:2377")]
+    listen_addr: String,
+    /// Whether this node takes tasks: active, pause or drain
+    #[arg(long, default_value = "active")]
+    availability: Availability,
+    /// Life of a node's certificate
+    #[arg(long, default_value = "2160h", value_parser = parse_duration)]
+    cert_expiry: std::time::Duration,
+    /// How often a node says that it lives; it counts as down after five times this
+    #[arg(long, default_value = "1s", value_parser = parse_duration)]
+    dispatcher_heartbeat: std::time::Duration,
+    /// Tasks kept per slot
+    #[arg(long, default_value_t = 5)]
+    task_history_limit: u64,
+    /// Raft entries between two snapshots
+    #[arg(long, default_value_t = 10_000)]
+    snapshot_interval: u64,
+    /// Where addresses of tasks are taken from
+    #[arg(long, value_name = "CIDR", default_value = "10.213.0.0/16")]
+    default_addr_pool: String,
+}
+
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// What `rswarm join-token` shows; it decides the role
+    #[arg(long)]
+    token: String,
+    /// Address told to other nodes (default: the one this host reaches the manager by)
+    #[arg(long, value_name = "IP[:PORT]", default_value = "", hide_default_value = true)]
+    advertise_addr: String,
+    /// Where this node listens as a manager
+    #[arg(long, value_name = "IP[:PORT]", default_value = "0.0.0.0:2377")]
+    listen_addr: String,
+    /// Whether this node takes tasks: active, pause or drain
+    #[arg(long, default_value = "active")]
+    availability: Availability,
+    /// A manager: HOST or HOST:PORT
+    #[arg(value_name = "HOST:PORT")]
+    manager: String,
+}
+
+#[derive(Debug, Args)]
+pub struct JoinTokenArgs {
+    /// worker or manager
+    role: Role,
+    /// Replace the token: the old one stops working
+    #[arg(long)]
+    rotate: bool,
+    /// Only the token
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct LeaveArgs {
+    /// Leave although this node is a manager
+    #[arg(short, long)]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    /// `json` or a Go template
+    #[arg(short, long)]
+    format: Option<String>,
+}
+
+pub async fn init(paths: &Paths, client: &Client, args: InitArgs) -> anyhow::Result<()> {
+    ensure_running(paths)?;
+    let request = v1::InitRequest {
+        advertise_addr: args.advertise_addr,
+        listen_addr: args.listen_addr,
+        availability: v1::Availability::from(args.availability).into(),
+        spec: Some(v1::ClusterSpec {
+            task_history_limit: args.task_history_limit,
+            heartbeat_period_nanos: nanos(args.dispatcher_heartbeat),
+            node_down_after_nanos: nanos(args.dispatcher_heartbeat * 5),
+            node_cert_expiry_nanos: nanos(args.cert_expiry),
+            snapshot_interval: args.snapshot_interval,
+            default_address_pool: args.default_addr_pool,
+        }),
+    };
+    let response = call!(client, local.init(request))?;
+    let text = format!(
+        "Swarm initialized: current node ({}) is now a manager.\n\n\
+         To add a worker to this swarm, run the following command:\n\n    \
+         rswarm join --token {} {}\n\n\
+         To add a manager to this swarm, run 'rswarm join-token manager' and follow the instructions.\n",
+        response.node_id, response.worker_token, response.advertise_addr
+    );
+    Ok(output::print(&text)?)
+}
+
+pub async fn join(paths: &Paths, client: &Client, args: JoinArgs) -> anyhow::Result<()> {
+    ensure_running(paths)?;
+    let request = v1::JoinRequest {
+        token: args.token,
+        manager_addr: args.manager,
+        advertise_addr: args.advertise_addr,
+        listen_addr: args.listen_addr,
+        availability: v1::Availability::from(args.availability).into(),
+    };
+    let response = call!(client, local.join(request))?;
+    let role = Role::try_from(response.role())?;
+    Ok(output::print(&format!("This node joined a swarm as a {role}.\n"))?)
+}
+
+pub async fn join_token(client: &Client, args: JoinTokenArgs) -> anyhow::Result<()> {
+    let tokens = if args.rotate {
+        let request = v1::RotateJoinTokenRequest { role: v1::Role::from(args.role).into() };
+        call!(client, control.rotate_join_token(request))?
+    } else {
+        call!(client, control.get_join_tokens(v1::GetJoinTokensRequest {}))?
+    };
+    let token = match args.role {
+        Role::Worker => tokens.worker,
+        Role::Manager => tokens.manager,
+    };
+    if args.quiet {
+        return Ok(output::print(&format!("{token}\n"))?);
+    }
+    let rotated = if args.rotate { format!("Successfully rotated {} join token.\n\n", args.role) } else { String::new() };
+    let addr = tokens.manager_addrs.first().map_or("", String::as_str);
+    let text = format!(
+        "{rotated}To add a {} to this swarm, run the following command:\n\n    rswarm join --token {token} {addr}\n\n",
+        args.role
+    );
+    Ok(output::print(&text)?)
+}
+
+pub async fn leave(client: &Client, args: LeaveArgs) -> anyhow::Result<()> {
+    call!(client, local.leave(v1::LeaveRequest { force: args.force }))?;
+    Ok(output::print("Node left the swarm.\n")?)
+}
+
+pub async fn ping(client: &Client) -> anyhow::Result<()> {
+    call!(client, local.ping(v1::PingRequest {}))?;
+    Ok(output::print("OK\n")?)
+}
+
+pub async fn version(client: &Client) -> anyhow::Result<()> {
+    let facts = crate::daemon::platform();
+    let mut text = format!(
+        "Client:\n Version:    {}\n OS/Arch:    {}/{}\n",
+        env!("CARGO_PKG_VERSION"),
+        facts.os,
+        facts.architecture
+    );
+    match call!(client, local.ping(v1::PingRequest {})) {
+        Ok(response) => text.push_str(&format!("\nDaemon:\n Version:    {}\n", response.version)),
+        Err(error) => text.push_str(&format!("\nDaemon:     {error}\n")),
+    }
+    Ok(output::print(&text)?)
+}
+
+pub async fn info(client: &Client, args: InfoArgs) -> anyhow::Result<()> {
+    use v1::info_response::Membership;
+    let info = call!(client, local.info(v1::InfoRequest {}))?;
+    let state = match info.membership() {
+        Membership::Unspecified | Membership::Inactive => "inactive",
+        Membership::Pending => "pending",
+        Membership::Active => "active",
+        Membership::Error => "error",
+    };
+    let is_manager = info.role() == v1::Role::Manager;
+    let resources = info.resources.unwrap_or_default();
+    let platform = info.platform.clone().unwrap_or_default();
+    let cluster = if is_manager {
+        call!(client, control.get_cluster(v1::GetClusterRequest {})).ok().and_then(|response| response.cluster)
+    } else {
+        None
+    };
+    let nodes = if is_manager {
+        call!(client, control.list_nodes(v1::ListNodesRequest::default())).ok().map(|response| response.nodes)
+    } else {
+        None
+    };
+    if args.format.is_some() {
+        // Source: docker-engine-api.yaml, `SystemInfo` and `SwarmInfo`.
+        let value = serde_json::json!({
+            "Name": info.hostname,
+            "ServerVersion": info.version,
+            "KernelVersion": info.kernel,
+            "CgroupVersion": info.cgroup,
+            "OSType": platform.os,
+            "Architecture": platform.architecture,
+            "NCPU": resources.nano_cpus / 1_000_000_000,
+            "MemTotal": resources.memory_bytes,
+            "DockerRootDir": info.data_root,
+            "Images": info.images,
+            "ContainersRunning": info.containers_running,
+            "Swarm": {
+                "NodeID": info.node_id,
+                "NodeAddr": info.advertise_addr.rsplit_once(':').map_or("", |(ip, _)| ip),
+                "LocalNodeState": state,
+                "ControlAvailable": is_manager,
+                "Error": info.message,
+                "RemoteManagers": info.manager_addrs.iter()
+                    .map(|addr| serde_json::json!({ "Addr": addr })).collect::<Vec<_>>(),
+                "Nodes": nodes.as_ref().map(Vec::len),
+                "Managers": nodes.as_ref().map(|nodes| nodes.iter().filter(|n| n.manager.is_some()).count()),
+                "Cluster": { "ID": info.cluster_id },
+            },
+        });
+        return inspect_one(args.format.as_deref(), &value);
+    }
+    let mut text = String::new();
+    let mut line = |indent: usize, name: &str, value: &str| {
+        text.push_str(&" ".repeat(indent));
+        text.push_str(name);
+        if !value.is_empty() {
+            text.push(' ');
+            text.push_str(value);
+        }
+        text.push('\n');
+    };
+    line(0, "Name:", &info.hostname);
+    line(0, "Version:", &info.version);
+    line(0, "Swarm:", state);
+    if !info.message.is_empty() {
+        line(1, "Message:", &info.message);
+    }
+    if !info.node_id.is_empty() {
+        line(1, "NodeID:", &info.node_id);
+        line(1, "Is Manager:", if is_manager { "true" } else { "false" });
+        line(1, "ClusterID:", &info.cluster_id);
+        if let Some(nodes) = &nodes {
+            line(1, "Managers:", &nodes.iter().filter(|node| node.manager.is_some()).count().to_string());
+            line(1, "Nodes:", &nodes.len().to_string());
+        }
+        if let Some(spec) = cluster.and_then(|cluster| cluster.spec) {
+            line(1, "Default Address Pool:", &spec.default_address_pool);
+            line(1, "Task History Retention Limit:", &spec.task_history_limit.to_string());
+            line(1, "Snapshot Interval:", &spec.snapshot_interval.to_string());
+            line(1, "Heartbeat Period:", &duration(spec.heartbeat_period_nanos));
+            line(1, "Node Down After:", &duration(spec.node_down_after_nanos));
+            line(1, "Certificate Expiry:", &duration(spec.node_cert_expiry_nanos));
+        }
+        line(1, "Node Address:", &info.advertise_addr);
+        line(1, "Manager Addresses:", "");
+        for addr in &info.manager_addrs {
+            line(2, addr, "");
+        }
+        if let Some(index) = info.applied_index {
+            line(1, "Applied Index:", &index.to_string());
+            line(1, "Leader:", info.leader.as_deref().unwrap_or("none"));
+        }
+        line(1, "Certificate Expires:", &crate::shape::time(rswarm_types::Timestamp(info.cert_expires_at)));
+    }
+    line(0, "Containers Running:", &info.containers_running.to_string());
+    line(0, "Images:", &info.images.to_string());
+    line(0, "Kernel Version:", &info.kernel);
+    line(0, "Cgroup Version:", &info.cgroup);
+    line(0, "OS/Arch:", &format!("{}/{}", platform.os, platform.architecture));
+    line(0, "CPUs:", &(resources.nano_cpus / 1_000_000_000).to_string());
+    line(0, "Total Memory:", &format_bytes(resources.memory_bytes));
+    line(0, "Data Root:", &info.data_root);
+    line(0, "Run Root:", &info.run_root);
+    if nodes.is_some_and(|nodes| nodes.iter().filter(|node| node.manager.is_some()).count() == 2) {
+        eprintln!("WARNING: two managers are worse than one: the loss of either stops all changes; add a third.");
+    }
+    Ok(output::print(&text)?)
+}
+
+/// `info --format` shows one object, not a list of one.
+fn inspect_one(format: Option<&str>, value: &serde_json::Value) -> anyhow::Result<()> {
+    match format {
+        Some("json") => Ok(output::print(&format!("{value}\n"))?),
+        other => output::inspect(other, std::slice::from_ref(value)),
+    }
+}
+
+fn nanos(span: std::time::Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn duration(nanos: u64) -> String {
+    rswarm_types::quantity::format_duration(std::time::Duration::from_nanos(nanos))
+}

@@ -1,0 +1,143 @@
+//! `rswarm daemon`: one process with the worker, and on managers the manager, of this node.
+//!
+//! Besides the binary's entry this is the only place that knows manager and worker crates. Containers are children of
+//! their own shims, so ending this process, however roughly, ends none of them.
+
+mod facts;
+mod local;
+mod node;
+mod resolve;
+mod settings;
+mod socket;
+pub mod start;
+
+pub use facts::platform;
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, Write as _};
+
+use anyhow::Context as _;
+use clap::Args;
+use nix::fcntl::{Flock, FlockArg};
+use rswarm_image::{ImageStore, PullOptions};
+use rswarm_types::{Labels, Timestamp};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::paths::Paths;
+use local::LocalService;
+use node::{Node, NodeConfig};
+use socket::ControlSwitch;
+
+#[derive(Debug, Clone, Args)]
+pub struct DaemonArgs {
+    /// Name of this node in the cluster (default: the host's)
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// Label of this node's engine, for constraints on `engine.labels.KEY`
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<String>,
+    /// Registry that may be used over http or with an unknown certificate: HOST, HOST:PORT or CIDR
+    #[arg(long = "insecure-registry", value_name = "REGISTRY")]
+    insecure_registries: Vec<String>,
+}
+
+/// Threads that drive connections; work that blocks has threads of its own.
+const ASYNC_THREADS: usize = 2;
+
+/// Runs the daemon until SIGTERM or SIGINT.
+pub fn run(paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
+    require_root()?;
+    crate::log_to_stderr();
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("another TLS provider was installed first"))?;
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(ASYNC_THREADS));
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    runtime.block_on(serve(paths, args))
+}
+
+async fn serve(mut paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
+    let _lock = lock(&mut paths)?;
+    let mut labels = Labels::new();
+    for label in &args.labels {
+        let (key, value) = label
+            .split_once('=')
+            .filter(|(key, _)| !key.is_empty())
+            .with_context(|| format!("invalid label `{label}`: expected key=value"))?;
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    let images = ImageStore::open(&paths.images())?;
+    let pull = PullOptions { insecure_registries: args.insecure_registries, ..PullOptions::default() };
+    let control = ControlSwitch::default();
+    let node = Node::new(
+        NodeConfig {
+            paths: paths.clone(),
+            images: images.clone(),
+            pull: pull.clone(),
+            description: facts::describe(args.hostname.as_deref(), &labels),
+            executable: std::env::current_exe().context("cannot find the rswarm executable")?,
+            started_at: Timestamp::now(),
+        },
+        control.clone(),
+    );
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    node.resume().await?;
+    let listener = socket::bind(&paths.socket())?;
+    // Without systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(socket = %paths.socket().display(), data_root = %paths.data_root.display(), "ready");
+    let end = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping; containers go on");
+    };
+    let local = LocalService { node: node.clone(), images, pull };
+    let served = tokio::select! {
+        served = socket::serve(listener, local, control, std::future::pending()) => served,
+        () = end => Ok(()),
+    };
+    node.shutdown().await;
+    let _ = std::fs::remove_file(paths.socket());
+    served
+}
+
+/// Fails with what to do unless the process has root's rights.
+pub fn require_root() -> anyhow::Result<()> {
+    anyhow::ensure!(
+        nix::unistd::geteuid().is_root(),
+        "rswarm needs root to make namespaces, mounts and networks: run it as root or by `sudo`"
+    );
+    Ok(())
+}
+
+/// Makes the roots, resolves them to absolute paths, and makes sure that no other daemon works on the data root.
+fn lock(paths: &mut Paths) -> anyhow::Result<Flock<File>> {
+    for root in [&mut paths.data_root, &mut paths.run_root] {
+        let made = std::fs::create_dir_all(&*root).and_then(|()| root.canonicalize());
+        *root = made.with_context(|| format!("cannot use `{}` as a root directory", root.display()))?;
+    }
+    let path = paths.lock();
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    let file = file.with_context(|| format!("data root `{}` is not writable", paths.data_root.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            lock.set_len(0)?;
+            lock.rewind()?;
+            write!(lock, "{}", std::process::id())
+                .with_context(|| format!("cannot write `{}`", path.display()))?;
+            Ok(lock)
+        }
+        Err((mut file, _)) => {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            let pid = if pid.is_empty() { String::new() } else { format!(" (process {pid})") };
+            anyhow::bail!(
+                "another daemon{pid} runs on data root `{}`: stop it, or use another `--data-root`",
+                paths.data_root.display()
+            )
+        }
+    }
+}

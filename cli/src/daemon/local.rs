@@ -1,0 +1,298 @@
+//! The `Local` service: this host's membership and images.
+
+use std::io::Read;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use rswarm_api::v1;
+use rswarm_image::{Image, ImageError, ImageStore, ImportConfig, LoadOptions, Progress, PullOptions};
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::node::Node;
+
+/// Chunks of an archive that may wait while layers are unpacked.
+const CHUNKS_AHEAD: usize = 8;
+/// Progress messages that may wait for a slow terminal before the pull does.
+const PROGRESS_AHEAD: usize = 64;
+
+#[derive(Clone)]
+pub struct LocalService {
+    pub node: Node,
+    pub images: ImageStore,
+    pub pull: PullOptions,
+}
+
+#[tonic::async_trait]
+impl v1::local_server::Local for LocalService {
+    type PullImageStream = Pin<Box<dyn Stream<Item = Result<v1::PullImageResponse, Status>> + Send>>;
+
+    async fn ping(&self, _: Request<v1::PingRequest>) -> Result<Response<v1::PingResponse>, Status> {
+        Ok(Response::new(v1::PingResponse { version: env!("CARGO_PKG_VERSION").to_owned() }))
+    }
+
+    async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, Status> {
+        let mut info = self.node.info().await;
+        info.images = self.images.list().len() as u64;
+        Ok(Response::new(info))
+    }
+
+    async fn init(&self, request: Request<v1::InitRequest>) -> Result<Response<v1::InitResponse>, Status> {
+        self.node.init(request.into_inner()).await.map(Response::new).map_err(refused)
+    }
+
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+        self.node.join(request.into_inner()).await.map(Response::new).map_err(refused)
+    }
+
+    async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
+        self.node.leave(request.into_inner().force).await.map_err(refused)?;
+        Ok(Response::new(v1::LeaveResponse {}))
+    }
+
+    async fn list_images(
+        &self,
+        _: Request<v1::ListImagesRequest>,
+    ) -> Result<Response<v1::ListImagesResponse>, Status> {
+        let images = self.images.list().iter().map(wire).collect();
+        Ok(Response::new(v1::ListImagesResponse { images }))
+    }
+
+    async fn inspect_image(
+        &self,
+        request: Request<v1::InspectImageRequest>,
+    ) -> Result<Response<v1::InspectImageResponse>, Status> {
+        let name = request.into_inner().image;
+        let image = self.images.find(&name).map_err(|error| image_error(&error))?;
+        Ok(Response::new(v1::InspectImageResponse { image: Some(wire(&image)) }))
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<v1::RemoveImageRequest>,
+    ) -> Result<Response<v1::RemoveImageResponse>, Status> {
+        let v1::RemoveImageRequest { image, force } = request.into_inner();
+        let images = self.images.clone();
+        let removed = blocking(move || images.remove(&image, force)).await?;
+        Ok(Response::new(v1::RemoveImageResponse {
+            untagged: removed.untagged,
+            deleted: removed.deleted.iter().map(ToString::to_string).collect(),
+        }))
+    }
+
+    async fn load_image(
+        &self,
+        request: Request<Streaming<v1::LoadImageRequest>>,
+    ) -> Result<Response<v1::LoadImageResponse>, Status> {
+        let archive = Archive::receive(request.into_inner(), |message| Some(message.chunk));
+        let images = self.images.clone();
+        let loaded = blocking(move || images.load(archive, &LoadOptions::default())).await?;
+        Ok(Response::new(v1::LoadImageResponse { images: loaded.iter().map(wire).collect() }))
+    }
+
+    async fn import_image(
+        &self,
+        request: Request<Streaming<v1::ImportImageRequest>>,
+    ) -> Result<Response<v1::ImportImageResponse>, Status> {
+        use v1::import_image_request::Part;
+        let mut stream = request.into_inner();
+        let Some(v1::ImportImageRequest { part: Some(Part::Header(header)) }) = stream.message().await? else {
+            return Err(Status::invalid_argument("expected the image's name before its bytes"));
+        };
+        let config = import_config(&header).map_err(Status::invalid_argument)?;
+        let archive = Archive::receive(stream, |message| match message.part {
+            Some(Part::Chunk(chunk)) => Some(chunk),
+            _ => None,
+        });
+        let images = self.images.clone();
+        let image = blocking(move || images.import(archive, Some(&header.reference), &config)).await?;
+        Ok(Response::new(v1::ImportImageResponse { image: Some(wire(&image)) }))
+    }
+
+    async fn pull_image(
+        &self,
+        request: Request<v1::PullImageRequest>,
+    ) -> Result<Response<Self::PullImageStream>, Status> {
+        use v1::pull_image_response::Step;
+        let v1::PullImageRequest { reference, platform } = request.into_inner();
+        let (sender, receiver) = mpsc::channel(PROGRESS_AHEAD);
+        let mut options = self.pull.clone();
+        if !platform.is_empty() {
+            options.platform = Some(platform.parse().map_err(|error| image_error(&error))?);
+        }
+        let progress = sender.clone();
+        options.progress = Some(Arc::new(move |event| {
+            // A full queue only costs a line of progress.
+            let step = Some(Step::Progress(progress_message(event)));
+            let _ = progress.try_send(Ok(v1::PullImageResponse { step }));
+        }));
+        let images = self.images.clone();
+        tokio::spawn(async move {
+            let outcome = tokio::select! {
+                outcome = images.pull(&reference, &options) => outcome,
+                () = sender.closed() => return,
+            };
+            let last = outcome
+                .map(|image| v1::PullImageResponse { step: Some(Step::Image(wire(&image))) })
+                .map_err(|error| image_error(&error));
+            let _ = sender.send(last).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+/// Runs work on the image store off the async threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(|error| image_error(&error)),
+        Err(panic) => Err(Status::internal(format!("the image store failed: {panic}"))),
+    }
+}
+
+fn refused(error: anyhow::Error) -> Status {
+    Status::failed_precondition(format!("{error:#}"))
+}
+
+fn image_error(error: &ImageError) -> Status {
+    let text = chain(error);
+    match error {
+        ImageError::NoSuchImage { .. } | ImageError::NotFound { .. } => Status::not_found(text),
+        ImageError::InUse { .. } | ImageError::SeveralNames { .. } => Status::failed_precondition(text),
+        ImageError::Unreachable { .. } => Status::unavailable(text),
+        _ => Status::invalid_argument(text),
+    }
+}
+
+/// An error and all its causes on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn wire(image: &Image) -> v1::Image {
+    v1::Image {
+        id: image.id.to_string(),
+        manifest_digest: image.manifest_digest.to_string(),
+        tags: image.references.clone(),
+        digests: image.digests.clone(),
+        created: image.created.clone().unwrap_or_default(),
+        size_bytes: image.size_bytes,
+        os: image.config.os().to_string(),
+        architecture: image.config.architecture().to_string(),
+        config_json: serde_json::to_string(&image.config).unwrap_or_default(),
+    }
+}
+
+fn progress_message(event: Progress) -> v1::pull_image_response::Progress {
+    let (digest, done_bytes, total_bytes, stage) = match event {
+        Progress::Manifest { digest, bytes, .. } => (digest, 0, bytes, "resolved"),
+        Progress::Downloading { layer, done, total } => (layer, done, total, "downloading"),
+        Progress::Unpacking { layer } => (layer, 0, 0, "unpacking"),
+        Progress::Ready { layer } => (layer, 0, 0, "done"),
+    };
+    v1::pull_image_response::Progress {
+        digest: digest.to_string(),
+        done_bytes,
+        total_bytes,
+        stage: stage.to_owned(),
+    }
+}
+
+/// `--change` instructions, as Docker's `import` knows them.
+fn import_config(header: &v1::import_image_request::Header) -> Result<ImportConfig, String> {
+    let mut config = ImportConfig::default();
+    if !header.message.is_empty() {
+        config.message = Some(header.message.clone());
+    }
+    for change in &header.changes {
+        let (instruction, rest) = change.trim().split_once(char::is_whitespace).unwrap_or((change, ""));
+        let rest = rest.trim();
+        let words = || -> Vec<String> {
+            serde_json::from_str(rest)
+                .unwrap_or_else(|_| vec!["/bin/sh".to_owned(), "-c".to_owned(), rest.to_owned()])
+        };
+        match instruction.to_ascii_uppercase().as_str() {
+            "CMD" => config.cmd = Some(words()),
+            "ENTRYPOINT" => config.entrypoint = Some(words()),
+            "ENV" => config.env.push(match rest.split_once('=') {
+                Some(_) => rest.to_owned(),
+                None => rest.replacen(char::is_whitespace, "=", 1),
+            }),
+            "WORKDIR" => config.workdir = Some(rest.to_owned()),
+            "USER" => config.user = Some(rest.to_owned()),
+            "STOPSIGNAL" => config.stop_signal = Some(rest.to_owned()),
+            "EXPOSE" => config.exposed_ports.extend(rest.split_whitespace().map(|port| {
+                if port.contains('/') { port.to_owned() } else { format!("{port}/tcp") }
+            })),
+            "VOLUME" => config.volumes.extend(rest.split_whitespace().map(str::to_owned)),
+            "LABEL" => {
+                let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
+                config.labels.insert(key.to_owned(), value.trim_matches('"').to_owned());
+            }
+            other => {
+                return Err(format!(
+                    "invalid change `{change}`: `{other}` is not one of CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, \
+                     STOPSIGNAL, USER, VOLUME, WORKDIR"
+                ));
+            }
+        }
+    }
+    Ok(config)
+}
+
+/// A gRPC stream of chunks as a blocking reader. A stream that breaks is an error, never an early end.
+struct Archive {
+    chunks: mpsc::Receiver<Result<Vec<u8>, Status>>,
+    current: std::io::Cursor<Vec<u8>>,
+}
+
+impl Archive {
+    fn receive<M: Send + 'static>(
+        mut stream: Streaming<M>,
+        chunk: impl Fn(M) -> Option<Vec<u8>> + Send + 'static,
+    ) -> Self {
+        let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
+        tokio::spawn(async move {
+            loop {
+                let next = match stream.message().await {
+                    Ok(None) => return,
+                    Ok(Some(message)) => match chunk(message) {
+                        Some(chunk) => Ok(chunk),
+                        None => Err(Status::invalid_argument("expected a chunk of the archive")),
+                    },
+                    Err(status) => Err(status),
+                };
+                if sender.send(next).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self { chunks, current: std::io::Cursor::default() }
+    }
+}
+
+impl Read for Archive {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            let length = self.current.read(buffer)?;
+            if length > 0 || buffer.is_empty() {
+                return Ok(length);
+            }
+            match self.chunks.blocking_recv() {
+                None => return Ok(0),
+                Some(Ok(chunk)) => self.current = std::io::Cursor::new(chunk),
+                Some(Err(status)) => return Err(std::io::Error::other(status.message().to_owned())),
+            }
+        }
+    }
+}

@@ -1,0 +1,676 @@
+//! The membership of this node: entering a cluster, leaving it, and keeping role and certificate as the cluster wants
+//! them. One lock orders these; the worker and the manager are started and stopped nowhere else.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use rswarm_api::v1::ca_client::CaClient;
+use rswarm_api::{channel, v1};
+use rswarm_identity as identity;
+use rswarm_identity::{Credentials, Identity, IdentityDir, JoinToken, NodeKey, ServerExpectation};
+use rswarm_image::{ImageStore, PullOptions};
+use rswarm_manager::{InitOptions, Manager, ManagerConfig};
+use rswarm_net::NetworkConfig;
+use rswarm_runtime::ShimCommand;
+use rswarm_types::{Availability, ClusterId, ClusterSpec, NodeDescription, NodeId, Role, Timestamp};
+use rswarm_worker::{ContainerExecutorConfig, SessionState, Worker, WorkerConfig};
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+
+use super::resolve::Resolver;
+use super::settings::Settings;
+use super::socket::{ControlSwitch, NOT_A_MANAGER, NOT_A_MEMBER};
+use super::{facts, local};
+use crate::paths::Paths;
+
+/// Where managers listen. Source: Swarm's port.
+pub const DEFAULT_PORT: u16 = 2377;
+/// A manager that takes longer to answer a join is as good as unreachable.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// Between two attempts to renew a certificate or to take up a role.
+const RETRY: Duration = Duration::from_secs(5);
+/// How long tasks get to stop when the node leaves before they are killed.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
+/// First letters of the names of bridges.
+const BRIDGE_PREFIX: &str = "rsb";
+
+/// What does not change while the daemon runs.
+pub struct NodeConfig {
+    pub paths: Paths,
+    pub images: ImageStore,
+    pub pull: PullOptions,
+    pub description: NodeDescription,
+    /// This executable, which is also the shim.
+    pub executable: PathBuf,
+    pub started_at: Timestamp,
+}
+
+/// The node; cloning shares it.
+#[derive(Clone)]
+pub struct Node {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: NodeConfig,
+    control: ControlSwitch,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Inactive,
+    Member(Box<Member>),
+}
+
+struct Member {
+    credentials: identity::Store,
+    identity: identity::Receiver,
+    settings: Settings,
+    worker: Worker,
+    manager: Option<Manager>,
+    keeper: JoinHandle<()>,
+}
+
+impl Node {
+    pub fn new(config: NodeConfig, control: ControlSwitch) -> Self {
+        control.off(NOT_A_MEMBER);
+        Self { shared: Arc::new(Shared { config, control, state: Mutex::default() }) }
+    }
+
+    fn paths(&self) -> &Paths {
+        &self.shared.config.paths
+    }
+
+    fn identity_dir(&self) -> IdentityDir {
+        IdentityDir::new(self.paths().identity())
+    }
+
+    /// Takes up the membership that is on disk, if there is one.
+    pub async fn resume(&self) -> anyhow::Result<()> {
+        let mut state = self.shared.state.lock().await;
+        let Some(credentials) = self.identity_dir().load()? else { return Ok(()) };
+        let path = self.paths().settings();
+        let settings = Settings::load(&path)?
+            .with_context(|| format!("`{}` is missing although the node has a certificate", path.display()))?;
+        let role = credentials.identity().role;
+        let (store, receiver) = identity::Store::new(credentials);
+        let manager = match role {
+            Role::Worker => None,
+            Role::Manager => {
+                Some(Manager::start(self.manager_config(&receiver, &settings)).await.context("manager")?)
+            }
+        };
+        *state = self.enter(store, receiver, settings, manager).await?;
+        Ok(())
+    }
+
+    /// Creates a cluster with this node as its first manager.
+    pub async fn init(&self, request: v1::InitRequest) -> anyhow::Result<v1::InitResponse> {
+        let mut state = self.shared.state.lock().await;
+        self.ensure_outside(&state)?;
+        let spec = ClusterSpec::try_from(request.spec.unwrap_or_default())?;
+        let availability = availability(request.availability)?;
+        let listen_addr = listen_addr(&request.listen_addr)?;
+        let advertise_addr = advertise_addr(&request.advertise_addr, listen_addr.port())?;
+        ensure_free(listen_addr, advertise_addr)?;
+
+        let now = Timestamp::now();
+        let root = identity::RootCa::generate(now)?;
+        let claims = Identity {
+            node: NodeId::from_bytes(random()?),
+            role: Role::Manager,
+            cluster: ClusterId::from_bytes(random()?),
+        };
+        let key = NodeKey::generate()?;
+        let certificate = root.issue(&key.csr_pem()?, &claims, spec.node_cert_expiry, now, &[])?;
+        let credentials = Credentials::new(root.cert_pem(), &certificate.pem, key)?;
+        let settings =
+            Settings { listen_addr, advertise_addr, managers: vec![advertise_addr.to_string()] };
+        let (store, receiver) = identity::Store::new(credentials.clone());
+        let options = InitOptions { spec, root_ca: root, availability };
+        let entered = async {
+            let manager = Manager::init(self.manager_config(&receiver, &settings), options).await?;
+            let control = manager.control();
+            settings.save(&self.paths().settings())?;
+            // The certificate is what makes a restarted daemon a member, so it comes last.
+            self.identity_dir().save(&credentials)?;
+            let member = self.enter(store, receiver.clone(), settings.clone(), Some(manager)).await?;
+            let tokens = rswarm_api::v1::control_server::Control::get_join_tokens(
+                &control,
+                tonic::Request::new(v1::GetJoinTokensRequest {}),
+            )
+            .await
+            .map_err(|status| anyhow::anyhow!(status.message().to_owned()))?
+            .into_inner();
+            Ok::<_, anyhow::Error>((member, tokens))
+        };
+        match entered.await {
+            Ok((member, tokens)) => {
+                *state = member;
+                Ok(v1::InitResponse {
+                    node_id: claims.node.to_string(),
+                    cluster_id: claims.cluster.to_string(),
+                    advertise_addr: advertise_addr.to_string(),
+                    worker_token: tokens.worker,
+                    manager_token: tokens.manager,
+                })
+            }
+            Err(error) => Err(self.undo(error)),
+        }
+    }
+
+    /// Enters the cluster whose token is given, in the role the token is for.
+    pub async fn join(&self, request: v1::JoinRequest) -> anyhow::Result<v1::JoinResponse> {
+        let mut state = self.shared.state.lock().await;
+        self.ensure_outside(&state)?;
+        let token: JoinToken = request.token.parse()?;
+        let manager_addr = with_default_port(&request.manager_addr)?;
+        let listen_addr = listen_addr(&request.listen_addr)?;
+        availability(request.availability)?;
+        let advertise_addr = if request.advertise_addr.is_empty() {
+            // The address by which this host reaches the manager is one by which the manager reaches this host.
+            let ip = tokio::time::timeout(channel::CONNECT_TIMEOUT, local_address_to(&manager_addr))
+                .await
+                .unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut)))
+                .with_context(|| format!("cannot reach a manager at `{manager_addr}`"))?;
+            SocketAddr::new(ip, listen_addr.port())
+        } else {
+            advertise_addr(&request.advertise_addr, listen_addr.port())?
+        };
+        // Known before the cluster is asked, so that a node that cannot serve never becomes an entry there.
+        ensure_free(listen_addr, advertise_addr)?;
+
+        let joined = tokio::time::timeout(JOIN_TIMEOUT, enrol(&token, &manager_addr, request.availability))
+            .await
+            .with_context(|| format!("the manager at `{manager_addr}` did not answer within {JOIN_TIMEOUT:?}"))??;
+        let identity = joined.credentials.identity();
+        let mut managers = joined.managers;
+        managers.retain(|addr| *addr != manager_addr);
+        managers.insert(0, manager_addr.clone());
+        let settings = Settings { listen_addr, advertise_addr, managers };
+        let (store, receiver) = identity::Store::new(joined.credentials.clone());
+        let entered = async {
+            let manager = match identity.role {
+                Role::Worker => None,
+                Role::Manager => {
+                    let config = self.manager_config(&receiver, &settings);
+                    Some(Manager::join(config, &manager_addr).await?)
+                }
+            };
+            settings.save(&self.paths().settings())?;
+            self.identity_dir().save(&joined.credentials)?;
+            self.enter(store, receiver.clone(), settings.clone(), manager).await
+        };
+        match entered.await {
+            Ok(member) => {
+                *state = member;
+                Ok(v1::JoinResponse {
+                    node_id: identity.node.to_string(),
+                    cluster_id: identity.cluster.to_string(),
+                    role: v1::Role::from(identity.role).into(),
+                })
+            }
+            Err(error) => Err(self.undo(error)),
+        }
+    }
+
+    /// Leaves the cluster: ends all tasks here and forgets everything about it.
+    pub async fn leave(&self, force: bool) -> anyhow::Result<()> {
+        let mut state = self.shared.state.lock().await;
+        let State::Member(member) = &*state else { bail!(NOT_A_MEMBER) };
+        if let Some(manager) = &member.manager
+            && !force
+        {
+            let others = manager.info().managers.len().saturating_sub(1);
+            if others == 0 {
+                bail!(
+                    "this node is the last manager: leaving erases all cluster state, and the tasks of other nodes \
+                     go on without control; use `--force` if that is what you want"
+                );
+            }
+            bail!(
+                "this node is a manager, and leaving would count as the loss of one of {}: demote it first with \
+                 `rswarm node demote`, or use `--force`",
+                others + 1
+            );
+        }
+        let State::Member(member) = std::mem::take(&mut *state) else { return Ok(()) };
+        let Member { worker, manager, keeper, .. } = *member;
+        keeper.abort();
+        self.shared.control.off(NOT_A_MEMBER);
+        let removed = worker.remove_everything(LEAVE_PATIENCE).await;
+        if let Some(manager) = manager {
+            manager.shutdown().await;
+        }
+        self.forget()?;
+        removed.context("the node has left, but not all of its tasks could be removed")
+    }
+
+    /// Stops manager and worker; containers go on.
+    pub async fn shutdown(&self) {
+        let state = std::mem::take(&mut *self.shared.state.lock().await);
+        if let State::Member(member) = state {
+            member.keeper.abort();
+            member.worker.shutdown().await;
+            if let Some(manager) = member.manager {
+                manager.shutdown().await;
+            }
+        }
+    }
+
+    pub async fn info(&self) -> v1::InfoResponse {
+        use v1::info_response::Membership;
+        let config = &self.shared.config;
+        let mut info = v1::InfoResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            hostname: config.description.hostname.clone(),
+            data_root: config.paths.data_root.display().to_string(),
+            run_root: config.paths.run_root.display().to_string(),
+            platform: Some((&config.description.platform).into()),
+            resources: Some((&config.description.resources).into()),
+            kernel: facts::kernel(),
+            cgroup: facts::cgroup_version().to_owned(),
+            started_at: config.started_at.0,
+            ..v1::InfoResponse::default()
+        };
+        // A join under way holds the lock; whoever asks meanwhile is told so instead of waiting.
+        let Ok(state) = self.shared.state.try_lock() else {
+            info.set_membership(Membership::Pending);
+            "a change of membership is under way".clone_into(&mut info.message);
+            return info;
+        };
+        let State::Member(member) = &*state else {
+            info.set_membership(Membership::Inactive);
+            return info;
+        };
+        let identity = member.identity.identity();
+        info.node_id = identity.node.to_string();
+        info.cluster_id = identity.cluster.to_string();
+        info.set_role(identity.role.into());
+        info.advertise_addr = member.settings.advertise_addr.to_string();
+        info.cert_expires_at = member.identity.certificate().not_after.0;
+        info.containers_running = member.worker.counts().borrow().running as u64;
+        info.manager_addrs.clone_from(&member.settings.managers);
+        match &*member.worker.session_state().borrow() {
+            SessionState::Connected { .. } => info.set_membership(Membership::Active),
+            SessionState::Searching { reason } => {
+                info.set_membership(Membership::Pending);
+                info.message = format!("no session with a leader: {reason}");
+            }
+        }
+        if let Some(manager) = &member.manager {
+            let seen = manager.info();
+            info.applied_index = Some(seen.applied_index);
+            info.leader = seen.leader.map(|node| node.to_string());
+            info.manager_addrs = seen.managers;
+        }
+        info
+    }
+
+    fn ensure_outside(&self, state: &State) -> anyhow::Result<()> {
+        if let State::Member(_) = state {
+            bail!("this node is already part of a cluster: use `rswarm leave` to leave it first");
+        }
+        let left = self.paths().manager();
+        ensure!(
+            !left.exists(),
+            "`{}` holds the state of a cluster this node has no certificate for: move it away, or use another \
+             `--data-root`",
+            left.display()
+        );
+        Ok(())
+    }
+
+    fn manager_config(&self, identity: &identity::Receiver, settings: &Settings) -> ManagerConfig {
+        let config = &self.shared.config;
+        ManagerConfig {
+            dir: config.paths.manager(),
+            listen_addr: settings.listen_addr,
+            advertise_addr: settings.advertise_addr.to_string(),
+            identity: identity.clone(),
+            images: Arc::new(Resolver { images: config.images.clone(), options: config.pull.clone() }),
+            node_description: config.description.clone(),
+        }
+    }
+
+    /// Starts the worker and the keeper of a member.
+    async fn enter(
+        &self,
+        credentials: identity::Store,
+        identity: identity::Receiver,
+        settings: Settings,
+        manager: Option<Manager>,
+    ) -> anyhow::Result<State> {
+        let config = &self.shared.config;
+        let started = Worker::start(WorkerConfig {
+            node_id: identity.identity().node,
+            node_description: config.description.clone(),
+            identity: identity.clone(),
+            managers: settings.managers.clone(),
+            data_root: config.paths.data_root.clone(),
+            executor: ContainerExecutorConfig {
+                containers: config.paths.containers(),
+                shim: ShimCommand { program: config.executable.clone(), args: vec!["shim".into()] },
+                images: config.images.clone(),
+                insecure_registries: config.pull.insecure_registries.clone(),
+                // Several nodes on one machine share its cgroups: each has a branch of its own.
+                cgroup_parent: format!("/rswarm/{}", identity.identity().node.short()),
+                network: NetworkConfig::default(),
+                bridge_prefix: BRIDGE_PREFIX.to_owned(),
+            },
+        });
+        let worker = match started.await {
+            Ok(worker) => worker,
+            Err(error) => {
+                if let Some(manager) = manager {
+                    manager.shutdown().await;
+                }
+                return Err(anyhow::Error::new(error).context("worker"));
+            }
+        };
+        match &manager {
+            Some(manager) => self.shared.control.on(manager.control()),
+            None => self.shared.control.off(NOT_A_MANAGER),
+        }
+        let keeper = tokio::spawn(keep(self.clone(), identity.clone(), worker.cluster_view()));
+        Ok(State::Member(Box::new(Member { credentials, identity, settings, worker, manager, keeper })))
+    }
+
+    /// Takes back a membership that did not come about.
+    fn undo(&self, error: anyhow::Error) -> anyhow::Error {
+        self.shared.control.off(NOT_A_MEMBER);
+        match self.forget() {
+            Ok(()) => error,
+            Err(undo) => error.context(format!("also, cleaning up failed: {undo:#}")),
+        }
+    }
+
+    /// Removes all traces of a membership from disk.
+    fn forget(&self) -> anyhow::Result<()> {
+        self.identity_dir().clear()?;
+        remove(&self.paths().settings(), |path| std::fs::remove_file(path))?;
+        remove(&self.paths().manager(), |path| std::fs::remove_dir_all(path))
+    }
+
+    /// Stores what the leader told of the managers.
+    async fn remember_managers(&self, managers: Vec<String>) -> anyhow::Result<()> {
+        let mut state = self.shared.state.lock().await;
+        let State::Member(member) = &mut *state else { return Ok(()) };
+        if managers.is_empty() || member.settings.managers == managers {
+            return Ok(());
+        }
+        member.settings.managers = managers;
+        member.settings.save(&self.paths().settings())
+    }
+
+    /// Obtains a new certificate, in whatever role the cluster wants for this node now, and takes that role up.
+    async fn renew(&self) -> anyhow::Result<()> {
+        let mut state = self.shared.state.lock().await;
+        let State::Member(member) = &mut *state else { return Ok(()) };
+        let key = NodeKey::generate()?;
+        let csr_pem = key.csr_pem()?;
+        let response = ask_any(&member.settings.managers, &member.identity, async |mut ca| {
+            ca.renew_certificate(v1::RenewCertificateRequest { csr_pem: csr_pem.clone() }).await
+        })
+        .await?;
+        let credentials = Credentials::new(&response.root_cert_pem, &response.cert_pem, key)?;
+        let role = credentials.identity().role;
+        self.identity_dir().save(&credentials)?;
+        member.credentials.publish(credentials);
+        tracing::info!(%role, "certificate renewed");
+        self.take_up_role(member).await
+    }
+
+    /// Starts or stops the manager, as the certificate says.
+    async fn take_up_role(&self, member: &mut Member) -> anyhow::Result<()> {
+        match (member.identity.identity().role, member.manager.take()) {
+            (Role::Manager, None) => {
+                let config = self.manager_config(&member.identity, &member.settings);
+                let others: Vec<_> = member
+                    .settings
+                    .managers
+                    .iter()
+                    .filter(|addr| **addr != member.settings.advertise_addr.to_string())
+                    .cloned()
+                    .collect();
+                let first = others.first().context("no other manager is known")?;
+                // State of an earlier time as a manager is of no use: the group knows this member by a new number.
+                remove(&self.paths().manager(), |path| std::fs::remove_dir_all(path))?;
+                let manager = Manager::join(config, first).await.context("cannot become a manager")?;
+                self.shared.control.on(manager.control());
+                member.manager = Some(manager);
+                tracing::info!("this node is a manager now");
+            }
+            (Role::Worker, Some(manager)) => {
+                self.shared.control.off(NOT_A_MANAGER);
+                manager.shutdown().await;
+                remove(&self.paths().manager(), |path| std::fs::remove_dir_all(path))?;
+                tracing::info!("this node is a worker now");
+            }
+            (_, manager) => member.manager = manager,
+        }
+        Ok(())
+    }
+
+    /// Whether the certificate's role and the running parts disagree.
+    async fn role_is_unsettled(&self) -> bool {
+        match &*self.shared.state.lock().await {
+            State::Member(member) => {
+                (member.identity.identity().role == Role::Manager) != member.manager.is_some()
+            }
+            State::Inactive => false,
+        }
+    }
+}
+
+/// Follows what the leader says of this node and renews its certificate in time, for as long as it is a member.
+async fn keep(node: Node, identity: identity::Receiver, mut view: watch::Receiver<rswarm_worker::ClusterView>) {
+    let mut generation = view.borrow().renew_generation;
+    let chance = random().map_or(0.5, |bytes: [u8; 4]| f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX));
+    loop {
+        let seen = view.borrow_and_update().clone();
+        if let Err(error) = node.remember_managers(seen.managers).await {
+            tracing::warn!(error = format!("{error:#}"), "the managers' addresses could not be stored");
+        }
+        let certificate = identity.certificate();
+        let due = identity::renew_at(certificate.not_before, certificate.not_after, chance);
+        let now = Timestamp::now();
+        let role_differs = seen.role.is_some_and(|role| role != certificate.identity.role);
+        let wanted = role_differs || seen.renew_generation > generation || now >= due;
+        let outcome = if wanted {
+            node.renew().await
+        } else if node.role_is_unsettled().await {
+            match &mut *node.shared.state.lock().await {
+                State::Member(member) => node.take_up_role(member).await,
+                State::Inactive => Ok(()),
+            }
+        } else {
+            Ok(())
+        };
+        let wait = match outcome {
+            Ok(()) => {
+                generation = generation.max(seen.renew_generation);
+                if wanted { Duration::ZERO } else { due.since(now) }
+            }
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "certificate or role is not as the cluster wants it");
+                RETRY
+            }
+        };
+        tokio::select! {
+            changed = view.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// What a manager gave to a joining node.
+struct Enrolled {
+    credentials: Credentials,
+    managers: Vec<String>,
+}
+
+/// Proves the token to the manager and receives a certificate. The manager is trusted by the digest in the token,
+/// before anything is sent to it.
+async fn enrol(token: &JoinToken, addr: &str, availability: i32) -> anyhow::Result<Enrolled> {
+    let config = identity::bootstrap_client_config(token.digest);
+    let mut ca = CaClient::new(channel::tls(addr, move || config.clone()));
+    let root = ca
+        .get_root_certificate(v1::GetRootCertificateRequest {})
+        .await
+        .map_err(|status| unreachable(addr, &status))?
+        .into_inner();
+    identity::verify_root(&root.root_cert_pem, token.digest)?;
+    identity::check_clock(Timestamp(root.server_at), Timestamp::now())?;
+    let key = NodeKey::generate()?;
+    let request = v1::IssueCertificateRequest { csr_pem: key.csr_pem()?, token: token.to_string(), availability };
+    let issued = ca.issue_certificate(request).await.map_err(|status| unreachable(addr, &status))?.into_inner();
+    let credentials = Credentials::new(&issued.root_cert_pem, &issued.cert_pem, key)?;
+    Ok(Enrolled { credentials, managers: issued.manager_addrs })
+}
+
+/// Words a failed first contact: what the handshake met says more than the status does.
+fn unreachable(addr: &str, status: &tonic::Status) -> anyhow::Error {
+    if let Some(reason) = identity::diagnose(status) {
+        return anyhow::Error::new(reason).context(format!("cannot join through `{addr}`"));
+    }
+    match status.code() {
+        tonic::Code::Unavailable | tonic::Code::Unknown => {
+            anyhow::anyhow!("cannot reach a manager at `{addr}`: {}", local::chain(status))
+        }
+        _ => anyhow::anyhow!(status.message().to_owned()),
+    }
+}
+
+/// Asks one manager after the other until one answers.
+async fn ask_any<T>(
+    managers: &[String],
+    identity: &identity::Receiver,
+    ask: impl AsyncFn(CaClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
+) -> anyhow::Result<T> {
+    let mut last = anyhow::anyhow!("no manager is known");
+    for addr in managers {
+        let receiver = identity.clone();
+        let channel = channel::tls(addr, move || receiver.client_config(ServerExpectation::Manager));
+        match tokio::time::timeout(JOIN_TIMEOUT, ask(CaClient::new(channel))).await {
+            Ok(Ok(response)) => return Ok(response.into_inner()),
+            Ok(Err(status)) => last = unreachable(addr, &status),
+            Err(_) => last = anyhow::anyhow!("the manager at `{addr}` did not answer within {JOIN_TIMEOUT:?}"),
+        }
+    }
+    Err(last)
+}
+
+async fn local_address_to(addr: &str) -> std::io::Result<IpAddr> {
+    Ok(tokio::net::TcpStream::connect(addr).await?.local_addr()?.ip())
+}
+
+fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).context("the system has no randomness")?;
+    Ok(bytes)
+}
+
+fn availability(number: i32) -> anyhow::Result<Availability> {
+    match v1::Availability::try_from(number) {
+        Ok(v1::Availability::Unspecified) => Ok(Availability::Active),
+        Ok(value) => Ok(value.try_into()?),
+        Err(_) => bail!("unknown availability `{number}`"),
+    }
+}
+
+fn listen_addr(text: &str) -> anyhow::Result<SocketAddr> {
+    match text {
+        "" => Ok(SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT))),
+        text => parse_addr("--listen-addr", text, DEFAULT_PORT),
+    }
+}
+
+/// The address told to other nodes: the one given, or the only one this host has.
+fn advertise_addr(text: &str, port: u16) -> anyhow::Result<SocketAddr> {
+    if !text.is_empty() {
+        return parse_addr("--advertise-addr", text, port);
+    }
+    let addresses = facts::addresses();
+    match addresses.as_slice() {
+        [(_, ip)] => Ok(SocketAddr::new(*ip, port)),
+        [] => bail!("this host has no address by which others could reach it: give one by `--advertise-addr`"),
+        several => {
+            let list: Vec<_> = several.iter().map(|(name, ip)| format!("{ip} on {name}")).collect();
+            bail!("this host has several addresses: choose one by `--advertise-addr` ({})", list.join(", "))
+        }
+    }
+}
+
+fn parse_addr(flag: &str, text: &str, port: u16) -> anyhow::Result<SocketAddr> {
+    text.parse::<SocketAddr>()
+        .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, port)))
+        .map_err(|_| anyhow::anyhow!("invalid {flag} `{text}`: expected IP or IP:PORT"))
+}
+
+fn with_default_port(addr: &str) -> anyhow::Result<String> {
+    let addr = addr.trim();
+    ensure!(!addr.is_empty(), "the address of a manager is missing: expected HOST:PORT");
+    if let Ok(ip) = addr.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, DEFAULT_PORT).to_string());
+    }
+    match addr.rsplit_once(':') {
+        None => Ok(format!("{addr}:{DEFAULT_PORT}")),
+        Some((host, port)) => {
+            ensure!(
+                !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0),
+                "invalid manager address `{addr}`: expected HOST:PORT"
+            );
+            Ok(addr.to_owned())
+        }
+    }
+}
+
+/// Whether this node could serve at its addresses: they are this host's and the port is free.
+fn ensure_free(listen: SocketAddr, advertise: SocketAddr) -> anyhow::Result<()> {
+    ensure!(
+        facts::has_address(advertise.ip()),
+        "`{}` is not an address of this host: use one of its own as `--advertise-addr`",
+        advertise.ip()
+    );
+    std::net::TcpListener::bind(listen).map(drop).with_context(|| format!("cannot listen on `{listen}`"))
+}
+
+fn remove(
+    path: &std::path::Path,
+    how: impl FnOnce(&std::path::Path) -> std::io::Result<()>,
+) -> anyhow::Result<()> {
+    match how(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove `{}`", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn manager_addresses_get_the_default_port() {
+        for (given, expected) in [
+            ("10.0.0.1", Some("10.0.0.1:2377")),
+            ("10.0.0.1:99", Some("10.0.0.1:99")),
+            ("manager.example", Some("manager.example:2377")),
+            ("::1", Some("[::1]:2377")),
+            ("", None),
+            (":2377", None),
+            ("host:port", None),
+            ("host:0", None),
+        ] {
+            assert_eq!(with_default_port(given).ok().as_deref(), expected, "{given}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! What the command line does without a daemon: help, versions, bad flags, and the daemon's own refusals to start.
+
+use std::process::{Command, Output};
+
+fn rswarm(args: &[&str]) -> Output {
+    let nowhere = tempfile::tempdir().unwrap();
+    Command::new(env!("CARGO_BIN_EXE_rswarm"))
+        .args(args)
+        .env("RSWARM_RUN_ROOT", nowhere.path().join("run"))
+        .env("RSWARM_DATA_ROOT", nowhere.path().join("data"))
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn check(args: &[&str], code: i32, words: &[&str]) {
+    let output = rswarm(args);
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
+    for word in words {
+        assert!(text.contains(word), "{args:?} does not say `{word}`: {text}");
+    }
+}
+
+#[test]
+fn help_and_version_need_no_daemon() {
+    check(&["--help"], 0, &["init", "join", "service", "node"]);
+    check(&["service", "create", "--help"], 0, &["--replicas", "IMAGE"]);
+    check(&["--version"], 0, &["rswarm", env!("CARGO_PKG_VERSION")]);
+    check(&["version"], 0, &["Client:", "cannot reach the daemon"]);
+}
+
+#[test]
+fn exit_codes_tell_bad_flags_from_failures() {
+    check(&["node", "ls", "--nope"], 125, &["--nope"]);
+    check(&["service", "create", "--replicas", "-1", "x"], 125, &["-1"]);
+    check(&["service", "create", "--replicas", "many", "x"], 125, &["many"]);
+    check(&["node", "update", "--availability", "sleepy", "n"], 125, &["sleepy", "active, pause, drain"]);
+    check(&["service", "create"], 1, &["IMAGE"]);
+    check(&["node", "rm"], 1, &["NODES"]);
+    check(&["nope"], 1, &["nope"]);
+}
+
+#[test]
+fn without_a_daemon_the_socket_and_the_way_out_are_named() {
+    check(&["node", "ls"], 1, &["cannot reach the daemon at", "rswarm.sock", "rswarm init"]);
+    check(&["ping"], 1, &["cannot reach the daemon"]);
+}
+
+#[test]
+fn a_data_root_that_cannot_be_used_is_named() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    check(&["--data-root", "/proc/nope", "daemon"], 1, &["/proc/nope"]);
+    check(&["--data-root", "/dev/null", "daemon"], 1, &["/dev/null"]);
+}

@@ -1,0 +1,336 @@
+//! The hands: reads the kernel into an [`Observed`], performs [`Operation`]s. Blocking; one owner, see [`crate::network`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    error::{KernelError, NetError},
+    firewall::{
+        Element,
+        message::{self, Change},
+    },
+    model::{Endpoint, NetworkConfig, NodeNetwork},
+    netlink::{
+        Socket,
+        conntrack::{self, Flows},
+        route::{self, Link, LinkChange, Peer},
+    },
+    netns,
+    plan::{Inside, Observed, ObservedLink, Operation},
+};
+
+const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+
+fn route_localnet(bridge: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"))
+}
+
+/// Whether a sysctl of this thread's network namespace is on. One that cannot be read counts as off: writing it then
+/// gives the error that names it.
+fn is_on(path: &Path) -> bool {
+    fs::read_to_string(path).is_ok_and(|value| value.trim() == "1")
+}
+
+fn switch_on(path: &Path) -> Result<(), NetError> {
+    fs::write(path, "1").map_err(|source| NetError::Sysctl { path: path.to_owned(), value: "1", source })
+}
+
+/// The sockets of one network namespace and the names to use in it.
+pub(crate) struct Kernel {
+    pub config: NetworkConfig,
+    route: Socket,
+    netfilter: Socket,
+}
+
+impl Kernel {
+    /// Opens the sockets in the network namespace of the calling thread; all other calls must come from that thread
+    /// too, because `/proc/sys/net` follows the thread.
+    pub fn open(config: NetworkConfig) -> Result<Self, NetError> {
+        Ok(Self {
+            config,
+            route: Socket::open(libc::NETLINK_ROUTE)
+                .map_err(|error| NetError::kernel("open a NETLINK_ROUTE socket", error))?,
+            netfilter: Socket::open(libc::NETLINK_NETFILTER)
+                .map_err(|error| NetError::kernel("open a NETLINK_NETFILTER socket", error))?,
+        })
+    }
+
+    pub fn sockets(&mut self) -> (&mut Socket, &mut Socket) {
+        (&mut self.route, &mut self.netfilter)
+    }
+
+    /// Reads everything that [`crate::plan::plan`] looks at.
+    pub fn observe(&mut self, desired: &NodeNetwork) -> Result<Observed, NetError> {
+        let links = route::links(&mut self.route).map_err(|error| NetError::kernel("list links", error))?;
+        let addresses =
+            route::addresses(&mut self.route).map_err(|error| NetError::kernel("list addresses", error))?;
+        let names: BTreeMap<u32, String> = links.iter().map(|link| (link.index, link.name.clone())).collect();
+        let mut observed = Observed { forwarding: is_on(Path::new(FORWARDING)), ..Observed::default() };
+        for link in links {
+            let mut found = observed_link(&link, link.master.and_then(|index| names.get(&index).cloned()));
+            found.addresses =
+                addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, cidr)| *cidr).collect();
+            observed.links.insert(link.name, found);
+        }
+        for endpoint in &desired.endpoints {
+            if let Some(inside) = self.inside(endpoint)? {
+                observed.inside.insert(endpoint.id.clone(), inside);
+            }
+        }
+        (observed.shape, observed.elements) = self.firewall()?;
+        Ok(observed)
+    }
+
+    /// Reads our tables.
+    pub fn firewall(&mut self) -> Result<(message::Shape, BTreeSet<Element>), NetError> {
+        message::observe(&mut self.netfilter, &self.config.table)
+            .map_err(|error| NetError::kernel(format!("read nft table `{}`", self.config.table), error))
+    }
+
+    /// Reads one link with all that [`crate::plan::plan_network`] and [`crate::plan::plan_endpoint`] look at.
+    pub fn link(&mut self, name: &str) -> Result<Option<ObservedLink>, NetError> {
+        let failed = |error| NetError::kernel(format!("read link `{name}`"), error);
+        let Some(link) = route::link_by_name(&mut self.route, name).map_err(failed)? else { return Ok(None) };
+        let master = match link.master {
+            Some(index) => {
+                route::link_by_index(&mut self.route, index).map_err(failed)?.map(|master| master.name)
+            }
+            None => None,
+        };
+        let addresses = route::addresses(&mut self.route).map_err(failed)?;
+        let mut found = observed_link(&link, master);
+        found.addresses =
+            addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, cidr)| *cidr).collect();
+        Ok(Some(found))
+    }
+
+    /// Reads the container's side; `None` when the namespace or the interface is not there.
+    pub fn inside(&mut self, endpoint: &Endpoint) -> Result<Option<Inside>, NetError> {
+        let Ok(mut socket) = socket_inside(endpoint) else { return Ok(None) };
+        let read = || -> Result<Option<Inside>, KernelError> {
+            let Some(link) = route::link_by_name(&mut socket, &endpoint.interface_name)? else {
+                return Ok(None);
+            };
+            let loopback = route::link_by_name(&mut socket, "lo")?;
+            let addresses = route::addresses(&mut socket)?;
+            Ok(Some(Inside {
+                index: link.index,
+                mac: link.mac,
+                up: link.up,
+                loopback_up: loopback.is_some_and(|lo| lo.up),
+                addresses: addresses
+                    .iter()
+                    .filter(|(index, _)| *index == link.index)
+                    .map(|(_, cidr)| *cidr)
+                    .collect(),
+                gateway: route::default_route(&mut socket, link.index)?,
+            }))
+        };
+        let mut read = read;
+        read().map_err(|error| {
+            NetError::kernel(format!("read the interface of endpoint `{}`", endpoint.id), error)
+        })
+    }
+
+    /// Performs `operations` in order, neighbouring firewall changes as one transaction and all forgetting of
+    /// connections as one pass. Calls `each` with the outcome of every operation; it says whether to go on.
+    pub fn perform(
+        &mut self,
+        operations: &[Operation],
+        mut each: impl FnMut(&Operation, Result<(), NetError>) -> bool,
+    ) {
+        let mut rest = operations;
+        while let Some(first) = rest.first() {
+            let run = rest.iter().take_while(|operation| group(operation) == group(first)).count();
+            let run = if group(first) == Group::Single { 1 } else { run };
+            let (now, later) = rest.split_at(run);
+            rest = later;
+            let result = match group(first) {
+                Group::Single => self.perform_one(first),
+                Group::Firewall => {
+                    self.change_firewall(&now.iter().filter_map(firewall_change).collect::<Vec<_>>())
+                }
+                Group::Forget => self.forget(&now.iter().filter_map(flows).collect::<Vec<_>>()),
+            };
+            // A failed transaction is one failure, told with its first operation.
+            let told = if result.is_err() { 1 } else { run };
+            let mut result = Some(result);
+            for operation in &now[..told] {
+                if !each(operation, result.take().unwrap_or(Ok(()))) {
+                    return;
+                }
+            }
+        }
+    }
+
+    pub fn change_firewall(&mut self, changes: &[Change]) -> Result<(), NetError> {
+        message::apply(&mut self.netfilter, &self.config.table, changes)
+            .map_err(|(what, error)| NetError::kernel(what, error))
+    }
+
+    fn forget(&mut self, which: &[Flows]) -> Result<(), NetError> {
+        let forgotten = conntrack::forget(&mut self.netfilter, which)
+            .map_err(|error| NetError::kernel("delete tracked connections", error))?;
+        tracing::debug!(forgotten, ?which, "forgot tracked connections");
+        Ok(())
+    }
+
+    fn perform_one(&mut self, operation: &Operation) -> Result<(), NetError> {
+        let failed = |error| NetError::kernel(operation.to_string(), error);
+        let socket = &mut self.route;
+        match operation {
+            Operation::EnableForwarding => switch_on(Path::new(FORWARDING)),
+            Operation::RouteLocalnet { bridge } => switch_on(&route_localnet(bridge)),
+            Operation::RemoveLink { link } => route::delete_link(socket, link).map(drop).map_err(failed),
+            Operation::CreateBridge { bridge, mac } => {
+                route::create_bridge(socket, bridge, *mac).map_err(failed)
+            }
+            Operation::SetBridge { bridge, mac, alias } => {
+                let change = LinkChange {
+                    up: Some(true),
+                    alias: Some(alias),
+                    mac: Some(*mac),
+                    ..LinkChange::default()
+                };
+                route::set_link(socket, bridge, &change).map_err(failed)
+            }
+            Operation::AddAddress { link, address } => {
+                let index = self.index_of(link)?;
+                route::add_address(&mut self.route, index, *address).map_err(failed)
+            }
+            Operation::RemoveAddress { link, address } => {
+                let index = self.index_of(link)?;
+                route::delete_address(&mut self.route, index, *address).map_err(failed)
+            }
+            Operation::CreateVeth { link, endpoint } => {
+                let namespace = netns::open(&netns::of_process(endpoint.netns_pid))?;
+                let peer = Peer {
+                    name: &endpoint.interface_name,
+                    mac: Some(endpoint.mac()),
+                    namespace: namespace.as_fd(),
+                };
+                route::create_veth(socket, link, &peer).map_err(failed)
+            }
+            Operation::ConfigureInside { endpoint, gateway } => {
+                let mut socket = socket_inside(endpoint)?;
+                configure_inside(&mut socket, endpoint, *gateway).map_err(failed)
+            }
+            Operation::SetVeth { link, bridge, alias } => {
+                let master = Some(self.index_of(bridge)?);
+                let change = LinkChange { up: Some(true), alias: Some(alias), master, mac: None };
+                let set = route::set_link(&mut self.route, link, &change);
+                set.and_then(|()| route::set_hairpin(&mut self.route, link)).map_err(failed)
+            }
+            Operation::BuildRules(_)
+            | Operation::AddElement(_)
+            | Operation::RemoveElement(_)
+            | Operation::ForgetAddress { .. }
+            | Operation::ForgetPort { .. } => Ok(()), // Performed in groups.
+        }
+    }
+
+    fn index_of(&mut self, name: &str) -> Result<u32, NetError> {
+        let missing = KernelError { errno: libc::ENODEV, reason: None };
+        route::link_by_name(&mut self.route, name)
+            .and_then(|link| link.map(|link| link.index).ok_or(missing))
+            .map_err(|error| NetError::kernel(format!("find link `{name}`"), error))
+    }
+
+    /// Removes all that is ours from this namespace: tables, containers' links, bridges. IPv4 forwarding stays on, as
+    /// others may have come to rely on it. Keeps going; the first error is returned.
+    pub fn remove_all(&mut self) -> Result<(), NetError> {
+        let nothing = NodeNetwork::default();
+        let mut observed = self.observe(&nothing)?;
+        observed.elements.clear();
+        observed.shape = message::Shape::wanted();
+        let mut first_error = None;
+        self.perform(&crate::plan::plan(&self.config.clone(), &nothing, &observed), |_, result| {
+            if let Err(error) = result {
+                first_error.get_or_insert(error);
+            }
+            true
+        });
+        let existing = message::existing(&mut self.netfilter, &self.config.table)
+            .map_err(|error| NetError::kernel("list nft tables", error));
+        let dropped = existing.and_then(|families| self.change_firewall(&[Change::Drop(families)]));
+        first_error.map_or(dropped, Err)
+    }
+}
+
+fn observed_link(link: &Link, master: Option<String>) -> ObservedLink {
+    let is_bridge = link.kind == "bridge";
+    ObservedLink {
+        kind: link.kind.clone(),
+        alias: link.alias.clone(),
+        up: link.up,
+        mac: link.mac,
+        master,
+        addresses: BTreeSet::new(),
+        route_localnet: is_bridge && is_on(&route_localnet(&link.name)),
+        hairpin: link.hairpin,
+        peer: link.peer,
+    }
+}
+
+/// An rtnetlink socket in the endpoint's namespace.
+fn socket_inside(endpoint: &Endpoint) -> Result<Socket, NetError> {
+    netns::run_in_netns(&netns::of_process(endpoint.netns_pid), || Socket::open(libc::NETLINK_ROUTE))?
+        .map_err(|error| NetError::kernel(format!("open a socket for endpoint `{}`", endpoint.id), error))
+}
+
+fn configure_inside(
+    socket: &mut Socket,
+    endpoint: &Endpoint,
+    gateway: Option<std::net::Ipv4Addr>,
+) -> Result<(), KernelError> {
+    let name = &endpoint.interface_name;
+    let missing = KernelError { errno: libc::ENODEV, reason: None };
+    let index = route::link_by_name(socket, name)?.ok_or(missing)?.index;
+    let up = LinkChange { up: Some(true), ..LinkChange::default() };
+    route::set_link(socket, "lo", &up)?;
+    for (_, surplus) in
+        route::addresses(socket)?.into_iter().filter(|(of, cidr)| *of == index && *cidr != endpoint.cidr())
+    {
+        route::delete_address(socket, index, surplus)?;
+    }
+    route::add_address(socket, index, endpoint.cidr())?;
+    route::set_link(socket, name, &up)?;
+    gateway.map_or(Ok(()), |gateway| route::set_default_route(socket, index, gateway))
+}
+
+/// Operations that are performed together when they are neighbours.
+#[derive(PartialEq, Eq)]
+enum Group {
+    Single,
+    Firewall,
+    Forget,
+}
+
+fn group(operation: &Operation) -> Group {
+    match operation {
+        Operation::BuildRules(_) | Operation::AddElement(_) | Operation::RemoveElement(_) => Group::Firewall,
+        Operation::ForgetAddress { .. } | Operation::ForgetPort { .. } => Group::Forget,
+        _ => Group::Single,
+    }
+}
+
+fn firewall_change(operation: &Operation) -> Option<Change> {
+    match operation {
+        Operation::BuildRules(shape) => Some(Change::Rules(shape.clone())),
+        Operation::AddElement(element) => Some(Change::Add(element.clone())),
+        Operation::RemoveElement(element) => Some(Change::Remove(element.clone())),
+        _ => None,
+    }
+}
+
+fn flows(operation: &Operation) -> Option<Flows> {
+    match operation {
+        Operation::ForgetAddress { address } => Some(Flows::Of(*address)),
+        Operation::ForgetPort { protocol, port } => Some(Flows::To(*protocol, *port)),
+        _ => None,
+    }
+}

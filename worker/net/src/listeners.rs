@@ -1,0 +1,65 @@
+//! Which ports processes of this node listen on.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddrV4},
+};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt::set_socket_reuseaddr};
+
+use crate::model::Protocol;
+
+/// Whether a socket in the network namespace of this thread listens on `port`, on whatever address. SCTP is not
+/// looked at: the kernel lists it elsewhere, and only while its module is loaded.
+pub(crate) fn listens(protocol: Protocol, port: u16) -> bool {
+    // The states in which a socket waits for anyone: TCP_LISTEN; TCP_CLOSE, which is what unconnected UDP shows.
+    let (tables, state) = match protocol {
+        Protocol::Tcp => (["tcp", "tcp6"], "0A"),
+        Protocol::Udp => (["udp", "udp6"], "07"),
+        Protocol::Sctp => return false,
+    };
+    // The kernel's table costs milliseconds to read, so it is asked only when the port is not plainly free: an outgoing
+    // connection that happens to use the port is in the way of binding, but not in ours.
+    if can_bind(protocol, port) {
+        return false;
+    }
+    tables.iter().any(|table| {
+        fs::read_to_string(format!("/proc/thread-self/net/{table}"))
+            .is_ok_and(|text| listed(&text, state, port))
+    })
+}
+
+/// Whether the port could be bound; it is let go at once, and nothing ever listens.
+fn can_bind(protocol: Protocol, port: u16) -> bool {
+    let kind = if protocol == Protocol::Tcp { SocketType::STREAM } else { SocketType::DGRAM };
+    let bound = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None).and_then(|socket| {
+        set_socket_reuseaddr(&socket, protocol == Protocol::Tcp)?;
+        bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))
+    });
+    bound.is_ok()
+}
+
+/// Looks through a table as in `/proc/net/tcp`: number, local address and port in hexadecimal, remote, state, ….
+fn listed(table: &str, state: &str, port: u16) -> bool {
+    table.lines().skip(1).any(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let local = fields.next().and_then(|field| field.rsplit_once(':'));
+        let found = local.and_then(|(_, digits)| u16::from_str_radix(digits, 16).ok());
+        found == Some(port) && fields.nth(1) == Some(state)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_waiting_sockets_count() {
+        let table = "  sl  local_address rem_address   st tx_queue\n\
+             0: 0100007F:1F90 00000000:0000 0A 00000000:00000000\n\
+             1: 0100007F:9C40 0100007F:1F90 01 00000000:00000000\n";
+        for (port, expected) in [(0x1f90, true), (0x9c40, false), (80, false)] {
+            assert_eq!(listed(table, "0A", port), expected, "{port}");
+        }
+    }
+}

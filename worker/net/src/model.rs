@@ -1,0 +1,425 @@
+//! The desired state of a node's network, as plain data, and the rules it must obey.
+//!
+//! Only IPv4 for now. The kernel tables are of the `inet` family and addresses sit in their own fields, so that
+//! IPv6 adds fields and elements rather than changing these.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::NetError;
+
+/// Longest interface name the kernel takes (`IFNAMSIZ` less the closing NUL).
+pub const INTERFACE_NAME_MAX: usize = 15;
+
+/// Names under which this crate works, so that several daemons (in tests, even in one namespace) stay apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// Name of the nft tables (families `inet` and `bridge`), and the first word of the alias that marks each link of
+    /// ours.
+    pub table: String,
+    /// First letters of the names of the veth devices on the node; at most 3 bytes.
+    pub link_prefix: String,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self { table: "rswarm".into(), link_prefix: "rsv".into() }
+    }
+}
+
+impl NetworkConfig {
+    /// The name of the node's end of an endpoint's veth pair: the prefix and 60 bits of a hash (FNV-1a) of the id, as
+    /// ids are longer than interface names may be.
+    pub fn link_name(&self, endpoint: &str) -> String {
+        const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for byte in endpoint.bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        let digits = (0..12).map(|n| char::from(DIGITS[(hash >> (n * 5)) as usize & 31]));
+        self.link_prefix.chars().chain(digits).collect()
+    }
+
+    pub(crate) fn network_alias(&self, network: &str) -> String {
+        format!("{} network {network}", self.table)
+    }
+
+    pub(crate) fn endpoint_alias(&self, endpoint: &Endpoint) -> String {
+        format!("{} endpoint {} {}", self.table, endpoint.id, endpoint.address)
+    }
+
+    /// The address in the alias of an endpoint's link, if the link is ours.
+    pub(crate) fn endpoint_of_alias<'a>(&self, alias: &'a str) -> Option<(&'a str, Ipv4Addr)> {
+        let rest = alias.strip_prefix(self.table.as_str())?.strip_prefix(" endpoint ")?;
+        let (id, address) = rest.rsplit_once(' ')?;
+        Some((id, address.parse().ok()?))
+    }
+
+    pub(crate) fn is_ours(&self, alias: &str) -> bool {
+        alias
+            .strip_prefix(self.table.as_str())
+            .is_some_and(|rest| rest.starts_with(" network ") || rest.starts_with(" endpoint "))
+    }
+}
+
+/// Everything the node's network should be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeNetwork {
+    pub networks: Vec<BridgeNetwork>,
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A network that lives on this node alone: a bridge with the gateway's address on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BridgeNetwork {
+    pub id: String,
+    /// Name of the bridge device, such as `rsw-br0`; at most 15 bytes.
+    pub bridge: String,
+    /// The address on the bridge: the default gateway of its containers.
+    pub gateway: Ipv4Addr,
+    pub prefix_len: u8,
+    /// First address of the subnet, `gateway` masked by `prefix_len`.
+    pub subnet: Ipv4Addr,
+    /// Whether traffic that leaves for elsewhere takes the node's address.
+    pub masquerade: bool,
+    /// No way out and none in: containers get no default route and nothing is forwarded.
+    pub internal: bool,
+}
+
+/// One container's attachment to a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The task's id.
+    pub id: String,
+    /// The id of its [`BridgeNetwork`].
+    pub network: String,
+    /// The container's init process, whose network namespace gets the interface.
+    pub netns_pid: i32,
+    pub address: Ipv4Addr,
+    pub prefix_len: u8,
+    /// The default route, except on an internal network.
+    pub gateway: Ipv4Addr,
+    /// Name inside the container, `eth0` as a rule.
+    pub interface_name: String,
+    pub ports: Vec<HostPort>,
+}
+
+/// A port of this node that leads to a port of one container (`mode=host`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HostPort {
+    pub protocol: Protocol,
+    pub published: u16,
+    pub target: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    /// The number in the IP header.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        })
+    }
+}
+
+/// An Ethernet address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// A locally administered address that follows from the IPv4 address: a successor that gets the address of a gone
+    /// container also gets its MAC, so no neighbour's cache goes stale.
+    pub fn from_address(address: Ipv4Addr) -> Self {
+        let [a, b, c, d] = address.octets();
+        Self([0x02, 0x42, a, b, c, d])
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// An interface address with the length of its network's prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cidr {
+    pub address: Ipv4Addr,
+    pub prefix_len: u8,
+}
+
+impl Cidr {
+    fn mask(self) -> u32 {
+        u32::MAX.checked_shl(32 - u32::from(self.prefix_len)).unwrap_or(0)
+    }
+
+    /// The first address of the network.
+    pub fn subnet(self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.address) & self.mask())
+    }
+
+    /// The last address of the network.
+    pub fn broadcast(self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.address) | !self.mask())
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix_len)
+    }
+}
+
+impl BridgeNetwork {
+    pub(crate) fn cidr(&self) -> Cidr {
+        Cidr { address: self.gateway, prefix_len: self.prefix_len }
+    }
+
+    fn check(&self) -> Result<(), NetError> {
+        let invalid =
+            |reason: String| Err(NetError::Invalid { what: "network", id: self.id.clone(), reason });
+        if self.id.is_empty() || self.id.contains(char::is_whitespace) {
+            return invalid("expected an id without spaces".into());
+        }
+        if let Some(reason) = bad_interface_name(&self.bridge) {
+            return invalid(reason);
+        }
+        if !(1..=30).contains(&self.prefix_len) {
+            return invalid(format!("expected a prefix length of 1 to 30, found {}", self.prefix_len));
+        }
+        if self.cidr().subnet() != self.subnet {
+            return invalid(format!(
+                "expected subnet `{}` for gateway `{}`, found `{}`",
+                self.cidr().subnet(),
+                self.cidr(),
+                self.subnet
+            ));
+        }
+        if self.gateway == self.subnet || self.gateway == self.cidr().broadcast() {
+            return invalid(format!("expected a host address as gateway, found `{}`", self.cidr()));
+        }
+        Ok(())
+    }
+}
+
+impl Endpoint {
+    /// The MAC of the container's interface.
+    pub fn mac(&self) -> Mac {
+        Mac::from_address(self.address)
+    }
+
+    pub(crate) fn cidr(&self) -> Cidr {
+        Cidr { address: self.address, prefix_len: self.prefix_len }
+    }
+
+    fn check(&self, network: &BridgeNetwork) -> Result<(), NetError> {
+        let invalid =
+            |reason: String| Err(NetError::Invalid { what: "endpoint", id: self.id.clone(), reason });
+        if self.id.is_empty() || self.id.contains(char::is_whitespace) {
+            return invalid("expected an id without spaces".into());
+        }
+        if let Some(reason) = bad_interface_name(&self.interface_name) {
+            return invalid(reason);
+        }
+        if self.netns_pid <= 0 {
+            return invalid(format!("expected a process id, found {}", self.netns_pid));
+        }
+        let (own, net) = (self.cidr(), network.cidr());
+        if own.prefix_len != net.prefix_len || own.subnet() != net.subnet() {
+            return invalid(format!(
+                "expected an address in `{}/{}`, found `{own}`",
+                network.subnet, network.prefix_len
+            ));
+        }
+        if own.address == net.address || own.address == net.subnet() || own.address == net.broadcast() {
+            return invalid(format!("address `{own}` is reserved in network `{}`", network.id));
+        }
+        if let Some(port) = self.ports.iter().find(|port| port.published == 0 || port.target == 0) {
+            return invalid(format!("expected ports 1 to 65535, found `{}:{}`", port.published, port.target));
+        }
+        Ok(())
+    }
+}
+
+fn bad_interface_name(name: &str) -> Option<String> {
+    let fine = (1..=INTERFACE_NAME_MAX).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
+    (!fine).then(|| format!("expected an interface name of 1 to {INTERFACE_NAME_MAX} bytes, found `{name}`"))
+}
+
+impl NodeNetwork {
+    pub fn network(&self, id: &str) -> Option<&BridgeNetwork> {
+        self.networks.iter().find(|network| network.id == id)
+    }
+
+    pub fn endpoint(&self, id: &str) -> Option<&Endpoint> {
+        self.endpoints.iter().find(|endpoint| endpoint.id == id)
+    }
+
+    /// Checks that the state makes sense as a whole, before any of it touches the kernel.
+    ///
+    /// # Errors
+    /// `Invalid`, `UnknownNetwork`, `PortTaken` or `AddressTaken`, naming the first offender in the given order.
+    pub fn validate(&self) -> Result<(), NetError> {
+        let mut ids = BTreeSet::new();
+        let mut bridges = BTreeMap::new();
+        for network in &self.networks {
+            network.check()?;
+            let duplicate = |reason| NetError::Invalid { what: "network", id: network.id.clone(), reason };
+            if !ids.insert(&network.id) {
+                return Err(duplicate("given twice".into()));
+            }
+            if let Some(holder) = bridges.insert(&network.bridge, &network.id) {
+                return Err(duplicate(format!("bridge `{}` belongs to network `{holder}`", network.bridge)));
+            }
+        }
+        let mut ids = BTreeSet::new();
+        let mut addresses = BTreeMap::new();
+        let mut ports = BTreeMap::new();
+        for endpoint in &self.endpoints {
+            let id = &endpoint.id;
+            let network = self.network(&endpoint.network).ok_or_else(|| NetError::UnknownNetwork {
+                endpoint: id.clone(),
+                network: endpoint.network.clone(),
+            })?;
+            endpoint.check(network)?;
+            if !ids.insert(id) {
+                return Err(NetError::Invalid {
+                    what: "endpoint",
+                    id: id.clone(),
+                    reason: "given twice".into(),
+                });
+            }
+            if let Some(holder) = addresses.insert((&endpoint.network, endpoint.address), id) {
+                return Err(NetError::AddressTaken {
+                    address: endpoint.address,
+                    endpoint: id.clone(),
+                    holder: holder.clone(),
+                });
+            }
+            for port in &endpoint.ports {
+                if let Some(holder) = ports.insert((port.protocol, port.published), id) {
+                    return Err(NetError::PortTaken {
+                        protocol: port.protocol,
+                        port: port.published,
+                        endpoint: id.clone(),
+                        holder: holder.clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{endpoint, network};
+
+    fn check(change: impl FnOnce(&mut NodeNetwork), expected: &str) {
+        let mut node = NodeNetwork {
+            networks: vec![network("n0", 0), network("n1", 1)],
+            endpoints: vec![
+                endpoint("a", "n0", "10.90.0.2", &[(8080, 80)]),
+                endpoint("b", "n0", "10.90.0.3", &[]),
+            ],
+        };
+        change(&mut node);
+        let found = node.validate().map_or_else(|error| error.to_string(), |()| "fine".into());
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_name() {
+        check(|_| {}, "fine");
+        check(
+            |n| n.networks[0].prefix_len = 31,
+            "network `n0`: expected a prefix length of 1 to 30, found 31",
+        );
+        check(
+            |n| n.networks[0].bridge = "a-name-too-long-".into(),
+            "network `n0`: expected an interface name of 1 to 15 bytes, found `a-name-too-long-`",
+        );
+        check(
+            |n| n.networks[1].bridge = "rsw-br0".into(),
+            "network `n1`: bridge `rsw-br0` belongs to network `n0`",
+        );
+        check(
+            |n| n.networks[0].subnet = Ipv4Addr::new(10, 91, 0, 0),
+            "network `n0`: expected subnet `10.90.0.0` for gateway `10.90.0.1/24`, found `10.91.0.0`",
+        );
+        check(
+            |n| n.endpoints[0].address = Ipv4Addr::new(10, 91, 0, 2),
+            "endpoint `a`: expected an address in `10.90.0.0/24`, found `10.91.0.2/24`",
+        );
+        check(
+            |n| n.endpoints[0].address = Ipv4Addr::new(10, 90, 0, 1),
+            "endpoint `a`: address `10.90.0.1/24` is reserved in network `n0`",
+        );
+        check(
+            |n| n.endpoints[1].address = n.endpoints[0].address,
+            "address `10.90.0.2` asked for by endpoint `b` belongs to endpoint `a`",
+        );
+        check(
+            |n| n.endpoints[1].ports = n.endpoints[0].ports.clone(),
+            "tcp port 8080 asked for by endpoint `b` is published by endpoint `a`",
+        );
+        check(|n| n.endpoints[1].id = "a".into(), "endpoint `a`: given twice");
+        check(
+            |n| n.endpoints[1].network = "n9".into(),
+            "network `n9` of endpoint `b` is not on this node: ensure the network first",
+        );
+        check(|n| n.endpoints[1].netns_pid = 0, "endpoint `b`: expected a process id, found 0");
+        check(
+            |n| n.endpoints[0].ports[0].target = 0,
+            "endpoint `a`: expected ports 1 to 65535, found `8080:0`",
+        );
+    }
+
+    #[test]
+    fn link_names_fit_and_differ() {
+        let config = NetworkConfig::default();
+        let names: BTreeSet<_> = (0..1000).map(|n| config.link_name(&format!("task-{n}"))).collect();
+        assert_eq!(names.len(), 1000);
+        assert!(names.iter().all(|name| name.len() == INTERFACE_NAME_MAX && name.starts_with("rsv")));
+    }
+
+    #[test]
+    fn aliases_tell_whose_link_it_is() {
+        let config = NetworkConfig::default();
+        let endpoint = endpoint("a", "n0", "10.90.0.2", &[]);
+        let alias = config.endpoint_alias(&endpoint);
+        assert_eq!(config.endpoint_of_alias(&alias), Some(("a", endpoint.address)));
+        assert!(config.is_ours(&alias) && config.is_ours(&config.network_alias("n0")));
+        let other = NetworkConfig { table: "rsw".into(), ..config };
+        assert!(!other.is_ours(&alias) && other.endpoint_of_alias(&alias).is_none());
+    }
+}

@@ -1,0 +1,317 @@
+//! The plan: what to do to the kernel so that it is as desired. Pure; reads no clock, touches no socket.
+//!
+//! Order matters and is fixed: what is surplus goes, bridges come, veth pairs come with the node's end still down, the
+//! firewall changes in one transaction, only then do the node's ends come up, and last the connections of gone
+//! endpoints are forgotten. So no container is reachable or can speak before its rules are in place.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+};
+
+use crate::{
+    firewall::{self, Element, message::Shape},
+    model::{BridgeNetwork, Cidr, Endpoint, Mac, NetworkConfig, NodeNetwork, Protocol},
+};
+
+/// What was found in the kernel.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Whether the node forwards IPv4.
+    pub forwarding: bool,
+    /// All links of the node's namespace, by name.
+    pub links: BTreeMap<String, ObservedLink>,
+    /// The container's side, by endpoint; absent where its namespace or interface is.
+    pub inside: BTreeMap<String, Inside>,
+    /// Tables, chains, sets and rules.
+    pub shape: Shape,
+    /// Elements of our sets and maps.
+    pub elements: BTreeSet<Element>,
+}
+
+/// A link in the node's namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ObservedLink {
+    /// `bridge`, `veth`, …
+    pub kind: String,
+    /// Who made it and for what, see [`NetworkConfig`].
+    pub alias: Option<String>,
+    pub up: bool,
+    pub mac: Option<Mac>,
+    /// Name of the bridge it belongs to.
+    pub master: Option<String>,
+    pub addresses: BTreeSet<Cidr>,
+    /// Whether packets for 127.0.0.0/8 may pass; only looked at for bridges.
+    pub route_localnet: bool,
+    /// Whether a port of a bridge may send back what came in by it.
+    pub hairpin: bool,
+    /// Index of a veth's other end.
+    pub peer: Option<u32>,
+}
+
+/// The interface inside a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inside {
+    pub index: u32,
+    pub mac: Option<Mac>,
+    pub up: bool,
+    pub loopback_up: bool,
+    pub addresses: BTreeSet<Cidr>,
+    /// Gateway of the default route through this interface.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// One change to the kernel. `Display` says it in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    EnableForwarding,
+    /// Deletes a link of ours that should not be, or not be like that.
+    RemoveLink {
+        link: String,
+    },
+    CreateBridge {
+        bridge: String,
+        mac: Mac,
+    },
+    /// Sets a bridge's MAC and alias and brings it up.
+    SetBridge {
+        bridge: String,
+        mac: Mac,
+        alias: String,
+    },
+    AddAddress {
+        link: String,
+        address: Cidr,
+    },
+    RemoveAddress {
+        link: String,
+        address: Cidr,
+    },
+    RouteLocalnet {
+        bridge: String,
+    },
+    /// Makes the veth pair, the far end in the container.
+    CreateVeth {
+        link: String,
+        endpoint: Endpoint,
+    },
+    /// Gives the container's end its address and route. `gateway` is `None` on an internal network.
+    ConfigureInside {
+        endpoint: Endpoint,
+        gateway: Option<Ipv4Addr>,
+    },
+    /// Makes tables, chains, sets and rules anew where they are not as they should be.
+    BuildRules(Shape),
+    RemoveElement(Element),
+    AddElement(Element),
+    /// Puts the node's end on the bridge, in hairpin mode, marks it as ours, brings it up.
+    SetVeth {
+        link: String,
+        bridge: String,
+        alias: String,
+    },
+    /// Deletes the tracked connections of an address.
+    ForgetAddress {
+        address: Ipv4Addr,
+    },
+    /// Deletes the tracked connections to a port of the node, which were made before it was published.
+    ForgetPort {
+        protocol: Protocol,
+        port: u16,
+    },
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EnableForwarding => f.write_str("enable IPv4 forwarding"),
+            Self::RemoveLink { link } => write!(f, "remove link `{link}`"),
+            Self::CreateBridge { bridge, .. } => write!(f, "create bridge `{bridge}`"),
+            Self::SetBridge { bridge, .. } => write!(f, "bring up bridge `{bridge}`"),
+            Self::AddAddress { link, address } => write!(f, "add address `{address}` to `{link}`"),
+            Self::RemoveAddress { link, address } => write!(f, "remove address `{address}` from `{link}`"),
+            Self::RouteLocalnet { bridge } => write!(f, "enable route_localnet on `{bridge}`"),
+            Self::CreateVeth { link, endpoint } => {
+                write!(
+                    f,
+                    "create veth `{link}` to `{}` of endpoint `{}`",
+                    endpoint.interface_name, endpoint.id
+                )
+            }
+            Self::ConfigureInside { endpoint, .. } => {
+                write!(f, "configure `{}` of endpoint `{}`", endpoint.interface_name, endpoint.id)
+            }
+            Self::BuildRules(_) => f.write_str("build the nft tables"),
+            Self::RemoveElement(element) => write!(f, "remove nft element: {element}"),
+            Self::AddElement(element) => write!(f, "add nft element: {element}"),
+            Self::SetVeth { link, bridge, .. } => write!(f, "bring up veth `{link}` on bridge `{bridge}`"),
+            Self::ForgetAddress { address } => write!(f, "forget connections of `{address}`"),
+            Self::ForgetPort { protocol, port } => write!(f, "forget connections to {protocol} port {port}"),
+        }
+    }
+}
+
+/// The operations that turn `observed` into `desired`; empty when all is well.
+///
+/// `desired` must be valid ([`NodeNetwork::validate`]). Links that are not ours are never touched.
+pub fn plan(config: &NetworkConfig, desired: &NodeNetwork, observed: &Observed) -> Vec<Operation> {
+    let mut before = Vec::new();
+    let mut after = Vec::new();
+    if !desired.networks.is_empty() && !observed.forwarding {
+        before.push(Operation::EnableForwarding);
+    }
+    remove_surplus(config, desired, observed, &mut before, &mut after);
+    for network in &desired.networks {
+        before.extend(plan_network(config, network, observed.links.get(&network.bridge)));
+    }
+    for endpoint in &desired.endpoints {
+        let Some(network) = desired.network(&endpoint.network) else { continue };
+        let link = observed.links.get(&config.link_name(&endpoint.id));
+        let steps = plan_endpoint(config, network, endpoint, link, observed.inside.get(&endpoint.id));
+        before.extend(steps.before);
+        after.extend(steps.after);
+    }
+    let wanted = firewall::elements(config, desired);
+    let present = present_elements(observed);
+    if !observed.shape.intact() {
+        before.push(Operation::BuildRules(observed.shape.clone()));
+    }
+    before.extend(present.difference(&wanted).cloned().map(Operation::RemoveElement));
+    before.extend(wanted.difference(&present).cloned().map(Operation::AddElement));
+    after.sort_by_key(|operation| matches!(operation, Operation::ForgetAddress { .. }));
+    before.extend(after);
+    before
+}
+
+/// The elements that survive a rebuilding of the rules.
+fn present_elements(observed: &Observed) -> BTreeSet<Element> {
+    observed.elements.iter().filter(|element| observed.shape.keeps(element)).cloned().collect()
+}
+
+fn remove_surplus(
+    config: &NetworkConfig,
+    desired: &NodeNetwork,
+    observed: &Observed,
+    before: &mut Vec<Operation>,
+    after: &mut Vec<Operation>,
+) {
+    let wanted: BTreeSet<String> = desired
+        .networks
+        .iter()
+        .map(|network| network.bridge.clone())
+        .chain(desired.endpoints.iter().map(|endpoint| config.link_name(&endpoint.id)))
+        .collect();
+    let addresses: BTreeSet<Ipv4Addr> = desired.endpoints.iter().map(|endpoint| endpoint.address).collect();
+    // Containers' links before bridges, so that a bridge is empty when it goes.
+    for veths in [true, false] {
+        for (name, link) in &observed.links {
+            if (link.kind == "veth") != veths || wanted.contains(name) || !is_ours(config, name, link) {
+                continue;
+            }
+            before.push(Operation::RemoveLink { link: name.clone() });
+            let gone = link.alias.as_deref().and_then(|alias| config.endpoint_of_alias(alias));
+            if let Some((_, address)) = gone.filter(|(_, address)| !addresses.contains(address)) {
+                after.push(Operation::ForgetAddress { address });
+            }
+        }
+    }
+}
+
+/// A link that carries our mark, or a veth under our name that a crash kept from getting it.
+fn is_ours(config: &NetworkConfig, name: &str, link: &ObservedLink) -> bool {
+    match &link.alias {
+        Some(alias) => config.is_ours(alias),
+        None => {
+            let hashed = name.len() == config.link_name("").len() && name.starts_with(&config.link_prefix);
+            link.kind == "veth" && hashed && !link.up
+        }
+    }
+}
+
+/// The operations on one network's bridge.
+pub(crate) fn plan_network(
+    config: &NetworkConfig,
+    network: &BridgeNetwork,
+    found: Option<&ObservedLink>,
+) -> Vec<Operation> {
+    let mut operations = Vec::new();
+    let bridge = &network.bridge;
+    let mac = Mac::from_address(network.gateway);
+    let alias = config.network_alias(&network.id);
+    // A bridge of that name that is another's makes the kernel refuse the creation: the error then names it.
+    let usable = |link: &&ObservedLink| {
+        link.kind == "bridge" && link.alias.as_ref().is_none_or(|alias| config.is_ours(alias))
+    };
+    let found = found.filter(usable);
+    if found.is_none() {
+        operations.push(Operation::CreateBridge { bridge: bridge.clone(), mac });
+    }
+    if found.is_none_or(|link| !link.up || link.mac != Some(mac) || link.alias.as_ref() != Some(&alias)) {
+        operations.push(Operation::SetBridge { bridge: bridge.clone(), mac, alias });
+    }
+    let address = network.cidr();
+    let surplus = found.into_iter().flat_map(|link| &link.addresses).filter(|found| **found != address);
+    operations
+        .extend(surplus.map(|found| Operation::RemoveAddress { link: bridge.clone(), address: *found }));
+    if found.is_none_or(|link| !link.addresses.contains(&address)) {
+        operations.push(Operation::AddAddress { link: bridge.clone(), address });
+    }
+    if found.is_none_or(|link| !link.route_localnet) {
+        operations.push(Operation::RouteLocalnet { bridge: bridge.clone() });
+    }
+    operations
+}
+
+/// What an endpoint needs, before and after the firewall is changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct EndpointSteps {
+    pub before: Vec<Operation>,
+    pub after: Vec<Operation>,
+}
+
+/// The operations on one endpoint's veth pair.
+pub(crate) fn plan_endpoint(
+    config: &NetworkConfig,
+    network: &BridgeNetwork,
+    endpoint: &Endpoint,
+    link: Option<&ObservedLink>,
+    inside: Option<&Inside>,
+) -> EndpointSteps {
+    let mut steps = EndpointSteps::default();
+    let name = config.link_name(&endpoint.id);
+    let alias = config.endpoint_alias(endpoint);
+    let gateway = (!network.internal).then_some(endpoint.gateway);
+    // Both ends must be there, belong together, and carry the right MAC; else the pair is made anew.
+    let pair = link.zip(inside).filter(|(link, inside)| {
+        link.kind == "veth" && link.peer == Some(inside.index) && inside.mac == Some(endpoint.mac())
+    });
+    if pair.is_none() {
+        if link.is_some() {
+            steps.before.push(Operation::RemoveLink { link: name.clone() });
+        }
+        steps.before.push(Operation::CreateVeth { link: name.clone(), endpoint: endpoint.clone() });
+    }
+    let configured = pair.is_some_and(|(_, inside)| {
+        inside.up
+            && inside.loopback_up
+            && inside.addresses == BTreeSet::from([endpoint.cidr()])
+            && (gateway.is_none() || inside.gateway == gateway)
+    });
+    if !configured {
+        steps.before.push(Operation::ConfigureInside { endpoint: endpoint.clone(), gateway });
+    }
+    let in_place = pair.is_some_and(|(link, _)| {
+        link.up
+            && link.hairpin
+            && link.master.as_ref() == Some(&network.bridge)
+            && link.alias.as_ref() == Some(&alias)
+    });
+    if !in_place {
+        steps.after.push(Operation::SetVeth { link: name, bridge: network.bridge.clone(), alias });
+    }
+    steps
+}
+
+#[cfg(test)]
+mod tests;
