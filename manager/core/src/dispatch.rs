@@ -3,7 +3,7 @@
 //! [`Sessions`] belongs to the leader's dispatcher alone, lives in memory, and is rebuilt after an election.
 //! [`Assignments`] follow from [`State`]. Source: swarm-parity 3.9.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -268,4 +268,20 @@ pub fn diff(old: &Assignments, state: &State, node: NodeId) -> Changes {
         }
     }
     changes
+}
+
+/// Nodes that may have something new to learn: those whose own object differs, or whose tasks do. Costs the
+/// difference.
+pub fn touched(old: &State, new: &State) -> BTreeSet<NodeId> {
+    let mut touched = BTreeSet::new();
+    for item in old.nodes.diff(&new.nodes) {
+        let (DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. }) = item;
+        touched.insert(*id);
+    }
+    for item in old.tasks.diff(&new.tasks) {
+        let (DiffItem::Add(_, task) | DiffItem::Remove(_, task) | DiffItem::Update { new: (_, task), .. }) =
+            item;
+        touched.extend(task.node_id);
+    }
+    touched
 }
