@@ -29,6 +29,7 @@ use rswarm_types::{Task, TaskId, Timestamp};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Executor, Exit, Failure, FailureKind, Found, FoundState, LogLine, LogQuery, Progress};
 use crate::task::Done;
@@ -176,7 +177,7 @@ impl ContainerExecutor {
         lock.lock_owned().await
     }
 
-    async fn image(&self, reference: &str, progress: &Progress) -> Result<Image, Error> {
+    async fn image(&self, reference: &str, progress: &Progress) -> Result<Image, Failure> {
         if let Some(image) = self.node.config.images.get(reference) {
             return Ok(image);
         }
@@ -186,7 +187,10 @@ impl ContainerExecutor {
             progress: Some(pull_progress(reference, progress.clone())),
             ..PullOptions::default()
         };
-        let image = self.node.config.images.pull(reference, &options).await?;
+        let (images, reference) = (self.node.config.images.clone(), reference.to_owned());
+        // A task of its own, ended with this one: the compiler cannot see that the borrowed form may change threads.
+        let pull = AbortOnDropHandle::new(tokio::spawn(async move { images.pull(&reference, &options).await }));
+        let image = pull.await.map_err(|error| bug(&error))?.map_err(Error::from)?;
         progress.tell("preparing".to_owned());
         Ok(image)
     }
@@ -251,7 +255,7 @@ impl ContainerExecutor {
             blocking(move || node.ask_to_stop(id, &container, grace)).await??
         };
         if let Stop::Asked = asked {
-            let ended = AsyncFd::with_interest(ended, Interest::READABLE).map_err(watch_failure)?;
+            let ended = AsyncFd::register_with_interest(ended, Interest::READABLE).map_err(watch_failure)?;
             if tokio::time::timeout(grace, ended.readable()).await.is_err() {
                 let container = container.clone();
                 blocking(move || kill(&container)).await??;
@@ -322,7 +326,7 @@ impl ContainerExecutor {
             true => blocking(move || node.find(task)).await??.and_then(|container| container.watch().ok()),
             false => None,
         };
-        let ended = ended.map(|fd| AsyncFd::with_interest(fd, Interest::READABLE)).transpose().map_err(watch_failure)?;
+        let ended = ended.map(|fd| AsyncFd::register_with_interest(fd, Interest::READABLE)).transpose().map_err(watch_failure)?;
         let mut assembler = Assembler::default();
         let mut last_round = ended.is_none();
         loop {
@@ -570,14 +574,17 @@ impl Node {
 
 /// Runs blocking work off the event loop. It goes on when the future is dropped.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| Failure {
-        text: format!("the worker failed at this task: {error}; see its log"),
-        kind: FailureKind::Final,
-    })
+    tokio::task::spawn_blocking(work).await.map_err(|error| bug(&error))
+}
+
+/// Work that panicked.
+fn bug(error: &tokio::task::JoinError) -> Failure {
+    let text = format!("the worker failed at this task: {error}; see its log");
+    Failure { text, kind: FailureKind::Final }
 }
 
 async fn until_readable(fd: OwnedFd) -> Result<(), Failure> {
-    let fd = AsyncFd::with_interest(fd, Interest::READABLE).map_err(watch_failure)?;
+    let fd = AsyncFd::register_with_interest(fd, Interest::READABLE).map_err(watch_failure)?;
     fd.readable().await.map(drop).map_err(watch_failure)
 }
 
