@@ -26,10 +26,8 @@ use rswarm_runtime::{
     Container, Containers, CreateRequest, ExitStatus, LogOptions, Rootfs, RuntimeError, ShimCommand, State, Status, log,
 };
 use rswarm_types::{Task, TaskId, Timestamp};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
 use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc};
-use tokio_util::task::AbortOnDropHandle;
 
 use super::{Executor, Exit, Failure, FailureKind, Found, FoundState, LogLine, LogQuery, Progress};
 use crate::task::Done;
@@ -177,7 +175,7 @@ impl ContainerExecutor {
         lock.lock_owned().await
     }
 
-    async fn image(&self, reference: &str, progress: &Progress) -> Result<Image, Failure> {
+    async fn image(&self, reference: &str, progress: &Progress) -> Result<Image, Error> {
         if let Some(image) = self.node.config.images.get(reference) {
             return Ok(image);
         }
@@ -187,10 +185,7 @@ impl ContainerExecutor {
             progress: Some(pull_progress(reference, progress.clone())),
             ..PullOptions::default()
         };
-        let (images, reference) = (self.node.config.images.clone(), reference.to_owned());
-        // A task of its own, ended with this one: the compiler cannot see that the borrowed form may change threads.
-        let pull = AbortOnDropHandle::new(tokio::spawn(async move { images.pull(&reference, &options).await }));
-        let image = pull.await.map_err(|error| bug(&error))?.map_err(Error::from)?;
+        let image = self.node.config.images.pull(reference, &options).await?;
         progress.tell("preparing".to_owned());
         Ok(image)
     }
@@ -255,12 +250,12 @@ impl ContainerExecutor {
             blocking(move || node.ask_to_stop(id, &container, grace)).await??
         };
         if let Stop::Asked = asked {
-            let ended = AsyncFd::register_with_interest(ended, Interest::READABLE).map_err(watch_failure)?;
+            let ended = watch(ended)?;
             if tokio::time::timeout(grace, ended.readable()).await.is_err() {
                 let container = container.clone();
                 blocking(move || kill(&container)).await??;
                 // Until it is really gone: a process that hangs in the kernel keeps its task alive.
-                let _ = ended.readable().await.map_err(watch_failure)?;
+                ended.readable().await.map_err(watch_failure)?;
             }
         }
         let exit = match asked {
@@ -326,7 +321,7 @@ impl ContainerExecutor {
             true => blocking(move || node.find(task)).await??.and_then(|container| container.watch().ok()),
             false => None,
         };
-        let ended = ended.map(|fd| AsyncFd::register_with_interest(fd, Interest::READABLE)).transpose().map_err(watch_failure)?;
+        let ended = ended.map(watch).transpose()?;
         let mut assembler = Assembler::default();
         let mut last_round = ended.is_none();
         loop {
@@ -574,18 +569,20 @@ impl Node {
 
 /// Runs blocking work off the event loop. It goes on when the future is dropped.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| bug(&error))
-}
-
-/// Work that panicked.
-fn bug(error: &tokio::task::JoinError) -> Failure {
-    let text = format!("the worker failed at this task: {error}; see its log");
-    Failure { text, kind: FailureKind::Final }
+    tokio::task::spawn_blocking(work).await.map_err(|error| Failure {
+        text: format!("the worker failed at this task: {error}; see its log"),
+        kind: FailureKind::Final,
+    })
 }
 
 async fn until_readable(fd: OwnedFd) -> Result<(), Failure> {
-    let fd = AsyncFd::register_with_interest(fd, Interest::READABLE).map_err(watch_failure)?;
-    fd.readable().await.map(drop).map_err(watch_failure)
+    watch(fd)?.readable().await.map_err(watch_failure)
+}
+
+/// Readiness of any descriptor. Nothing is read through it, so that it is called a pipe does not matter; the type made
+/// for this asks its users for `unsafe`.
+fn watch(fd: OwnedFd) -> Result<pipe::Receiver, Failure> {
+    pipe::Receiver::from_owned_fd_unchecked(fd).map_err(watch_failure)
 }
 
 fn watch_failure(error: std::io::Error) -> Failure {
