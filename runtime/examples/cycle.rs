@@ -60,7 +60,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if with_crun {
         println!("crun cycle: {:.2} ms", median(&mut crun));
     }
-    memory(&containers, request("memory", directory.path(), &rootfs, &["/bin/sleep", "1000"])?)
+    memory(&containers, &request("memory", directory.path(), &rootfs, &["/bin/sleep", "1000"])?)
 }
 
 fn median(list: &mut [Duration]) -> f64 {
@@ -126,8 +126,8 @@ fn crun_cycle(directory: &Path, rootfs: &Path, request: &CreateRequest) -> Resul
     Ok(begin.elapsed())
 }
 
-fn memory(containers: &Containers, request: CreateRequest) -> Result<(), Box<dyn Error>> {
-    let container = containers.create(&request)?;
+fn memory(containers: &Containers, request: &CreateRequest) -> Result<(), Box<dyn Error>> {
+    let container = containers.create(request)?;
     let pid = container.pid().ok_or("the container has ended")?;
     let waiting = private(pid)?;
     container.start()?;

@@ -1,5 +1,7 @@
 //! Real containers on the real kernel: what is inside, and what the limits do. Needs root and a static busybox.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests too.
+
 mod common;
 
 use common::{Lab, chain};

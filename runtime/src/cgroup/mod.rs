@@ -8,6 +8,7 @@
 //!
 //! Source: Linux `Documentation/admin-guide/cgroup-v1` and `cgroup-v2.rst`; OCI runtime-spec, "Control groups".
 
+mod devices;
 mod layout;
 mod limits;
 #[cfg(test)]
@@ -15,7 +16,7 @@ mod tests;
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -332,6 +333,23 @@ impl Member {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(error),
         }
+    }
+}
+
+impl CgroupPlan {
+    /// Makes the cgroup with all that limits it.
+    ///
+    /// # Errors
+    /// As [`Cgroup::create`]. Undo with [`Cgroup::remove`].
+    pub fn perform(&self) -> Result<(), Failure> {
+        self.cgroup.create(&self.limits)?;
+        let Some(rules) = &self.device_program else { return Ok(()) };
+        let step = || "control the devices of the cgroup".to_owned();
+        let program = devices::compile(rules);
+        let Some(directory) = self.cgroup.unified()? else {
+            return Err(Failure::new(step(), "no v2 cgroup tree is mounted"));
+        };
+        sys::attach_device_program(directory.as_fd(), &program).step(step)
     }
 }
 

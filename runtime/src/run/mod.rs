@@ -105,7 +105,7 @@ impl Host {
         match step {
             Outside::MakeCgroup(cgroup) => {
                 self.cgroup = cgroup.cgroup.clone();
-                self.cgroup.create(&cgroup.limits)
+                cgroup.perform()
             }
             Outside::SpawnInit { namespaces } => {
                 self.init = Some(spawn(plan, *namespaces, &self.cgroup, stdio)?);
