@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let containers = Containers::new(directory.path().join("containers"), ShimCommand::default());
     let mut phases: [Vec<Duration>; 5] = Default::default();
     let mut crun = Vec::new();
-    let with_crun = Command::new("crun").arg("--version").stdout(Stdio::null()).status().is_ok();
+    let mut with_crun = Command::new("crun").arg("--version").stdout(Stdio::null()).status().is_ok();
     for round in 0..rounds {
         let request = request(&format!("c{round}"), directory.path(), &rootfs, &["/bin/true"])?;
         let begin = Instant::now();
@@ -51,7 +51,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             list.push(to - from);
         }
         if with_crun {
-            crun.push(crun_cycle(directory.path(), &rootfs, &request)?);
+            match crun_cycle(directory.path(), &rootfs, &request) {
+                Ok(time) => crun.push(time),
+                Err(error) => {
+                    println!("crun is left out, it does not run this container here: {error}");
+                    with_crun = false;
+                }
+            }
         }
     }
     for (name, list) in ["create", "start", "wait", "delete", "cycle"].iter().zip(&mut phases) {

@@ -293,7 +293,7 @@ fn read_only_root_refuses_writes_and_volumes_take_them() {
     let (_, text) = lab.run(&request);
     assert!(text.contains("from the host"), "{text}");
     assert!(text.contains("/x: Read-only") && text.contains("/frozen/x: Read-only"), "{text}");
-    assert!(text.ends_with("scratched\n"), "{text}");
+    assert!(text.contains("scratched\n"), "{text}");
     assert!(volume.join("made").exists());
 }
 

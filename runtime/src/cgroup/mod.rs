@@ -88,12 +88,11 @@ impl Cgroup {
         limits.iter().try_for_each(Write::perform)
     }
 
-    /// Moves a process into all v1 directories. (A container is born in its v2 one, see [`Self::unified`].)
-    ///
-    /// # Errors
-    /// Names the directory that refused.
-    pub fn join_v1(&self, pid: i32) -> Result<(), Failure> {
-        self.members.iter().filter(|member| !member.is_unified()).try_for_each(|member| member.join(pid))
+    /// The files through which a process of one thread joins the v1 directories, by writing `0`. (A container is born
+    /// in its v2 one, see [`Self::unified`].)
+    pub fn v1_task_files(&self) -> Vec<PathBuf> {
+        let v1 = self.members.iter().filter(|member| !member.is_unified());
+        v1.map(|member| member.directory.join("tasks")).collect()
     }
 
     /// The v2 directory, for a `clone` straight into it.
@@ -234,7 +233,7 @@ impl Cgroup {
             let Some(parent) = member.directory.parent() else { continue };
             let shims = Member { directory: parent.join(SHIMS), ..member.clone() };
             shims.make_directories()?;
-            shims.join(0)?;
+            shims.join_self()?;
         }
         Ok(())
     }
@@ -320,11 +319,10 @@ impl Member {
         Ok(())
     }
 
-    /// Moves a process (0: the caller) into this directory.
-    fn join(&self, pid: i32) -> Result<(), Failure> {
-        let file = self.directory.join("cgroup.procs");
-        fs::write(&file, pid.to_string())
-            .step(|| format!("move process {pid} to cgroup `{}`", file.display()))
+    /// Moves the calling process, which has one thread, into this directory.
+    fn join_self(&self) -> Result<(), Failure> {
+        let file = self.directory.join(if self.is_unified() { "cgroup.procs" } else { "tasks" });
+        fs::write(&file, "0").step(|| format!("join the cgroup by `{}`", file.display()))
     }
 
     fn processes(&self) -> io::Result<Vec<i32>> {
