@@ -239,15 +239,16 @@ pub fn create(
         inside.push(Inside::Domainname(name.clone()));
     }
     sysctls(linux, &namespaces, &mut inside)?;
-    inside.push(Inside::JoinCgroup(cgroup.cgroup.v1_task_files()));
-    if namespaces.cgroup {
-        inside.push(Inside::UnshareCgroup);
-    }
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     for mount in mounts {
         inside.push(Inside::Mount(MountPlan::of(mount, &cgroup.cgroup)?));
     }
     devices(linux, mounts, &mut inside)?;
+    // After the devices, for the rules of the cgroup may forbid to make them.
+    inside.push(Inside::JoinCgroup(cgroup.cgroup.v1_task_files()));
+    if namespaces.cgroup {
+        inside.push(Inside::UnshareCgroup);
+    }
     inside.extend(linux.readonly_paths().iter().flatten().map(|path| Inside::ReadonlyPath(path.into())));
     inside.extend(linux.masked_paths().iter().flatten().map(|path| Inside::MaskPath(path.into())));
     inside.push(Inside::PivotRoot);

@@ -58,7 +58,7 @@ fn order_of_what_takes_and_what_drops_privileges() {
         steps.into_iter().map(|(name, _)| name).collect()
     };
     let until =
-        ["root", "cgroup", "cgroup namespace", "mount", "read-only", "mask", "pivot", "read-only root"];
+        ["root", "mount", "cgroup", "cgroup namespace", "read-only", "mask", "pivot", "read-only root"];
     let end = |rest: [&'static str; 6]| until.iter().copied().chain(rest).collect::<Vec<_>>();
     assert_eq!(order(false), end(["seccomp", "bounding", "user", "capabilities", "start", "exec"]));
     assert_eq!(order(true), end(["bounding", "user", "capabilities", "start", "seccomp", "exec"]));
