@@ -88,7 +88,7 @@ impl Writer {
             }
             Write::SetUpdateStatus { id, spec_version, status } => {
                 self.change_service(*id, *spec_version, |service| {
-                    service.update_status = Some(status.clone())
+                    service.update_status = Some(status.clone());
                 });
             }
             Write::CreateTask(task) => self.create_task(task),
@@ -329,6 +329,7 @@ impl Writer {
             service_labels: service.spec.labels.clone(),
             ports: service.spec.endpoint.ports.clone(),
             desired: new.desired,
+            start_delay: new.start_delay,
             status: TaskStatus { at: self.at, applied_at: self.at, ..new.status.clone() },
             networks: new.networks.clone(),
         };
@@ -395,14 +396,18 @@ impl Writer {
         let at = self.at;
         self.change_task(id, |task| {
             let held = &task.status;
-            let later = (status.state, status.at) > (held.state, held.at);
+            // Before a task has a node only the leader writes its status, in order; no clock decides there.
+            let explains = status.state == held.state && held.state < TaskState::Assigned;
+            let later = explains || (status.state, status.at) > (held.state, held.at);
             let placeless = status.state >= TaskState::Assigned && held.state < TaskState::Assigned;
             // Only `AllocateTask` and `AssignTask` move a task to a node: no report can.
             let skips_allocation = held.state == TaskState::New && status.state != TaskState::New;
             if held.state.is_terminal() || !later || placeless || skips_allocation {
                 return false;
             }
-            task.status = TaskStatus { applied_at: at, ..status.clone() };
+            let running_since = held.running_since.or((status.state == TaskState::Running).then_some(at));
+            let applied_at = if status.state == held.state { held.applied_at } else { at };
+            task.status = TaskStatus { applied_at, running_since, ..status.clone() };
             true
         });
     }

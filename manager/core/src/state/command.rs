@@ -4,6 +4,8 @@
 //! and workers move tasks forward; those writes commute with each other and are never refused: one whose object is
 //! gone, or that would move something back, does nothing. So a plan never fails because a worker reported meanwhile.
 
+use std::time::Duration;
+
 use rswarm_types::task::TaskNetwork;
 use rswarm_types::{
     Cluster, ClusterId, ManagerStatus, Network, NetworkId, Node, NodeDescription, NodeId, NodeSpec,
@@ -132,6 +134,9 @@ pub struct NewTask {
     #[serde(default)]
     pub node_id: Option<NodeId>,
     pub desired: TaskState,
+    /// See [`Task::start_delay`](rswarm_types::Task::start_delay).
+    #[serde(default)]
+    pub start_delay: Duration,
     /// `new`, `pending` (then with its networks) or `assigned` (then also with its node).
     #[serde(default)]
     pub status: TaskStatus,

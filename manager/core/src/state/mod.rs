@@ -18,9 +18,11 @@ use rswarm_types::{
 use serde::{Deserialize, Serialize};
 
 pub use apply::apply;
+pub(crate) use apply::takes_tasks;
 pub use check::Violation;
 pub use command::{Applied, Command, NewTask, ObjectRef, Rejected, ServiceChange, Write};
 pub use index::NodeUsage;
+pub(crate) use index::fixed_host_ports;
 
 /// Everything the managers agree on, as of `index`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
