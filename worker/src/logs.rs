@@ -16,14 +16,14 @@ use tokio::task::AbortHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use crate::executor::{Executor, LogQuery};
+use crate::executor::{Executor, LogLine, LogQuery};
 
 /// Lines read ahead of each task.
 const LINES_AHEAD: usize = 256;
 /// Messages on their way to the leader.
 const MESSAGES_AHEAD: usize = 4;
-/// Lines of one message at most; with lines of up to 16 KiB each it stays below 4 MiB.
-const LINES_PER_MESSAGE: usize = 200;
+/// A message is sent once its lines have this many bytes; with one more line it stays below tonic's 4 MiB.
+const MESSAGE_BYTES: usize = 512 << 10;
 
 /// The subscriptions under way.
 #[derive(Default)]
@@ -99,7 +99,7 @@ async fn read(
     executor: &dyn Executor,
     records: mpsc::Sender<v1::LogRecord>,
 ) {
-    let (lines, mut read) = mpsc::channel(LINES_AHEAD);
+    let (lines, mut read) = mpsc::channel::<LogLine>(LINES_AHEAD);
     let forward = async {
         while let Some(line) = read.recv().await {
             let stream = if line.stderr { Stream::Stderr } else { Stream::Stdout };
@@ -131,15 +131,21 @@ async fn collect(
     mut records: mpsc::Receiver<v1::LogRecord>,
     messages: mpsc::Sender<v1::PublishLogsRequest>,
 ) {
+    // The first message may be empty: it tells the leader whose logs these are.
     let mut batch = Vec::new();
     loop {
-        // The first message may be empty: it tells the leader whose logs these are.
-        let message = v1::PublishLogsRequest {
-            subscription_id: id.to_owned(),
-            records: std::mem::take(&mut batch),
-        };
-        if messages.send(message).await.is_err() || records.recv_many(&mut batch, LINES_PER_MESSAGE).await == 0 {
+        let message = v1::PublishLogsRequest { subscription_id: id.to_owned(), records: batch };
+        if messages.send(message).await.is_err() {
             return;
+        }
+        let Some(first) = records.recv().await else { return };
+        let mut bytes = first.line.len();
+        batch = vec![first];
+        while bytes < MESSAGE_BYTES
+            && let Ok(record) = records.try_recv()
+        {
+            bytes += record.line.len();
+            batch.push(record);
         }
     }
 }

@@ -278,7 +278,7 @@ impl Server {
                 () = tokio::time::sleep_until(deadline) => break,
             }
         }
-        for (_, operation) in self.operations.drain() {
+        for (_, (_, operation)) in self.operations.drain() {
             operation.abort();
         }
         let left: Vec<_> =
@@ -294,7 +294,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        for (_, operation) in self.operations.drain() {
+        for (_, (_, operation)) in self.operations.drain() {
             operation.abort();
         }
     }

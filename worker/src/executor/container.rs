@@ -26,8 +26,7 @@ use rswarm_runtime::{
     Container, Containers, CreateRequest, ExitStatus, LogOptions, Rootfs, RuntimeError, ShimCommand, State, Status, log,
 };
 use rswarm_types::{Task, TaskId, Timestamp};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
 use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc};
 
 use super::{Executor, Exit, Failure, FailureKind, Found, FoundState, LogLine, LogQuery, Progress};
@@ -251,12 +250,12 @@ impl ContainerExecutor {
             blocking(move || node.ask_to_stop(id, &container, grace)).await??
         };
         if let Stop::Asked = asked {
-            let ended = AsyncFd::with_interest(ended, Interest::READABLE).map_err(watch_failure)?;
+            let ended = watch(ended)?;
             if tokio::time::timeout(grace, ended.readable()).await.is_err() {
                 let container = container.clone();
                 blocking(move || kill(&container)).await??;
                 // Until it is really gone: a process that hangs in the kernel keeps its task alive.
-                let _ = ended.readable().await.map_err(watch_failure)?;
+                ended.readable().await.map_err(watch_failure)?;
             }
         }
         let exit = match asked {
@@ -322,7 +321,7 @@ impl ContainerExecutor {
             true => blocking(move || node.find(task)).await??.and_then(|container| container.watch().ok()),
             false => None,
         };
-        let ended = ended.map(|fd| AsyncFd::with_interest(fd, Interest::READABLE)).transpose().map_err(watch_failure)?;
+        let ended = ended.map(watch).transpose()?;
         let mut assembler = Assembler::default();
         let mut last_round = ended.is_none();
         loop {
@@ -577,8 +576,13 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 async fn until_readable(fd: OwnedFd) -> Result<(), Failure> {
-    let fd = AsyncFd::with_interest(fd, Interest::READABLE).map_err(watch_failure)?;
-    fd.readable().await.map(drop).map_err(watch_failure)
+    watch(fd)?.readable().await.map_err(watch_failure)
+}
+
+/// Readiness of any descriptor. Nothing is read through it, so that it is called a pipe does not matter; the type made
+/// for this asks its users for `unsafe`.
+fn watch(fd: OwnedFd) -> Result<pipe::Receiver, Failure> {
+    pipe::Receiver::from_owned_fd_unchecked(fd).map_err(watch_failure)
 }
 
 fn watch_failure(error: std::io::Error) -> Failure {

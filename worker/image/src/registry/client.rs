@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use futures::{FutureExt, future::BoxFuture};
 use reqwest::{Response, StatusCode, header};
 use serde::Deserialize;
 use tokio::sync::mpsc;
@@ -130,7 +131,7 @@ impl<'a> Session<'a> {
         };
         let path = format!("/v2/{}/manifests/{target}", reference.repository());
         let what = format!("the manifest of `{}`", reference.familiar());
-        let (bytes, announced) = self.retry(async || self.fetch_document(&path, &what, true).await).await?;
+        let (bytes, announced) = self.retry(|| self.fetch_document(&path, &what, true).boxed()).await?;
         let found = Digest::of(&bytes);
         match reference.digest().or(announced) {
             Some(expected) if expected != found => Err(ImageError::DigestMismatch { what, expected, found }),
@@ -142,7 +143,7 @@ impl<'a> Session<'a> {
     pub async fn document(&self, blob: &Descriptor, name: &str) -> Result<Vec<u8>, ImageError> {
         let path = blob_path(self.reference, blob);
         let what = format!("{name} of `{}`", self.reference.familiar());
-        let (bytes, _) = self.retry(async || self.fetch_document(&path, &what, false).await).await?;
+        let (bytes, _) = self.retry(|| self.fetch_document(&path, &what, false).boxed()).await?;
         let found = Digest::of(&bytes);
         if found != blob.digest {
             return Err(ImageError::DigestMismatch { what, expected: blob.digest, found });
@@ -374,9 +375,11 @@ impl<'a> Session<'a> {
     }
 
     /// Runs `attempt` until it succeeds, fails for good, or has failed [`ATTEMPTS`] times.
-    async fn retry<T>(
+    ///
+    /// Boxed futures, because the compiler cannot see yet that those of async closures may change threads.
+    async fn retry<'f, T>(
         &self,
-        mut attempt: impl AsyncFnMut() -> Result<T, ImageError>,
+        mut attempt: impl FnMut() -> BoxFuture<'f, Result<T, ImageError>>,
     ) -> Result<T, ImageError> {
         for failures in 1.. {
             match attempt().await {

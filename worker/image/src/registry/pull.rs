@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use tokio::{sync::mpsc, task::spawn_blocking};
 
 use super::{Progress, PullOptions, client::Session};
@@ -79,7 +79,7 @@ impl ImageStore {
         let unique: Vec<(Descriptor, Digest)> =
             pairs.iter().filter(|(layer, _)| seen.insert(layer.digest)).cloned().collect();
         stream::iter(unique)
-            .map(|(layer, diff_id)| self.ready_layer(&session, layer, diff_id, options))
+            .map(|(layer, diff_id)| self.ready_layer(&session, layer, diff_id, options).boxed())
             .buffer_unordered(PARALLEL_LAYERS)
             .try_collect::<Vec<()>>()
             .await?;
