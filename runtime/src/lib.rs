@@ -1,1 +1,30 @@
-//! Placeholder.
+//! An OCI runtime as a library, with the process that stays beside each container. It has never heard of a cluster.
+//!
+//! - [`Containers`] creates containers and finds them again; [`Container`] is the handle on one.
+//! - [`shim_main`] is the entry of the helper process, one per container.
+//! - [`default_spec`] is the configuration to start from; [`log`] reads what a container has written.
+//!
+//! Inside, a configuration becomes a [`plan`] (pure), which `run` performs. Only `sys` contains `unsafe`.
+
+pub mod cgroup;
+mod containers;
+mod defaults;
+mod error;
+pub mod log;
+pub mod plan;
+mod request;
+mod run;
+pub mod seccomp;
+mod shim;
+mod state;
+mod sys;
+
+pub use cgroup::Stats;
+pub use containers::{Container, Containers, ShimCommand};
+pub use defaults::{DEFAULT_CAPABILITIES, default_spec, set_capabilities};
+pub use error::{Cause, Failure, RuntimeError};
+pub use oci_spec::runtime as oci;
+pub use request::{CreateRequest, LogOptions, Rootfs};
+pub use shim::shim_main;
+pub use state::{ExitStatus, State, Status};
+pub use sys::{CapabilityBits, MountAttributes};

@@ -18,7 +18,9 @@ enum Wish {
     Task,
     /// Nothing new; what is there stays: the node is paused, or has not been heard of since the last election.
     Leave,
-    /// No task: the node is drained, down, or does not suit.
+    /// No task for now: the node is drained or down.
+    Absence,
+    /// No task: the node does not suit.
     Nothing,
     /// The node is gone; so shall be what it ran.
     Forget,
@@ -39,7 +41,13 @@ pub(super) fn plan(context: &Context, plan: &mut Plan) {
             }
             Wish::Leave => {}
             Wish::Nothing => {
-                for task in place.current().filter(|task| !task.status.state.is_terminal()) {
+                for task in place.current() {
+                    plan.set_desired(task.id, TaskState::Shutdown);
+                }
+            }
+            Wish::Absence => {
+                // What completed is done, also when the node is back.
+                for task in place.current().filter(|task| task.status.state != TaskState::Complete) {
                     plan.set_desired(task.id, TaskState::Shutdown);
                 }
             }
@@ -56,7 +64,7 @@ pub(super) fn plan(context: &Context, plan: &mut Plan) {
 fn wish(context: &Context, state: &State, place: &Place) -> Wish {
     let Some(node) = place.node.and_then(|id| state.node(id)) else { return Wish::Forget };
     match (node.status.state, node.spec.availability) {
-        (NodeState::Down, _) | (_, Availability::Drain) => Wish::Nothing,
+        (NodeState::Down, _) | (_, Availability::Drain) => Wish::Absence,
         (_, Availability::Pause) | (NodeState::Unknown, _) => Wish::Leave,
         (NodeState::Ready, Availability::Active) if context.suits(node) => Wish::Task,
         (NodeState::Ready, Availability::Active) => Wish::Nothing,

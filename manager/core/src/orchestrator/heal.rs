@@ -26,14 +26,15 @@ pub(super) fn plan(context: &Context, place: &Place, plan: &mut Plan) -> bool {
     fresh.sort_by_key(|task| merit(task));
     stale.sort_by_key(|task| merit(task));
     let replaced = fresh.first().is_some_and(|task| {
-        task.status.state == TaskState::Running || pace(context.service).order == UpdateOrder::StopFirst
+        matches!(task.status.state, TaskState::Running | TaskState::Complete)
+            || pace(context.service).order == UpdateOrder::StopFirst
     });
     let mut acted = false;
-    // One of each is enough; and the old one is, once the new one does its work.
-    let keep_stale = if replaced { 0 } else { 1 };
+    // One of each is enough. The old one stays until the new one does its work, if it does any itself; else it only
+    // keeps resources from the new one.
     for (index, task) in stale.iter().enumerate() {
-        let ended = !fresh.is_empty() && task.status.state.is_terminal();
-        if index >= keep_stale || ended {
+        let useless = !fresh.is_empty() && task.status.state != TaskState::Running;
+        if index > 0 || replaced || useless {
             plan.set_desired(task.id, TaskState::Shutdown);
             acted = true;
         }
@@ -132,14 +133,14 @@ pub(super) fn pace(service: &Service) -> &UpdateConfig {
 
 /// Replaces a current task because the spec changed, in the order asked for.
 pub(super) fn renew(context: &Context, place: &Place, plan: &mut Plan) {
-    let replaceable = |task: &Task| !may_run(context.state, task);
     let start_first = pace(context.service).order == UpdateOrder::StartFirst;
     let mut waits = false;
     for task in place.current() {
-        if replaceable(task) || !start_first {
+        // What does not run serves nobody: it need not stay until its successor does.
+        if !start_first || task.status.state != TaskState::Running {
             plan.set_desired(task.id, TaskState::Shutdown);
+            waits |= may_run(context.state, task);
         }
-        waits |= !start_first && !replaceable(task);
     }
     let desired = if waits { TaskState::Ready } else { TaskState::Running };
     plan.actions.push(Action::CreateTask(context.draft(place.slot, place.node, desired, Duration::ZERO)));

@@ -119,9 +119,12 @@ fn progress(context: &Context, place: &Place) -> Progress {
         .filter(|task| task.status.state >= TaskState::Running)
         .map(|task| task.status.running_since.unwrap_or(task.status.applied_at))
         .min();
+    // If the new one failed for good the old one stays, and there is nothing to wait for.
+    let new_one_ended =
+        place.current().filter(|task| context.is_clean(task)).all(|t| t.status.state.is_terminal());
     let old_one_left = place.current().any(|task| !context.is_clean(task));
     match first_ran {
-        Some(at) if !old_one_left => Progress::Done(at),
+        Some(at) if !old_one_left || new_one_ended => Progress::Done(at),
         _ => Progress::InFlight,
     }
 }
@@ -148,7 +151,7 @@ fn stop_on_failure(
         .filter(|task| {
             let status = &task.status;
             matches!(status.state, TaskState::Failed | TaskState::Rejected)
-                && status.applied_at >= since
+                && status.applied_at > since
                 && status.running_since.is_none_or(|ran| status.applied_at.since(ran) <= monitor)
         })
         .collect();

@@ -15,6 +15,8 @@ use super::{State, holds_resources, is_active};
 /// What the tasks assigned to a node hold of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeUsage {
+    /// Tasks assigned and not seen to end.
+    pub tasks: u32,
     /// Sum of the reservations of tasks assigned and not seen to end.
     pub nano_cpus: u64,
     /// Likewise, in bytes.
@@ -128,6 +130,7 @@ impl State {
         }
         if let Some(node) = task.node_id.filter(|_| holds_resources(task)) {
             let usage = indexes.usage.entry(node).or_default();
+            usage.tasks += 1;
             usage.nano_cpus += task.spec.reservations.nano_cpus;
             usage.memory_bytes += task.spec.reservations.memory_bytes;
             usage.active += u32::from(is_active(task));
@@ -159,14 +162,15 @@ impl State {
         if is_waiting(task) && !next.is_some_and(is_waiting) {
             indexes.waiting.remove(&task.id);
         }
-        for address in held_addresses(task) {
-            if indexes.addresses.get(&address) == Some(&task.id) {
+        if !next.is_some_and(|next| held_addresses(next).eq(held_addresses(task))) {
+            for address in held_addresses(task) {
                 indexes.addresses.remove(&address);
             }
         }
         if let Some(node) = task.node_id.filter(|_| holds_resources(task))
             && let Some(usage) = indexes.usage.get_mut(&node)
         {
+            usage.tasks -= 1;
             usage.nano_cpus -= task.spec.reservations.nano_cpus;
             usage.memory_bytes -= task.spec.reservations.memory_bytes;
             usage.active -= u32::from(is_active(task));
@@ -178,7 +182,7 @@ impl State {
                     }
                 }
             }
-            if *usage == NodeUsage::default() {
+            if usage.tasks == 0 {
                 indexes.usage.remove(&node);
             }
         }

@@ -1,0 +1,85 @@
+//! Which cgroup hierarchies this host has, and where they are mounted.
+
+use std::io;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The host's hierarchies. v1 ones empty = a v2 host; both = a hybrid host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    pub v1: Vec<Hierarchy>,
+    /// Mount point of the v2 tree.
+    pub unified: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hierarchy {
+    /// One or more, such as `cpu` and `cpuacct`, in the kernel's order; or a single `name=…`.
+    pub controllers: Vec<String>,
+    pub mount: PathBuf,
+}
+
+/// Options of a v1 mount that are not names of controllers.
+const OTHER_OPTIONS: [&str; 7] = ["rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "all"];
+
+impl Layout {
+    /// Looks at this process's mounts.
+    ///
+    /// # Errors
+    /// When `/proc` is not there.
+    pub fn detect() -> io::Result<Self> {
+        std::fs::read_to_string("/proc/self/mountinfo").map(|text| Self::parse(&text))
+    }
+
+    /// From the text of `/proc/<pid>/mountinfo`. Of several mounts of one hierarchy the first counts.
+    pub fn parse(mountinfo: &str) -> Self {
+        let mut layout = Self::default();
+        for line in mountinfo.lines() {
+            let Some((left, right)) = line.split_once(" - ") else { continue };
+            let Some(mount) = left.split(' ').nth(4) else { continue };
+            let mount = PathBuf::from(unescape(mount));
+            let mut fields = right.split(' ');
+            match fields.next() {
+                Some("cgroup2") if layout.unified.is_none() => layout.unified = Some(mount),
+                Some("cgroup") => {
+                    let controllers: Vec<String> = fields
+                        .nth(1)
+                        .unwrap_or_default()
+                        .split(',')
+                        .filter(|option| !OTHER_OPTIONS.contains(option))
+                        .filter(|option| option.starts_with("name=") || !option.contains('='))
+                        .map(str::to_owned)
+                        .collect();
+                    let known = layout.v1.iter().any(|one| one.controllers == controllers);
+                    if !known && !controllers.is_empty() {
+                        layout.v1.push(Hierarchy { controllers, mount });
+                    }
+                }
+                _ => {}
+            }
+        }
+        layout
+    }
+}
+
+/// Undoes the octal escapes (`\040` for a space) of mountinfo.
+fn unescape(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('\\') {
+        out.push_str(before);
+        match after.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                out.push(char::from(byte));
+                rest = &after[3..];
+            }
+            None => {
+                out.push('\\');
+                rest = after;
+            }
+        }
+    }
+    out.push_str(rest);
+    out
+}

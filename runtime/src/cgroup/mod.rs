@@ -1,0 +1,404 @@
+//! Control groups: one directory per hierarchy for each container, on v1, v2 and hybrid hosts.
+//!
+//! [`plan`] is pure: it says which directories there are to be and what is written into which file. [`Cgroup`]
+//! performs it and is the handle on the result. A *hybrid* host has its controllers on v1 and an (almost) empty v2
+//! tree beside them; the container joins that too, because it can be killed as a whole there.
+//!
+//! Left out: block I/O, huge pages, network classes and RDMA (refused by name).
+//!
+//! Source: Linux `Documentation/admin-guide/cgroup-v1` and `cgroup-v2.rst`; OCI runtime-spec, "Control groups".
+
+mod devices;
+mod layout;
+mod limits;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Failure, Step};
+use crate::sys;
+
+pub use layout::{Hierarchy, Layout};
+pub use limits::{CgroupError, CgroupPlan, Write, plan};
+
+/// The name of the v2 tree among a cgroup's members.
+const UNIFIED: &str = "unified";
+/// Controllers that are switched on for our part of a v2 tree.
+const WANTED: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+/// The cgroup that shims move to, beside those of their containers.
+pub(crate) const SHIMS: &str = "shims";
+
+/// The directories that make up one container's cgroup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cgroup {
+    pub members: Vec<Member>,
+}
+
+/// One hierarchy's directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Names of the controllers, `name=…` for a named one, `unified` for the v2 tree.
+    pub controllers: Vec<String>,
+    /// Where the hierarchy is mounted.
+    pub mount: PathBuf,
+    /// The directory itself, below `mount`.
+    pub directory: PathBuf,
+}
+
+/// What a container uses at one moment. Absent values have no controller on this host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    pub memory_bytes: Option<u64>,
+    /// `None` also without a limit.
+    pub memory_limit_bytes: Option<u64>,
+    pub cpu_nanos: Option<u64>,
+    pub pids: Option<u64>,
+}
+
+impl Cgroup {
+    /// The cgroup `path` (absolute, below each hierarchy) on this host. Creates nothing.
+    pub fn at(layout: &Layout, path: &str) -> Self {
+        let relative = path.trim_start_matches('/');
+        let member = |controllers: &[String], mount: &Path| Member {
+            controllers: controllers.to_vec(),
+            mount: mount.to_owned(),
+            directory: mount.join(relative),
+        };
+        let mut members: Vec<Member> =
+            layout.v1.iter().map(|hierarchy| member(&hierarchy.controllers, &hierarchy.mount)).collect();
+        members.extend(layout.unified.as_deref().map(|mount| member(&[UNIFIED.to_owned()], mount)));
+        Self { members }
+    }
+
+    /// Makes the directories, empty ones that were left over included, and applies the limits.
+    ///
+    /// # Errors
+    /// A limit that cannot be set is an error that names file and value. Undo with [`Self::remove`].
+    pub fn create(&self, limits: &[Write]) -> Result<(), Failure> {
+        let pure_v2 = self.members.iter().all(Member::is_unified);
+        for member in &self.members {
+            member.create(pure_v2)?;
+        }
+        limits.iter().try_for_each(Write::perform)
+    }
+
+    /// The files through which a process of one thread joins the v1 directories, by writing `0`. (A container is born
+    /// in its v2 one, see [`Self::unified`].)
+    pub fn v1_task_files(&self) -> Vec<PathBuf> {
+        let v1 = self.members.iter().filter(|member| !member.is_unified());
+        v1.map(|member| member.directory.join("tasks")).collect()
+    }
+
+    /// The v2 directory, for a `clone` straight into it.
+    ///
+    /// # Errors
+    /// Names the directory.
+    pub fn unified(&self) -> Result<Option<OwnedFd>, Failure> {
+        let Some(member) = self.members.iter().find(|member| member.is_unified()) else { return Ok(None) };
+        fs::File::open(&member.directory)
+            .step(|| format!("open cgroup `{}`", member.directory.display()))
+            .map(|file| Some(file.into()))
+    }
+
+    /// Sends `signal` to every process in the cgroup until no process is left that has not had it.
+    pub fn signal_all(&self, signal: i32) -> io::Result<()> {
+        self.signal_others(signal, 0)
+    }
+
+    /// The same, except to the process `done`, which has had it already.
+    pub fn signal_others(&self, signal: i32, done: i32) -> io::Result<()> {
+        if signal == libc::SIGKILL
+            && let Some(member) = self.members.iter().find(|member| member.is_unified())
+            && fs::write(member.directory.join("cgroup.kill"), "1").is_ok()
+        {
+            return Ok(());
+        }
+        let Some(member) = self.members.iter().find(|member| member.has("pids")).or(self.members.first())
+        else {
+            return Ok(());
+        };
+        let mut signalled = std::collections::BTreeSet::from([done]);
+        loop {
+            let mut fresh = false;
+            for pid in member.processes()? {
+                if signalled.insert(pid) {
+                    fresh = true;
+                    // It may be gone by now, which is what is wanted.
+                    let _ = sys::kill(pid, signal);
+                }
+            }
+            if !fresh {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Processes in any of the directories.
+    pub fn is_populated(&self) -> bool {
+        self.members.iter().any(|member| member.processes().is_ok_and(|pids| !pids.is_empty()))
+    }
+
+    /// How many of its processes the kernel killed for want of memory.
+    pub fn oom_kills(&self) -> u64 {
+        self.members
+            .iter()
+            .find_map(|member| {
+                if member.has("memory") {
+                    keyed(&member.directory.join("memory.oom_control"), "oom_kill")
+                } else if member.is_unified() {
+                    keyed(&member.directory.join("memory.events"), "oom_kill")
+                } else {
+                    None
+                }
+            })
+            .unwrap_or(0)
+    }
+
+    /// Current use.
+    pub fn stats(&self) -> Stats {
+        let mut stats = Stats::default();
+        for member in &self.members {
+            let number = |file: &str| read_number(&member.directory.join(file));
+            if member.has("memory") {
+                stats.memory_bytes = number("memory.usage_in_bytes");
+                // "No limit" is the largest multiple of the page size.
+                stats.memory_limit_bytes = number("memory.limit_in_bytes").filter(|limit| *limit < 1 << 62);
+            }
+            if member.has("cpuacct") {
+                stats.cpu_nanos = number("cpuacct.usage");
+            }
+            if member.has("pids") {
+                stats.pids = number("pids.current");
+            }
+            if member.is_unified() {
+                let micros = keyed(&member.directory.join("cpu.stat"), "usage_usec");
+                stats.memory_bytes = stats.memory_bytes.or_else(|| number("memory.current"));
+                stats.memory_limit_bytes = stats.memory_limit_bytes.or_else(|| number("memory.max"));
+                stats.cpu_nanos = stats.cpu_nanos.or(micros.map(|micros| micros * 1000));
+                stats.pids = stats.pids.or_else(|| number("pids.current"));
+            }
+        }
+        stats
+    }
+
+    /// Removes the directories with everything below. Idempotent; a directory with processes stays.
+    ///
+    /// # Errors
+    /// The first directory that could not be removed, after all were tried.
+    pub fn remove(&self) -> Result<(), Failure> {
+        let mut result = Ok(());
+        for member in &self.members {
+            let removed = remove_tree(&member.directory);
+            result = result.and(removed.step(|| format!("remove cgroup `{}`", member.directory.display())));
+        }
+        result
+    }
+
+    /// Removes parents that nobody uses any more, and the shims' cgroup beside, as far as they are empty.
+    pub fn prune_parents(&self) {
+        for member in &self.members {
+            let Some(parent) = member.directory.parent() else { continue };
+            let _ = fs::remove_dir(parent.join(SHIMS));
+            let above = parent.ancestors().take_while(|directory| *directory != member.mount);
+            for directory in above {
+                if fs::remove_dir(directory).is_err() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Moves the calling process out of whatever service it was started from, into `shims` beside this cgroup.
+    /// Hierarchies whose root it is in are left alone: nobody stops or limits anything there.
+    ///
+    /// # Errors
+    /// Names the directory that could not be made or joined.
+    pub fn move_self_beside(&self) -> Result<(), Failure> {
+        let own = fs::read_to_string("/proc/self/cgroup").step(|| "read `/proc/self/cgroup`".to_owned())?;
+        for member in &self.members {
+            let name = if member.is_unified() { String::new() } else { member.controllers.join(",") };
+            let at_root = own.lines().any(|line| {
+                let mut fields = line.splitn(3, ':').skip(1);
+                fields.next() == Some(&name) && fields.next() == Some("/")
+            });
+            if at_root {
+                continue;
+            }
+            let Some(parent) = member.directory.parent() else { continue };
+            let shims = Member { directory: parent.join(SHIMS), ..member.clone() };
+            shims.make_directories()?;
+            shims.join_self()?;
+        }
+        Ok(())
+    }
+}
+
+impl Member {
+    fn is_unified(&self) -> bool {
+        self.has(UNIFIED)
+    }
+
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|name| name == controller)
+    }
+
+    fn create(&self, pure_v2: bool) -> Result<(), Failure> {
+        // A directory left by a container that was killed with its shim: its counters must not be taken for ours.
+        if let Err(error) = fs::remove_dir(&self.directory)
+            && error.raw_os_error() == Some(libc::EBUSY)
+        {
+            return Err(Failure::new(
+                format!("create cgroup `{}`", self.directory.display()),
+                "it is in use by other processes or groups",
+            ));
+        }
+        self.make_directories()?;
+        if pure_v2 {
+            self.enable_controllers()?;
+        }
+        Ok(())
+    }
+
+    fn make_directories(&self) -> Result<(), Failure> {
+        // Another container's removal may prune a parent between our two calls: try again.
+        let mut attempts = 0;
+        loop {
+            match self.make_missing() {
+                Err(failure) if failure.errno() == Some(libc::ENOENT) && attempts < 10 => attempts += 1,
+                other => return other,
+            }
+        }
+    }
+
+    fn make_missing(&self) -> Result<(), Failure> {
+        let mut missing: Vec<&Path> =
+            self.directory.ancestors().take_while(|directory| !directory.exists()).collect();
+        missing.reverse();
+        for directory in missing {
+            let made = match fs::create_dir(directory) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                other => other,
+            };
+            made.step(|| format!("create cgroup `{}`", directory.display()))?;
+            if self.has("cpuset") {
+                inherit_cpuset(directory)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// v2: hands the controllers we use down from the root to the parent of this directory.
+    fn enable_controllers(&self) -> Result<(), Failure> {
+        let available = fs::read_to_string(self.mount.join("cgroup.controllers"))
+            .step(|| format!("read the controllers of cgroup `{}`", self.mount.display()))?;
+        let wanted: Vec<String> = WANTED
+            .iter()
+            .filter(|name| available.split_ascii_whitespace().any(|found| found == **name))
+            .map(|name| format!("+{name}"))
+            .collect();
+        let parent = self.directory.parent().unwrap_or(&self.mount);
+        let mut chain: Vec<&Path> =
+            parent.ancestors().take_while(|path| path.starts_with(&self.mount)).collect();
+        chain.reverse();
+        for directory in chain {
+            let control = directory.join("cgroup.subtree_control");
+            let enabled = fs::read_to_string(&control).unwrap_or_default();
+            let is_enabled =
+                |name: &String| enabled.split_ascii_whitespace().any(|found| found == &name[1..]);
+            if !wanted.iter().all(is_enabled) {
+                fs::write(&control, wanted.join(" "))
+                    .step(|| format!("write `{}` to `{}`", wanted.join(" "), control.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the calling process, which has one thread, into this directory.
+    fn join_self(&self) -> Result<(), Failure> {
+        let file = self.directory.join(if self.is_unified() { "cgroup.procs" } else { "tasks" });
+        fs::write(&file, "0").step(|| format!("join the cgroup by `{}`", file.display()))
+    }
+
+    fn processes(&self) -> io::Result<Vec<i32>> {
+        match fs::read_to_string(self.directory.join("cgroup.procs")) {
+            Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).collect()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl CgroupPlan {
+    /// Makes the cgroup with all that limits it.
+    ///
+    /// # Errors
+    /// As [`Cgroup::create`]. Undo with [`Cgroup::remove`].
+    pub fn perform(&self) -> Result<(), Failure> {
+        self.cgroup.create(&self.limits)?;
+        let Some(rules) = &self.device_program else { return Ok(()) };
+        let step = || "control the devices of the cgroup".to_owned();
+        let program = devices::compile(rules);
+        let Some(directory) = self.cgroup.unified()? else {
+            return Err(Failure::new(step(), "no v2 cgroup tree is mounted"));
+        };
+        sys::attach_device_program(directory.as_fd(), &program).step(step)
+    }
+}
+
+impl Write {
+    fn perform(&self) -> Result<(), Failure> {
+        use io::Write as _;
+        // Not created when missing: a kernel without the feature must be noticed on any file system.
+        fs::OpenOptions::new()
+            .write(true)
+            .open(&self.path)
+            .and_then(|mut file| file.write_all(self.value.as_bytes()))
+            .step(|| format!("write `{}` to `{}`", self.value, self.path.display()))
+    }
+}
+
+/// A new v1 cpuset has neither CPUs nor memory nodes and lets no process in until it has both.
+fn inherit_cpuset(directory: &Path) -> Result<(), Failure> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let (Some(parent), path) = (directory.parent(), directory.join(file)) else { continue };
+        let inherited =
+            fs::read_to_string(parent.join(file)).step(|| format!("read `{}`", parent.display()))?;
+        Write { path, value: inherited.trim().to_owned() }.perform()?;
+    }
+    Ok(())
+}
+
+fn remove_tree(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.raw_os_error() != Some(libc::EBUSY) => return Err(error),
+        Ok(()) => return Ok(()),
+        Err(_) => {}
+    }
+    // Groups that the container made below its own.
+    for entry in fs::read_dir(directory)?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn read_number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// The number after `key` in a file of `key number` lines.
+fn keyed(path: &Path, key: &str) -> Option<u64> {
+    let text = fs::read_to_string(path).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+}

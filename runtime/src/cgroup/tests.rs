@@ -1,0 +1,237 @@
+use std::path::Path;
+
+use oci_spec::runtime::{
+    LinuxCpuBuilder, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemoryBuilder, LinuxPidsBuilder,
+    LinuxResources, LinuxResourcesBuilder,
+};
+
+use super::*;
+
+const HYBRID: &str = "\
+24 1 0:21 / /proc rw,relatime - proc proc rw
+30 25 0:26 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+31 30 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
+32 30 0:28 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+33 30 0:29 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids
+34 30 0:30 / /sys/fs/cgroup/devices rw,relatime - cgroup cgroup rw,devices
+35 30 0:31 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,xattr,release_agent=/lib/x,name=systemd
+36 30 0:32 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate
+37 30 0:28 / /a\\040second/memory rw,relatime - cgroup cgroup rw,memory
+";
+
+fn resources() -> LinuxResources {
+    let device =
+        LinuxDeviceCgroupBuilder::default().allow(true).typ(LinuxDeviceType::C).major(1i64).minor(3i64);
+    LinuxResourcesBuilder::default()
+        .memory(
+            LinuxMemoryBuilder::default().limit(1000i64).swap(3000i64).reservation(500i64).build().unwrap(),
+        )
+        .cpu(
+            LinuxCpuBuilder::default()
+                .shares(1024u64)
+                .quota(50_000i64)
+                .period(100_000u64)
+                .cpus("0-1")
+                .build()
+                .unwrap(),
+        )
+        .pids(LinuxPidsBuilder::default().limit(7i64).build().unwrap())
+        .devices(vec![
+            LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build().unwrap(),
+            device.access("rw").build().unwrap(),
+        ])
+        .build()
+        .unwrap()
+}
+
+fn rendered(plan: &CgroupPlan) -> Vec<String> {
+    plan.limits.iter().map(|write| format!("{} = {}", write.path.display(), write.value)).collect()
+}
+
+#[test]
+fn hybrid_host_is_recognised() {
+    let layout = Layout::parse(HYBRID);
+    let names: Vec<String> = layout.v1.iter().map(|hierarchy| hierarchy.controllers.join("+")).collect();
+    assert_eq!(names, ["cpu+cpuacct", "memory", "pids", "devices", "name=systemd"]);
+    assert_eq!(layout.v1[1].mount, Path::new("/sys/fs/cgroup/memory"));
+    assert_eq!(layout.unified.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
+    let v2 = Layout::parse("29 22 0:25 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw");
+    assert!(v2.v1.is_empty() && v2.unified.is_some());
+}
+
+#[test]
+fn limits_on_v1() {
+    let mut resources = resources();
+    resources.cpu_mut().as_mut().unwrap().set_cpus(None);
+    let plan = plan(&Layout::parse(HYBRID), "/rswarm/n/t", Some(&resources)).unwrap();
+    let expected = [
+        "/sys/fs/cgroup/memory/rswarm/n/t/memory.limit_in_bytes = 1000",
+        "/sys/fs/cgroup/memory/rswarm/n/t/memory.memsw.limit_in_bytes = 3000",
+        "/sys/fs/cgroup/memory/rswarm/n/t/memory.soft_limit_in_bytes = 500",
+        "/sys/fs/cgroup/cpu,cpuacct/rswarm/n/t/cpu.shares = 1024",
+        "/sys/fs/cgroup/cpu,cpuacct/rswarm/n/t/cpu.cfs_period_us = 100000",
+        "/sys/fs/cgroup/cpu,cpuacct/rswarm/n/t/cpu.cfs_quota_us = 50000",
+        "/sys/fs/cgroup/pids/rswarm/n/t/pids.max = 7",
+        "/sys/fs/cgroup/devices/rswarm/n/t/devices.deny = a *:* rwm",
+        "/sys/fs/cgroup/devices/rswarm/n/t/devices.allow = c 1:3 rw",
+    ];
+    assert_eq!(rendered(&plan), expected);
+    assert_eq!(plan.device_program, None);
+    assert_eq!(plan.cgroup.members.len(), 6);
+}
+
+#[test]
+fn limits_on_v2() {
+    let layout = Layout { v1: Vec::new(), unified: Some("/c".into()) };
+    let plan = plan(&layout, "/rswarm/n/t", Some(&resources())).unwrap();
+    let expected = [
+        "/c/rswarm/n/t/memory.max = 1000",
+        "/c/rswarm/n/t/memory.swap.max = 2000",
+        "/c/rswarm/n/t/memory.low = 500",
+        "/c/rswarm/n/t/cpu.weight = 39",
+        "/c/rswarm/n/t/cpu.max = 50000 100000",
+        "/c/rswarm/n/t/cpuset.cpus = 0-1",
+        "/c/rswarm/n/t/pids.max = 7",
+    ];
+    assert_eq!(rendered(&plan), expected);
+    assert_eq!(plan.device_program.map(|rules| rules.len()), Some(2));
+}
+
+#[test]
+fn limits_that_cannot_be_kept_are_refused() {
+    let layout = Layout::parse(HYBRID);
+    let refusal = |path: &str, resources: &LinuxResources| {
+        plan(&layout, path, Some(resources)).unwrap_err().to_string()
+    };
+    let missing = refusal("/t", &resources());
+    assert_eq!(
+        missing,
+        "resource `cpu.cpus` needs the cgroup controller `cpuset`, which this host does not have"
+    );
+    let empty = LinuxResources::default();
+    for path in ["", "/", "rswarm/t", "/a/../b", "/a//b", "/a/./b"] {
+        assert!(refusal(path, &empty).starts_with("invalid cgroup path"), "{path}");
+    }
+    let mut unified = LinuxResources::default();
+    unified.set_unified(Some([("memory.max".to_owned(), "1".to_owned())].into_iter().collect()));
+    assert_eq!(refusal("/t", &unified), "resource `unified` is not supported yet");
+}
+
+/// A directory tree that looks like a v2 host. Unlike the kernel's, its files must be made by hand.
+fn fake_v2(root: &Path) -> Layout {
+    fs::write(root.join("cgroup.controllers"), "cpuset cpu io memory hugetlb pids\n").unwrap();
+    fs::write(root.join("cgroup.subtree_control"), "").unwrap();
+    Layout { v1: Vec::new(), unified: Some(root.to_owned()) }
+}
+
+#[test]
+fn v2_controllers_are_handed_down_to_the_parent_only() {
+    let root = tempfile::tempdir().unwrap();
+    let layout = fake_v2(root.path());
+    let cgroup = plan(&layout, "/rswarm/n/t", None).unwrap().cgroup;
+    cgroup.create(&[]).unwrap();
+    let enabled = |path: &str| fs::read_to_string(root.path().join(path).join("cgroup.subtree_control")).ok();
+    let expected = Some("+cpu +cpuset +io +memory +pids".to_owned());
+    assert_eq!(enabled(""), expected);
+    assert_eq!(enabled("rswarm"), expected);
+    assert_eq!(enabled("rswarm/n"), expected);
+    assert_eq!(enabled("rswarm/n/t"), None);
+}
+
+#[test]
+fn limit_without_its_file_is_an_error_that_names_both() {
+    let root = tempfile::tempdir().unwrap();
+    let layout = fake_v2(root.path());
+    let mut resources = LinuxResources::default();
+    resources.set_pids(Some(LinuxPidsBuilder::default().limit(7i64).build().unwrap()));
+    let plan = plan(&layout, "/t", Some(&resources)).unwrap();
+    let failure = plan.cgroup.create(&plan.limits).unwrap_err().to_string();
+    let file = root.path().join("t/pids.max");
+    assert_eq!(failure, format!("write `7` to `{}`: no such file or directory", file.display()));
+    fs::write(&file, "").unwrap();
+    // A directory with files in it cannot be removed here, so creating it again fails no earlier than the kernel's.
+    plan.limits.iter().try_for_each(Write::perform).unwrap();
+    assert_eq!(fs::read_to_string(file).unwrap(), "7");
+}
+
+#[test]
+fn counters_are_read_on_both_versions() {
+    let root = tempfile::tempdir().unwrap();
+    let layout = fake_v2(root.path());
+    let v2 = Cgroup::at(&layout, "/t");
+    let directory = root.path().join("t");
+    fs::create_dir(&directory).unwrap();
+    assert_eq!(v2.oom_kills(), 0);
+    for (file, text) in [
+        ("memory.events", "low 0\noom 3\noom_kill 2\noom_group_kill 0\n"),
+        ("memory.current", "4096\n"),
+        ("memory.max", "max\n"),
+        ("cpu.stat", "usage_usec 1500\nuser_usec 1000\n"),
+        ("pids.current", "3\n"),
+    ] {
+        fs::write(directory.join(file), text).unwrap();
+    }
+    assert_eq!(v2.oom_kills(), 2);
+    let expected = Stats {
+        memory_bytes: Some(4096),
+        memory_limit_bytes: None,
+        cpu_nanos: Some(1_500_000),
+        pids: Some(3),
+    };
+    assert_eq!(v2.stats(), expected);
+
+    let hierarchy = Hierarchy { controllers: vec!["memory".to_owned()], mount: root.path().to_owned() };
+    let v1 = Cgroup::at(&Layout { v1: vec![hierarchy], unified: None }, "/t");
+    fs::write(directory.join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n").unwrap();
+    fs::write(directory.join("memory.usage_in_bytes"), "10\n").unwrap();
+    fs::write(directory.join("memory.limit_in_bytes"), "9223372036854771712\n").unwrap();
+    assert_eq!(v1.oom_kills(), 1);
+    assert_eq!(v1.stats(), Stats { memory_bytes: Some(10), ..Default::default() });
+}
+
+#[test]
+fn device_program_is_taken_by_the_kernel_and_decides() {
+    let host = Layout::detect().unwrap();
+    let (true, Some(unified)) = (rustix::process::geteuid().is_root(), host.unified) else {
+        eprintln!("skipped: needs root and a mounted v2 cgroup tree");
+        return;
+    };
+    struct Remove(PathBuf);
+    impl Drop for Remove {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir(&self.0);
+        }
+    }
+    let directory = Remove(unified.join(format!("rswarm-devices-{}", std::process::id())));
+    fs::create_dir(&directory.0).unwrap();
+    let rule = |allow: bool, typ, major: i64, minor: i64, access: &str| {
+        let builder = LinuxDeviceCgroupBuilder::default().allow(allow).typ(typ).access(access);
+        builder.major(major).minor(minor).build().unwrap()
+    };
+    let rules = [
+        LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build().unwrap(),
+        rule(true, LinuxDeviceType::C, 1, 3, "r"),
+        rule(true, LinuxDeviceType::C, 1, 3, "w"), // together with the rule before: reading and writing
+        rule(true, LinuxDeviceType::C, 1, 5, "r"),
+        rule(true, LinuxDeviceType::B, 1, 9, "rwm"), // a block device with the numbers of urandom
+        rule(true, LinuxDeviceType::C, 1, -1, "m"),
+        rule(false, LinuxDeviceType::C, 1, 7, "m"),
+    ];
+    let opened = fs::File::open(&directory.0).unwrap();
+    if let Err(error) = sys::attach_device_program(opened.as_fd(), &devices::compile(&rules)) {
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "the kernel refuses the program: {error}");
+        eprintln!("skipped: needs a kernel with CONFIG_CGROUP_BPF ({error})");
+        return;
+    }
+    let node = directory.0.file_name().unwrap().to_str().unwrap();
+    let script = format!(
+        "echo $$ > {}/cgroup.procs; t() {{ \"$@\" 2>/dev/null && echo -n y || echo -n n; }}
+        t sh -c ': < /dev/null'; t sh -c ': > /dev/null'; t sh -c ': <> /dev/null'
+        t sh -c ': < /dev/zero'; t sh -c ': <> /dev/zero'; t sh -c ': < /dev/urandom'; t sh -c ': < /dev/full'
+        for n in 3 7; do t mknod /tmp/{node} c 1 $n; rm -f /tmp/{node}; done",
+        directory.0.display()
+    );
+    let output = std::process::Command::new("/bin/sh").args(["-c", &script]).output().unwrap();
+    // The helper `t` itself writes to /dev/null, which is allowed.
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "yyyynnnyn");
+}

@@ -1,0 +1,462 @@
+//! The caller's side: creating containers, and handles on them that work from any process, before and after a restart.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::mount::OpenTreeFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+use crate::cgroup::Stats;
+use crate::error::{Failure, RuntimeError};
+use crate::request::{CreateRequest, ShimRequest};
+use crate::shim::protocol::{self, Reply, Request};
+use crate::state::{
+    self, CONFIG_FILE, EXIT_FILE, ExitStatus, INIT_FILE, InitRecord, REQUEST_FILE, ROOTFS_DIRECTORY, State,
+    Status,
+};
+use crate::sys::{self, MountAttributes};
+
+/// How long a shim may take to create a container or to answer. Only a hanging file system gets near it.
+const ANSWER: Duration = Duration::from_secs(60);
+/// How long the end of a killed container may take.
+const END: Duration = Duration::from_secs(20);
+
+/// How the shim is started: an executable that calls [`crate::shim_main`] when these arguments come first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShimCommand {
+    pub executable: PathBuf,
+    pub args: Vec<OsString>,
+}
+
+impl Default for ShimCommand {
+    /// This very program with the argument `shim`.
+    fn default() -> Self {
+        Self { executable: "/proc/self/exe".into(), args: vec!["shim".into()] }
+    }
+}
+
+/// All containers below one state directory. Cheap to clone; may be used from any thread.
+#[derive(Clone, Debug)]
+pub struct Containers {
+    root: PathBuf,
+    shim: Arc<Shim>,
+}
+
+#[derive(Debug)]
+struct Shim {
+    command: ShimCommand,
+    /// A private read-only mount of the executable, see [`seal`].
+    sealed: Option<OwnedFd>,
+}
+
+impl Containers {
+    /// `root` is durable, such as `<data-root>/containers`, and is made when the first container is.
+    pub fn new(root: impl AsRef<Path>, shim: ShimCommand) -> Self {
+        let root = std::path::absolute(root.as_ref()).unwrap_or_else(|_| root.as_ref().to_owned());
+        let sealed = seal(&shim.executable).ok();
+        Self { root, shim: Arc::new(Shim { command: shim, sealed }) }
+    }
+
+    /// Creates a container up to, but not including, the start of its program. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Create`] names the step that failed, a missing program among them. Nothing is left behind.
+    pub fn create(&self, request: &CreateRequest) -> Result<Container, RuntimeError> {
+        let id = &request.id;
+        let directory = self.directory(id)?;
+        let file_error =
+            |action| move |path: PathBuf| move |source| RuntimeError::File { action, path, source };
+        fs::create_dir_all(&self.root).map_err(file_error("create the directory")(self.root.clone()))?;
+        fs::create_dir(&directory).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => RuntimeError::AlreadyExists { id: id.clone() },
+            _ => RuntimeError::File { action: "create the directory", path: directory.clone(), source },
+        })?;
+        self.create_in(&directory, request).inspect_err(|_| {
+            let _ = fs::remove_dir_all(&directory);
+        })
+    }
+
+    fn create_in(&self, directory: &Path, request: &CreateRequest) -> Result<Container, RuntimeError> {
+        let rootfs = directory.join(ROOTFS_DIRECTORY);
+        fs::create_dir(&rootfs).map_err(|source| RuntimeError::File {
+            action: "create the directory",
+            path: rootfs,
+            source,
+        })?;
+        write(directory.join(CONFIG_FILE), &request.spec)?;
+        let rest =
+            ShimRequest { rootfs: request.rootfs.clone(), log: request.log, cgroup: request.cgroup.clone() };
+        write(directory.join(REQUEST_FILE), &rest)?;
+        let channel = self.spawn(directory)?;
+        let id = request.id.clone();
+        let control = |source| RuntimeError::Control { id: id.clone(), source };
+        match protocol::receive(&channel).map_err(control)? {
+            Some(Reply::Created { pid }) => {
+                Ok(Container::new(request.id.clone(), directory.to_owned(), Some(channel), Some(pid)))
+            }
+            Some(Reply::Failed(source)) => Err(RuntimeError::Create { id: request.id.clone(), source }),
+            Some(other) => Err(control(unexpected(&other))),
+            None => Err(RuntimeError::Create {
+                id: request.id.clone(),
+                source: Failure::new("run the shim", "it ended without an answer"),
+            }),
+        }
+    }
+
+    /// Starts a shim for `directory` and gives the line to it.
+    fn spawn(&self, directory: &Path) -> Result<OwnedFd, RuntimeError> {
+        let path = &self.shim.command.executable;
+        let error = |source| RuntimeError::SpawnShim { path: path.clone(), source };
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(|errno| error(errno.into()))?;
+        sockopt::set_socket_timeout(&ours, sockopt::Timeout::Recv, Some(ANSWER))
+            .map_err(|errno| error(errno.into()))?;
+        let program = match &self.shim.sealed {
+            Some(fd) => PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())),
+            None => path.clone(),
+        };
+        let status = Command::new(program)
+            .arg0("rswarm")
+            .args(&self.shim.command.args)
+            .arg(directory)
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .map_err(error)?;
+        if status.success() {
+            Ok(ours)
+        } else {
+            Err(error(io::Error::other(format!("it failed with {status}"))))
+        }
+    }
+
+    /// The handle on an existing container. What is left of one whose shim was killed is killed too.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none of this id.
+    pub fn open(&self, id: &str) -> Result<Container, RuntimeError> {
+        let directory = self.directory(id)?;
+        if !directory.is_dir() {
+            return Err(RuntimeError::NotFound { id: id.to_owned() });
+        }
+        let container = Container::new(id.to_owned(), directory, None, None);
+        let pid = container.state()?.pid;
+        Ok(Container { pid, ..container })
+    }
+
+    /// Ids of all containers, ended and lost ones included, in order.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn list(&self) -> Result<Vec<String>, RuntimeError> {
+        let error = |source| RuntimeError::File { action: "list", path: self.root.clone(), source };
+        let entries = match fs::read_dir(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(error)?,
+        };
+        let mut ids = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(error)?;
+            ids.extend(entry.file_name().into_string().ok().filter(|name| self.directory(name).is_ok()));
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Where a container keeps its records and its log.
+    ///
+    /// # Errors
+    /// `InvalidId`.
+    pub fn directory(&self, id: &str) -> Result<PathBuf, RuntimeError> {
+        let ordinary = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+        if id.is_empty() || id.len() > 128 || id.starts_with('.') || !id.bytes().all(ordinary) {
+            return Err(RuntimeError::InvalidId { id: id.to_owned() });
+        }
+        Ok(self.root.join(id))
+    }
+}
+
+/// A read-only mount of `executable` that is in no namespace: nobody can find it to make it writable, and a program
+/// run from it cannot be written to through `/proc/<pid>/exe`.
+fn seal(executable: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount = rustix::mount::open_tree(rustix::fs::CWD, executable, flags)?;
+    let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
+    sys::mount_setattr(mount.as_fd(), attributes, false)?;
+    Ok(mount)
+}
+
+fn write<T: serde::Serialize>(path: PathBuf, value: &T) -> Result<(), RuntimeError> {
+    let bytes =
+        serde_json::to_vec(value).map_err(|source| RuntimeError::Record { path: path.clone(), source })?;
+    fs::write(&path, bytes).map_err(|source| RuntimeError::File { action: "write", path, source })
+}
+
+fn unexpected(reply: &Reply) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("unexpected answer {reply:?}"))
+}
+
+/// A container. All methods may be called from any thread; those that ask the shim block for its answer.
+#[derive(Debug)]
+pub struct Container {
+    id: String,
+    directory: PathBuf,
+    pid: Option<i32>,
+    control: Mutex<Option<OwnedFd>>,
+}
+
+impl Container {
+    fn new(id: String, directory: PathBuf, control: Option<OwnedFd>, pid: Option<i32>) -> Self {
+        Self { id, directory, pid, control: Mutex::new(control) }
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Host pid of the first process as of when this handle was made; `None` if it had ended by then. Between
+    /// creation and start its network namespace can be set up through `/proc/<pid>/ns/net`.
+    pub fn pid(&self) -> Option<i32> {
+        self.pid
+    }
+
+    /// Where the log is, for [`crate::log::Reader::open`].
+    pub fn log_directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Runs the program. Returns once it runs.
+    ///
+    /// # Errors
+    /// `Start` when the program cannot be executed (the container has ended then), `WrongState` when it was started
+    /// before.
+    pub fn start(&self) -> Result<(), RuntimeError> {
+        match self.ask(Request::Start)? {
+            Some(Reply::Done) => Ok(()),
+            Some(Reply::Failed(source)) => Err(RuntimeError::Start { id: self.id.clone(), source }),
+            other => Err(self.wrong_state("created", other)?),
+        }
+    }
+
+    /// Sends a signal to the first process, or to `all` processes of the container.
+    ///
+    /// # Errors
+    /// `WrongState` when it has ended.
+    pub fn kill(&self, signal: i32, all: bool) -> Result<(), RuntimeError> {
+        match self.ask(Request::Kill { signal, all })? {
+            Some(Reply::Done) => Ok(()),
+            Some(Reply::Failed(source)) => Err(RuntimeError::Kill { id: self.id.clone(), source }),
+            other => Err(self.wrong_state("created or running", other)?),
+        }
+    }
+
+    /// What the container is doing now.
+    ///
+    /// # Errors
+    /// `NotFound` when it was deleted; those of reading its records.
+    pub fn state(&self) -> Result<State, RuntimeError> {
+        match self.ask(Request::State)? {
+            Some(Reply::State(state)) => Ok(state),
+            Some(other) => Err(RuntimeError::Control { id: self.id.clone(), source: unexpected(&other) }),
+            None => self.last_state(),
+        }
+    }
+
+    /// Blocks until the container has ended.
+    ///
+    /// # Errors
+    /// `WrongState` when it was lost, so that nobody knows how it ended.
+    pub fn wait(&self) -> Result<ExitStatus, RuntimeError> {
+        let watch = self.watch()?;
+        if let Ok(Some(Reply::Exited(status))) = protocol::receive(&watch) {
+            return Ok(status);
+        }
+        let status = self.last_state()?.status;
+        match status {
+            Status::Exited(exit) => Ok(exit),
+            found => Err(RuntimeError::WrongState { id: self.id.clone(), expected: "exited", found }),
+        }
+    }
+
+    /// A descriptor that becomes readable (or hung up) when the container has ended, for `poll` or an event loop.
+    /// Call [`Self::wait`], which does not block then, for the result. One per interested party; close to forget.
+    ///
+    /// # Errors
+    /// Those of making a socket.
+    pub fn watch(&self) -> Result<OwnedFd, RuntimeError> {
+        let control = |source: io::Error| RuntimeError::Control { id: self.id.clone(), source };
+        if let Ok(socket) = protocol::connect(&self.directory)
+            && protocol::send(&socket, &Request::Watch).is_ok()
+        {
+            return Ok(socket);
+        }
+        // It has ended: a socket whose other end is closed is readable at once.
+        let (ours, _closed) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(|errno| control(errno.into()))?;
+        Ok(ours)
+    }
+
+    /// Kills whatever is left of the container and removes all that was made for it, its log included. The layers of
+    /// its root file system belong to the caller. Deleting a container that is gone already is a success.
+    ///
+    /// # Errors
+    /// `StillRunning` when a process does not die; it can be tried again.
+    pub fn delete(&self) -> Result<(), RuntimeError> {
+        let socket = self.connection().take().map_or_else(|| protocol::connect(&self.directory), Ok);
+        if let Ok(socket) = socket
+            && protocol::send(&socket, &Request::Delete).is_ok()
+        {
+            let _ = sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(END));
+            // Anything that still comes is an answer nobody waits for any more.
+            while let Ok(Some(_)) = protocol::receive::<Reply>(&socket) {}
+        }
+        if let Some(record) = self.end_orphans()? {
+            let deadline = Instant::now() + END;
+            while record.cgroup.remove().is_err() {
+                if Instant::now() > deadline {
+                    return Err(RuntimeError::StillRunning { id: self.id.clone(), seconds: END.as_secs() });
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            record.cgroup.prune_parents();
+        }
+        match fs::remove_dir_all(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|source| RuntimeError::File {
+                action: "remove",
+                path: self.directory.clone(),
+                source,
+            }),
+        }
+    }
+
+    /// Current use of memory, CPU and processes.
+    ///
+    /// # Errors
+    /// `Stats` when the container has ended.
+    pub fn stats(&self) -> Result<Stats, RuntimeError> {
+        let record: Option<InitRecord> = state::read_record(&self.directory.join(INIT_FILE))?;
+        let record = record.filter(|record| record.init.is_alive());
+        record.map(|record| record.cgroup.stats()).ok_or_else(|| RuntimeError::Stats {
+            id: self.id.clone(),
+            source: io::Error::new(io::ErrorKind::NotFound, "it has ended"),
+        })
+    }
+
+    fn connection(&self) -> std::sync::MutexGuard<'_, Option<OwnedFd>> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One question to the shim; `None` when there is no shim any more.
+    fn ask(&self, request: Request) -> Result<Option<Reply>, RuntimeError> {
+        let mut connection = self.connection();
+        if connection.is_none() {
+            let Ok(socket) = protocol::connect(&self.directory) else { return Ok(None) };
+            let _ = sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER));
+            *connection = Some(socket);
+        }
+        let Some(socket) = connection.as_ref() else { return Ok(None) };
+        let answer = protocol::send(socket, &request).and_then(|()| protocol::receive(socket));
+        match answer {
+            Ok(Some(reply)) => Ok(Some(reply)),
+            Ok(None) => {
+                *connection = None;
+                Ok(None)
+            }
+            Err(source) => {
+                // A late answer must not be taken for the next question's.
+                *connection = None;
+                if source.kind() == io::ErrorKind::BrokenPipe {
+                    return Ok(None);
+                }
+                Err(RuntimeError::Control { id: self.id.clone(), source })
+            }
+        }
+    }
+
+    fn wrong_state(
+        &self,
+        expected: &'static str,
+        reply: Option<Reply>,
+    ) -> Result<RuntimeError, RuntimeError> {
+        let found = match reply {
+            Some(Reply::WrongState(found)) => found,
+            Some(other) => {
+                return Err(RuntimeError::Control { id: self.id.clone(), source: unexpected(&other) });
+            }
+            None => self.last_state()?.status,
+        };
+        Ok(RuntimeError::WrongState { id: self.id.clone(), expected, found })
+    }
+
+    /// What the records say, for a container without a shim.
+    fn last_state(&self) -> Result<State, RuntimeError> {
+        let record = self.end_orphans()?;
+        let exit: Option<ExitStatus> = state::read_record(&self.directory.join(EXIT_FILE))?;
+        if let Some(exit) = exit {
+            return Ok(State {
+                status: Status::Exited(exit),
+                pid: None,
+                created_at_unix_nanos: exit.created_at_unix_nanos,
+                started_at_unix_nanos: exit.started_at_unix_nanos,
+            });
+        }
+        if !self.directory.is_dir() {
+            return Err(RuntimeError::NotFound { id: self.id.clone() });
+        }
+        Ok(State {
+            status: Status::Lost,
+            pid: None,
+            created_at_unix_nanos: record.map_or(0, |record| record.created_at_unix_nanos),
+            started_at_unix_nanos: None,
+        })
+    }
+
+    /// Sees to it that neither shim nor container run any more: the shim is given time to finish its work, and what a
+    /// killed shim left is killed. Gives the record of both, if they got that far and it was in this boot.
+    fn end_orphans(&self) -> Result<Option<InitRecord>, RuntimeError> {
+        let record: Option<InitRecord> = state::read_record(&self.directory.join(INIT_FILE))?;
+        let path = PathBuf::from("/proc/sys/kernel/random/boot_id");
+        let boot_id =
+            state::boot_id().map_err(|source| RuntimeError::File { action: "read", path, source })?;
+        let Some(record) = record.filter(|record| record.boot_id == boot_id) else { return Ok(None) };
+        let still_running = || RuntimeError::StillRunning { id: self.id.clone(), seconds: END.as_secs() };
+        let deadline = Instant::now() + END;
+        while record.shim.is_alive() && !self.is_zombie(record.shim.pid) {
+            if Instant::now() > deadline {
+                return Err(still_running());
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        while record.init.is_alive() && !self.is_zombie(record.init.pid) {
+            // The pid is the container's own first process: boot, number and start time agree.
+            let _ = sys::kill(record.init.pid, libc::SIGKILL);
+            let _ = record.cgroup.signal_all(libc::SIGKILL);
+            if Instant::now() > deadline {
+                return Err(still_running());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if !self.directory.join(EXIT_FILE).exists() {
+            let _ = record.cgroup.signal_all(libc::SIGKILL);
+        }
+        Ok(Some(record))
+    }
+
+    /// Ended, and only waiting to be waited for by a parent that may take its time.
+    fn is_zombie(&self, pid: i32) -> bool {
+        fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+            stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+        })
+    }
+}

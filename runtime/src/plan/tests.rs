@@ -1,0 +1,178 @@
+use oci_spec::runtime::{Hook, HookBuilder, Hooks, LinuxIdMappingBuilder, MountBuilder};
+
+use super::*;
+use crate::defaults::default_spec;
+use crate::sys::MountAttributes;
+
+fn plan(spec: &Spec) -> Result<Plan, PlanError> {
+    create(spec, &Rootfs::Directory("/image".into()), "/state/rootfs".into(), "/rswarm/t", &host())
+}
+
+fn host() -> HostFacts {
+    let hierarchy = |name: &str| cgroup::Hierarchy {
+        controllers: vec![name.to_owned()],
+        mount: PathBuf::from(format!("/sys/fs/cgroup/{name}")),
+    };
+    HostFacts { cgroups: Layout { v1: vec![hierarchy("devices"), hierarchy("memory")], unified: None } }
+}
+
+fn position(plan: &Plan, what: &str, wanted: impl Fn(&Inside) -> bool) -> usize {
+    plan.inside.iter().position(wanted).unwrap_or_else(|| panic!("no step {what}"))
+}
+
+#[test]
+fn outside_steps_are_undone_by_what_made_them() {
+    let plan = plan(&default_spec()).unwrap();
+    let undo: Vec<Undo> = plan.outside.iter().map(Outside::undo).collect();
+    assert_eq!(undo, [Undo::RemoveCgroup, Undo::KillInit, Undo::Nothing]);
+    let Outside::SpawnInit { namespaces } = plan.outside[1] else { panic!("{:?}", plan.outside) };
+    let expected =
+        libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWUTS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
+    assert_eq!(namespaces, expected as u64);
+}
+
+#[test]
+fn order_of_what_takes_and_what_drops_privileges() {
+    let mut spec = default_spec();
+    spec.root_mut().as_mut().unwrap().set_readonly(Some(true));
+    let mut order = |no_new_privileges: bool| -> Vec<&'static str> {
+        spec.process_mut().as_mut().unwrap().set_no_new_privileges(Some(no_new_privileges));
+        let plan = plan(&spec).unwrap();
+        let mut steps = vec![
+            ("root", position(&plan, "root", |step| matches!(step, Inside::MountRoot { .. }))),
+            ("cgroup", position(&plan, "cgroup", |step| matches!(step, Inside::JoinCgroup(_)))),
+            ("cgroup namespace", position(&plan, "unshare", |step| matches!(step, Inside::UnshareCgroup))),
+            ("mount", position(&plan, "mount", |step| matches!(step, Inside::Mount(_)))),
+            ("read-only", position(&plan, "read-only", |step| matches!(step, Inside::ReadonlyPath(_)))),
+            ("mask", position(&plan, "mask", |step| matches!(step, Inside::MaskPath(_)))),
+            ("pivot", position(&plan, "pivot", |step| matches!(step, Inside::PivotRoot))),
+            ("read-only root", position(&plan, "ro root", |step| matches!(step, Inside::ReadonlyRoot))),
+            ("seccomp", position(&plan, "seccomp", |step| matches!(step, Inside::Seccomp(_)))),
+            ("bounding", position(&plan, "bounding", |step| matches!(step, Inside::BoundingSet(_)))),
+            ("user", position(&plan, "user", |step| matches!(step, Inside::User { .. }))),
+            ("capabilities", position(&plan, "caps", |step| matches!(step, Inside::Capabilities { .. }))),
+            ("start", position(&plan, "start", |step| matches!(step, Inside::AwaitStart))),
+            ("exec", position(&plan, "exec", |step| matches!(step, Inside::Exec { .. }))),
+        ];
+        steps.sort_by_key(|(_, at)| *at);
+        steps.into_iter().map(|(name, _)| name).collect()
+    };
+    let until =
+        ["root", "mount", "cgroup", "cgroup namespace", "read-only", "mask", "pivot", "read-only root"];
+    let end = |rest: [&'static str; 6]| until.iter().copied().chain(rest).collect::<Vec<_>>();
+    assert_eq!(order(false), end(["seccomp", "bounding", "user", "capabilities", "start", "exec"]));
+    assert_eq!(order(true), end(["bounding", "user", "capabilities", "start", "seccomp", "exec"]));
+}
+
+#[test]
+fn mount_options_become_attributes() {
+    let mount = |kind: &str, options: &str| {
+        let mount = MountBuilder::default()
+            .destination("/x")
+            .typ(kind)
+            .source("/s")
+            .options(options.split(',').map(str::to_owned).collect::<Vec<_>>())
+            .build()
+            .unwrap();
+        MountPlan::of(&mount, &cgroup::Cgroup { members: Vec::new() })
+    };
+    let tmpfs = mount("tmpfs", "nosuid,ro,rw,strictatime,mode=755,noswap").unwrap();
+    let strict = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_STRICTATIME;
+    assert_eq!(tmpfs.attributes.set, strict);
+    let options = vec![("mode".to_owned(), Some("755".to_owned())), ("noswap".to_owned(), None)];
+    let source = Some("/s".to_owned());
+    assert_eq!(tmpfs.kind, MountKind::FileSystem { name: "tmpfs".to_owned(), source, options });
+
+    let bind = mount("none", "rbind,rro,rslave,nodev").unwrap();
+    assert_eq!(bind.kind, MountKind::Bind { source: "/s".into(), recursive: true });
+    assert_eq!(bind.attributes.set, libc::MOUNT_ATTR_NODEV);
+    let recursive = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, clear: 0, propagation: libc::MS_SLAVE };
+    assert_eq!(bind.recursive, recursive);
+
+    for (kind, options, expected) in [
+        ("bind", "size=1", "option `size` has no meaning for a bind mount"),
+        ("bind", "idmap", "option `idmap` is not supported yet"),
+        ("", "ro", "a mount that is no bind mount needs a type"),
+    ] {
+        let error = mount(kind, options).unwrap_err().to_string();
+        assert!(error.ends_with(expected), "{error}");
+    }
+}
+
+#[test]
+fn configuration_that_cannot_be_carried_out_is_refused_by_name() {
+    type Edit = fn(&mut Spec);
+    let table: [(Edit, &str); 11] = [
+        (|spec| _ = spec.set_process(None), "`process` is missing"),
+        (|spec| _ = spec.set_linux(None), "`linux` is missing"),
+        (
+            |spec| {
+                let hook: Hook = HookBuilder::default().path("/hook").build().unwrap();
+                let mut hooks = Hooks::default();
+                hooks.set_poststop(Some(vec![hook]));
+                spec.set_hooks(Some(hooks));
+            },
+            "`hooks` is not supported yet",
+        ),
+        (
+            |spec| _ = spec.process_mut().as_mut().unwrap().set_terminal(Some(true)),
+            "`process.terminal` is not supported yet",
+        ),
+        (
+            |spec| _ = spec.process_mut().as_mut().unwrap().set_args(Some(Vec::new())),
+            "`process.args` is missing",
+        ),
+        (
+            |spec| _ = spec.process_mut().as_mut().unwrap().set_args(Some(vec!["a\0b".to_owned()])),
+            "`process.args` has the invalid value `a\\0b`: it contains a zero byte",
+        ),
+        (
+            |spec| _ = spec.process_mut().as_mut().unwrap().set_cwd("tmp".into()),
+            "`process.cwd` has the invalid value `tmp`: expected an absolute path",
+        ),
+        (
+            |spec| _ = spec.process_mut().as_mut().unwrap().set_apparmor_profile(Some("x".to_owned())),
+            "`process.apparmorProfile` is not supported yet",
+        ),
+        (
+            |spec| {
+                let mapping = LinuxIdMappingBuilder::default()
+                    .host_id(1u32)
+                    .container_id(0u32)
+                    .size(1u32)
+                    .build()
+                    .unwrap();
+                spec.linux_mut().as_mut().unwrap().set_uid_mappings(Some(vec![mapping]));
+            },
+            "`uidMappings` is not supported yet",
+        ),
+        (
+            |spec| _ = spec.linux_mut().as_mut().unwrap().set_namespaces(None),
+            "`linux.namespaces: mount` is missing",
+        ),
+        (
+            |spec| {
+                let namespaces = spec.linux_mut().as_mut().unwrap().namespaces_mut().as_mut().unwrap();
+                namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Uts);
+                spec.set_hostname(Some("host".to_owned()));
+            },
+            "`hostname` has the invalid value `host`: the container shares this namespace with the host",
+        ),
+    ];
+    for (edit, expected) in table {
+        let mut spec = default_spec();
+        edit(&mut spec);
+        assert_eq!(plan(&spec).unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
+fn default_spec_is_dockers() {
+    let spec = default_spec();
+    let capabilities = spec.process().as_ref().unwrap().capabilities().as_ref().unwrap();
+    // CapEff of `docker run alpine`.
+    assert_eq!(bits(capabilities.effective().as_ref()), 0xa804_25fb);
+    // It survives the way to the shim.
+    let text = serde_json::to_string(&spec).unwrap();
+    assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);
+}

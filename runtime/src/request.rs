@@ -1,0 +1,60 @@
+//! What a caller asks for: everything needed to create one container.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
+
+/// One container to be created.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CreateRequest {
+    /// 1 to 128 characters out of `a-z A-Z 0-9 _ . -`; also the name of its directory.
+    pub id: String,
+    /// The OCI configuration. Its `root.path` and `linux.cgroupsPath` are not used: see `rootfs` and `cgroup`.
+    pub spec: Spec,
+    pub rootfs: Rootfs,
+    pub log: LogOptions,
+    /// The container's cgroup, the same below every hierarchy, such as `/rswarm/<node>/<task>`. It must be the
+    /// container's alone. The shims of all containers below one parent share its child `shims`.
+    pub cgroup: String,
+}
+
+/// Where the container's root file system comes from. Whatever is mounted for it is mounted inside the container's
+/// own mount namespace: the host never sees it, and it goes away with the container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Rootfs {
+    /// A directory that is used as it is.
+    Directory(PathBuf),
+    /// An overlay of read-only directories below a writable one. `work` is on the file system of `upper`. The writable
+    /// layer may be used again after the container has ended, but not after a crash of the machine: where the kernel
+    /// can, it is mounted `volatile`, that is without ever being synced to disk.
+    Overlay {
+        /// Topmost first.
+        lower: Vec<PathBuf>,
+        upper: PathBuf,
+        work: PathBuf,
+    },
+}
+
+/// Bounds of the log: `max_files` files of at most `max_size_bytes` each (plus one record).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogOptions {
+    pub max_size_bytes: u64,
+    /// At least 1.
+    pub max_files: u32,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { max_size_bytes: 10 << 20, max_files: 3 }
+    }
+}
+
+/// The part of a request that is not the OCI configuration, as stored in `shim.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ShimRequest {
+    pub rootfs: Rootfs,
+    pub log: LogOptions,
+    pub cgroup: String,
+}

@@ -1,0 +1,292 @@
+//! The container's first process, from its birth until it becomes the program it was made for.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::process::{Gid, Uid};
+
+use super::root::{self, Root};
+use super::{FAILED, Message, READY, START, receive, send};
+use crate::error::{Cause, Failure, Step};
+use crate::plan::Inside;
+use crate::request::Rootfs;
+use crate::sys::{self, MountAttributes};
+
+/// Where programs are searched when the container has no `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Performs all steps, the last of which replaces this process. Returns only when one failed and was reported, with the
+/// exit code that shells give: 127 for something that was not found, else 126.
+pub(super) fn run(steps: &[Inside], channel: OwnedFd) -> i32 {
+    let mut process = Process { channel, root: None, executable: None };
+    if let Err(failure) =
+        process.prepare().and_then(|()| steps.iter().try_for_each(|step| process.perform(step)))
+    {
+        let mut message = vec![FAILED];
+        let _ = serde_json::to_writer(&mut message, &failure);
+        let _ = send(process.channel.as_fd(), &message);
+        return if failure.errno() == Some(libc::ENOENT) { 127 } else { 126 };
+    }
+    126
+}
+
+struct Process {
+    channel: OwnedFd,
+    root: Option<Root>,
+    executable: Option<CString>,
+}
+
+impl Process {
+    fn prepare(&self) -> Result<(), Failure> {
+        // Nobody who shares a namespace with us may look into this process while it still is the host's program.
+        sys::set_undumpable().step(|| "protect the container's process".to_owned())?;
+        rustix::process::setsid().step(|| "start a session".to_owned())?;
+        rustix::process::umask(Mode::empty());
+        Ok(())
+    }
+
+    fn perform(&mut self, step: &Inside) -> Result<(), Failure> {
+        match step {
+            Inside::JoinNamespace { kind, path } => join_namespace(*kind, path),
+            Inside::OomScoreAdj(adjustment) => oom_score_adj(*adjustment),
+            Inside::Propagation(flags) => {
+                let flags =
+                    MountPropagationFlags::from_bits_retain(*flags as u32) | MountPropagationFlags::REC;
+                rustix::mount::mount_change("/", flags).step(|| "part with the host's mounts".to_owned())
+            }
+            Inside::MountRoot { rootfs, at } => self.mount_root(rootfs, at),
+            Inside::LoopbackUp => sys::loopback_up().step(|| "bring up the loopback interface".to_owned()),
+            Inside::Hostname(name) => {
+                rustix::system::sethostname(name.as_bytes()).step(|| format!("set the host name `{name}`"))
+            }
+            Inside::Domainname(name) => rustix::system::setdomainname(name.as_bytes())
+                .step(|| format!("set the domain name `{name}`")),
+            Inside::Sysctl { name, value } => {
+                // The host's /proc, which no image can have prepared; it shows the namespaces of whoever asks.
+                let path = format!("/proc/sys/{}", name.replace('.', "/"));
+                write_existing(Path::new(&path), value).step(|| format!("set sysctl `{name}` to `{value}`"))
+            }
+            Inside::JoinCgroup(files) => files.iter().try_for_each(|file| {
+                write_existing(file, "0").step(|| format!("join the cgroup by `{}`", file.display()))
+            }),
+            Inside::UnshareCgroup => sys::unshare_cgroup().step(|| "make a cgroup namespace".to_owned()),
+            Inside::Mount(mount) => self.root()?.mount(mount),
+            Inside::Device(device) => self.root()?.device(device),
+            Inside::DeviceLink { name, target } => self.root()?.device_link(name, target),
+            Inside::MaskPath(path) => self.root()?.mask(path),
+            Inside::ReadonlyPath(path) => self.root()?.make_readonly(path),
+            Inside::PivotRoot => self.pivot_root(),
+            Inside::ReadonlyRoot => readonly_root(),
+            Inside::Rlimit { name, resource, soft, hard } => rlimit(name, *resource, *soft, *hard),
+            Inside::WorkingDirectory(path) => working_directory(path),
+            Inside::StdioOwner { uid } => stdio_owner(*uid),
+            Inside::NoNewPrivileges => {
+                sys::set_no_new_privileges().step(|| "forbid new privileges".to_owned())
+            }
+            Inside::Seccomp(program) => sys::set_seccomp_filter(&program.instructions, program.flags)
+                .step(|| "install the seccomp filter".to_owned()),
+            Inside::BoundingSet(keep) => bounding_set(*keep),
+            Inside::User { uid, gid, groups, umask, keep_capabilities } => {
+                user(*uid, *gid, groups, *keep_capabilities)?;
+                rustix::process::umask(Mode::from_raw_mode(*umask));
+                Ok(())
+            }
+            Inside::Capabilities { sets, ambient } => {
+                let step = || format!("set the capabilities (permitted {:#x})", sets.permitted);
+                sys::set_capabilities(*sets).step(step)?;
+                numbers(*ambient).try_for_each(sys::raise_ambient).step(step)
+            }
+            Inside::ResolveExecutable { name, path } => {
+                let found = resolve_executable(name, path.as_deref().unwrap_or(DEFAULT_PATH))?;
+                self.executable = CString::new(found.into_os_string().into_encoded_bytes()).ok();
+                Ok(())
+            }
+            Inside::AwaitStart => {
+                send(self.channel.as_fd(), &[READY]).step(|| "report to the shim".to_owned())?;
+                self.await_start()
+            }
+            Inside::Exec { args, env } => self.exec(args, env),
+        }
+    }
+
+    fn root(&mut self) -> Result<&mut Root, Failure> {
+        self.root
+            .as_mut()
+            .ok_or_else(|| Failure::new("set up the container", "no root file system is mounted yet"))
+    }
+
+    /// Waits for a word of the shim. If the shim has gone, so does this process.
+    fn await_start(&self) -> Result<(), Failure> {
+        match receive(self.channel.as_fd())? {
+            Message::Byte(START) => Ok(()),
+            Message::Closed => sys::exit_now(70),
+            Message::Byte(byte) => Err(super::unexpected(byte)),
+            Message::Failed(failure) => Err(failure),
+        }
+    }
+
+    fn mount_root(&mut self, rootfs: &Rootfs, at: &Path) -> Result<(), Failure> {
+        match rootfs {
+            Rootfs::Directory(path) => root::mount_directory(path, at)?,
+            Rootfs::Overlay { lower, upper, work } => root::mount_overlay(lower, upper, work, at)?,
+        }
+        let fd = rustix::fs::open(at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .step(|| format!("open `{}`", at.display()))?;
+        self.root = Some(Root::new(fd));
+        Ok(())
+    }
+
+    /// Source: `pivot_root(2)`, "`pivot_root(".", ".")`": the old root ends up on top of the new one, and goes.
+    fn pivot_root(&mut self) -> Result<(), Failure> {
+        let step = || "change to the container's root file system".to_owned();
+        rustix::process::fchdir(self.root()?.fd()).step(step)?;
+        rustix::process::pivot_root(".", ".").step(step)?;
+        rustix::mount::unmount(".", UnmountFlags::DETACH).step(step)?;
+        rustix::process::chdir("/").step(step)?;
+        self.root = None;
+        Ok(())
+    }
+
+    fn exec(&mut self, args: &[String], env: &[String]) -> Result<(), Failure> {
+        let executable = self.executable.take().unwrap_or_default();
+        let strings = |list: &[String]| -> Result<Vec<CString>, Failure> {
+            let zero = |_| Failure::new("exec", "an argument contains a zero byte");
+            list.iter().map(|text| CString::new(text.as_str()).map_err(zero)).collect()
+        };
+        let (args, env) = (strings(args)?, strings(env)?);
+        sys::reset_signals();
+        let error =
+            sys::close_on_exec_from(3).map_or_else(|error| error, |()| sys::exec(&executable, &args, &env));
+        Err(error).step(|| format!("exec `{}`", executable.to_string_lossy()))
+    }
+}
+
+fn numbers(bits: u64) -> impl Iterator<Item = u32> {
+    (0..64).filter(move |number| bits & 1 << number != 0)
+}
+
+fn write_existing(path: &Path, value: &str) -> io::Result<()> {
+    use std::io::Write;
+    std::fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
+}
+
+fn join_namespace(kind: i32, path: &Path) -> Result<(), Failure> {
+    let step = || format!("join the namespace `{}`", path.display());
+    let file = std::fs::File::open(path).step(step)?;
+    sys::set_namespace(file.as_fd(), kind).step(step)
+}
+
+fn oom_score_adj(adjustment: i32) -> Result<(), Failure> {
+    let path = Path::new("/proc/self/oom_score_adj");
+    let step = || format!("set oom_score_adj to {adjustment}");
+    let present = std::fs::read_to_string(path).step(step)?;
+    if present.trim() == adjustment.to_string() {
+        return Ok(());
+    }
+    match write_existing(path, &adjustment.to_string()) {
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => Err(Failure::new(
+            step(),
+            format!(
+                "lowering it from {} needs CAP_SYS_RESOURCE, which the daemon does not have",
+                present.trim()
+            ),
+        )),
+        other => other.step(step),
+    }
+}
+
+fn rlimit(name: &str, resource: u32, soft: u64, hard: u64) -> Result<(), Failure> {
+    let step = || format!("set {name} to {soft}:{hard}");
+    match sys::set_rlimit(resource, soft, hard) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(Failure::new(
+            step(),
+            "raising a hard limit needs CAP_SYS_RESOURCE, which the daemon does not have",
+        )),
+        other => other.step(step),
+    }
+}
+
+fn readonly_root() -> Result<(), Failure> {
+    let step = || "make the root file system read-only".to_owned();
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step(step)?;
+    let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
+    sys::mount_setattr(root.as_fd(), attributes, false).step(step)
+}
+
+fn working_directory(path: &Path) -> Result<(), Failure> {
+    let step = || format!("change to the working directory `{}`", path.display());
+    if !path.exists() {
+        use std::os::unix::fs::DirBuilderExt;
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path).step(step)?;
+    }
+    rustix::process::chdir(path).step(step)?;
+    // A path through /proc could have led out of the container by way of an open descriptor (CVE-2024-21626).
+    if !sys::current_directory().step(step)?.starts_with(b"/") {
+        return Err(Failure::new(step(), "it is outside of the container"));
+    }
+    Ok(())
+}
+
+/// Pipes belong to whoever made them; the container's user must be able to open `/dev/stdout`.
+fn stdio_owner(uid: u32) -> Result<(), Failure> {
+    for number in 0..=2 {
+        let fd = sys::standard(number);
+        let step = || format!("give descriptor {number} to user {uid}");
+        let stat = rustix::fs::fstat(fd).step(step)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
+            rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), None).step(step)?;
+        }
+    }
+    Ok(())
+}
+
+fn bounding_set(keep: u64) -> Result<(), Failure> {
+    for number in numbers(!keep) {
+        match sys::drop_bounding(number) {
+            // Past the last capability of this kernel.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+            other => other.step(|| format!("drop capability {number} from the bounding set"))?,
+        }
+    }
+    Ok(())
+}
+
+fn user(uid: u32, gid: u32, groups: &[u32], keep_capabilities: bool) -> Result<(), Failure> {
+    let step = || format!("become user {uid}:{gid}");
+    if keep_capabilities && uid != 0 {
+        sys::keep_capabilities(true).step(step)?;
+    }
+    let groups: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();
+    rustix::thread::set_thread_groups(&groups).step(step)?;
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    rustix::thread::set_thread_res_gid(gid, gid, gid).step(step)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).step(step)
+}
+
+/// The program `name` stands for: as a shell would, except that a name with a slash is never searched.
+fn resolve_executable(name: &str, path: &str) -> Result<PathBuf, Failure> {
+    let is_executable = |candidate: &Path| -> io::Result<()> {
+        if std::fs::metadata(candidate)?.is_file() {
+            Ok(rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK)?)
+        } else {
+            Err(io::Error::from_raw_os_error(libc::EACCES))
+        }
+    };
+    if name.contains('/') {
+        return is_executable(Path::new(name)).step(|| format!("exec `{name}`")).map(|()| name.into());
+    }
+    let mut cause = Cause::Os(libc::ENOENT);
+    for directory in path.split(':') {
+        let candidate = Path::new(if directory.is_empty() { "." } else { directory }).join(name);
+        match is_executable(&candidate) {
+            Ok(()) => return Ok(candidate),
+            Err(error) if error.raw_os_error() == Some(libc::EACCES) => cause = Cause::Os(libc::EACCES),
+            Err(_) => {}
+        }
+    }
+    Err(Failure { step: format!("exec `{name}` (searched in `{path}`)"), cause })
+}

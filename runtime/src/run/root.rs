@@ -1,0 +1,332 @@
+//! The container's root file system while it is being filled: paths that cannot leave it, and mounts by descriptor.
+//!
+//! An image is free to contain links such as `dev -> /etc`. Every path is therefore resolved by the kernel with the
+//! container's root as its root (`openat2`, `RESOLVE_IN_ROOT`), and mounts are attached to the descriptor that came
+//! of it, never to a path that could mean something else by then.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+
+use crate::cgroup::Cgroup;
+use crate::error::{Failure, Step};
+use crate::plan::{Device, MountKind, MountPlan};
+use crate::sys::{self, MountAttributes};
+
+/// A descriptor of the root directory of the container's file system.
+#[derive(Debug)]
+pub(super) struct Root {
+    fd: OwnedFd,
+    /// An empty read-only tmpfs, made for the first masked directory and used for all.
+    empty: Option<OwnedFd>,
+}
+
+impl Root {
+    pub fn new(fd: OwnedFd) -> Self {
+        Self { fd, empty: None }
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The file at `path` as the container will see it; links are followed inside.
+    fn resolve(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        self.open(path, OFlags::PATH, Mode::empty())
+    }
+
+    fn open(&self, path: &Path, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
+        loop {
+            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            // AGAIN: something was renamed during the walk, so the kernel could not vouch for the result.
+            match rustix::fs::openat2(&self.fd, path, flags | OFlags::CLOEXEC, mode, resolve) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// The directory at `path`, made with its parents if it is missing.
+    fn directory(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        match self.open(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) => {}
+            other => return other,
+        }
+        let (parent, name) = split(path)?;
+        let parent = self.directory(parent)?;
+        match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error),
+        }
+        self.open(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+    }
+
+    /// The file at `path`, made empty if it is missing: something to mount a file on.
+    fn file(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        match self.resolve(path) {
+            Err(Errno::NOENT) => {}
+            other => return other,
+        }
+        let (parent, name) = split(path)?;
+        let parent = self.directory(parent)?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
+        match rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)) {
+            Ok(_) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error),
+        }
+        self.resolve(path)
+    }
+
+    /// Performs one mount of the plan.
+    pub fn mount(&self, plan: &MountPlan) -> Result<(), Failure> {
+        let target = plan.target.display();
+        match &plan.kind {
+            MountKind::FileSystem { name, source, options } => {
+                let place =
+                    self.directory(&plan.target).step(|| format!("make the mount point `{target}`"))?;
+                let mount = new_mount(name, source.as_deref(), options, plan.attributes, &plan.target)?;
+                let propagation =
+                    MountAttributes { propagation: plan.attributes.propagation, ..Default::default() };
+                set_attributes(mount.as_fd(), propagation, false, &plan.target)?;
+                set_attributes(mount.as_fd(), plan.recursive, true, &plan.target)?;
+                attach(mount.as_fd(), place.as_fd()).step(|| format!("mount {name} on `{target}`"))
+            }
+            MountKind::Bind { source, recursive } => {
+                let mount = clone_mount(CWD, source.as_os_str(), *recursive)
+                    .step(|| format!("bind mount `{}` on `{target}`", source.display()))?;
+                let is_directory = rustix::fs::fstat(&mount)
+                    .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+                let place = if is_directory { self.directory(&plan.target) } else { self.file(&plan.target) };
+                let place = place.step(|| format!("make the mount point `{target}`"))?;
+                set_attributes(mount.as_fd(), plan.attributes, false, &plan.target)?;
+                set_attributes(mount.as_fd(), plan.recursive, true, &plan.target)?;
+                attach(mount.as_fd(), place.as_fd())
+                    .step(|| format!("bind mount `{}` on `{target}`", source.display()))
+            }
+            MountKind::Cgroup(cgroup) => {
+                let place =
+                    self.directory(&plan.target).step(|| format!("make the mount point `{target}`"))?;
+                cgroup_mount(cgroup, plan, place.as_fd())
+            }
+        }
+    }
+
+    /// Hides what is at `path`, if anything is: an empty directory or an empty file in its place.
+    pub fn mask(&mut self, path: &Path) -> Result<(), Failure> {
+        let step = || format!("mask `{}`", path.display());
+        let Some(place) = self.existing(path).step(step)? else { return Ok(()) };
+        let stat = rustix::fs::fstat(&place).step(step)?;
+        let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            if self.empty.is_none() {
+                let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
+                let options = [("size".to_owned(), Some("0k".to_owned()))];
+                self.empty = Some(new_mount("tmpfs", Some("tmpfs"), &options, attributes, path)?);
+            }
+            let empty = self.empty.as_ref().map_or(CWD, AsFd::as_fd);
+            clone_mount(empty, OsStr::new(""), false).step(step)?
+        } else {
+            // The host's device, for the container's may be anything its image wants.
+            clone_mount(CWD, OsStr::new("/dev/null"), false).step(step)?
+        };
+        attach(cover.as_fd(), place.as_fd()).step(step)
+    }
+
+    /// Makes what is at `path`, if anything is, read-only.
+    pub fn make_readonly(&self, path: &Path) -> Result<(), Failure> {
+        let step = || format!("make `{}` read-only", path.display());
+        let Some(place) = self.existing(path).step(step)? else { return Ok(()) };
+        let mount = clone_mount(place.as_fd(), OsStr::new(""), true).step(step)?;
+        let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
+        sys::mount_setattr(mount.as_fd(), attributes, true).step(step)?;
+        attach(mount.as_fd(), place.as_fd()).step(step)
+    }
+
+    fn existing(&self, path: &Path) -> rustix::io::Result<Option<OwnedFd>> {
+        match self.resolve(path) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a device node. One that is there already must be the same.
+    pub fn device(&self, device: &Device) -> Result<(), Failure> {
+        let step = || format!("make the device `{}`", device.path.display());
+        let (parent, name) = split(&device.path).step(step)?;
+        let parent = self.directory(parent).step(step)?;
+        let number = rustix::fs::makedev(device.major, device.minor);
+        let kind = FileType::from_raw_mode(device.kind);
+        match rustix::fs::mknodat(&parent, name, kind, Mode::from_raw_mode(device.mode), number) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).step(step)?;
+                if FileType::from_raw_mode(stat.st_mode) != kind || stat.st_rdev != number {
+                    return Err(Failure::new(step(), "something else is there"));
+                }
+            }
+            Err(error) => return Err(error).step(step),
+        }
+        if (device.uid, device.gid) != (0, 0) {
+            let (uid, gid) = (rustix::fs::Uid::from_raw(device.uid), rustix::fs::Gid::from_raw(device.gid));
+            rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).step(step)?;
+        }
+        Ok(())
+    }
+
+    /// A link in `/dev`.
+    pub fn device_link(&self, name: &str, target: &str) -> Result<(), Failure> {
+        let step = || format!("link `/dev/{name}` to `{target}`");
+        let dev = self.directory(Path::new("/dev")).step(step)?;
+        match rustix::fs::symlinkat(target, &dev, name) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(error).step(step),
+        }
+    }
+}
+
+/// Parent and name; a path that ends in neither a name nor the root is refused.
+fn split(path: &Path) -> rustix::io::Result<(&Path, &OsStr)> {
+    match (path.parent(), path.components().next_back()) {
+        (Some(parent), Some(Component::Normal(name))) => Ok((parent, name)),
+        _ => Err(Errno::INVAL),
+    }
+}
+
+/// A new instance of a file system, mounted nowhere yet.
+fn new_mount(
+    name: &str,
+    source: Option<&str>,
+    options: &[(String, Option<String>)],
+    attributes: MountAttributes,
+    target: &Path,
+) -> Result<OwnedFd, Failure> {
+    let step = || format!("mount {name} on `{}`", target.display());
+    let context = rustix::mount::fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC).step(step)?;
+    if let Some(source) = source {
+        rustix::mount::fsconfig_set_string(&context, "source", source).step(step)?;
+    }
+    for (key, value) in options {
+        let set = match value {
+            Some(value) => rustix::mount::fsconfig_set_string(&context, key.as_str(), value.as_str()),
+            None => rustix::mount::fsconfig_set_flag(&context, key.as_str()),
+        };
+        let value = value.as_deref().map_or(String::new(), |value| format!("={value}"));
+        set.step(|| format!("{} with option `{key}{value}`", step()))?;
+    }
+    rustix::mount::fsconfig_create(&context).step(step)?;
+    let flags = MountAttrFlags::from_bits_retain(attributes.set as u32);
+    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).step(step)
+}
+
+/// A copy of the mount at `path`, mounted nowhere yet.
+fn clone_mount(at: BorrowedFd<'_>, path: &OsStr, recursive: bool) -> rustix::io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    if path.is_empty() {
+        flags |= OpenTreeFlags::AT_EMPTY_PATH;
+    }
+    rustix::mount::open_tree(at, path, flags)
+}
+
+fn attach(mount: BorrowedFd<'_>, place: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(mount, "", place, "", flags)
+}
+
+fn set_attributes(
+    mount: BorrowedFd<'_>,
+    attributes: MountAttributes,
+    recursive: bool,
+    target: &Path,
+) -> Result<(), Failure> {
+    if attributes == MountAttributes::default() {
+        return Ok(());
+    }
+    sys::mount_setattr(mount, attributes, recursive)
+        .step(|| format!("set the options of the mount on `{}`", target.display()))
+}
+
+/// The container's own part of the cgroup tree: on v2 just that; on v1 a tmpfs with one directory per hierarchy, and
+/// links for hierarchies that have several names.
+fn cgroup_mount(cgroup: &Cgroup, plan: &MountPlan, place: BorrowedFd<'_>) -> Result<(), Failure> {
+    let bind = |directory: &Path, place: BorrowedFd<'_>| -> Result<(), Failure> {
+        let step = || format!("mount the cgroup `{}`", directory.display());
+        let mount = clone_mount(CWD, directory.as_os_str(), false).step(step)?;
+        set_attributes(mount.as_fd(), plan.attributes, false, &plan.target)?;
+        attach(mount.as_fd(), place).step(step)
+    };
+    if let [only] = cgroup.members.as_slice() {
+        return bind(&only.directory, place);
+    }
+    let writable = MountAttributes { set: plan.attributes.set & !libc::MOUNT_ATTR_RDONLY, ..plan.attributes };
+    let options = [("mode".to_owned(), Some("755".to_owned()))];
+    let tmpfs = new_mount("tmpfs", Some("cgroup"), &options, writable, &plan.target)?;
+    let step = || format!("mount the cgroups on `{}`", plan.target.display());
+    attach(tmpfs.as_fd(), place).step(step)?;
+    for member in &cgroup.members {
+        let Some(name) = member.mount.file_name() else { continue };
+        rustix::fs::mkdirat(&tmpfs, name, Mode::from_raw_mode(0o755)).step(step)?;
+        let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
+        let inner = rustix::fs::openat(&tmpfs, name, flags, Mode::empty()).step(step)?;
+        bind(&member.directory, inner.as_fd())?;
+        for alias in member.controllers.iter().filter(|_| member.controllers.len() > 1) {
+            if OsStr::new(alias) != name {
+                rustix::fs::symlinkat(name, &tmpfs, alias.as_str()).step(step)?;
+            }
+        }
+    }
+    set_attributes(tmpfs.as_fd(), plan.attributes, false, &plan.target)
+}
+
+/// Mounts an overlay at `at`. Layers are named by descriptor numbers, relative to `/proc/self/fd`: the kernel takes
+/// one page of options at most, and real paths of a deep image do not fit.
+pub(super) fn mount_overlay(lower: &[PathBuf], upper: &Path, work: &Path, at: &Path) -> Result<(), Failure> {
+    use std::os::fd::AsRawFd;
+    let open = |path: &Path| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty()).step(|| format!("open the layer `{}`", path.display()))
+    };
+    let step = || format!("mount the overlay of {} layers on `{}`", lower.len() + 1, at.display());
+    let layers = lower.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
+    let (upper, work_fd) = (open(upper)?, open(work)?);
+    let numbers: Vec<String> = layers.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
+    // The mark of an earlier volatile mount, which would refuse this one. What it warns of, a crash in between, is the
+    // caller's to know: see `Rootfs::Overlay`.
+    let _ = std::fs::remove_dir_all(work.join("work/incompat/volatile"));
+    let (upper_number, work_number) = (upper.as_raw_fd(), work_fd.as_raw_fd());
+    let data = format!("lowerdir={},upperdir={upper_number},workdir={work_number}", numbers.join(":"));
+    rustix::process::chdir("/proc/self/fd").step(step)?;
+    let mount = |data: &str| -> io::Result<()> {
+        let data = std::ffi::CString::new(data)?;
+        rustix::mount::mount(
+            "overlay",
+            at,
+            "overlay",
+            rustix::mount::MountFlags::empty(),
+            Some(data.as_c_str()),
+        )?;
+        Ok(())
+    };
+    // A container's own layer is never used again after a crash of the machine, so there is nothing to sync; without
+    // this the end of every container writes back all of the host's file system.
+    let mounted = match mount(&format!("{data},volatile")) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => mount(&data),
+        other => other,
+    };
+    rustix::process::chdir("/").step(step)?;
+    mounted.step(step)
+}
+
+/// Mounts a copy of the directory tree `path` at `at`.
+pub(super) fn mount_directory(path: &Path, at: &Path) -> Result<(), Failure> {
+    let step = || format!("use `{}` as root file system", path.display());
+    let mount = clone_mount(CWD, path.as_os_str(), true).step(step)?;
+    rustix::mount::move_mount(&mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).step(step)
+}

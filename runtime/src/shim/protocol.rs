@@ -1,0 +1,104 @@
+//! What is said over a shim's socket: one JSON value per packet, requests and replies in turn.
+//!
+//! A connection that closes means the shim has ended; its last word is then in the container's directory.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Failure;
+use crate::state::{ExitStatus, SOCKET_FILE, State, Status};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Request {
+    State,
+    /// Run the program. Answered when exec has succeeded or failed.
+    Start,
+    /// Send a signal to the first process, or to all.
+    Kill {
+        signal: i32,
+        all: bool,
+    },
+    /// Answered when the container has ended.
+    Watch,
+    /// Kill everything and leave, without caring for the exit status. Answered by the end of the connection.
+    Delete,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    /// The first word after a successful creation.
+    Created {
+        pid: i32,
+    },
+    State(State),
+    Done,
+    Failed(Failure),
+    WrongState(Status),
+    Exited(ExitStatus),
+}
+
+/// No message is longer.
+const MESSAGE_MAX: usize = 16 << 10;
+
+pub(crate) fn send<T: Serialize>(socket: impl AsFd, message: &T) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message).map_err(io::Error::other)?;
+    rustix::net::send(socket, &bytes, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// The next message; `None` when the other side has closed.
+pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<T>> {
+    let mut buffer = [0u8; MESSAGE_MAX];
+    let len = loop {
+        match rustix::net::recv(&socket, &mut buffer[..], RecvFlags::empty()) {
+            Ok((len, _)) => break len,
+            // CONNRESET: the other side closed with something of ours unread. That is said once; its last word, or
+            // the end, comes with the next call.
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
+            Err(error) => return Err(error.into()),
+        }
+    };
+    if len == 0 {
+        return Ok(None);
+    }
+    serde_json::from_slice(&buffer[..len]).map(Some).map_err(io::Error::other)
+}
+
+/// Listens in the container's directory.
+pub(crate) fn listen(directory: &Path) -> io::Result<OwnedFd> {
+    with_address(directory, |address| {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        rustix::net::bind(&socket, address)?;
+        rustix::net::listen(&socket, 64)?;
+        Ok(socket)
+    })
+}
+
+/// Connects to the shim of the container in `directory`.
+pub(crate) fn connect(directory: &Path) -> io::Result<OwnedFd> {
+    with_address(directory, |address| {
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        rustix::net::connect(&socket, address)?;
+        Ok(socket)
+    })
+}
+
+/// The socket's address by way of the directory's descriptor, because socket paths end at 107 bytes and data roots
+/// may be deep.
+fn with_address<T>(
+    directory: &Path,
+    act: impl FnOnce(&SocketAddrUnix) -> rustix::io::Result<T>,
+) -> io::Result<T> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let handle = rustix::fs::open(directory, flags, Mode::empty())?;
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET_FILE}", handle.as_raw_fd()))?;
+    Ok(act(&address)?)
+}

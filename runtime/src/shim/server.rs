@@ -1,0 +1,291 @@
+//! The shim's life after the creation: one `poll` loop, then an orderly end.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::SocketFlags;
+
+use super::protocol::{self, Reply, Request};
+use crate::cgroup::Cgroup;
+use crate::error::Failure;
+use crate::log::{Stream, Writer};
+use crate::run::Created;
+use crate::state::{self, EXIT_FILE, ExitStatus, State, Status};
+use crate::sys;
+
+/// More connections than a daemon needs; the surplus is closed.
+const CLIENTS_MAX: usize = 64;
+/// How long the end waits for output that someone outside of the container may still hold open.
+const DRAIN: Duration = Duration::from_millis(200);
+/// How long the end tries to remove a cgroup whose last processes are on their way out.
+const REMOVE: Duration = Duration::from_secs(5);
+
+/// What a shim is made of.
+pub(super) struct Parts {
+    pub directory: PathBuf,
+    pub created: Created,
+    pub created_at: i64,
+    pub mounts: Option<OwnedFd>,
+    pub signals: OwnedFd,
+    pub listener: OwnedFd,
+    /// Standard output and error.
+    pub outputs: [Option<OwnedFd>; 2],
+    pub log: Writer,
+}
+
+pub(super) struct Server {
+    directory: PathBuf,
+    pid: i32,
+    cgroup: Cgroup,
+    created_at: i64,
+    started_at: Option<i64>,
+    /// Until it is started.
+    created: Option<Created>,
+    _mounts: Option<OwnedFd>,
+    signals: OwnedFd,
+    listener: OwnedFd,
+    outputs: [Option<OwnedFd>; 2],
+    log: Writer,
+    clients: Vec<Client>,
+    /// The container is being deleted: nobody will ask for its exit status.
+    deleting: bool,
+}
+
+struct Client {
+    socket: OwnedFd,
+    watching: bool,
+}
+
+impl Server {
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            directory: parts.directory,
+            pid: parts.created.pid,
+            cgroup: parts.created.cgroup.clone(),
+            created_at: parts.created_at,
+            started_at: None,
+            created: Some(parts.created),
+            _mounts: parts.mounts,
+            signals: parts.signals,
+            listener: parts.listener,
+            outputs: parts.outputs,
+            log: parts.log,
+            clients: Vec::new(),
+            deleting: false,
+        }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    pub fn add_client(&mut self, socket: OwnedFd) {
+        self.clients.push(Client { socket, watching: false });
+    }
+
+    /// Serves until the container has ended and everything about it has been put down.
+    pub fn run(mut self) {
+        let status = loop {
+            self.wait(None);
+            if let Some(status) = self.reap() {
+                break status;
+            }
+            self.copy_output();
+            self.accept();
+            self.serve_clients();
+        };
+        self.finish(status);
+    }
+
+    /// Sleeps until something can be done.
+    fn wait(&self, limit: Option<Duration>) {
+        let sources = [&self.signals, &self.listener];
+        let mut fds: Vec<PollFd<'_>> = sources
+            .into_iter()
+            .chain(self.outputs.iter().flatten())
+            .chain(self.clients.iter().map(|client| &client.socket))
+            .map(|fd| PollFd::new(fd, PollFlags::IN))
+            .collect();
+        let limit = limit.map(|limit| Timespec {
+            tv_sec: limit.as_secs() as i64,
+            tv_nsec: i64::from(limit.subsec_nanos()),
+        });
+        // Interrupted or not: whoever is called next finds out what is ready, as nothing blocks.
+        let _ = poll(&mut fds, limit.as_ref());
+    }
+
+    /// Waits for ended children; gives the raw status of the container's first process if it is one of them.
+    fn reap(&mut self) -> Option<i32> {
+        let mut record = [0u8; 128];
+        while rustix::io::read(&self.signals, &mut record).is_ok() {}
+        let mut found = None;
+        while let Some((pid, status)) = sys::reap() {
+            if pid == self.pid {
+                found = Some(status);
+            }
+        }
+        found
+    }
+
+    /// Moves what the container has written into its log. `true` while a stream is open.
+    fn copy_output(&mut self) -> bool {
+        let mut buffer = [0u8; 16 << 10];
+        for (output, stream) in self.outputs.iter_mut().zip([Stream::Stdout, Stream::Stderr]) {
+            // A container that never stops writing must not keep requests waiting: the next round goes on.
+            for _ in 0..16 {
+                let Some(fd) = output.as_ref() else { break };
+                match rustix::io::read(fd, &mut buffer) {
+                    Ok(0) => *output = None,
+                    Ok(len) => self.log.write(stream, &buffer[..len], sys::unix_nanos()),
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(_) => break,
+                }
+            }
+        }
+        self.outputs.iter().any(Option::is_some)
+    }
+
+    fn accept(&mut self) {
+        while let Ok(socket) = rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC) {
+            if self.clients.len() < CLIENTS_MAX {
+                self.add_client(socket);
+            }
+        }
+    }
+
+    /// Answers every request that has come.
+    fn serve_clients(&mut self) {
+        let mut clients = std::mem::take(&mut self.clients);
+        clients.retain_mut(|client| self.serve(client));
+        clients.append(&mut self.clients);
+        clients.shrink_to(4);
+        self.clients = clients;
+    }
+
+    /// `false` when the client has gone.
+    fn serve(&mut self, client: &mut Client) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut fds = [PollFd::new(&client.socket, PollFlags::IN)];
+        if !poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0) {
+            return true;
+        }
+        let Ok(Some(request)) = protocol::receive::<Request>(&client.socket) else { return false };
+        let reply = match request {
+            Request::State => Reply::State(self.state()),
+            Request::Start => self.start(),
+            Request::Kill { signal, all } => self.kill(signal, all),
+            Request::Watch => {
+                client.watching = true;
+                return true;
+            }
+            Request::Delete => {
+                self.deleting = true;
+                // Answered by our end.
+                let _ = self.kill(libc::SIGKILL, true);
+                return true;
+            }
+        };
+        protocol::send(&client.socket, &reply).is_ok()
+    }
+
+    fn state(&self) -> State {
+        State {
+            status: if self.created.is_some() { Status::Created } else { Status::Running },
+            pid: Some(self.pid),
+            created_at_unix_nanos: self.created_at,
+            started_at_unix_nanos: self.started_at,
+        }
+    }
+
+    fn start(&mut self) -> Reply {
+        let Some(created) = self.created.take() else { return Reply::WrongState(self.state().status) };
+        match created.start() {
+            Ok(()) => {
+                self.started_at = Some(sys::unix_nanos());
+                Reply::Done
+            }
+            Err(failure) => Reply::Failed(failure),
+        }
+    }
+
+    fn kill(&self, signal: i32, all: bool) -> Reply {
+        let killed = sys::kill(self.pid, signal);
+        let killed = if all { killed.and(self.cgroup.signal_others(signal, self.pid)) } else { killed };
+        match killed {
+            Ok(()) => Reply::Done,
+            Err(error) => {
+                let target = if all { "all processes" } else { "the first process" };
+                Reply::Failed(Failure {
+                    step: format!("send signal {signal} to {target}"),
+                    cause: (&error).into(),
+                })
+            }
+        }
+    }
+
+    /// The container's first process is gone: see the rest off, and leave a record.
+    fn finish(mut self, raw_status: i32) {
+        // Without a pid namespace of its own, others may have outlived it.
+        let _ = self.cgroup.signal_all(libc::SIGKILL);
+        let deadline = Instant::now() + DRAIN;
+        while self.copy_output() && Instant::now() < deadline {
+            let outputs: Vec<&OwnedFd> = self.outputs.iter().flatten().collect();
+            let mut fds: Vec<PollFd<'_>> = outputs.iter().map(|fd| PollFd::new(*fd, PollFlags::IN)).collect();
+            let step = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+            let _ = poll(&mut fds, Some(&step));
+        }
+        let finished_at = sys::unix_nanos();
+        self.log.finish(finished_at);
+
+        let (code, signal) = sys::decode_wait_status(raw_status);
+        let status = ExitStatus {
+            code,
+            signal,
+            oom_killed: self.cgroup.oom_kills() > 0,
+            created_at_unix_nanos: self.created_at,
+            started_at_unix_nanos: self.started_at,
+            finished_at_unix_nanos: finished_at,
+        };
+        let path = self.directory.join(EXIT_FILE);
+        // Readable before anyone is told; safe from a power cut before the shim leaves, but nobody waits for that.
+        let _ = state::write_record(&path, &status, false);
+        for client in self.clients.iter().filter(|client| client.watching) {
+            let _ = protocol::send(&client.socket, &Reply::Exited(status));
+        }
+        let deadline = Instant::now() + REMOVE;
+        while self.cgroup.remove().is_err() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.accept();
+        self.serve_after_end(status);
+        if !self.deleting {
+            let _ = state::write_record(&path, &status, true);
+        }
+    }
+
+    /// Answers what came in the meantime. Most of all, a deletion spares the wait for the disk.
+    fn serve_after_end(&mut self, status: ExitStatus) {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        for client in &self.clients {
+            let mut fds = [PollFd::new(&client.socket, PollFlags::IN)];
+            if !poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0) {
+                continue;
+            }
+            let reply = match protocol::receive::<Request>(client.socket.as_fd()) {
+                Ok(Some(Request::Delete)) => {
+                    self.deleting = true;
+                    continue;
+                }
+                Ok(Some(Request::Watch)) => Reply::Exited(status),
+                Ok(Some(Request::State)) => {
+                    Reply::State(State { status: Status::Exited(status), pid: None, ..self.state() })
+                }
+                Ok(Some(Request::Start | Request::Kill { .. })) => Reply::WrongState(Status::Exited(status)),
+                Ok(None) | Err(_) => continue,
+            };
+            let _ = protocol::send(&client.socket, &reply);
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What is known about a container, and the records the shim keeps of it.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Cgroup;
+use crate::error::RuntimeError;
+
+/// The OCI configuration as it was given.
+pub(crate) const CONFIG_FILE: &str = "config.json";
+/// The rest of the request.
+pub(crate) const REQUEST_FILE: &str = "shim.json";
+/// [`InitRecord`], written when the container has been created.
+pub(crate) const INIT_FILE: &str = "state.json";
+/// [`ExitStatus`], made durable when the container has ended.
+pub(crate) const EXIT_FILE: &str = "exit.json";
+/// Where the shim listens.
+pub(crate) const SOCKET_FILE: &str = "shim.sock";
+/// Mount point of the root file system; always empty when seen from the host.
+pub(crate) const ROOTFS_DIRECTORY: &str = "rootfs";
+
+/// A container at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    pub status: Status,
+    /// Host pid of the container's first process while it exists.
+    pub pid: Option<i32>,
+    pub created_at_unix_nanos: i64,
+    pub started_at_unix_nanos: Option<i64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Status {
+    /// Everything is in place and the process waits to be started.
+    Created,
+    Running,
+    Exited(ExitStatus),
+    /// The shim vanished without leaving an exit status, so none will ever be known. Whatever it left was killed.
+    Lost,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Exited(_) => "exited",
+            Self::Lost => "lost",
+        })
+    }
+}
+
+/// How a container's first process ended. Exactly one of `code` and `signal` is present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitStatus {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    /// The kernel killed at least one of the container's processes because its memory limit was reached.
+    pub oom_killed: bool,
+    pub created_at_unix_nanos: i64,
+    /// `None` when it was never started.
+    pub started_at_unix_nanos: Option<i64>,
+    pub finished_at_unix_nanos: i64,
+}
+
+impl ExitStatus {
+    /// The exit code as shells give it: 128 plus the signal for a killed process.
+    pub fn shell_code(&self) -> i32 {
+        self.code.unwrap_or_else(|| 128 + self.signal.unwrap_or(0))
+    }
+}
+
+/// What another process needs to find a container whose shim is gone. Pids are only believed together with the boot
+/// and their start time, because numbers come round again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct InitRecord {
+    pub boot_id: String,
+    pub init: ProcessIdentity,
+    pub shim: ProcessIdentity,
+    pub created_at_unix_nanos: i64,
+    pub cgroup: Cgroup,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProcessIdentity {
+    pub pid: i32,
+    /// Field 22 of `/proc/<pid>/stat`, in clock ticks since boot.
+    pub start_time: u64,
+}
+
+impl ProcessIdentity {
+    pub fn of(pid: i32) -> io::Result<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The second field is a name in brackets that may itself hold spaces and brackets.
+        let start_time = stat
+            .rsplit_once(')')
+            .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19))
+            .and_then(|field| field.parse().ok())
+            .ok_or_else(|| {
+                io::Error::new(io::ErrorKind::InvalidData, format!("unexpected `/proc/{pid}/stat`"))
+            })?;
+        Ok(Self { pid, start_time })
+    }
+
+    pub fn is_alive(self) -> bool {
+        Self::of(self.pid).is_ok_and(|found| found == self)
+    }
+}
+
+/// Identifies this boot of the machine.
+pub(crate) fn boot_id() -> io::Result<String> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned())
+}
+
+/// Reads a JSON record; `None` when the file does not exist.
+pub(crate) fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RuntimeError> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(RuntimeError::File { action: "read", path: path.to_owned(), source }),
+    };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|source| RuntimeError::Record { path: path.to_owned(), source })
+}
+
+/// Writes a JSON record that appears as a whole or not at all. With `durable` it also survives a power cut.
+pub(crate) fn write_record<T: Serialize>(path: &Path, record: &T, durable: bool) -> io::Result<()> {
+    use std::io::Write;
+    let temporary = path.with_extension("tmp");
+    let mut file = std::fs::File::create(&temporary)?;
+    file.write_all(&serde_json::to_vec(record).map_err(io::Error::other)?)?;
+    if durable {
+        file.sync_all()?;
+    }
+    drop(file);
+    std::fs::rename(&temporary, path)?;
+    if let (true, Some(directory)) = (durable, path.parent()) {
+        std::fs::File::open(directory)?.sync_all()?;
+    }
+    Ok(())
+}

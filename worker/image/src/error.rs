@@ -1,0 +1,167 @@
+//! What can go wrong with images, worded for the person who asked.
+
+use std::{io, path::PathBuf};
+
+use thiserror::Error;
+
+use crate::{
+    digest::Digest,
+    platform::Platform,
+    unpack::{LayerError, TarError},
+};
+
+/// Any failure of the image store or of talking to a registry.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    #[error("invalid image reference `{reference}`: {reason}")]
+    InvalidReference { reference: String, reason: String },
+    #[error("invalid digest `{text}`: {reason}")]
+    InvalidDigest { text: String, reason: String },
+    #[error("invalid platform `{text}`: expected `os/arch` or `os/arch/variant`")]
+    InvalidPlatform { text: String },
+
+    #[error("no such image: `{reference}`")]
+    NoSuchImage { reference: String },
+    #[error("`{prefix}` is the beginning of {matches} image ids: write more of it")]
+    AmbiguousId { prefix: String, matches: usize },
+    #[error("image `{image}` is used by {user}: remove that first, or force")]
+    InUse { image: String, user: String },
+    #[error("image `{image}` has several names ({}): remove them one by one, or force", names.join(", "))]
+    SeveralNames { image: String, names: Vec<String> },
+
+    #[error("no space left on the file system of `{path}`: free some, or use another data root")]
+    NoSpace {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("`{path}` is not writable: check its owner and mode, or use another data root")]
+    NotWritable {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("failed to {action} `{path}`")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("image store `{root}` is in use by another process")]
+    Locked { root: PathBuf },
+    #[error("image index `{path}` is corrupt: remove it and pull or load the images again")]
+    CorruptIndex {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error(
+        "blob `{digest}` in `{path}` is corrupt: its content has the digest `{found}`; pull or load the image again"
+    )]
+    CorruptBlob { digest: Digest, path: PathBuf, found: Digest },
+    #[error("blob `{digest}` is missing from the image store: pull or load the image again")]
+    MissingBlob { digest: Digest },
+
+    #[error("not an image archive: found neither `index.json` (OCI) nor `manifest.json` (docker save)")]
+    NotAnImageArchive,
+    #[error("image archive is corrupt")]
+    Archive {
+        #[source]
+        source: TarError,
+    },
+    #[error("image archive lacks `{path}`")]
+    MissingFromArchive { path: String },
+    #[error("image archive is corrupt: {reason}")]
+    CorruptArchive {
+        reason: String,
+        #[source]
+        source: Option<io::Error>,
+    },
+    #[error("{what} is larger than the limit of {limit} bytes")]
+    TooLarge { what: String, limit: u64 },
+    #[error("digest mismatch of {what}: expected `{expected}`, found `{found}`")]
+    DigestMismatch { what: String, expected: Digest, found: Digest },
+    #[error("{what} is {found} bytes long, but {expected} were announced")]
+    SizeMismatch { what: String, expected: u64, found: u64 },
+    #[error("{what} is not valid JSON of its kind")]
+    InvalidJson {
+        what: String,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("invalid {what}: {reason}")]
+    InvalidImage { what: String, reason: String },
+    #[error("layer `{layer}` cannot be unpacked")]
+    Layer {
+        layer: Digest,
+        #[source]
+        source: LayerError,
+    },
+    #[error("root file system archive cannot be imported")]
+    Import {
+        #[source]
+        source: LayerError,
+    },
+
+    #[error("unsupported media type `{media_type}` of {what}")]
+    UnsupportedMediaType { what: String, media_type: String },
+    #[error(
+        "`{reference}` uses image manifest schema 1, which is not supported: push it again with a current tool"
+    )]
+    UnsupportedSchema { reference: String },
+    #[error("no manifest for {wanted} in `{reference}`, which has {}", list(available))]
+    NoPlatform { reference: String, wanted: Platform, available: Vec<Platform> },
+
+    #[error("image `{reference}` was not found in its registry")]
+    NotInRegistry { reference: String },
+    #[error("not authorized to read `{reference}` from `{registry}`: {detail}")]
+    Unauthorized { reference: String, registry: String, detail: String },
+    #[error("registry `{registry}` is unreachable")]
+    Unreachable {
+        registry: String,
+        #[source]
+        source: Option<reqwest::Error>,
+    },
+    #[error("registry `{registry}` broke off while sending {what}")]
+    Interrupted {
+        registry: String,
+        what: String,
+        #[source]
+        source: Option<reqwest::Error>,
+    },
+    #[error("registry `{registry}` answered {status} to `{url}`: {detail}")]
+    RegistryAnswer { registry: String, url: String, status: u16, detail: String },
+    #[error("cannot set up a connection to registry `{registry}`")]
+    Client {
+        registry: String,
+        #[source]
+        source: reqwest::Error,
+    },
+}
+
+fn list(platforms: &[Platform]) -> String {
+    if platforms.is_empty() {
+        return "none".to_owned();
+    }
+    platforms.iter().map(Platform::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl ImageError {
+    /// Wraps a failed file operation; a full or read-only place gets words of its own.
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> ImageError {
+        let path = path.into();
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ImageError::NoSpace { path, source },
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+                ImageError::NotWritable { path, source }
+            }
+            _ => ImageError::Io { action, path, source },
+        }
+    }
+
+    pub(crate) fn invalid(what: impl Into<String>, reason: impl Into<String>) -> ImageError {
+        ImageError::InvalidImage { what: what.into(), reason: reason.into() }
+    }
+}

@@ -1,0 +1,262 @@
+//! Unpacked layers: `layers/<start of the diff id>/fs`, made once and shared by every image that has the layer.
+//!
+//! A layer appears by rename after everything in it is on disk, so one under its final name is complete. Names are
+//! short because overlayfs takes all lower directories in one page of text: 127 layers fit relative to `layers/`.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    blobs::{Blobs, sync_directory, temporary_path},
+    compress::decompress,
+    digest::{Digest, HashingReader},
+    error::ImageError,
+    unpack::{self, LayerError, LayerLimits},
+};
+
+/// Hex digits of the diff id in a directory's name; the whole of it is in `info.json` and compared.
+const NAME_DIGITS: usize = 26;
+
+pub(crate) struct Layers {
+    directory: PathBuf,
+    temporary: PathBuf,
+    limits: LayerLimits,
+    /// One slot a layer. Who holds it unpacks; it holds the layer's facts once it is there.
+    slots: Mutex<HashMap<Digest, Arc<Mutex<Option<LayerInfo>>>>>,
+}
+
+/// What is known of an unpacked layer.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct LayerInfo {
+    diff_id: Digest,
+    pub entries: u64,
+    /// Length of the files within, in bytes.
+    pub bytes: u64,
+}
+
+impl Layers {
+    pub fn open(root: &Path, limits: LayerLimits) -> Result<Layers, ImageError> {
+        let directory = root.join("layers");
+        fs::create_dir_all(&directory).map_err(ImageError::io("create", &directory))?;
+        Ok(Layers { directory, temporary: root.join("tmp"), limits, slots: Mutex::default() })
+    }
+
+    /// The directory that overlayfs takes for this layer; it exists after [`Layers::ensure`].
+    pub fn path(&self, diff_id: &Digest) -> PathBuf {
+        self.home(diff_id).join("fs")
+    }
+
+    fn home(&self, diff_id: &Digest) -> PathBuf {
+        self.directory.join(&diff_id.hex()[..NAME_DIGITS])
+    }
+
+    fn slot(&self, diff_id: &Digest) -> Arc<Mutex<Option<LayerInfo>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).entry(*diff_id).or_default().clone()
+    }
+
+    /// True if the layer is unpacked and was used since the store was opened.
+    pub fn is_known(&self, diff_id: &Digest) -> bool {
+        let slot = self.slot(diff_id);
+        slot.try_lock().is_ok_and(|known| known.is_some())
+    }
+
+    /// Unpacks the layer from its blob unless that has been done; concurrent callers wait for one another.
+    pub fn ensure(&self, blobs: &Blobs, diff_id: &Digest, blob: &Digest) -> Result<LayerInfo, ImageError> {
+        let slot = self.slot(diff_id);
+        let mut known = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(info) = *known {
+            return Ok(info);
+        }
+        let info = match self.read_info(diff_id)? {
+            Some(info) => info,
+            None => self.unpack(blobs, diff_id, blob)?,
+        };
+        *known = Some(info);
+        Ok(info)
+    }
+
+    /// Unpacks a stream that is not a blob yet (import), for its diff id to be found out.
+    ///
+    /// Gives a directory that [`StagedLayer::commit`] moves into place.
+    pub fn stage(&self, source: impl Read) -> Result<StagedLayer, StageError> {
+        let home = StagedDirectory(temporary_path(&self.temporary, "layer"));
+        let files = home.0.join("fs");
+        let create = |path: &Path| fs::create_dir(path).map_err(ImageError::io("create", path));
+        create(&home.0).map_err(StageError::Store)?;
+        create(&files).map_err(StageError::Store)?;
+        // Layers without an entry for their root get the mode that a root directory has.
+        fs::set_permissions(&files, fs::Permissions::from_mode(0o755))
+            .map_err(ImageError::io("set the mode of", &files))
+            .map_err(StageError::Store)?;
+        let hashing = HashingReader::new(source);
+        let (total, mut hashing) =
+            unpack::unpack(hashing, &files, self.limits).map_err(|error| self.explain(error))?;
+        drain(&mut hashing, self.limits.bytes)?;
+        let (diff_id, _) = hashing.finish();
+        let info = LayerInfo { diff_id, entries: total.entries, bytes: total.bytes };
+        Ok(StagedLayer { home, info })
+    }
+
+    /// Moves a staged layer to where its diff id says; one that is there already is kept.
+    pub fn commit(&self, staged: &StagedLayer) -> Result<LayerInfo, ImageError> {
+        let info = staged.info;
+        let slot = self.slot(&info.diff_id);
+        let mut known = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.is_none() && self.read_info(&info.diff_id)?.is_none() {
+            self.place(staged)?;
+        }
+        *known = Some(info);
+        Ok(info)
+    }
+
+    /// Takes every unpacked layer for which `keep` says no out of sight; dropping the result deletes their files.
+    pub fn retain(&self, keep: impl Fn(&Digest) -> bool) -> Result<Vec<StagedDirectory>, ImageError> {
+        let mut removed = Vec::new();
+        let names = fs::read_dir(&self.directory).map_err(ImageError::io("list", &self.directory))?;
+        for name in names {
+            let home = name.map_err(ImageError::io("list", &self.directory))?.path();
+            let info = read_info_file(&home.join("info.json"))?;
+            if info.is_some_and(|info| keep(&info.diff_id)) {
+                continue;
+            }
+            let slot = info.map(|info| self.slot(&info.diff_id));
+            let mut known = slot.as_ref().map(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner));
+            // Out of sight in one step, so that a crash leaves no half of a layer under its name.
+            let doomed = StagedDirectory(temporary_path(&self.temporary, "removed"));
+            fs::rename(&home, &doomed.0).map_err(ImageError::io("remove", &home))?;
+            removed.push(doomed);
+            if let Some(known) = known.as_deref_mut() {
+                *known = None;
+            }
+        }
+        Ok(removed)
+    }
+
+    fn read_info(&self, diff_id: &Digest) -> Result<Option<LayerInfo>, ImageError> {
+        let path = self.home(diff_id).join("info.json");
+        match read_info_file(&path)? {
+            Some(info) if info.diff_id != *diff_id => Err(ImageError::DigestMismatch {
+                what: format!("the unpacked layer described by `{}`", path.display()),
+                expected: *diff_id,
+                found: info.diff_id,
+            }),
+            info => Ok(info),
+        }
+    }
+
+    fn unpack(&self, blobs: &Blobs, diff_id: &Digest, blob: &Digest) -> Result<LayerInfo, ImageError> {
+        let path = blobs.path(blob);
+        let mut compressed = HashingReader::new(blobs.open_blob(blob)?);
+        let staged = decompress(&mut compressed)
+            .map_err(|source| StageError::Layer(LayerError::Decompress { source }))
+            .and_then(|(_, reader)| self.stage(reader));
+        // Whatever went wrong: if the blob is not what its name says, that is why.
+        io::copy(&mut compressed, &mut io::sink()).map_err(ImageError::io("read", &path))?;
+        let (found, _) = compressed.finish();
+        if found != *blob {
+            // Removed, so that the next pull or load fetches it anew.
+            blobs.remove(blob)?;
+            return Err(ImageError::CorruptBlob { digest: *blob, path, found });
+        }
+        let staged = staged.map_err(|error| match error {
+            StageError::Store(error) => error,
+            StageError::Layer(source) => ImageError::Layer { layer: *blob, source },
+        })?;
+        if staged.info.diff_id != *diff_id {
+            return Err(ImageError::DigestMismatch {
+                what: format!("the content of layer `{blob}`"),
+                expected: *diff_id,
+                found: staged.info.diff_id,
+            });
+        }
+        self.place(&staged)?;
+        Ok(staged.info)
+    }
+
+    /// Makes a staged layer durable under its final name.
+    fn place(&self, staged: &StagedLayer) -> Result<(), ImageError> {
+        let home = &staged.home.0;
+        let info_path = home.join("info.json");
+        let info = serde_json::to_vec(&staged.info).expect("layer facts are plain values");
+        fs::write(&info_path, info).map_err(ImageError::io("write", &info_path))?;
+        // One sync of the file system instead of one of each of thousands of files.
+        let directory = File::open(home).map_err(ImageError::io("open", home))?;
+        rustix::fs::syncfs(&directory).map_err(|e| ImageError::io("sync", home)(e.into()))?;
+        let target = self.home(&staged.info.diff_id);
+        fs::rename(home, &target).map_err(ImageError::io("rename into place", &target))?;
+        sync_directory(&self.directory)
+    }
+
+    /// A full disk is the store's trouble and not the layer's.
+    fn explain(&self, error: LayerError) -> StageError {
+        match error.io_error().map(io::Error::kind) {
+            Some(kind @ (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) => {
+                StageError::Store(ImageError::NoSpace { path: self.directory.clone(), source: kind.into() })
+            }
+            _ => StageError::Layer(error),
+        }
+    }
+}
+
+/// A layer that is unpacked but has no name yet; dropped it leaves nothing.
+pub(crate) struct StagedLayer {
+    home: StagedDirectory,
+    info: LayerInfo,
+}
+
+impl StagedLayer {
+    pub fn diff_id(&self) -> Digest {
+        self.info.diff_id
+    }
+}
+
+/// Whose fault a failed unpack is.
+#[derive(Debug)]
+pub(crate) enum StageError {
+    Store(ImageError),
+    Layer(LayerError),
+}
+
+/// Reads what follows the archive's end mark: it belongs to the digest, but is bounded too.
+fn drain(reader: &mut HashingReader<impl Read>, limit: u64) -> Result<(), StageError> {
+    let start = reader.count();
+    let read = io::copy(&mut reader.take(limit.saturating_add(1)), &mut io::sink())
+        .map_err(|source| StageError::Layer(LayerError::Decompress { source }))?;
+    if read > limit {
+        let entry = format!("(end of archive at byte {start})");
+        return Err(StageError::Layer(LayerError::TooManyBytes { entry, limit }));
+    }
+    Ok(())
+}
+
+fn read_info_file(path: &Path) -> Result<Option<LayerInfo>, ImageError> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|source| ImageError::InvalidJson { what: format!("`{}`", path.display()), source }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(ImageError::io("read", path)(error)),
+    }
+}
+
+/// A directory under `tmp/` that is removed when dropped, unless renamed away before.
+pub(crate) struct StagedDirectory(PathBuf);
+
+impl Drop for StagedDirectory {
+    fn drop(&mut self) {
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %self.0.display(), %error, "leftover stays until the next start");
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Pulling an image: manifest, config, then layers a few at a time, each streamed to disk, verified and unpacked.
+
+use std::collections::{BTreeSet, HashSet};
+
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use tokio::{sync::mpsc, task::spawn_blocking};
+
+use super::{Progress, PullOptions, client::Session};
+use crate::{
+    digest::Digest,
+    error::ImageError,
+    index::Origin,
+    manifest::{self, Descriptor, Document, Manifest},
+    platform::Platform,
+    reference::Reference,
+    store::{Image, ImageStore, NewImage},
+};
+
+/// Layers of one pull that are downloaded at a time; as Docker does.
+const PARALLEL_LAYERS: usize = 3;
+/// Chunks (up to 64 KiB) of one layer between network and disk.
+const CHUNKS_IN_FLIGHT: usize = 16;
+/// Bytes between two reports of progress of a layer.
+const REPORT_EVERY: u64 = 256 * 1024;
+
+impl ImageStore {
+    /// Pulls `reference` from its registry: by digest if it has one, else by tag, for the platform in `options`.
+    ///
+    /// A pinned image that is here already is not asked for again. Blobs that are here are not downloaded again;
+    /// concurrent pulls share the downloads of common layers. Dropping the future stops the pull and leaves no image.
+    ///
+    /// # Errors
+    /// `NotInRegistry`, `Unauthorized`, `Unreachable`, `NoPlatform`, `DigestMismatch`, `UnsupportedSchema`,
+    /// `UnsupportedMediaType`, `Layer`, `NoSpace` and others by name; then no image was added.
+    pub async fn pull(&self, reference: &str, options: &PullOptions) -> Result<Image, ImageError> {
+        let reference: Reference = reference.parse()?;
+        if reference.digest().is_some()
+            && options.platform.is_none()
+            && let Some(image) = self.get(&reference.to_string())
+            && self.has_blobs(&image)
+        {
+            return Ok(image);
+        }
+        let result = Box::pin(self.pull_reference(&reference, options)).await;
+        if matches!(result, Err(ImageError::Layer { .. } | ImageError::DigestMismatch { .. })) {
+            // What was fetched will not be wanted again. After a fault of the network it may, so it stays.
+            let store = self.clone();
+            if let Err(error) = blocking(move || store.collect_garbage()).await {
+                tracing::warn!(%reference, %error, "what the failed pull left could not be removed");
+            }
+        }
+        result
+    }
+
+    async fn pull_reference(
+        &self,
+        reference: &Reference,
+        options: &PullOptions,
+    ) -> Result<Image, ImageError> {
+        let wanted = options.platform.clone().unwrap_or_else(Platform::host);
+        let session = Session::open(&self.inner.registries, reference, options).await?;
+        let (top_digest, bytes, manifest) = find_manifest(&session, reference, &wanted).await?;
+        let manifest_digest = Digest::of(&bytes);
+        let (layers, size) = (manifest.layers.len(), manifest.layers.iter().map(|layer| layer.size).sum());
+        options.report(Progress::Manifest { digest: manifest_digest, layers, bytes: size });
+
+        let blobs = manifest.layers.iter().map(|layer| layer.digest);
+        let _pinned = self.pin(blobs.chain([manifest_digest, manifest.config.digest]));
+        let config = match self.inner.blobs.read(&manifest.config.digest, manifest::MAX_DOCUMENT) {
+            Ok(config) => config,
+            Err(_) => session.document(&manifest.config, "the config").await?,
+        };
+        let (_, diff_ids) = manifest::parse_config(&config, layers, &wanted, &reference.familiar())?;
+        let _pinned_layers = self.pin(diff_ids.iter().copied());
+
+        let mut seen = HashSet::new();
+        let pairs: Vec<(Descriptor, Digest)> =
+            manifest.layers.iter().cloned().zip(diff_ids.iter().copied()).collect();
+        let unique: Vec<(Descriptor, Digest)> =
+            pairs.iter().filter(|(layer, _)| seen.insert(layer.digest)).cloned().collect();
+        stream::iter(unique)
+            .map(|(layer, diff_id)| self.ready_layer(&session, layer, diff_id, options).boxed())
+            .buffer_unordered(PARALLEL_LAYERS)
+            .try_collect::<Vec<()>>()
+            .await?;
+
+        let mut digests = BTreeSet::from([reference.pinned_name(top_digest)]);
+        digests.insert(reference.pinned_name(manifest_digest));
+        // As with Docker, a pinned reference gives no tag: the tag may mean something else by now.
+        let tags = if reference.digest().is_some() { Vec::new() } else { vec![reference.to_string()] };
+        let store = self.clone();
+        blocking(move || {
+            let pairs: Vec<(Digest, Digest)> =
+                pairs.iter().map(|(layer, diff_id)| (*diff_id, layer.digest)).collect();
+            let id = store.inner.blobs.put(&config)?;
+            let manifest = store.inner.blobs.put(&bytes)?;
+            let layers = store.unpack_all(&pairs)?;
+            store.commit(NewImage { id, manifest, origin: Origin::Registry, tags, digests, layers })
+        })
+        .await
+    }
+
+    /// Downloads and unpacks one layer. A damaged copy that was here before is fetched once more.
+    async fn ready_layer(
+        &self,
+        session: &Session<'_>,
+        layer: Descriptor,
+        diff_id: Digest,
+        options: &PullOptions,
+    ) -> Result<(), ImageError> {
+        for last in [false, true] {
+            self.download(session, &layer, options).await?;
+            options.report(Progress::Unpacking { layer: layer.digest });
+            let (store, blob) = (self.clone(), layer.digest);
+            match blocking(move || store.inner.layers.ensure(&store.inner.blobs, &diff_id, &blob)).await {
+                Err(ImageError::CorruptBlob { .. } | ImageError::MissingBlob { .. }) if !last => {}
+                Err(error) => return Err(error),
+                Ok(_) => break,
+            }
+        }
+        options.report(Progress::Ready { layer: layer.digest });
+        Ok(())
+    }
+
+    /// Brings one blob into the store, unless it is there; waits if another pull is at it.
+    async fn download(
+        &self,
+        session: &Session<'_>,
+        layer: &Descriptor,
+        options: &PullOptions,
+    ) -> Result<(), ImageError> {
+        let gate = self.inner.registries.gate(&layer.digest);
+        let _held = gate.lock().await;
+        if self.inner.blobs.contains(&layer.digest, layer.size) {
+            return Ok(());
+        }
+        let (sender, receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
+        let (store, expected) = (self.clone(), layer.digest);
+        let writer = spawn_blocking(move || store.write_blob(receiver, expected));
+        let (digest, total) = (layer.digest, layer.size);
+        let mut reported = 0;
+        let sent = session
+            .stream(layer, &sender, |done| {
+                if done - reported >= REPORT_EVERY || done == total {
+                    reported = done;
+                    options.report(Progress::Downloading { layer: digest, done, total });
+                }
+            })
+            .await;
+        if sent.is_ok() {
+            // Only this mark makes what was written a blob. A writer that failed is heard below.
+            let _ = sender.send(None).await;
+        }
+        drop(sender);
+        let written = writer.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        written.and(sent)
+    }
+
+    /// Writes chunks until the mark of the end, then verifies; without the mark nothing stays.
+    fn write_blob(
+        &self,
+        mut chunks: mpsc::Receiver<Option<bytes::Bytes>>,
+        expected: Digest,
+    ) -> Result<(), ImageError> {
+        let mut writer = self.inner.blobs.writer()?;
+        loop {
+            match chunks.blocking_recv() {
+                Some(Some(chunk)) => writer.write(&chunk)?,
+                Some(None) => break,
+                None => return Ok(()),
+            }
+        }
+        let staged = writer.finish();
+        if staged.digest != expected {
+            let what = "a layer as its registry sent it".to_owned();
+            return Err(ImageError::DigestMismatch { what, expected, found: staged.digest });
+        }
+        staged.commit()
+    }
+
+    fn has_blobs(&self, image: &Image) -> bool {
+        image.blobs.iter().all(|blob| self.inner.blobs.path(blob).exists())
+    }
+}
+
+/// The digest under which the registry has the image, and the bytes and the content of the manifest for `wanted`.
+async fn find_manifest(
+    session: &Session<'_>,
+    reference: &Reference,
+    wanted: &Platform,
+) -> Result<(Digest, Vec<u8>, Manifest), ImageError> {
+    let title = reference.familiar();
+    let quoted = format!("`{title}`");
+    let (bytes, top_digest) = session.manifest(reference).await?;
+    let entries = match manifest::parse(&bytes, &quoted)? {
+        Document::Manifest(manifest) => return Ok((top_digest, bytes, manifest)),
+        Document::Index(entries) => entries,
+    };
+    let chosen = manifest::choose(&entries, wanted, &title)?;
+    let (bytes, _) = session.manifest(&reference.with_digest(chosen.digest)).await?;
+    match manifest::parse(&bytes, &quoted)? {
+        Document::Manifest(manifest) => Ok((top_digest, bytes, manifest)),
+        Document::Index(_) => {
+            Err(ImageError::invalid(format!("image {quoted}"), "its index leads to another index"))
+        }
+    }
+}
+
+/// Runs `work` where blocking is allowed.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
+) -> Result<T, ImageError> {
+    spawn_blocking(work).await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
+}

@@ -1,0 +1,179 @@
+//! A registry in a few lines that answers as it is told, also wrongly.
+
+use std::{
+    collections::HashMap,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use rswarm_image::{Digest, builder::ImageBuilder};
+
+pub struct Request {
+    pub path: String,
+    headers: HashMap<String, String>,
+}
+
+impl Request {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(String::as_str)
+    }
+
+    pub fn range_start(&self) -> Option<usize> {
+        self.header("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
+    }
+}
+
+pub struct Answer {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+    sent: usize,
+}
+
+impl Answer {
+    pub fn ok(body: Vec<u8>) -> Answer {
+        Answer { status: 200, headers: Vec::new(), sent: body.len(), body }
+    }
+
+    pub fn partial(body: Vec<u8>) -> Answer {
+        Answer { status: 206, ..Answer::ok(body) }
+    }
+
+    pub fn status(status: u16) -> Answer {
+        Answer { status, ..Answer::ok(Vec::new()) }
+    }
+
+    /// Announces the whole body but closes the connection after `bytes` of it.
+    pub fn cut_after(self, bytes: usize) -> Answer {
+        Answer { sent: bytes.min(self.body.len()), ..self }
+    }
+
+    pub fn with_header(mut self, name: &str, value: &str) -> Answer {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+}
+
+type Handler = Box<dyn Fn(&Request) -> Answer + Send + Sync>;
+
+/// What a registry has of one image.
+#[derive(Clone)]
+pub struct Repository {
+    pub manifest: Digest,
+    pub config: Digest,
+    pub layers: Vec<Digest>,
+    pub content: HashMap<Digest, Vec<u8>>,
+}
+
+impl Repository {
+    pub fn of(builder: &ImageBuilder) -> Repository {
+        let mut bytes = Vec::new();
+        let manifest = builder.write_oci_archive(&mut bytes).unwrap();
+        let mut content = HashMap::new();
+        for entry in tar::Archive::new(bytes.as_slice()).entries().unwrap() {
+            let mut data = Vec::new();
+            entry.unwrap().read_to_end(&mut data).unwrap();
+            content.insert(Digest::of(&data), data);
+        }
+        let document: serde_json::Value = serde_json::from_slice(&content[&manifest]).unwrap();
+        let digest = |descriptor: &serde_json::Value| descriptor["digest"].as_str().unwrap().parse().unwrap();
+        let layers = document["layers"].as_array().unwrap().iter().map(digest).collect();
+        Repository { manifest, config: digest(&document["config"]), layers, content }
+    }
+
+    /// Answers as a registry should.
+    pub fn answers(self) -> impl Fn(&Request) -> Answer + Send + Sync + Clone {
+        let repository = Arc::new(self);
+        move |request: &Request| {
+            let target = request.path.rsplit('/').next().unwrap_or_default();
+            let digest = if request.path.contains("/manifests/") && !target.contains(':') {
+                Some(repository.manifest)
+            } else {
+                target.parse().ok()
+            };
+            match digest.and_then(|digest| repository.content.get(&digest)) {
+                Some(body) => Answer::ok(body.clone()),
+                None if request.path == "/v2/" => Answer::ok(Vec::new()),
+                None => Answer::status(404),
+            }
+        }
+    }
+
+    /// Keeps the repository beside a handler of another behaviour.
+    pub fn with(self, handler: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> (Repository, Handler) {
+        (self, Box::new(handler))
+    }
+}
+
+/// Serves until dropped.
+pub struct Server {
+    pub host: String,
+    pub repository: Repository,
+    seen: Arc<Mutex<Vec<String>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Server {
+    pub fn start((repository, handler): (Repository, Handler)) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (log, stopped, handler) = (seen.clone(), stop.clone(), Arc::new(handler));
+        std::thread::spawn(move || {
+            for connection in listener.incoming() {
+                if stopped.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (log, handler) = (log.clone(), handler.clone());
+                std::thread::spawn(move || connection.map(|connection| serve(&connection, &log, &**handler)));
+            }
+        });
+        Server { host, repository, seen, stop }
+    }
+
+    /// How often a path with this end was asked for.
+    pub fn count(&self, end: &str) -> usize {
+        self.seen.lock().unwrap().iter().filter(|path| path.ends_with(end)).count()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(&self.host); // Wakes the accepting thread.
+    }
+}
+
+/// Answers one request and closes; what is no HTTP (a TLS handshake) is closed at once.
+fn serve(
+    mut connection: &TcpStream,
+    log: &Mutex<Vec<String>>,
+    handler: &(dyn Fn(&Request) -> Answer + Send + Sync),
+) {
+    let mut lines = BufReader::new(connection).split(b'\n');
+    let mut line = || Some(String::from_utf8(lines.next()?.ok()?).ok()?.trim_end().to_owned());
+    let Some(first) = line().filter(|first| first.starts_with("GET ")) else { return };
+    let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+    let mut headers = HashMap::new();
+    while let Some(header) = line().filter(|header| !header.is_empty()) {
+        if let Some((name, value)) = header.split_once(':') {
+            headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+        }
+    }
+    log.lock().unwrap().push(path.clone());
+    let answer = handler(&Request { path, headers });
+    let mut head = format!(
+        "HTTP/1.1 {} x\r\nConnection: close\r\nContent-Length: {}\r\n",
+        answer.status,
+        answer.body.len()
+    );
+    for (name, value) in &answer.headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    let _ = connection.write_all(format!("{head}\r\n").as_bytes());
+    let _ = connection.write_all(&answer.body[..answer.sent]);
+}

@@ -1,0 +1,278 @@
+use super::*;
+use crate::executor::{Exit, FailureKind, FoundState};
+use crate::testing::{id, task};
+
+const NOW: Timestamp = Timestamp(1_000_000_000_000);
+
+fn full(index: u64, tasks: &[u8]) -> Input {
+    let tasks = tasks.iter().map(|&n| task(n)).collect();
+    Input::Assignments(Assignments { index, full: true, tasks, ..Assignments::default() })
+}
+
+fn change(index: u64, tasks: Vec<Task>, removed: &[u8]) -> Input {
+    let removed = removed.iter().map(|&n| id(n)).collect();
+    Input::Assignments(Assignments { index, full: false, tasks, removed, unreadable: vec![] })
+}
+
+/// What an agent wants, in words: `prepare 1`, `save 1`, `send 1=preparing`.
+fn shown(outputs: &[Output]) -> Vec<String> {
+    let n = |id: &TaskId| id.to_bytes()[0];
+    outputs
+        .iter()
+        .map(|output| match output {
+            Output::Perform { task, operation, .. } => {
+                format!("{} {}", format!("{operation:?}").to_lowercase(), n(&task.id))
+            }
+            Output::Discard(id) => format!("discard {}", n(id)),
+            Output::Save(id) => format!("save {}", n(id)),
+            Output::Forget(id) => format!("forget {}", n(id)),
+            Output::SaveIndex(index) => format!("index {index}"),
+            Output::Send { updates, .. } => {
+                let updates: Vec<_> =
+                    updates.iter().map(|(id, status)| format!("{}={}", n(id), status.state)).collect();
+                format!("send {}", updates.join(" "))
+            }
+            Output::Stale { index, seen } => format!("stale {index} < {seen}"),
+        })
+        .collect()
+}
+
+/// An agent, and the attempts it asked for.
+struct Harness {
+    agent: Agent,
+    attempts: BTreeMap<(TaskId, Operation), u64>,
+    now: Timestamp,
+}
+
+impl Harness {
+    fn new() -> Self {
+        let (agent, outputs) = Agent::restore(vec![], 0, vec![], NOW);
+        assert_eq!(outputs, []);
+        Self { agent, attempts: BTreeMap::new(), now: NOW }
+    }
+
+    fn take(&mut self, outputs: &[Output]) -> Vec<String> {
+        for output in outputs {
+            if let Output::Perform { task, operation, attempt } = output {
+                self.attempts.insert((task.id, *operation), *attempt);
+            }
+        }
+        shown(outputs)
+    }
+
+    fn check(&mut self, input: Input, expected: &[&str]) {
+        let what = format!("{input:?}");
+        let outputs = self.agent.handle(input, self.now);
+        let found = self.take(&outputs);
+        assert_eq!(found, expected, "after {what}");
+    }
+
+    fn done(&mut self, n: u8, operation: Operation, result: Result<Done, Failure>, expected: &[&str]) {
+        let attempt = self.attempts[&(id(n), operation)];
+        self.check(Input::Finished { task: id(n), attempt, operation, result }, expected);
+    }
+
+    fn run(&mut self, n: u8) {
+        self.agent.handle(full(1, &[n]), self.now);
+        for (operation, result) in [
+            (Operation::Prepare, Done::Prepared),
+            (Operation::Start, Done::Started { pid: Some(1), ports: vec![] }),
+        ] {
+            let attempt = self.agent.tasks[&id(n)].busy.unwrap().1;
+            let outputs = self.agent.handle(
+                Input::Finished { task: id(n), attempt, operation, result: Ok(result) },
+                self.now,
+            );
+            self.take(&outputs);
+        }
+        assert_eq!(self.agent.tasks[&id(n)].status.state, TaskState::Running);
+    }
+}
+
+#[test]
+fn a_task_goes_its_way_and_each_step_is_told() {
+    let mut h = Harness::new();
+    h.check(Input::Connected, &[]);
+    h.check(full(5, &[1]), &["index 5", "save 1", "prepare 1", "send 1=preparing"]);
+    h.done(1, Operation::Prepare, Ok(Done::Prepared), &["start 1", "send 1=starting"]);
+    let started = Done::Started { pid: Some(7), ports: vec![] };
+    h.done(1, Operation::Start, Ok(started), &["save 1", "wait 1", "send 1=running"]);
+    let exit = Exit { code: 0, oom_killed: false, at: NOW };
+    h.done(1, Operation::Wait, Ok(Done::Ended(Some(exit))), &["save 1", "send 1=complete"]);
+    h.check(change(6, vec![], &[1]), &["index 6", "save 1", "remove 1"]);
+    h.done(1, Operation::Remove, Ok(Done::Removed), &["forget 1"]);
+    assert_eq!(h.agent.counts(), Counts::default());
+}
+
+#[test]
+fn a_settled_agent_wants_nothing() {
+    let mut h = Harness::new();
+    h.run(1);
+    h.check(full(1, &[1]), &[]);
+    h.check(Input::Tick, &[]);
+    assert_eq!(h.agent.wake_at(), None);
+    // A later state of the cluster that changes nothing here is no reason to do anything.
+    h.check(change(2, vec![], &[]), &[]);
+}
+
+#[test]
+fn an_older_index_is_ignored() {
+    let mut h = Harness::new();
+    h.run(1);
+    h.check(change(9, vec![task(2)], &[]), &["index 9", "save 2", "prepare 2"]);
+    h.check(full(8, &[]), &["stale 8 < 9"]);
+    h.check(change(8, vec![], &[1, 2]), &["stale 8 < 9"]);
+    assert_eq!(h.agent.counts().held, 2);
+    // Also by the next daemon, which knows the index from the ledger.
+    let entries = [1, 2].map(|n| h.agent.entry(id(n)).unwrap()).to_vec();
+    let (agent, _) = Agent::restore(entries, 9, vec![], NOW);
+    h.agent = agent;
+    h.check(full(8, &[]), &["stale 8 < 9"]);
+}
+
+#[test]
+fn what_a_full_set_leaves_out_is_stopped_then_removed() {
+    let mut h = Harness::new();
+    h.run(1);
+    h.check(full(2, &[]), &["index 2", "save 1", "shutdown 1"]);
+    h.done(1, Operation::Shutdown, Ok(Done::Ended(None)), &["save 1", "remove 1"]);
+    h.done(1, Operation::Remove, Ok(Done::Removed), &["forget 1"]);
+}
+
+#[test]
+fn a_stop_supersedes_a_preparation_and_its_late_result_is_ignored() {
+    let mut h = Harness::new();
+    h.check(full(1, &[1]), &["index 1", "save 1", "prepare 1"]);
+    let stopped = Task { desired: TaskState::Shutdown, ..task(1) };
+    h.check(change(2, vec![stopped], &[]), &["index 2", "save 1", "shutdown 1"]);
+    h.done(1, Operation::Prepare, Ok(Done::Prepared), &[]);
+    h.done(1, Operation::Shutdown, Ok(Done::Ended(None)), &["save 1"]);
+    assert_eq!(h.agent.entry(id(1)).unwrap().status.state, TaskState::Shutdown);
+}
+
+#[test]
+fn a_parked_task_waits_for_leave_to_start() {
+    let mut h = Harness::new();
+    let parked = Task { desired: TaskState::Ready, ..task(1) };
+    h.check(change(1, vec![parked], &[]), &["index 1", "save 1", "prepare 1"]);
+    h.done(1, Operation::Prepare, Ok(Done::Prepared), &[]);
+    h.check(change(2, vec![task(1)], &[]), &["index 2", "save 1", "start 1"]);
+}
+
+#[test]
+fn statuses_are_told_until_acknowledged() {
+    let mut h = Harness::new();
+    h.run(1);
+    h.check(Input::Connected, &["send 1=running"]);
+    h.check(Input::Disconnected, &[]);
+    h.check(Input::Connected, &["send 1=running"]);
+    // An acknowledgement of the first message says nothing of the second.
+    h.check(Input::Acknowledged(1), &[]);
+    h.check(Input::Disconnected, &[]);
+    h.check(Input::Connected, &["send 1=running"]);
+    h.check(Input::Acknowledged(3), &[]);
+    h.check(Input::Disconnected, &[]);
+    h.check(Input::Connected, &[]);
+    // A leader that lost it is told again.
+    h.check(full(2, &[1]), &["index 2", "send 1=running"]);
+}
+
+#[test]
+fn while_nobody_listens_only_the_last_status_is_kept() {
+    let mut h = Harness::new();
+    h.run(1);
+    let failure = Failure { text: "no".to_owned(), kind: FailureKind::Final };
+    h.done(1, Operation::Wait, Err(failure), &["save 1"]);
+    h.check(Input::Connected, &["send 1=failed"]);
+}
+
+#[test]
+fn a_passing_failure_is_tried_again_in_time() {
+    let mut h = Harness::new();
+    h.check(full(1, &[1]), &["index 1", "save 1", "prepare 1"]);
+    let failure = Failure { text: "busy".to_owned(), kind: FailureKind::Temporary };
+    h.done(1, Operation::Prepare, Err(failure), &[]);
+    let at = NOW.after(task::RETRY_DELAY);
+    assert_eq!(h.agent.wake_at(), Some(at));
+    h.check(Input::Tick, &[]);
+    h.now = at;
+    h.check(Input::Tick, &["prepare 1"]);
+    assert_eq!(h.agent.wake_at(), None);
+}
+
+#[test]
+fn progress_is_shown_while_preparing_and_not_after() {
+    let mut h = Harness::new();
+    h.check(full(1, &[1]), &["index 1", "save 1", "prepare 1"]);
+    let attempt = h.attempts[&(id(1), Operation::Prepare)];
+    let progress = |message: &str| Input::Progress { task: id(1), attempt, message: message.to_owned() };
+    h.check(Input::Connected, &["send 1=preparing"]);
+    h.check(progress("preparing: 50 %"), &["send 1=preparing"]);
+    assert_eq!(h.agent.entry(id(1)).unwrap().status.message, "preparing: 50 %");
+    h.done(1, Operation::Prepare, Ok(Done::Prepared), &["start 1", "send 1=starting"]);
+    h.check(progress("preparing: 60 %"), &[]);
+}
+
+#[test]
+fn a_new_daemon_takes_up_what_it_finds() {
+    let entry = |n, state| Entry {
+        task: task(n),
+        status: TaskStatus { state, ..TaskStatus::default() },
+        assigned: true,
+    };
+    let found = |n, state| Found { task: id(n), state, ports: vec![] };
+    let entries = vec![
+        entry(1, TaskState::Accepted),
+        entry(2, TaskState::Running),
+        entry(3, TaskState::Running),
+        entry(4, TaskState::Complete),
+        Entry { assigned: false, ..entry(5, TaskState::Running) },
+    ];
+    let running = FoundState::Running { pid: 7 };
+    let found = vec![
+        found(1, running),
+        found(2, FoundState::Ended),
+        found(4, FoundState::Ended),
+        found(5, running),
+        found(6, running),
+        found(7, running),
+    ];
+    let (agent, outputs) = Agent::restore(entries, 3, found, NOW);
+    assert_eq!(shown(&outputs), ["wait 1", "wait 2", "shutdown 5"]);
+    let mut h = Harness { agent, attempts: BTreeMap::new(), now: NOW };
+    assert_eq!(h.agent.entry(id(3)).unwrap().status.state, TaskState::Failed, "its container is gone");
+    // Nothing is taken from a container that the ledger lost until a manager has said what is assigned.
+    h.check(
+        Input::Connected,
+        &["send 1=running 2=running 3=failed 4=complete 5=running"],
+    );
+    h.check(full(3, &[1, 2, 3, 4, 6]), &["discard 7", "save 6", "wait 6", "send 6=running"]);
+}
+
+#[test]
+fn a_running_task_that_left_no_trace_here_has_failed() {
+    let mut h = Harness::new();
+    let mut lost = task(1);
+    lost.status.state = TaskState::Running;
+    h.check(Input::Connected, &[]);
+    h.check(change(1, vec![lost], &[]), &["index 1", "save 1", "send 1=failed"]);
+}
+
+#[test]
+fn an_unreadable_task_keeps_what_it_has() {
+    let mut h = Harness::new();
+    h.run(1);
+    let assignments =
+        Assignments { index: 2, full: true, unreadable: vec![id(1)], ..Assignments::default() };
+    h.check(Input::Assignments(assignments), &["index 2"]);
+}
+
+#[test]
+fn leaving_ends_everything() {
+    let mut h = Harness::new();
+    h.run(1);
+    h.agent.strays.insert(id(9), Found { task: id(9), state: FoundState::Broken, ports: vec![] });
+    h.check(Input::Leave, &["discard 9", "shutdown 1"]);
+    h.done(1, Operation::Shutdown, Ok(Done::Ended(None)), &["save 1", "remove 1"]);
+    h.done(1, Operation::Remove, Ok(Done::Removed), &["forget 1"]);
+}

@@ -1,0 +1,138 @@
+//! What the worker asks of whatever runs its tasks. The adapter onto our own runtime is in [`container`]; tests and
+//! simulations bring others.
+
+pub mod container;
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use rswarm_types::task::PortStatus;
+use rswarm_types::{Task, TaskId, Timestamp};
+use tokio::sync::mpsc;
+
+use crate::task::Done;
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// 0 to 255; 128 + n when ended by signal n.
+    pub code: i32,
+    /// The kernel killed it for want of memory.
+    pub oom_killed: bool,
+    /// By this node's clock.
+    pub at: Timestamp,
+}
+
+/// Why an operation failed, as the user will read it in the task's status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The whole chain of causes, joined by `: `.
+    pub text: String,
+    pub kind: FailureKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// It may work in a moment: the task keeps its state and the operation is tried again.
+    Temporary,
+    /// This node cannot give the task what it asks for: `rejected`, also when found out at start.
+    Unfit,
+    /// `rejected` before start, `failed` from then on.
+    Final,
+}
+
+impl Failure {
+    /// Writes down `error` with all its causes.
+    pub fn new(kind: FailureKind, error: &dyn std::error::Error) -> Self {
+        Self { text: chain(error), kind }
+    }
+}
+
+/// An error and its causes, outermost first, joined by `: `.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// A container that was there when the daemon started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub task: TaskId,
+    pub state: FoundState,
+    pub ports: Vec<PortStatus>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FoundState {
+    Created,
+    Running {
+        pid: i32,
+    },
+    Ended,
+    /// Half made or half removed.
+    Broken,
+}
+
+/// Where an executor says how far a long preparation has come.
+#[derive(Clone)]
+pub struct Progress(Arc<dyn Fn(String) + Send + Sync>);
+
+impl Progress {
+    pub fn new(tell: impl Fn(String) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+
+    /// Shows `message` as the task's until the next one.
+    pub fn tell(&self, message: String) {
+        (self.0)(message);
+    }
+}
+
+/// Which part of a task's log is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogQuery {
+    /// Only lines from then on; 0 means all.
+    pub since: Timestamp,
+    /// Only the last so many of these.
+    pub tail: Option<u64>,
+    /// Go on with new lines until the container ended.
+    pub follow: bool,
+}
+
+/// One line of a task's log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogLine {
+    pub at: Timestamp,
+    pub stderr: bool,
+    /// Without its line feed.
+    pub line: Vec<u8>,
+}
+
+/// Runs tasks. Operations on one task are never asked for at the same time, but a future may be dropped to give the
+/// operation up: the next one on that task must then cope with whatever was reached. All are idempotent.
+pub trait Executor: Send + Sync + 'static {
+    /// Makes everything up to a container that only needs to be started; a container that is there is taken as it is.
+    fn prepare(&self, task: Arc<Task>, progress: Progress) -> BoxFuture<'_, Result<Done, Failure>>;
+    /// Starts the container; one that was started before is left as it is.
+    fn start(&self, task: Arc<Task>) -> BoxFuture<'_, Result<Done, Failure>>;
+    /// Waits for the container's end.
+    fn wait(&self, task: Arc<Task>) -> BoxFuture<'_, Result<Done, Failure>>;
+    /// Ends the container: stop signal, grace period, kill. What is left stays for its log.
+    fn shutdown(&self, task: Arc<Task>) -> BoxFuture<'_, Result<Done, Failure>>;
+    /// Deletes all that is left of the task, ending it at once if it runs. The task may be unknown.
+    fn remove(&self, task: TaskId) -> BoxFuture<'_, Result<Done, Failure>>;
+    /// What is there from before; called once, before anything else.
+    fn recover(&self) -> BoxFuture<'_, Result<Vec<Found>, Failure>>;
+    /// Sends the asked part of a task's log; ends early when nobody receives any more.
+    fn logs(&self, task: TaskId, query: LogQuery, lines: mpsc::Sender<LogLine>) -> BoxFuture<'_, Result<(), Failure>>;
+    /// Compares the node with what should be there and repairs it; called every few seconds.
+    fn repair(&self) -> BoxFuture<'_, Result<(), Failure>>;
+    /// Removes what belongs to no single task: networks, rules, directories. Called when no task is left.
+    fn clear(&self) -> BoxFuture<'_, Result<(), Failure>>;
+}

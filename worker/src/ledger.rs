@@ -1,0 +1,289 @@
+//! What survives a restart of the daemon: the tasks this node was assigned, with what was last known of each.
+//!
+//! One thread writes; changes that come while it writes go into one next transaction, so a burst costs two syncs.
+//! Nobody waits for it: should the machine itself go down, its containers are gone as well, and the manager sends the
+//! assignments again. What is not written: states before `running`, which the containers show, and which statuses a
+//! manager has acknowledged, since telling it twice does no harm.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use rswarm_types::{Task, TaskId, TaskStatus};
+use serde::{Deserialize, Serialize};
+
+/// Task id to JSON of [`Entry`].
+const TASKS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("tasks");
+/// `index`: the highest index of assignments seen.
+const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
+const INDEX: &str = "index";
+/// The data is small and read once; a larger cache would only take memory from the tasks.
+const CACHE_BYTES: usize = 1 << 20;
+/// Wait after a failed write, as with a full disk.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// A task held by this node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    pub task: Task,
+    pub status: TaskStatus,
+    /// `false` once the manager took it away; it is kept until nothing of it is left.
+    pub assigned: bool,
+}
+
+/// What the ledger held when it was opened.
+#[derive(Debug, Default, PartialEq)]
+pub struct Contents {
+    pub entries: Vec<Entry>,
+    pub index: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    #[error("failed to make directory `{path}`")]
+    Directory {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("ledger `{path}` is in use by another process: is a second daemon running on this data root?")]
+    Locked { path: PathBuf },
+    #[error("failed to open ledger `{path}`: if it is damaged, remove it; the manager sends again what it held")]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: Box<redb::Error>,
+    },
+    #[error("entry `{id}` of ledger `{path}` is damaged: remove the ledger; the manager sends again what it held")]
+    Entry {
+        id: String,
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("failed to start the thread that writes ledger `{path}`")]
+    Thread {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// See the module. Dropping it writes what is pending and closes the file.
+pub struct Ledger {
+    shared: Arc<Shared>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+struct Shared {
+    pending: Mutex<Pending>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Pending {
+    /// New value of each changed task; `None` deletes it.
+    tasks: BTreeMap<TaskId, Option<Vec<u8>>>,
+    index: Option<u64>,
+    closed: bool,
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.tasks.is_empty() && self.index.is_none()
+    }
+}
+
+impl Ledger {
+    /// Opens the ledger in the file `path`, making it if it is not there, and reads all of it.
+    ///
+    /// # Errors
+    /// As in [`LedgerError`]; nothing was changed then.
+    pub fn open(path: &Path) -> Result<(Self, Contents), LedgerError> {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)
+                .map_err(|source| LedgerError::Directory { path: parent.to_owned(), source })?;
+        }
+        let failed =
+            |source: redb::Error| LedgerError::Open { path: path.to_owned(), source: Box::new(source) };
+        let database = match Database::builder().set_cache_size(CACHE_BYTES).create(path) {
+            Ok(database) => database,
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) => {
+                return Err(LedgerError::Locked { path: path.to_owned() });
+            }
+            Err(error) => return Err(failed(error.into())),
+        };
+        let raw = read(&database).map_err(failed)?;
+        let mut contents = Contents { entries: Vec::with_capacity(raw.0.len()), index: raw.1 };
+        for (id, value) in raw.0 {
+            let entry = serde_json::from_slice(&value).map_err(|source| LedgerError::Entry {
+                id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
+                path: path.to_owned(),
+                source,
+            })?;
+            contents.entries.push(entry);
+        }
+        let shared = Arc::new(Shared { pending: Mutex::default(), changed: Condvar::new() });
+        let thread = std::thread::Builder::new()
+            .name("ledger".to_owned())
+            .spawn({
+                let (shared, path) = (shared.clone(), path.to_owned());
+                move || shared.write_all(&database, &path)
+            })
+            .map_err(|source| LedgerError::Thread { path: path.to_owned(), source })?;
+        Ok((Self { shared, thread: Some(thread) }, contents))
+    }
+
+    /// Puts down a task, in place of what was known of it.
+    pub fn put(&self, entry: &Entry) {
+        match serde_json::to_vec(entry) {
+            Ok(value) => self.change(|pending| {
+                pending.tasks.insert(entry.task.id, Some(value));
+            }),
+            Err(error) => tracing::error!(task = %entry.task.id, %error, "task cannot be written to the ledger"),
+        }
+    }
+
+    /// Strikes out a task.
+    pub fn forget(&self, id: TaskId) {
+        self.change(|pending| {
+            pending.tasks.insert(id, None);
+        });
+    }
+
+    /// Puts down the highest index of assignments seen.
+    pub fn set_index(&self, index: u64) {
+        self.change(|pending| pending.index = Some(index));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Pending)) {
+        change(&mut self.shared.lock());
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        self.change(|pending| pending.closed = true);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the ledger's thread panicked");
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The thread: one transaction after the other until the ledger is closed.
+    fn write_all(&self, database: &Database, path: &Path) {
+        loop {
+            let mut pending = self
+                .changed
+                .wait_while(self.lock(), |pending| pending.is_empty() && !pending.closed)
+                .unwrap_or_else(PoisonError::into_inner);
+            if pending.is_empty() {
+                return;
+            }
+            let (tasks, index) = (std::mem::take(&mut pending.tasks), pending.index.take());
+            drop(pending);
+            if let Err(error) = write(database, &tasks, index) {
+                tracing::error!(ledger = %path.display(), %error, "the ledger cannot be written, trying again");
+                let mut pending = self.lock();
+                for (id, value) in tasks {
+                    pending.tasks.entry(id).or_insert(value);
+                }
+                pending.index = pending.index.or(index);
+                if pending.closed {
+                    return;
+                }
+                let _ = self.changed.wait_timeout_while(pending, RETRY_DELAY, |pending| !pending.closed);
+            }
+        }
+    }
+}
+
+type Raw = (Vec<(Vec<u8>, Vec<u8>)>, u64);
+
+fn read(database: &Database) -> Result<Raw, redb::Error> {
+    // Opening a table in a write transaction makes it.
+    let transaction = database.begin_write()?;
+    transaction.open_table(TASKS)?;
+    transaction.open_table(NUMBERS)?;
+    transaction.commit()?;
+    let transaction = database.begin_read()?;
+    let mut tasks = Vec::new();
+    for item in transaction.open_table(TASKS)?.iter()? {
+        let (id, value) = item?;
+        tasks.push((id.value().to_vec(), value.value().to_vec()));
+    }
+    let index = transaction.open_table(NUMBERS)?.get(INDEX)?.map_or(0, |index| index.value());
+    Ok((tasks, index))
+}
+
+fn write(
+    database: &Database,
+    tasks: &BTreeMap<TaskId, Option<Vec<u8>>>,
+    index: Option<u64>,
+) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    {
+        let mut table = transaction.open_table(TASKS)?;
+        for (id, value) in tasks {
+            let key = id.to_bytes();
+            match value {
+                Some(value) => table.insert(key.as_slice(), value.as_slice())?,
+                None => table.remove(key.as_slice())?,
+            };
+        }
+        if let Some(index) = index {
+            transaction.open_table(NUMBERS)?.insert(INDEX, index)?;
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::task;
+
+    #[test]
+    fn what_was_put_down_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/ledger");
+        let entry = |n| Entry { task: task(n), status: TaskStatus::default(), assigned: true };
+        {
+            let (ledger, contents) = Ledger::open(&path).unwrap();
+            assert_eq!(contents, Contents::default());
+            ledger.put(&entry(1));
+            ledger.put(&entry(2));
+            ledger.put(&Entry { assigned: false, ..entry(1) });
+            ledger.put(&entry(3));
+            ledger.forget(task(3).id);
+            ledger.set_index(7);
+        }
+        let (_ledger, contents) = Ledger::open(&path).unwrap();
+        let expected = vec![Entry { assigned: false, ..entry(1) }, entry(2)];
+        assert_eq!(contents, Contents { entries: expected, index: 7 });
+    }
+
+    #[test]
+    fn a_second_daemon_is_refused_and_damage_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let (first, _) = Ledger::open(&path).unwrap();
+        let error = Ledger::open(&path).err().unwrap().to_string();
+        assert!(error.contains("second daemon"), "{error}");
+        drop(first);
+        std::fs::write(&path, b"not a ledger, but long enough to be looked at as one").unwrap();
+        let error = Ledger::open(&path).err().unwrap().to_string();
+        assert!(error.contains("remove it"), "{error}");
+    }
+}

@@ -1,0 +1,257 @@
+use super::*;
+use rswarm_types::TaskId;
+use rswarm_types::service::Protocol;
+
+const NOW: Timestamp = Timestamp(1_000_000_000_000);
+
+/// Every observed state against everything that can be wanted, with nothing under way.
+#[test]
+fn every_state_and_wish_has_its_step() {
+    use TaskState as S;
+    let report = Step::Report;
+    let perform = Step::Perform;
+    let (shutdown, remove) = (perform(Operation::Shutdown), perform(Operation::Remove));
+    let stop = report(S::Shutdown, "shutdown");
+    let accept = report(S::Accepted, "accepted");
+    //                 park, run, stop, gone
+    let table = [
+        (S::New, [accept, accept, stop, stop]),
+        (S::Pending, [accept, accept, stop, stop]),
+        (S::Assigned, [accept, accept, stop, stop]),
+        (S::Accepted, [report(S::Preparing, "preparing"), report(S::Preparing, "preparing"), stop, stop]),
+        (S::Preparing, [perform(Operation::Prepare), perform(Operation::Prepare), shutdown, shutdown]),
+        (S::Ready, [Step::Idle, report(S::Starting, "starting"), shutdown, shutdown]),
+        (S::Starting, [perform(Operation::Start), perform(Operation::Start), shutdown, shutdown]),
+        (S::Running, [perform(Operation::Wait), perform(Operation::Wait), shutdown, shutdown]),
+        (S::Complete, [Step::Idle, Step::Idle, Step::Idle, remove]),
+        (S::Shutdown, [Step::Idle, Step::Idle, Step::Idle, remove]),
+        (S::Failed, [Step::Idle, Step::Idle, Step::Idle, remove]),
+        (S::Rejected, [Step::Idle, Step::Idle, Step::Idle, remove]),
+        (S::Remove, [Step::Idle, Step::Idle, Step::Idle, remove]),
+        (S::Orphaned, [Step::Idle, Step::Idle, Step::Idle, remove]),
+    ];
+    assert_eq!(table.map(|(state, _)| state), S::ALL);
+    for (state, expected) in table {
+        for (wish, expected) in [Wish::Park, Wish::Run, Wish::Stop, Wish::Gone].into_iter().zip(expected) {
+            let observed = Observed { state, busy: None, retry: None };
+            assert_eq!(step(wish, observed, NOW), expected, "{state} {wish:?}");
+        }
+    }
+}
+
+/// An operation under way is left alone unless another is due, which then takes its place.
+#[test]
+fn work_under_way_is_begun_once_and_superseded() {
+    use Operation as O;
+    let operations = [O::Prepare, O::Start, O::Wait, O::Shutdown, O::Remove];
+    for state in TaskState::ALL {
+        for wish in [Wish::Park, Wish::Run, Wish::Stop, Wish::Gone] {
+            let fresh = step(wish, Observed { state, busy: None, retry: None }, NOW);
+            for busy in operations {
+                let expected = if fresh == Step::Perform(busy) { Step::Idle } else { fresh };
+                let observed = Observed { state, busy: Some(busy), retry: None };
+                assert_eq!(step(wish, observed, NOW), expected, "{state} {wish:?} {busy:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_retry_waits_for_its_time_and_delays_nothing_else() {
+    let later = NOW.after(RETRY_DELAY);
+    let observed =
+        Observed { state: TaskState::Preparing, busy: None, retry: Some((Operation::Prepare, later)) };
+    assert_eq!(step(Wish::Run, observed, NOW), Step::IdleUntil(later));
+    assert_eq!(step(Wish::Run, observed, later), Step::Perform(Operation::Prepare));
+    assert_eq!(step(Wish::Stop, observed, NOW), Step::Perform(Operation::Shutdown));
+}
+
+#[test]
+fn wishes_follow_from_the_desired_state() {
+    for desired in TaskState::ALL {
+        let expected = match desired {
+            TaskState::Running | TaskState::Complete => Wish::Run,
+            state if state > TaskState::Complete => Wish::Stop,
+            _ => Wish::Park,
+        };
+        assert_eq!(Wish::of(desired, true), expected, "{desired}");
+        assert_eq!(Wish::of(desired, false), Wish::Gone, "{desired}");
+    }
+}
+
+fn status(state: TaskState) -> TaskStatus {
+    TaskStatus { state, message: "before".to_owned(), ..TaskStatus::default() }
+}
+
+fn failure(kind: FailureKind) -> Failure {
+    Failure { text: "no such thing".to_owned(), kind }
+}
+
+fn exit(code: i32, oom_killed: bool) -> Exit {
+    Exit { code, oom_killed, at: Timestamp(7) }
+}
+
+/// `state: message | error`, as a person would see it.
+fn shown(conclusion: &Conclusion) -> String {
+    match conclusion {
+        Conclusion::Gone => "gone".to_owned(),
+        Conclusion::Status(s) => format!("{}: {} | {}", s.state, s.message, s.error),
+        Conclusion::Retry(s, at) => {
+            format!("retry in {:?} {}: {} | {}", at.since(NOW), s.state, s.message, s.error)
+        }
+    }
+}
+
+#[test]
+fn every_operation_and_outcome_has_its_conclusion() {
+    use Operation as O;
+    use TaskState as S;
+    let started = Done::Started { pid: Some(7), ports: vec![] };
+    for (state, operation, result, expected) in [
+        (S::Preparing, O::Prepare, Ok(Done::Prepared), "ready: prepared | "),
+        (S::Preparing, O::Prepare, Err(failure(FailureKind::Final)), "rejected: before | no such thing"),
+        (S::Preparing, O::Prepare, Err(failure(FailureKind::Unfit)), "rejected: before | no such thing"),
+        (
+            S::Preparing,
+            O::Prepare,
+            Err(failure(FailureKind::Temporary)),
+            "retry in 1s preparing: before | no such thing",
+        ),
+        (S::Starting, O::Start, Ok(started), "running: started | "),
+        (S::Starting, O::Start, Err(failure(FailureKind::Final)), "failed: before | no such thing"),
+        (S::Starting, O::Start, Err(failure(FailureKind::Unfit)), "rejected: before | no such thing"),
+        (
+            S::Starting,
+            O::Start,
+            Err(failure(FailureKind::Temporary)),
+            "retry in 1s starting: before | no such thing",
+        ),
+        (S::Running, O::Wait, Ok(Done::Ended(Some(exit(0, false)))), "complete: finished | "),
+        (
+            S::Running,
+            O::Wait,
+            Ok(Done::Ended(Some(exit(3, false)))),
+            "failed: before | task: non-zero exit (3)",
+        ),
+        (
+            S::Running,
+            O::Wait,
+            Ok(Done::Ended(Some(exit(137, true)))),
+            "failed: before | task: non-zero exit (137): out of memory",
+        ),
+        (
+            S::Running,
+            O::Wait,
+            Ok(Done::Ended(None)),
+            "failed: before | task: its container is gone from the node, as after a reboot",
+        ),
+        (S::Running, O::Wait, Err(failure(FailureKind::Final)), "failed: before | no such thing"),
+        (
+            S::Running,
+            O::Wait,
+            Err(failure(FailureKind::Temporary)),
+            "retry in 1s running: before | no such thing",
+        ),
+        (S::Running, O::Shutdown, Ok(Done::Ended(Some(exit(143, false)))), "shutdown: shutdown | "),
+        (S::Preparing, O::Shutdown, Ok(Done::Ended(None)), "shutdown: shutdown | "),
+        (
+            S::Running,
+            O::Shutdown,
+            Err(failure(FailureKind::Final)),
+            "retry in 1s running: before | no such thing",
+        ),
+        (
+            S::Running,
+            O::Shutdown,
+            Err(failure(FailureKind::Temporary)),
+            "retry in 1s running: before | no such thing",
+        ),
+        (S::Shutdown, O::Remove, Ok(Done::Removed), "gone"),
+        (
+            S::Shutdown,
+            O::Remove,
+            Err(failure(FailureKind::Final)),
+            "retry in 5s shutdown: before | no such thing",
+        ),
+    ] {
+        let conclusion = conclude(&status(state), operation, result.clone(), NOW);
+        assert_eq!(shown(&conclusion), expected, "{state} {operation:?} {result:?}");
+    }
+}
+
+#[test]
+fn exit_code_time_and_ports_are_kept() {
+    let port = PortStatus { protocol: Protocol::Tcp, target: 80, published: 32_768 };
+    let started = Done::Started { pid: Some(7), ports: vec![port] };
+    let Conclusion::Status(running) =
+        conclude(&status(TaskState::Starting), Operation::Start, Ok(started), NOW)
+    else {
+        panic!("a started task has a status")
+    };
+    assert_eq!((running.container.as_ref().unwrap().pid, running.ports.as_slice()), (Some(7), &[port][..]));
+    let ended = Done::Ended(Some(exit(137, true)));
+    let Conclusion::Status(failed) = conclude(&running, Operation::Wait, Ok(ended), NOW) else {
+        panic!("an ended task has a status")
+    };
+    let container = ContainerStatus { pid: None, exit_code: Some(137), oom_killed: true };
+    assert_eq!((failed.container, failed.at), (Some(container), Timestamp(7)));
+}
+
+#[test]
+fn a_new_daemon_believes_the_container() {
+    use TaskState as S;
+    let found = |state| Found { task: TaskId::from_bytes([1; 16]), state, ports: vec![] };
+    let (created, running, ended, broken) = (
+        found(FoundState::Created),
+        found(FoundState::Running { pid: 7 }),
+        found(FoundState::Ended),
+        found(FoundState::Broken),
+    );
+    for state in S::ALL {
+        let adopted = |found| adopt(&status(state), found, NOW).state;
+        // terminal stays; else: without a container, created, running, ended, broken
+        let expected = match state {
+            _ if state.is_terminal() => [state; 5],
+            S::Running => [S::Failed, S::Failed, S::Running, S::Running, S::Failed],
+            S::Ready | S::Starting => [S::Failed, state, S::Running, S::Running, S::Failed],
+            _ => [state, state, S::Running, S::Running, state],
+        };
+        let actual = [None, Some(&created), Some(&running), Some(&ended), Some(&broken)].map(adopted);
+        assert_eq!(actual, expected, "{state}");
+    }
+}
+
+#[test]
+fn states_only_move_forward() {
+    let results = [
+        Ok(Done::Prepared),
+        Ok(Done::Started { pid: Some(1), ports: vec![] }),
+        Ok(Done::Ended(None)),
+        Ok(Done::Ended(Some(exit(1, false)))),
+        Err(failure(FailureKind::Final)),
+        Err(failure(FailureKind::Temporary)),
+    ];
+    for state in TaskState::ALL {
+        for wish in [Wish::Park, Wish::Run, Wish::Stop, Wish::Gone] {
+            let Step::Perform(operation) = step(wish, Observed { state, busy: None, retry: None }, NOW) else {
+                continue;
+            };
+            for result in &results {
+                let fits = match (operation, result) {
+                    (_, Err(_)) => true,
+                    (Operation::Prepare, Ok(done)) => *done == Done::Prepared,
+                    (Operation::Start, Ok(done)) => matches!(done, Done::Started { .. }),
+                    (_, Ok(done)) => matches!(done, Done::Ended(_)),
+                };
+                if !fits || operation == Operation::Remove {
+                    continue;
+                }
+                if let Conclusion::Status(next) | Conclusion::Retry(next, _) =
+                    conclude(&status(state), operation, result.clone(), NOW)
+                {
+                    assert!(next.state >= state, "{state} {operation:?} {result:?} went back");
+                }
+            }
+        }
+    }
+}
