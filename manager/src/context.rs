@@ -1,6 +1,5 @@
 //! What every service of a manager needs: the log to propose to, the state to read, and who leads.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +29,7 @@ pub(crate) struct Context {
     pub identity: Receiver,
     pub node: NodeId,
     /// `IP:PORT` under which other nodes reach this manager.
-    pub advertise_addr: SocketAddr,
+    pub advertise_addr: String,
     pub images: Arc<dyn ImageResolver>,
     /// The leader's parts while this manager leads.
     pub lead: watch::Receiver<Option<Arc<Lead>>>,
@@ -135,8 +134,8 @@ impl Context {
 
     /// Addresses of all managers, this one's first.
     pub(crate) fn manager_addrs(&self, state: &State) -> Vec<String> {
-        let own = self.advertise_addr.to_string();
-        let others = crate::dispatcher::manager_addrs(state).into_iter().filter(|addr| *addr != own);
+        let own = &self.advertise_addr;
+        let others = crate::dispatcher::manager_addrs(state).into_iter().filter(|addr| addr != own);
         std::iter::once(own.clone()).chain(others).collect()
     }
 }

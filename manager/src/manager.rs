@@ -14,7 +14,7 @@ use rswarm_core::validate;
 use rswarm_identity::{Receiver, RootCa, ServerExpectation};
 use rswarm_types::network::Ipam;
 use rswarm_types::{
-    Availability, Cluster, ClusterId, ClusterSpec, JoinSecrets, Labels, Meta, Network, NetworkDriver,
+    Availability, Cluster, ClusterSpec, JoinSecrets, Labels, Meta, Network, NetworkDriver,
     NetworkId, NetworkSpec, Node, NodeDescription, NodeId, NodeSpec, NodeStatus, Role, Timestamp,
 };
 use tokio::sync::watch;
@@ -46,11 +46,9 @@ pub struct ManagerConfig {
     pub dir: PathBuf,
     /// Where the API listens.
     pub listen_addr: SocketAddr,
-    /// Under which other nodes reach it. Port 0 means the port listened on.
-    pub advertise_addr: SocketAddr,
-    pub node_id: NodeId,
-    pub cluster_id: ClusterId,
-    /// This node's certificate, which must say manager.
+    /// `IP:PORT` under which other nodes reach it. Port 0 means the port listened on.
+    pub advertise_addr: String,
+    /// This node's certificate, which must say manager. It also tells node and cluster.
     pub identity: Receiver,
     pub images: Arc<dyn ImageResolver>,
     /// What this node says of itself until its worker part has a session.
@@ -85,8 +83,9 @@ pub struct ManagerInfo {
     /// The node that leads, if one does.
     pub leader: Option<NodeId>,
     /// `IP:PORT` of all managers, this one's first.
-    pub manager_addrs: Vec<String>,
-    pub advertise_addr: SocketAddr,
+    pub managers: Vec<String>,
+    /// This one's own address.
+    pub advertise_addr: String,
 }
 
 /// Why a manager ended by itself.
@@ -148,8 +147,8 @@ impl Manager {
         ManagerInfo {
             applied_index: self.context.raft.applied_index(),
             leader: self.context.leader(),
-            manager_addrs: self.context.manager_addrs(&state),
-            advertise_addr: self.context.advertise_addr,
+            managers: self.context.manager_addrs(&state),
+            advertise_addr: self.context.advertise_addr.clone(),
         }
     }
 
@@ -192,13 +191,11 @@ struct Door {
 impl Door {
     async fn open(mut config: ManagerConfig) -> Result<Self, StartError> {
         let listener = server::bind(config.listen_addr).await.map_err(StartError::Listen)?;
-        if config.advertise_addr.port() == 0
-            && let Ok(addr) = listener.local_addr()
-        {
-            config.advertise_addr.set_port(addr.port());
+        if let (Some(host), Ok(addr)) = (config.advertise_addr.strip_suffix(":0"), listener.local_addr()) {
+            config.advertise_addr = format!("{host}:{}", addr.port());
         }
         let (slot, connections) = (RaftSlot::default(), Arc::<Connections>::default());
-        let gate = Gate::new(config.cluster_id, slot.clone());
+        let gate = Gate::new(config.identity.identity().cluster, slot.clone());
         let (stop, ended) = (CancellationToken::new(), watch::Sender::new(None));
         let mut parts = JoinSet::new();
         let server = server::serve(
@@ -220,9 +217,9 @@ impl Door {
     fn raft_config(&self, snapshot_interval: u64) -> RaftConfig {
         RaftConfig {
             dir: self.config.dir.clone(),
-            cluster_id: self.config.cluster_id,
-            node_id: self.config.node_id,
-            addr: self.config.advertise_addr.to_string(),
+            cluster_id: self.config.identity.identity().cluster,
+            node_id: self.config.identity.identity().node,
+            addr: self.config.advertise_addr.clone(),
             timings: Timings::default(),
             snapshot_interval,
             connector: Arc::new(MutualTls(self.config.identity.clone())),
@@ -244,8 +241,8 @@ impl Door {
         let context = Arc::new(Context {
             store: raft.store().clone(),
             raft,
+            node: self.config.identity.identity().node,
             identity: self.config.identity,
-            node: self.config.node_id,
             advertise_addr: self.config.advertise_addr,
             images: self.config.images,
             lead,
@@ -323,7 +320,7 @@ async fn watch_own_end(context: Arc<Context>, ended: watch::Sender<Option<Ended>
 fn first_state(config: &ManagerConfig, options: &InitOptions) -> Command {
     let now = Timestamp::now();
     let cluster = Cluster {
-        id: config.cluster_id,
+        id: config.identity.identity().cluster,
         meta: Meta::default(),
         spec: options.spec.clone(),
         root_ca: rswarm_types::RootCa {
@@ -334,7 +331,7 @@ fn first_state(config: &ManagerConfig, options: &InitOptions) -> Command {
         removed_nodes: BTreeMap::new(),
     };
     let node = Node {
-        id: config.node_id,
+        id: config.identity.identity().node,
         meta: Meta::default(),
         spec: NodeSpec { role: Role::Manager, availability: options.availability, ..NodeSpec::default() },
         role: Role::Manager,

@@ -122,3 +122,48 @@ impl Allocator<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rswarm_types::{ServiceMode, TaskState};
+
+    use crate::Write;
+    use crate::testing::Fixture;
+
+    #[test]
+    fn an_address_is_not_used_again_at_once() {
+        let mut f = Fixture::new(1);
+        let mut seen = std::collections::BTreeSet::new();
+        // 253 are free: all but the network, the gateway and the broadcast address.
+        for round in 0..253 {
+            let web = f.create("web", 1, |_| {});
+            f.run();
+            let address = f.current(web)[0].networks[0].address.unwrap().address;
+            assert!(seen.insert(address), "{address} came again in round {round}");
+            f.must(vec![Write::RemoveService { id: web, expected: None }]);
+            f.run();
+        }
+        let web = f.create("web", 1, |_| {});
+        f.run();
+        assert!(seen.contains(&f.current(web)[0].networks[0].address.unwrap().address));
+    }
+
+    #[test]
+    fn a_full_network_leaves_tasks_new_with_the_numbers_until_one_is_freed() {
+        let mut f = Fixture::new(1);
+        let network = f.network("tiny", "10.1.0.0/29");
+        let id = network.id;
+        f.must(vec![Write::CreateNetwork(Box::new(network))]);
+        let web = f.create("web", 7, |spec| {
+            spec.task.networks = vec![rswarm_types::task::NetworkAttachment { network: id, aliases: vec![] }];
+        });
+        f.run();
+        let waiting: Vec<_> = f.state.waiting_tasks().cloned().collect();
+        assert_eq!((f.running(web), waiting.len()), (5, 2));
+        assert_eq!(waiting[0].status.state, TaskState::New);
+        assert_eq!(waiting[0].status.error, "no free address in network `tiny` (10.1.0.0/29): 5 of 5 in use");
+        f.update(web, |spec| spec.mode = ServiceMode::Replicated { replicas: 5 });
+        f.run();
+        assert_eq!((f.running(web), f.state.waiting_tasks().count()), (5, 0));
+    }
+}

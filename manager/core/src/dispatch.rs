@@ -285,3 +285,139 @@ pub fn touched(old: &State, new: &State) -> BTreeSet<NodeId> {
     }
     touched
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Fixture, node_id};
+    use rswarm_types::Availability;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn states(f: &Fixture, nodes: u8) -> Vec<NodeState> {
+        (1..=nodes).map(|n| f.state.node(node_id(n)).unwrap().status.state).collect()
+    }
+
+    fn expire(f: &mut Fixture, sessions: &mut Sessions) -> Expiry {
+        let expiry = sessions.expire(&f.state, f.now);
+        f.must(expiry.writes.clone());
+        assert_eq!(sessions.expire(&f.state, f.now).writes, [], "asks for what it has");
+        expiry
+    }
+
+    /// A leader with sessions of all nodes.
+    fn leader(nodes: u8) -> (Fixture, Sessions) {
+        let mut f = Fixture::new(nodes);
+        let mut sessions = Sessions::new(&f.state, f.now);
+        for n in 1..=nodes {
+            let writes = sessions.register(&f.state, node_id(n), SessionId(n.into()), None, f.now);
+            f.must(writes);
+        }
+        (f, sessions)
+    }
+
+    fn beat(f: &Fixture, sessions: &mut Sessions, nodes: impl IntoIterator<Item = u8>) {
+        for n in nodes {
+            sessions.heartbeat(node_id(n), SessionId(n.into()), f.now).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_silent_node_is_down_after_the_lease_and_ready_when_it_registers_again() {
+        use NodeState::{Down, Ready};
+        let (mut f, mut sessions) = leader(3);
+        f.wait(SECOND * 4);
+        beat(&f, &mut sessions, [1, 2]);
+        let expiry = expire(&mut f, &mut sessions);
+        assert_eq!((states(&f, 3), expiry.wake_at), (vec![Ready; 3], Some(f.now.after(SECOND))));
+        f.wait(SECOND);
+        expire(&mut f, &mut sessions);
+        assert_eq!(states(&f, 3), [Ready, Ready, Down]);
+        let late = sessions.heartbeat(node_id(3), SessionId(3), f.now);
+        assert_eq!(late, Err(SessionError::Unknown(node_id(3))));
+        let writes = sessions.register(&f.state, node_id(3), SessionId(9), None, f.now);
+        f.must(writes);
+        assert_eq!(states(&f, 3), [Ready; 3]);
+    }
+
+    #[test]
+    fn a_newer_session_replaces_the_older() {
+        let (f, mut sessions) = leader(1);
+        sessions.register(&f.state, node_id(1), SessionId(50), None, f.now);
+        let old = sessions.heartbeat(node_id(1), SessionId(1), f.now);
+        assert_eq!(old, Err(SessionError::Superseded(node_id(1))));
+        sessions.close(node_id(1), SessionId(1));
+        assert_eq!(sessions.session(node_id(1)), Some(SessionId(50)));
+    }
+
+    #[test]
+    fn after_an_election_nodes_are_unknown_until_they_register_or_the_grace_is_over() {
+        use NodeState::{Down, Ready, Unknown};
+        let mut f = Fixture::new(3);
+        f.set_node(3, Down, Availability::Active);
+        let mut sessions = Sessions::new(&f.state, f.now);
+        expire(&mut f, &mut sessions);
+        assert_eq!(states(&f, 3), [Unknown, Unknown, Down]);
+        let writes = sessions.register(&f.state, node_id(1), SessionId(1), None, f.now);
+        f.must(writes);
+        f.wait(SECOND * 9);
+        let _ = sessions.heartbeat(node_id(1), SessionId(1), f.now);
+        let writes = sessions.register(&f.state, node_id(1), SessionId(2), None, f.now);
+        f.must(writes);
+        expire(&mut f, &mut sessions);
+        assert_eq!(states(&f, 3), [Ready, Unknown, Down]);
+        f.wait(SECOND);
+        expire(&mut f, &mut sessions);
+        assert_eq!(states(&f, 3), [Ready, Down, Down]);
+    }
+
+    #[test]
+    fn when_most_fall_silent_together_the_leader_suspects_itself_for_a_while() {
+        use NodeState::{Down, Ready};
+        let (mut f, mut sessions) = leader(5);
+        f.wait(SECOND * 4);
+        beat(&f, &mut sessions, [1, 2]);
+        f.wait(SECOND * 2);
+        let expiry = expire(&mut f, &mut sessions);
+        assert_eq!((expiry.held_back.len(), states(&f, 5)), (3, vec![Ready; 5]));
+        // They were not lost after all but for one.
+        for n in [4, 5] {
+            let writes = sessions.register(&f.state, node_id(n), SessionId(n.into()), None, f.now);
+            f.must(writes);
+        }
+        expire(&mut f, &mut sessions);
+        assert_eq!(states(&f, 5), [Ready, Ready, Down, Ready, Ready]);
+        // This time they stay silent.
+        f.wait(SECOND * 2);
+        beat(&f, &mut sessions, [1]);
+        f.wait(SECOND * 4);
+        assert_eq!(expire(&mut f, &mut sessions).held_back.len(), 3);
+        for _ in 0..15 {
+            f.wait(SECOND);
+            beat(&f, &mut sessions, [1]);
+            expire(&mut f, &mut sessions);
+        }
+        assert_eq!(states(&f, 5), [Ready, Down, Down, Down, Down]);
+    }
+
+    #[test]
+    fn a_node_is_told_new_tasks_wishes_and_removals_and_not_its_own_reports() {
+        let mut f = Fixture::new(1);
+        let nothing = assignments(&f.state, node_id(1));
+        let web = f.create("web", 2, |_| {});
+        f.pass();
+        assert_eq!(diff(&nothing, &f.state, node_id(1)).set.len(), 2);
+        let held = assignments(&f.state, node_id(1));
+        let tasks: Vec<_> = held.tasks().map(|task| task.id).collect();
+        f.report(tasks[0], TaskState::Running);
+        f.report(tasks[1], TaskState::Running);
+        assert!(diff(&held, &f.state, node_id(1)).is_empty());
+        f.must(vec![Write::RemoveService { id: web, expected: None }]);
+        f.pass();
+        let changes = diff(&held, &f.state, node_id(1));
+        assert_eq!(changes.set.iter().map(|t| t.desired).collect::<Vec<_>>(), [TaskState::Remove; 2]);
+        f.run();
+        let changes = diff(&held, &f.state, node_id(1));
+        assert_eq!((changes.set.len(), changes.removed, changes.index), (0, tasks, f.state.index));
+    }
+}

@@ -20,6 +20,9 @@ pub mod scheduler;
 pub mod state;
 pub mod validate;
 
+#[cfg(test)]
+mod testing;
+
 pub use pass::{Dirty, Planner, plan_all};
 pub use plan::Plan;
 pub use state::{Command, State, Write, apply};

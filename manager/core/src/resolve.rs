@@ -99,3 +99,33 @@ fn pick<Id: Copy + std::fmt::Display>(
         many => Err(ResolveError::Ambiguous { kind, text: text.to_owned(), matches: many.len() }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Fixture;
+
+    #[test]
+    fn a_full_id_then_a_name_then_a_unique_prefix() {
+        let mut f = Fixture::new(2);
+        let web = f.create("web", 2, |_| {});
+        f.create("other", 1, |_| {});
+        f.run();
+        let id = web.to_string();
+        assert_eq!((service(&f.state, &id), service(&f.state, "web")), (Ok(web), Ok(web)));
+        let bridge = f.state.network_by_name("bridge").unwrap().id;
+        assert_eq!(network(&f.state, &bridge.to_string()[..5]), Ok(bridge));
+        assert_eq!(service(&f.state, "we").unwrap_err().to_string(), "no such service: we");
+        assert_eq!(service(&f.state, "").unwrap_err().to_string(), "no such service: ");
+        // Ids of the fixture begin alike.
+        assert_eq!(
+            service(&f.state, "0").unwrap_err().to_string(),
+            "service 0 is ambiguous (2 matches found)"
+        );
+        assert_eq!(task(&f.state, "web.2"), Ok(f.current(web)[1].id));
+        assert!(node(&f.state, "host1").is_ok() && network(&f.state, "bridge").is_ok());
+        f.add_node(3, |node| node.description.as_mut().unwrap().hostname = "host1".into());
+        let ambiguous = ResolveError::Ambiguous { kind: Kind::Node, text: "host1".into(), matches: 2 };
+        assert_eq!(node(&f.state, "host1"), Err(ambiguous));
+    }
+}

@@ -232,3 +232,91 @@ fn ports(spec: &ServiceSpec) -> Result<(), SpecError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Fixture;
+    use rswarm_types::service::{PortConfig, Protocol};
+    use rswarm_types::task::{Mount, MountKind};
+
+    fn message(change: impl FnOnce(&mut ServiceSpec)) -> String {
+        service_spec(&Fixture::spec("web", 1, change)).err().map_or(String::new(), |error| error.to_string())
+    }
+
+    #[test]
+    fn good_and_bad_specs() {
+        let port = |published, mode| PortConfig {
+            protocol: Protocol::Tcp,
+            target: 80,
+            published: Some(published),
+            mode,
+        };
+        let bind = |target: &str| Mount {
+            kind: MountKind::Bind,
+            source: "/srv".into(),
+            target: target.into(),
+            read_only: false,
+        };
+        type Change = Box<dyn FnOnce(&mut ServiceSpec)>;
+        let cases: Vec<(Change, &str)> = vec![
+            (Box::new(|_| {}), ""),
+            (Box::new(|s| s.name = "-web".into()), "invalid name `-web`"),
+            (Box::new(|s| s.name = "a".repeat(64)), "invalid name"),
+            (Box::new(|s| s.name = "a.b".into()), "invalid name"),
+            (
+                Box::new(|s| s.mode = ServiceMode::Replicated { replicas: 1_000_000_000 }),
+                "invalid replicas 1000000000: expected at most 1000000",
+            ),
+            (Box::new(|s| s.task.container.image.clear()), "no image given"),
+            (Box::new(|s| s.task.container.image = "a b".into()), "invalid image `a b`"),
+            (
+                Box::new(|s| s.task.limits.memory_bytes = 1 << 20),
+                "invalid memory limit 1MiB: expected at least 4MiB",
+            ),
+            (Box::new(|s| s.task.reservations.nano_cpus = 1), "invalid CPU reservation 0.000000001 CPUs"),
+            (
+                Box::new(|s| s.task.placement.constraints = vec!["node.colour==red".into()]),
+                "unknown key `node.colour`",
+            ),
+            (
+                Box::new(|s| s.task.placement.spread = vec!["zone".into()]),
+                "invalid placement preference `zone`",
+            ),
+            (Box::new(|s| s.update.max_failure_ratio = f64::NAN), "invalid update failure ratio NaN"),
+            (
+                Box::new(move |s| s.task.container.mounts = vec![bind("/a"), bind("/a/")]),
+                "duplicate mount target `/a/`",
+            ),
+            (Box::new(move |s| s.task.container.mounts = vec![bind("a")]), "invalid mount target `a`"),
+            (
+                Box::new(move |s| s.endpoint.ports = vec![port(80, PublishMode::Host); 2]),
+                "duplicate published port 80/tcp",
+            ),
+            (Box::new(move |s| s.endpoint.ports = vec![port(80, PublishMode::Ingress)]), "not supported yet"),
+            (Box::new(|s| s.task.container.env = vec!["A".into()]), "invalid environment variable `A`"),
+        ];
+        for (change, expected) in cases {
+            let found = message(change);
+            assert!(
+                found.contains(expected) && found.is_empty() == expected.is_empty(),
+                "{expected}: {found}"
+            );
+        }
+    }
+
+    #[test]
+    fn name_and_mode_cannot_be_changed() {
+        let mut f = Fixture::new(0);
+        let web = f.create("web", 1, |_| {});
+        let held = f.state.service(web).unwrap();
+        let check = |change: fn(&mut ServiceSpec)| {
+            let mut spec = held.spec.clone();
+            change(&mut spec);
+            service_update(held, &spec)
+        };
+        assert_eq!(check(|spec| spec.mode = ServiceMode::Replicated { replicas: 9 }), Ok(()));
+        assert_eq!(check(|spec| spec.mode = ServiceMode::Global), Err(SpecError::ModeChanged));
+        assert!(matches!(check(|spec| spec.name = "other".into()), Err(SpecError::Renamed { .. })));
+    }
+}

@@ -43,20 +43,21 @@ fn pending(state: &State) -> impl Iterator<Item = &Node> {
 /// Takes a node the next step towards its role; `false` if that has to be tried again.
 async fn reconcile(context: &Context, node: &Node) -> Result<bool, WriteError> {
     let id = node.id;
+    let mut writes = vec![Write::SetNodeRole { id, role: node.spec.role }];
     if let Some(manager) = node.manager.as_ref().filter(|_| node.spec.role == Role::Worker) {
         match context.raft.remove_member(manager.raft_id).await {
-            Ok(Removal::Done) => info!(node = %id, "removed a manager from the Raft group"),
+            Ok(Removal::Done) | Err(RemoveError::NoMember(_)) => {}
             // The next leader completes it; this unit ends when that one takes over.
             Ok(Removal::Transferred { .. }) => return Ok(false),
-            // The node object says so in a moment.
-            Err(RemoveError::NoMember(_)) => {}
             Err(error) => {
                 warn!(node = %id, error = chain(&error), "failed to remove a manager from the Raft group");
                 return Ok(false);
             }
         }
+        // In one step, so that nobody sees a worker that is a member of the group.
+        writes.insert(0, Write::SetNodeManager { id, manager: None });
     }
-    context.propose(Command::one(Timestamp::now(), Write::SetNodeRole { id, role: node.spec.role })).await?;
+    context.propose(Command { at: Timestamp::now(), writes }).await?;
     info!(node = %id, role = %node.spec.role, "changed the role of a node");
     Ok(true)
 }

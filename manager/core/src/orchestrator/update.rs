@@ -151,7 +151,7 @@ fn stop_on_failure(
         .filter(|task| {
             let status = &task.status;
             matches!(status.state, TaskState::Failed | TaskState::Rejected)
-                && status.applied_at >= since
+                && status.applied_at > since
                 && status.running_since.is_none_or(|ran| status.applied_at.since(ran) <= monitor)
         })
         .collect();

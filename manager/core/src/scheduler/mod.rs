@@ -140,6 +140,7 @@ struct NodeRoom<'a> {
     free_memory_bytes: u64,
     /// Tasks that run or will.
     active: u32,
+    load: u32,
     usage: Option<&'a NodeUsage>,
     /// Host ports given away in this pass.
     ports: BTreeSet<(u16, Protocol)>,
@@ -152,10 +153,13 @@ impl<'a> Room<'a> {
             .map(|node| {
                 let usage = state.usage(node.id);
                 let has = node.description.as_ref().map(|d| d.resources).unwrap_or_default();
+                let free_nano_cpus = has.nano_cpus.saturating_sub(usage.map_or(0, |u| u.nano_cpus));
+                let free_memory_bytes = has.memory_bytes.saturating_sub(usage.map_or(0, |u| u.memory_bytes));
                 NodeRoom {
                     node,
-                    free_nano_cpus: has.nano_cpus.saturating_sub(usage.map_or(0, |u| u.nano_cpus)),
-                    free_memory_bytes: has.memory_bytes.saturating_sub(usage.map_or(0, |u| u.memory_bytes)),
+                    free_nano_cpus,
+                    free_memory_bytes,
+                    load: load(node, free_nano_cpus, free_memory_bytes),
                     active: usage.map_or(0, |u| u.active),
                     usage,
                     ports: BTreeSet::new(),
@@ -192,21 +196,20 @@ impl<'a> Room<'a> {
         room.free_nano_cpus -= needs.reserved.nano_cpus;
         room.free_memory_bytes -= needs.reserved.memory_bytes;
         room.active += 1;
+        room.load = load(room.node, room.free_nano_cpus, room.free_memory_bytes);
         room.ports.extend(needs.host_ports.iter().copied());
         *needs.copies.entry(at).or_default() += 1;
     }
 }
 
-impl NodeRoom<'_> {
-    /// Reserved share of the scarcer resource, in thousandths.
-    fn load(&self) -> u64 {
-        let has = self.node.description.as_ref().map(|d| d.resources).unwrap_or_default();
-        let share = |free: u64, has: u64| {
-            let used = u128::from(has.saturating_sub(free)) * 1000;
-            used.checked_div(u128::from(has)).unwrap_or(0) as u64
-        };
-        share(self.free_nano_cpus, has.nano_cpus).max(share(self.free_memory_bytes, has.memory_bytes))
-    }
+/// Reserved share of the scarcer resource, in thousandths.
+fn load(node: &Node, free_nano_cpus: u64, free_memory_bytes: u64) -> u32 {
+    let has = node.description.as_ref().map(|d| d.resources).unwrap_or_default();
+    let share = |free: u64, has: u64| {
+        let used = u128::from(has.saturating_sub(free)) * 1000;
+        used.checked_div(u128::from(has)).and_then(|share| u32::try_from(share).ok()).unwrap_or(0)
+    };
+    share(free_nano_cpus, has.nano_cpus).max(share(free_memory_bytes, has.memory_bytes))
 }
 
 /// The reasons of all filters, most frequent first.

@@ -13,7 +13,7 @@ use super::filter::Needs;
 use super::{NodeRoom, Room};
 
 /// Smaller is better: recent failures, tasks of the service, tasks, load, position by id.
-type Key = (u32, u32, u32, u64, usize);
+type Key = (u32, u32, u32, u32, usize);
 
 /// The nodes that may take tasks of one group, best first.
 pub(super) struct Ranking<'a> {
@@ -82,7 +82,7 @@ fn label_of<'n>(node: &'n Node, label: &str) -> &'n str {
 
 fn key(at: usize, failures: &BTreeMap<NodeId, u32>, needs: &Needs, room: &NodeRoom) -> Key {
     let failed = if failures.is_empty() { 0 } else { failures.get(&room.node.id).copied().unwrap_or(0) };
-    (failed, needs.copies.get(&at).copied().unwrap_or(0), room.active, room.load(), at)
+    (failed, needs.copies.get(&at).copied().unwrap_or(0), room.active, room.load, at)
 }
 
 impl Tree {

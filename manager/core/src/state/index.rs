@@ -162,8 +162,8 @@ impl State {
         if is_waiting(task) && !next.is_some_and(is_waiting) {
             indexes.waiting.remove(&task.id);
         }
-        for address in held_addresses(task) {
-            if indexes.addresses.get(&address) == Some(&task.id) {
+        if !next.is_some_and(|next| held_addresses(next).eq(held_addresses(task))) {
+            for address in held_addresses(task) {
                 indexes.addresses.remove(&address);
             }
         }

@@ -8,6 +8,9 @@ mod check;
 mod command;
 mod index;
 
+#[cfg(test)]
+mod tests;
+
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 

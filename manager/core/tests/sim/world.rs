@@ -385,6 +385,12 @@ impl World {
         if !full.is_empty() {
             return Err(format!("a full pass finds what the incremental one missed: {:?}", full.actions));
         }
+        let undone = |task: &&std::sync::Arc<Task>| {
+            before.task(task.id).is_none() && task.desired > TaskState::Running
+        };
+        if let Some(task) = self.state.tasks().find(undone) {
+            return Err(format!("task {} was made and told to stop at once", task.id));
+        }
         for task in self.state.tasks().filter(|task| task.status.state == TaskState::Assigned) {
             let was = before.task(task.id).map(|task| task.status.state);
             let node = task.node_id.and_then(|id| self.state.node(id)).ok_or("assigned without a node")?;
