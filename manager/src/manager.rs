@@ -14,8 +14,8 @@ use rswarm_core::validate;
 use rswarm_identity::{Receiver, RootCa, ServerExpectation};
 use rswarm_types::network::Ipam;
 use rswarm_types::{
-    Availability, Cluster, ClusterSpec, JoinSecrets, Labels, Meta, Network, NetworkDriver,
-    NetworkId, NetworkSpec, Node, NodeDescription, NodeId, NodeSpec, NodeStatus, Role, Timestamp,
+    Availability, Cluster, ClusterSpec, JoinSecrets, Labels, Meta, Network, NetworkDriver, NetworkId,
+    NetworkSpec, Node, NodeDescription, NodeId, NodeSpec, NodeStatus, Role, Timestamp,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -97,7 +97,7 @@ pub enum Ended {
     Fatal(String),
 }
 
-/// A running manager. Dropping it stops it without waiting; [`Manager::shutdown`] waits.
+/// A running manager. [`Manager::shutdown`] stops it; dropping it does the same without waiting.
 pub struct Manager {
     context: Arc<Context>,
     parts: JoinSet<()>,
@@ -173,7 +173,15 @@ impl Manager {
 
 impl Drop for Manager {
     fn drop(&mut self) {
+        // Cancelled already after `shutdown`, which has nothing left to stop.
+        if self.context.stop.is_cancelled() {
+            return;
+        }
         self.context.stop.cancel();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let context = self.context.clone();
+            runtime.spawn(async move { context.raft.shutdown().await });
+        }
     }
 }
 
@@ -198,13 +206,8 @@ impl Door {
         let gate = Gate::new(config.identity.identity().cluster, slot.clone());
         let (stop, ended) = (CancellationToken::new(), watch::Sender::new(None));
         let mut parts = JoinSet::new();
-        let server = server::serve(
-            listener,
-            config.identity.clone(),
-            gate.clone(),
-            connections.clone(),
-            stop.clone(),
-        );
+        let server =
+            server::serve(listener, config.identity.clone(), gate.clone(), connections.clone(), stop.clone());
         let to_tell = ended.clone();
         parts.spawn(async move {
             if let Err(error) = server.await {
@@ -285,8 +288,10 @@ async fn close_removed(context: Arc<Context>, connections: Arc<Connections>) {
     let mut seen = BTreeSet::new();
     loop {
         let state = changes.borrow_and_update().clone();
-        let removed: BTreeSet<NodeId> =
-            state.cluster().map(|cluster| cluster.removed_nodes.keys().copied().collect()).unwrap_or_default();
+        let removed: BTreeSet<NodeId> = state
+            .cluster()
+            .map(|cluster| cluster.removed_nodes.keys().copied().collect())
+            .unwrap_or_default();
         for node in removed.difference(&seen) {
             connections.close_of(*node);
         }
@@ -307,7 +312,7 @@ async fn watch_own_end(context: Arc<Context>, ended: watch::Sender<Option<Ended>
         {
             return;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     let end = tokio::select! {
         () = demoted => Ended::Demoted,

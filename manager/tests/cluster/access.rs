@@ -105,8 +105,10 @@ async fn a_removed_node_is_refused_and_its_session_ends() {
 async fn a_port_that_cannot_be_listened_on_is_named() {
     let host = Host::found().await;
     let dir = tempfile::tempdir().unwrap();
-    for (addr, expected) in [(host.addr.as_str(), "is in use"), ("192.0.2.1:0", "is no address of this host")] {
-        let error = rswarm_manager::Manager::start(config(dir.path(), &host.identity, addr)).await.err().unwrap();
+    for (addr, expected) in [(host.addr.as_str(), "is in use"), ("192.0.2.1:0", "is no address of this host")]
+    {
+        let error =
+            rswarm_manager::Manager::start(config(dir.path(), &host.identity, addr)).await.err().unwrap();
         let cause = std::error::Error::source(&error).unwrap().to_string();
         assert!(cause.contains(expected), "{cause}");
     }

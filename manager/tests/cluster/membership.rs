@@ -41,7 +41,8 @@ async fn a_follower_serves_reads_writes_and_logs_and_sends_workers_to_the_leader
     wait_running(&leader, "web", 2).await;
     assert_eq!(worker.tasks().len(), 2);
 
-    let request = v1::ServiceLogsRequest { targets: vec!["web".to_owned()], ..v1::ServiceLogsRequest::default() };
+    let request =
+        v1::ServiceLogsRequest { targets: vec!["web".to_owned()], ..v1::ServiceLogsRequest::default() };
     let mut stream = follower.control().service_logs(request).await.unwrap().into_inner();
     let mut lines = 0;
     while let Some(reply) = stream.message().await.unwrap() {

@@ -76,7 +76,8 @@ async fn a_new_service_runs_on_its_workers_and_is_pinned_to_a_digest() {
     })
     .await;
     eventually("the tasks are gone", || async {
-        let tasks = host.control().list_tasks(v1::ListTasksRequest::default()).await.unwrap().into_inner().tasks;
+        let tasks =
+            host.control().list_tasks(v1::ListTasksRequest::default()).await.unwrap().into_inner().tasks;
         tasks.is_empty().then_some(())
     })
     .await;
@@ -130,10 +131,19 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing_behind() {
     networked.task.as_mut().unwrap().networks.push(attachment);
     refuse(networked, Code::NotFound, "backend").await;
     let mut constrained = spec("web", "web", 1);
-    let placement = v1::Placement { constraints: vec!["node.colour==red".to_owned()], ..v1::Placement::default() };
+    let placement =
+        v1::Placement { constraints: vec!["node.colour==red".to_owned()], ..v1::Placement::default() };
     constrained.task.as_mut().unwrap().placement = Some(placement);
     refuse(constrained, Code::InvalidArgument, "node.colour").await;
-    assert!(host.control().list_services(v1::ListServicesRequest::default()).await.unwrap().into_inner().services.is_empty());
+    assert!(
+        host.control()
+            .list_services(v1::ListServicesRequest::default())
+            .await
+            .unwrap()
+            .into_inner()
+            .services
+            .is_empty()
+    );
 
     let created = create(&host, spec("web", "down", 0)).await;
     assert!(created.warnings[0].contains("the registry does not answer"), "{:?}", created.warnings);
@@ -151,7 +161,8 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing_behind() {
     let stale = host.control().update_service(update(version)).await.err().unwrap();
     assert_eq!(stale.code(), Code::Aborted);
     assert!(stale.message().starts_with("update out of sequence"), "{}", stale.message());
-    let back = v1::UpdateServiceRequest { spec: None, rollback: true, ..update(updated.meta.unwrap().version) };
+    let back =
+        v1::UpdateServiceRequest { spec: None, rollback: true, ..update(updated.meta.unwrap().version) };
     let back = host.control().update_service(back).await.unwrap().into_inner().service.unwrap();
     assert_eq!(back.spec, service.spec);
 
