@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rswarm_api::v1::ca_server::CaServer;
 use rswarm_api::v1::control_server::ControlServer;
@@ -39,6 +40,9 @@ use crate::{leader, random};
 const MESSAGE_MAX: usize = 16 << 20;
 /// Largest message taken from callers that may be anyone: a request for a certificate is below 2 KiB.
 const CSR_MESSAGE_MAX: usize = 64 << 10;
+
+/// Between two tries to catch up with the cluster after a start, each of which waits for a leader already.
+const BARRIER_RETRY: Duration = Duration::from_secs(1);
 
 /// What a manager needs to know of its host and its place in the cluster.
 pub struct ManagerConfig {
@@ -306,6 +310,10 @@ async fn close_removed(context: Arc<Context>, connections: Arc<Connections>) {
 async fn watch_own_end(context: Arc<Context>, ended: watch::Sender<Option<Ended>>) {
     let mut changes = context.store.subscribe();
     let demoted = async {
+        // While the log is read back, the past goes by: this node may have been a worker in it.
+        while context.raft.read_barrier().await.is_err() {
+            tokio::time::sleep(BARRIER_RETRY).await;
+        }
         let own = |state: &State| state.node(context.node).map(|node| node.role);
         if changes.wait_for(|state| own(state) == Some(Role::Manager)).await.is_ok()
             && changes.wait_for(|state| own(state) != Some(Role::Manager)).await.is_ok()
