@@ -139,3 +139,22 @@ async fn a_restarted_manager_knows_all_and_its_workers_come_back() {
     assert_eq!(tokio::time::timeout(PATIENCE, received).await.unwrap().service_name, "web");
     host.manager.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_leader_the_cluster_goes_on() {
+    let first = Host::found().await;
+    let second = first.join().await;
+    let third = first.join().await;
+    let worker = second.worker("w1").await;
+    create(&second, spec("web", "web", 1)).await;
+    wait_running(&second, "web", 1).await;
+
+    first.manager.shutdown().await;
+    create(&third, spec("later", "web", 1)).await;
+    let worker = Worker::connect(&second.addr, worker.identity.clone(), "w1").await;
+    wait_running(&second, "later", 1).await;
+    wait_running(&third, "web", 1).await;
+    assert_eq!(worker.tasks().len(), 2);
+    second.manager.shutdown().await;
+    third.manager.shutdown().await;
+}
