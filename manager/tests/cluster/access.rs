@@ -16,7 +16,7 @@ async fn tokens_admit_in_their_role_until_replaced_and_only_in_their_cluster() {
     let tokens = host.tokens().await;
     let (issued, worker) = enroll(&host.addr, &tokens.worker).await.unwrap();
     assert_eq!((issued.role(), worker.identity().role), (v1::Role::Worker, Role::Worker));
-    assert_eq!(issued.manager_addrs, [host.addr.clone()]);
+    assert_eq!(issued.manager_addrs, std::slice::from_ref(&host.addr));
     let (_, manager) = enroll(&host.addr, &tokens.manager).await.unwrap();
     assert_eq!(manager.identity().role, Role::Manager);
     let known = host.node(&worker.identity().node.to_string()).await.unwrap();

@@ -285,7 +285,7 @@ pub async fn open_session(
         match incoming.message().await?.and_then(|message| message.message) {
             Some(Message::Welcome(_)) => return Ok((send, incoming, client)),
             Some(Message::Redirect(redirect)) if !redirect.leader_addr.is_empty() => {
-                addr = redirect.leader_addr
+                addr = redirect.leader_addr;
             }
             Some(Message::Redirect(_)) => {}
             other => panic!("expected a welcome or a redirect, found {other:?}"),
