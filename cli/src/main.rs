@@ -10,6 +10,7 @@ mod image;
 mod node;
 mod output;
 mod paths;
+mod progress;
 mod service;
 mod shape;
 mod task;
