@@ -11,11 +11,11 @@ mod node;
 mod output;
 mod paths;
 mod playground;
+mod progress;
 mod service;
 mod shape;
 mod task;
 mod template;
-
 
 use std::process::ExitCode;
 
