@@ -50,13 +50,17 @@ pub enum LedgerError {
     },
     #[error("ledger `{path}` is in use by another process: is a second daemon running on this data root?")]
     Locked { path: PathBuf },
-    #[error("failed to open ledger `{path}`: if it is damaged, remove it; the manager sends again what it held")]
+    #[error(
+        "failed to open ledger `{path}`: if it is damaged, remove it; the manager sends again what it held"
+    )]
     Open {
         path: PathBuf,
         #[source]
         source: Box<redb::Error>,
     },
-    #[error("entry `{id}` of ledger `{path}` is damaged: remove the ledger; the manager sends again what it held")]
+    #[error(
+        "entry `{id}` of ledger `{path}` is damaged: remove the ledger; the manager sends again what it held"
+    )]
     Entry {
         id: String,
         path: PathBuf,
@@ -142,7 +146,9 @@ impl Ledger {
             Ok(value) => self.change(|pending| {
                 pending.tasks.insert(entry.task.id, Some(value));
             }),
-            Err(error) => tracing::error!(task = %entry.task.id, %error, "task cannot be written to the ledger"),
+            Err(error) => {
+                tracing::error!(task = %entry.task.id, %error, "task cannot be written to the ledger");
+            }
         }
     }
 

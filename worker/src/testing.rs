@@ -35,7 +35,11 @@ pub struct FakeExecutor {
 
 impl Default for FakeExecutor {
     fn default() -> Self {
-        Self { containers: watch::channel(BTreeMap::new()).0, unfit: Arc::default(), stubborn: Arc::default() }
+        Self {
+            containers: watch::channel(BTreeMap::new()).0,
+            unfit: Arc::default(),
+            stubborn: Arc::default(),
+        }
     }
 }
 
@@ -133,9 +137,18 @@ impl Executor for FakeExecutor {
     }
 
     /// Five lines; with `follow` a sixth once the container has ended.
-    fn logs(&self, task: TaskId, query: LogQuery, lines: mpsc::Sender<LogLine>) -> BoxFuture<'_, Result<(), Failure>> {
+    fn logs(
+        &self,
+        task: TaskId,
+        query: LogQuery,
+        lines: mpsc::Sender<LogLine>,
+    ) -> BoxFuture<'_, Result<(), Failure>> {
         async move {
-            let line = |n: u64| LogLine { at: Timestamp(n), stderr: n % 2 == 0, line: format!("line {n}").into() };
+            let line = |n: u64| LogLine {
+                at: Timestamp(n),
+                stderr: n.is_multiple_of(2),
+                line: format!("line {n}").into(),
+            };
             let first = 6 - query.tail.unwrap_or(5).min(5);
             for n in first..6 {
                 if lines.send(line(n)).await.is_err() {

@@ -148,7 +148,9 @@ async fn a_new_worker_goes_on_with_no_manager() {
     drop(worker);
     node.executor.end(id(2), 5);
     let stray = id(9);
-    node.executor.containers.send_modify(|containers| drop(containers.insert(stray, Fake::Running)));
+    node.executor.containers.send_modify(|containers| {
+        containers.insert(stray, Fake::Running);
+    });
 
     let worker = node.start(&["127.0.0.1:1"]).await;
     let deadline = tokio::time::Instant::now() + DEADLINE;
@@ -185,7 +187,8 @@ async fn an_unreadable_task_is_rejected_by_name() {
     let (manager, addr, _serving) = Manager::start(Behaviour::Lead).await;
     let mut wire = v1::Task::from(&task(1));
     wire.desired = 4711;
-    let message = manager_message::Assignments { index: 1, full: true, tasks: vec![wire], ..Default::default() };
+    let message =
+        manager_message::Assignments { index: 1, full: true, tasks: vec![wire], ..Default::default() };
     *manager.greeting.lock().unwrap() = vec![FromManager::Assignments(message)];
     let node = Node::new();
     let _worker = node.start(&[&addr]).await;
@@ -211,7 +214,8 @@ async fn logs_go_to_whoever_asked_until_it_has_enough() {
         }));
     };
     subscribe("all", &[1, 2, 3], false, Some(2));
-    let heard = manager.until("the end of the log", |heard| heard.logs_ended.contains(&"all".to_owned())).await;
+    let heard =
+        manager.until("the end of the log", |heard| heard.logs_ended.contains(&"all".to_owned())).await;
     let mut lines = heard.logs["all"].clone();
     lines.sort();
     assert_eq!(lines, ["web.1 line 4", "web.1 line 5", "web.2 line 4", "web.2 line 5"]);
@@ -221,7 +225,9 @@ async fn logs_go_to_whoever_asked_until_it_has_enough() {
     let five = |name: &str, heard: &Heard| heard.logs.get(name).is_some_and(|lines| lines.len() == 5);
     manager.until("both logs", |heard| five("follow", heard) && five("dropped", heard)).await;
     manager.say(FromManager::UnsubscribeLogs("dropped".to_owned()));
-    manager.until("the end of the dropped log", |heard| heard.logs_ended.contains(&"dropped".to_owned())).await;
+    manager
+        .until("the end of the dropped log", |heard| heard.logs_ended.contains(&"dropped".to_owned()))
+        .await;
     node.executor.end(id(1), 0);
     let heard = manager.until("the rest", |heard| heard.logs_ended.contains(&"follow".to_owned())).await;
     assert_eq!(heard.logs["follow"].last().unwrap(), "web.1 line 6");

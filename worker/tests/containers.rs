@@ -4,6 +4,8 @@
 //! Brings its own `main`, because the runtime starts this very program as the process beside each container. Words on
 //! the command line choose tests by part of their name.
 
+#![allow(clippy::unwrap_used)] // It is a test, which clippy does not see of one with its own `main`.
+
 #[path = "support/manager.rs"]
 mod manager;
 
@@ -25,19 +27,33 @@ use rswarm_runtime::{Containers, ShimCommand};
 use rswarm_types::service::{PortConfig, Protocol, PublishMode};
 use rswarm_types::task::{ContainerSpec, Limits, Mount, MountKind, TaskAddress, TaskNetwork};
 use rswarm_types::{NetworkDriver, NetworkId, NodeDescription, NodeId, Task, TaskSpec, TaskState};
-use rswarm_worker::{ContainerExecutor, ContainerExecutorConfig, LedgerError, Worker, WorkerError, WorkerParts};
+use rswarm_worker::{
+    ContainerExecutor, ContainerExecutorConfig, LedgerError, Worker, WorkerError, WorkerParts,
+};
 
 const BUSYBOX: &str = "/bin/busybox";
 const IMAGE: &str = "test/box:1";
 
 const TESTS: [(&str, fn(&Lab)); 7] = [
-    ("a_task_gets_what_its_spec_says_and_its_end_is_told", a_task_gets_what_its_spec_says_and_its_end_is_told),
-    ("stopping_asks_first_and_kills_after_the_grace_period", stopping_asks_first_and_kills_after_the_grace_period),
+    (
+        "a_task_gets_what_its_spec_says_and_its_end_is_told",
+        a_task_gets_what_its_spec_says_and_its_end_is_told,
+    ),
+    (
+        "stopping_asks_first_and_kills_after_the_grace_period",
+        stopping_asks_first_and_kills_after_the_grace_period,
+    ),
     ("containers_outlive_the_worker_and_are_adopted", containers_outlive_the_worker_and_are_adopted),
     ("what_cannot_run_is_refused_with_the_reason", what_cannot_run_is_refused_with_the_reason),
-    ("ports_lead_to_the_container_and_clashes_name_the_holder", ports_lead_to_the_container_and_clashes_name_the_holder),
+    (
+        "ports_lead_to_the_container_and_clashes_name_the_holder",
+        ports_lead_to_the_container_and_clashes_name_the_holder,
+    ),
     ("memory_above_the_limit_is_told_as_such", memory_above_the_limit_is_told_as_such),
-    ("three_tasks_start_quickly_and_leaving_leaves_nothing", three_tasks_start_quickly_and_leaving_leaves_nothing),
+    (
+        "three_tasks_start_quickly_and_leaving_leaves_nothing",
+        three_tasks_start_quickly_and_leaving_leaves_nothing,
+    ),
 ];
 
 fn main() {
@@ -164,7 +180,10 @@ impl Lab {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let cgroups = mounts.lines().filter(|line| line.contains(" - cgroup"));
         let points = cgroups.filter_map(|line| line.split(' ').nth(4));
-        points.map(|point| PathBuf::from(format!("{point}{}", self.cgroup))).filter(|path| path.exists()).collect()
+        points
+            .map(|point| PathBuf::from(format!("{point}{}", self.cgroup)))
+            .filter(|path| path.exists())
+            .collect()
     }
 
     /// After a test that went well nothing but what the test says is left.
@@ -206,7 +225,9 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 fn with(n: u8, change: impl FnOnce(&mut Task, &mut TaskSpec)) -> Task {
     let mut task = task(n);
-    let container = ContainerSpec { image: IMAGE.to_owned(), ..ContainerSpec::default() };
+    // A shell that is a container's first process hears no signal it has no trap for: do not wait for it for long.
+    let stop_grace_period = Some(Duration::from_millis(100));
+    let container = ContainerSpec { image: IMAGE.to_owned(), stop_grace_period, ..ContainerSpec::default() };
     let mut spec = TaskSpec { container, ..TaskSpec::default() };
     change(&mut task, &mut spec);
     task.spec = Arc::new(spec);
@@ -305,8 +326,10 @@ fn a_task_gets_what_its_spec_says_and_its_end_is_told(lab: &Lab) {
             assert!(text.contains(part), "{part:?} in {text}");
         }
         manager.say(assignments(2, false, &[], &[1]));
-        eventually("the removal", || lab.containers().list().unwrap().is_empty()).await;
-        assert!(!lab.path("tasks").join(id(1).to_string()).exists());
+        eventually("the removal", || {
+            lab.containers().list().unwrap().is_empty() && !lab.path("tasks").join(id(1).to_string()).exists()
+        })
+        .await;
         worker.shutdown().await;
     });
 }
@@ -314,17 +337,24 @@ fn a_task_gets_what_its_spec_says_and_its_end_is_told(lab: &Lab) {
 fn stopping_asks_first_and_kills_after_the_grace_period(lab: &Lab) {
     block_on(async {
         let (manager, addr, _serving) = Manager::start(Behaviour::Lead).await;
+        let patient = |mut task: Task, grace| {
+            let mut spec = TaskSpec::clone(&task.spec);
+            spec.container.stop_grace_period = grace;
+            task.spec = Arc::new(spec);
+            task
+        };
         let polite = script(1, "trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.05; done");
-        let mut deaf = script(2, "trap '' TERM; echo up; while :; do sleep 0.05; done");
-        let mut spec = TaskSpec::clone(&deaf.spec);
-        spec.container.stop_grace_period = Some(Duration::from_millis(300));
-        deaf.spec = Arc::new(spec);
+        let polite = patient(polite, None);
+        let deaf = script(2, "trap '' TERM; echo up; while :; do sleep 0.05; done");
+        let deaf = patient(deaf, Some(Duration::from_millis(300)));
         let parked = Task { desired: TaskState::Ready, ..script(3, "true") };
         let tasks = [polite.clone(), deaf.clone(), parked.clone()];
         *manager.greeting.lock().unwrap() = vec![assignments(1, true, &tasks, &[])];
         let worker = lab.worker(&[&addr]).await;
         let up = |heard: &Heard| {
-            is(1, TaskState::Running)(heard) && is(2, TaskState::Running)(heard) && is(3, TaskState::Ready)(heard)
+            is(1, TaskState::Running)(heard)
+                && is(2, TaskState::Running)(heard)
+                && is(3, TaskState::Ready)(heard)
         };
         manager.until("the tasks", up).await;
         // The traps are set once they have said so.
@@ -420,7 +450,8 @@ fn what_cannot_run_is_refused_with_the_reason(lab: &Lab) {
             (4, "127.0.0.1:1"),
             (5, "option `--init` is not supported"),
         ] {
-            let heard = manager.until("the refusal", |heard| heard.last(n).is_some_and(TaskState::is_terminal)).await;
+            let heard =
+                manager.until("the refusal", |heard| heard.last(n).is_some_and(TaskState::is_terminal)).await;
             assert_eq!(heard.last(n), Some(TaskState::Rejected), "{n}: {}", heard.errors[&id(n)]);
             assert!(heard.errors[&id(n)].contains(part), "{n}: {}", heard.errors[&id(n)]);
         }
@@ -454,12 +485,16 @@ fn ports_lead_to_the_container_and_clashes_name_the_holder(lab: &Lab) {
                     let _ = std::io::Read::read_to_string(&mut stream, &mut text);
                     text == "served\n"
                 })
-            }).await;
+            })
+            .await;
         }
         let taken = std::net::TcpListener::bind("0.0.0.0:8081").unwrap();
         manager.say(assignments(2, false, &[serving(3, Some(8080)), serving(4, Some(8081))], &[]));
-        for (n, part) in [(3, "tcp port 8080 is published by task `web.1`"), (4, "tcp port 8081 is in use by")] {
-            let heard = manager.until("the clash", |heard| heard.last(n).is_some_and(TaskState::is_terminal)).await;
+        for (n, part) in
+            [(3, "tcp port 8080 is published by task `web.1`"), (4, "tcp port 8081 is in use by")]
+        {
+            let heard =
+                manager.until("the clash", |heard| heard.last(n).is_some_and(TaskState::is_terminal)).await;
             assert_eq!(heard.last(n), Some(TaskState::Rejected));
             assert!(heard.errors[&id(n)].contains(part), "{}", heard.errors[&id(n)]);
         }
@@ -499,14 +534,17 @@ fn three_tasks_start_quickly_and_leaving_leaves_nothing(lab: &Lab) {
             let tasks: Vec<Task> = (1..4).map(|n| on_bridge(with(round * 3 + n, |_, _| ()))).collect();
             let begun = Instant::now();
             manager.say(assignments(u64::from(round) + 2, false, &tasks, &[]));
-            let all = |heard: &Heard| tasks.iter().all(|task| is(task.id.to_bytes()[0], TaskState::Running)(heard));
+            let all =
+                |heard: &Heard| tasks.iter().all(|task| is(task.id.to_bytes()[0], TaskState::Running)(heard));
             manager.until("three running tasks", all).await;
             took.insert(begun.elapsed(), round);
         }
         println!("assigned to running, three tasks, sorted: {:?}", took.keys().collect::<Vec<_>>());
         assert_eq!(lab.containers().list().unwrap().len(), 15);
         worker.remove_everything(Duration::from_millis(500)).await.unwrap();
-        assert!(!lab.path("containers").exists() && !lab.path("tasks").exists() && !lab.path("ledger").exists());
+        assert!(
+            !lab.path("containers").exists() && !lab.path("tasks").exists() && !lab.path("ledger").exists()
+        );
         let links = std::process::Command::new(BUSYBOX).args(["ip", "-o", "link"]).output().unwrap();
         let links = String::from_utf8_lossy(&links.stdout).into_owned();
         assert!(!links.contains("rsv") && !links.contains("rsb"), "{links}");
