@@ -34,7 +34,9 @@ use rswarm_worker::{
 const BUSYBOX: &str = "/bin/busybox";
 const IMAGE: &str = "test/box:1";
 
-const TESTS: [(&str, fn(&Lab)); 7] = [
+type Test = fn(&Lab);
+
+const TESTS: [(&str, Test); 7] = [
     (
         "a_task_gets_what_its_spec_says_and_its_end_is_told",
         a_task_gets_what_its_spec_says_and_its_end_is_told,
