@@ -1,5 +1,7 @@
 //! The life of containers and of those who look after them: signals, restarts, losses, deletion.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests too.
+
 mod common;
 
 use std::os::fd::AsFd;

@@ -12,7 +12,7 @@ use rswarm_api::{channel, v1};
 use rswarm_identity as identity;
 use rswarm_identity::{Credentials, Identity, IdentityDir, JoinToken, NodeKey, ServerExpectation};
 use rswarm_image::{ImageStore, PullOptions};
-use rswarm_manager::{InitOptions, Manager, ManagerConfig};
+use rswarm_manager::{Ended, InitOptions, Manager, ManagerConfig};
 use rswarm_net::NetworkConfig;
 use rswarm_runtime::ShimCommand;
 use rswarm_types::{Availability, ClusterId, ClusterSpec, NodeDescription, NodeId, Role, Timestamp};
@@ -227,7 +227,7 @@ impl Node {
         if let Some(manager) = &member.manager
             && !force
         {
-            let others = manager.info().managers.len().saturating_sub(1);
+            let others = manager.info().manager_addrs.len().saturating_sub(1);
             if others == 0 {
                 bail!(
                     "this node is the last manager: leaving erases all cluster state, and the tasks of other nodes \
@@ -308,7 +308,7 @@ impl Node {
             let seen = manager.info();
             info.applied_index = Some(seen.applied_index);
             info.leader = seen.leader.map(|node| node.to_string());
-            info.manager_addrs = seen.managers;
+            info.manager_addrs = seen.manager_addrs;
         }
         info
     }
@@ -332,7 +332,9 @@ impl Node {
         ManagerConfig {
             dir: config.paths.manager(),
             listen_addr: settings.listen_addr,
-            advertise_addr: settings.advertise_addr.to_string(),
+            advertise_addr: settings.advertise_addr,
+            node_id: identity.identity().node,
+            cluster_id: identity.identity().cluster,
             identity: identity.clone(),
             images: Arc::new(Resolver { images: config.images.clone(), options: config.pull.clone() }),
             node_description: config.description.clone(),
@@ -458,6 +460,20 @@ impl Node {
         Ok(())
     }
 
+    /// Why the manager of this node ended by itself, as soon as it does; for ever nothing if there is none.
+    async fn manager_ended(&self) -> Ended {
+        let ended = match &*self.shared.state.lock().await {
+            State::Member(member) => member.manager.as_ref().map(Manager::ended),
+            State::Inactive => None,
+        };
+        let Some(mut ended) = ended else { return std::future::pending().await };
+        match ended.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(reason)) => reason.clone(),
+            // It was shut down on purpose.
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+
     /// Whether the certificate's role and the running parts disagree.
     async fn role_is_unsettled(&self) -> bool {
         match &*self.shared.state.lock().await {
@@ -505,6 +521,15 @@ async fn keep(node: Node, identity: identity::Receiver, mut view: watch::Receive
         };
         tokio::select! {
             changed = view.changed() => if changed.is_err() { return },
+            ended = node.manager_ended() => match ended {
+                // The leader's next word brings the new role; asking at once would only be told the old one.
+                Ended::Demoted => tokio::time::sleep(RETRY).await,
+                Ended::Fatal(reason) => {
+                    // Whoever supervises the daemon starts it again; containers go on meanwhile.
+                    tracing::error!(reason, "the manager cannot go on: ending the daemon");
+                    std::process::exit(1);
+                }
+            },
             () = tokio::time::sleep(wait) => {}
         }
     }

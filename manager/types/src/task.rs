@@ -12,7 +12,7 @@ use crate::service::{PortConfig, Protocol};
 use crate::{Labels, Meta, NetworkId, NodeId, ServiceId, TaskId, Timestamp, Version};
 
 /// A task. Immutable but for `node_id` (set once), `desired`, `status` and `networks`. Source: swarm-parity 2.4.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
     pub id: TaskId,
     pub meta: Meta,
@@ -30,6 +30,10 @@ pub struct Task {
     /// The service's published ports when the task was made.
     pub ports: Vec<PortConfig>,
     pub desired: TaskState,
+    /// How long after its creation a task made with desired state `ready` waits before it may start: the restart
+    /// delay of the task it replaces, grown when that one is in a crash loop.
+    #[serde(default)]
+    pub start_delay: Duration,
     pub status: TaskStatus,
     /// Given by the allocator before the task is `pending`.
     pub networks: Vec<TaskNetwork>,
@@ -303,8 +307,10 @@ pub struct TaskStatus {
     pub state: TaskState,
     /// When the state was reached, by the clock of whoever observed it.
     pub at: Timestamp,
-    /// When a manager wrote it down, by that manager's clock.
+    /// When a manager first wrote this state down, by that manager's clock. Written by `apply` alone.
     pub applied_at: Timestamp,
+    /// When a manager first saw it running, by that manager's clock; kept after it ended. Written by `apply` alone.
+    pub running_since: Option<Timestamp>,
     /// What is going on, for people: "preparing", "started".
     pub message: String,
     /// What went wrong; empty if nothing did.

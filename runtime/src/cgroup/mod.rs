@@ -8,6 +8,7 @@
 //!
 //! Source: Linux `Documentation/admin-guide/cgroup-v1` and `cgroup-v2.rst`; OCI runtime-spec, "Control groups".
 
+mod devices;
 mod layout;
 mod limits;
 #[cfg(test)]
@@ -15,7 +16,7 @@ mod tests;
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -87,12 +88,11 @@ impl Cgroup {
         limits.iter().try_for_each(Write::perform)
     }
 
-    /// Moves a process into all v1 directories. (A container is born in its v2 one, see [`Self::unified`].)
-    ///
-    /// # Errors
-    /// Names the directory that refused.
-    pub fn join_v1(&self, pid: i32) -> Result<(), Failure> {
-        self.members.iter().filter(|member| !member.is_unified()).try_for_each(|member| member.join(pid))
+    /// The files through which a process of one thread joins the v1 directories, by writing `0`. (A container is born
+    /// in its v2 one, see [`Self::unified`].)
+    pub fn v1_task_files(&self) -> Vec<PathBuf> {
+        let v1 = self.members.iter().filter(|member| !member.is_unified());
+        v1.map(|member| member.directory.join("tasks")).collect()
     }
 
     /// The v2 directory, for a `clone` straight into it.
@@ -233,7 +233,7 @@ impl Cgroup {
             let Some(parent) = member.directory.parent() else { continue };
             let shims = Member { directory: parent.join(SHIMS), ..member.clone() };
             shims.make_directories()?;
-            shims.join(0)?;
+            shims.join_self()?;
         }
         Ok(())
     }
@@ -319,11 +319,10 @@ impl Member {
         Ok(())
     }
 
-    /// Moves a process (0: the caller) into this directory.
-    fn join(&self, pid: i32) -> Result<(), Failure> {
-        let file = self.directory.join("cgroup.procs");
-        fs::write(&file, pid.to_string())
-            .step(|| format!("move process {pid} to cgroup `{}`", file.display()))
+    /// Moves the calling process, which has one thread, into this directory.
+    fn join_self(&self) -> Result<(), Failure> {
+        let file = self.directory.join(if self.is_unified() { "cgroup.procs" } else { "tasks" });
+        fs::write(&file, "0").step(|| format!("join the cgroup by `{}`", file.display()))
     }
 
     fn processes(&self) -> io::Result<Vec<i32>> {
@@ -332,6 +331,23 @@ impl Member {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(error),
         }
+    }
+}
+
+impl CgroupPlan {
+    /// Makes the cgroup with all that limits it.
+    ///
+    /// # Errors
+    /// As [`Cgroup::create`]. Undo with [`Cgroup::remove`].
+    pub fn perform(&self) -> Result<(), Failure> {
+        self.cgroup.create(&self.limits)?;
+        let Some(rules) = &self.device_program else { return Ok(()) };
+        let step = || "control the devices of the cgroup".to_owned();
+        let program = devices::compile(rules);
+        let Some(directory) = self.cgroup.unified()? else {
+            return Err(Failure::new(step(), "no v2 cgroup tree is mounted"));
+        };
+        sys::attach_device_program(directory.as_fd(), &program).step(step)
     }
 }
 

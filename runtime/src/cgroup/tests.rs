@@ -188,3 +188,50 @@ fn counters_are_read_on_both_versions() {
     assert_eq!(v1.oom_kills(), 1);
     assert_eq!(v1.stats(), Stats { memory_bytes: Some(10), ..Default::default() });
 }
+
+#[test]
+fn device_program_is_taken_by_the_kernel_and_decides() {
+    let host = Layout::detect().unwrap();
+    let (true, Some(unified)) = (rustix::process::geteuid().is_root(), host.unified) else {
+        eprintln!("skipped: needs root and a mounted v2 cgroup tree");
+        return;
+    };
+    struct Remove(PathBuf);
+    impl Drop for Remove {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir(&self.0);
+        }
+    }
+    let directory = Remove(unified.join(format!("rswarm-devices-{}", std::process::id())));
+    fs::create_dir(&directory.0).unwrap();
+    let rule = |allow: bool, typ, major: i64, minor: i64, access: &str| {
+        let builder = LinuxDeviceCgroupBuilder::default().allow(allow).typ(typ).access(access);
+        builder.major(major).minor(minor).build().unwrap()
+    };
+    let rules = [
+        LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build().unwrap(),
+        rule(true, LinuxDeviceType::C, 1, 3, "r"),
+        rule(true, LinuxDeviceType::C, 1, 3, "w"), // together with the rule before: reading and writing
+        rule(true, LinuxDeviceType::C, 1, 5, "r"),
+        rule(true, LinuxDeviceType::B, 1, 9, "rwm"), // a block device with the numbers of urandom
+        rule(true, LinuxDeviceType::C, 1, -1, "m"),
+        rule(false, LinuxDeviceType::C, 1, 7, "m"),
+    ];
+    let opened = fs::File::open(&directory.0).unwrap();
+    if let Err(error) = sys::attach_device_program(opened.as_fd(), &devices::compile(&rules)) {
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "the kernel refuses the program: {error}");
+        eprintln!("skipped: needs a kernel with CONFIG_CGROUP_BPF ({error})");
+        return;
+    }
+    let node = directory.0.file_name().unwrap().to_str().unwrap();
+    let script = format!(
+        "echo $$ > {}/cgroup.procs; t() {{ \"$@\" 2>/dev/null && echo -n y || echo -n n; }}
+        t sh -c ': < /dev/null'; t sh -c ': > /dev/null'; t sh -c ': <> /dev/null'
+        t sh -c ': < /dev/zero'; t sh -c ': <> /dev/zero'; t sh -c ': < /dev/urandom'; t sh -c ': < /dev/full'
+        for n in 3 7; do t mknod /tmp/{node} c 1 $n; rm -f /tmp/{node}; done",
+        directory.0.display()
+    );
+    let output = std::process::Command::new("/bin/sh").args(["-c", &script]).output().unwrap();
+    // The helper `t` itself writes to /dev/null, which is allowed.
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "yyyynnnyn");
+}

@@ -44,8 +44,6 @@ pub enum Outside {
     MakeCgroup(CgroupPlan),
     /// Make the container's first process with these new namespaces (`CLONE_NEW*`), in the v2 cgroup if there is one.
     SpawnInit { namespaces: u64 },
-    /// Move it to its v1 cgroups, and tell it.
-    JoinCgroup,
     /// Wait until it has done everything but exec.
     AwaitReady,
 }
@@ -64,7 +62,7 @@ impl Outside {
         match self {
             Self::MakeCgroup(_) => Undo::RemoveCgroup,
             Self::SpawnInit { .. } => Undo::KillInit,
-            Self::JoinCgroup | Self::AwaitReady => Undo::Nothing,
+            Self::AwaitReady => Undo::Nothing,
         }
     }
 }
@@ -93,8 +91,9 @@ pub enum Inside {
         name: String,
         value: String,
     },
-    /// Wait until the process is in its cgroup.
-    AwaitCgroup,
+    /// Move to the v1 cgroups by writing to these `tasks` files. A process that moves itself, alone, is spared the
+    /// kernel-wide lock (and the grace period of some milliseconds) that moving another process takes.
+    JoinCgroup(Vec<PathBuf>),
     /// A new cgroup namespace, rooted at the container's cgroup.
     UnshareCgroup,
     Mount(MountPlan),
@@ -240,15 +239,16 @@ pub fn create(
         inside.push(Inside::Domainname(name.clone()));
     }
     sysctls(linux, &namespaces, &mut inside)?;
-    inside.push(Inside::AwaitCgroup);
-    if namespaces.cgroup {
-        inside.push(Inside::UnshareCgroup);
-    }
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     for mount in mounts {
         inside.push(Inside::Mount(MountPlan::of(mount, &cgroup.cgroup)?));
     }
     devices(linux, mounts, &mut inside)?;
+    // After the devices, for the rules of the cgroup may forbid to make them.
+    inside.push(Inside::JoinCgroup(cgroup.cgroup.v1_task_files()));
+    if namespaces.cgroup {
+        inside.push(Inside::UnshareCgroup);
+    }
     inside.extend(linux.readonly_paths().iter().flatten().map(|path| Inside::ReadonlyPath(path.into())));
     inside.extend(linux.masked_paths().iter().flatten().map(|path| Inside::MaskPath(path.into())));
     inside.push(Inside::PivotRoot);
@@ -261,7 +261,6 @@ pub fn create(
         outside: vec![
             Outside::MakeCgroup(cgroup),
             Outside::SpawnInit { namespaces: namespaces.created },
-            Outside::JoinCgroup,
             Outside::AwaitReady,
         ],
         inside,

@@ -24,7 +24,7 @@ fn position(plan: &Plan, what: &str, wanted: impl Fn(&Inside) -> bool) -> usize 
 fn outside_steps_are_undone_by_what_made_them() {
     let plan = plan(&default_spec()).unwrap();
     let undo: Vec<Undo> = plan.outside.iter().map(Outside::undo).collect();
-    assert_eq!(undo, [Undo::RemoveCgroup, Undo::KillInit, Undo::Nothing, Undo::Nothing]);
+    assert_eq!(undo, [Undo::RemoveCgroup, Undo::KillInit, Undo::Nothing]);
     let Outside::SpawnInit { namespaces } = plan.outside[1] else { panic!("{:?}", plan.outside) };
     let expected =
         libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWUTS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
@@ -40,7 +40,7 @@ fn order_of_what_takes_and_what_drops_privileges() {
         let plan = plan(&spec).unwrap();
         let mut steps = vec![
             ("root", position(&plan, "root", |step| matches!(step, Inside::MountRoot { .. }))),
-            ("cgroup", position(&plan, "cgroup", |step| matches!(step, Inside::AwaitCgroup))),
+            ("cgroup", position(&plan, "cgroup", |step| matches!(step, Inside::JoinCgroup(_)))),
             ("cgroup namespace", position(&plan, "unshare", |step| matches!(step, Inside::UnshareCgroup))),
             ("mount", position(&plan, "mount", |step| matches!(step, Inside::Mount(_)))),
             ("read-only", position(&plan, "read-only", |step| matches!(step, Inside::ReadonlyPath(_)))),
@@ -58,7 +58,7 @@ fn order_of_what_takes_and_what_drops_privileges() {
         steps.into_iter().map(|(name, _)| name).collect()
     };
     let until =
-        ["root", "cgroup", "cgroup namespace", "mount", "read-only", "mask", "pivot", "read-only root"];
+        ["root", "mount", "cgroup", "cgroup namespace", "read-only", "mask", "pivot", "read-only root"];
     let end = |rest: [&'static str; 6]| until.iter().copied().chain(rest).collect::<Vec<_>>();
     assert_eq!(order(false), end(["seccomp", "bounding", "user", "capabilities", "start", "exec"]));
     assert_eq!(order(true), end(["bounding", "user", "capabilities", "start", "seccomp", "exec"]));

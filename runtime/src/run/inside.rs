@@ -10,7 +10,7 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::{Gid, Uid};
 
 use super::root::{self, Root};
-use super::{FAILED, IN_CGROUP, Message, READY, START, receive, send};
+use super::{FAILED, Message, READY, START, receive, send};
 use crate::error::{Cause, Failure, Step};
 use crate::plan::Inside;
 use crate::request::Rootfs;
@@ -70,7 +70,9 @@ impl Process {
                 let path = format!("/proc/sys/{}", name.replace('.', "/"));
                 write_existing(Path::new(&path), value).step(|| format!("set sysctl `{name}` to `{value}`"))
             }
-            Inside::AwaitCgroup => self.await_byte(IN_CGROUP),
+            Inside::JoinCgroup(files) => files.iter().try_for_each(|file| {
+                write_existing(file, "0").step(|| format!("join the cgroup by `{}`", file.display()))
+            }),
             Inside::UnshareCgroup => sys::unshare_cgroup().step(|| "make a cgroup namespace".to_owned()),
             Inside::Mount(mount) => self.root()?.mount(mount),
             Inside::Device(device) => self.root()?.device(device),
@@ -105,7 +107,7 @@ impl Process {
             }
             Inside::AwaitStart => {
                 send(self.channel.as_fd(), &[READY]).step(|| "report to the shim".to_owned())?;
-                self.await_byte(START)
+                self.await_start()
             }
             Inside::Exec { args, env } => self.exec(args, env),
         }
@@ -118,9 +120,9 @@ impl Process {
     }
 
     /// Waits for a word of the shim. If the shim has gone, so does this process.
-    fn await_byte(&self, expected: u8) -> Result<(), Failure> {
+    fn await_start(&self) -> Result<(), Failure> {
         match receive(self.channel.as_fd())? {
-            Message::Byte(byte) if byte == expected => Ok(()),
+            Message::Byte(START) => Ok(()),
             Message::Closed => sys::exit_now(70),
             Message::Byte(byte) => Err(super::unexpected(byte)),
             Message::Failed(failure) => Err(failure),

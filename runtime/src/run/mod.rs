@@ -1,7 +1,7 @@
 //! Performs a [`Plan`]: the outside steps here, in the shim; the inside ones in the process that is made on the way.
 //!
 //! If a step fails, those done before are undone in reverse. Shim and new process talk over a pair of sockets:
-//! the process is told "you are in your cgroup" and "start", and says "ready" or what went wrong. Exec closes its end.
+//! the process says "ready" or what went wrong, and is told "start". Exec closes its end.
 
 mod inside;
 mod root;
@@ -16,8 +16,7 @@ use crate::error::{Failure, Step};
 use crate::plan::{Outside, Plan, Undo};
 use crate::sys::{self, Fork};
 
-/// Messages to the new process.
-const IN_CGROUP: u8 = b'C';
+/// The one message to the new process.
 const START: u8 = b'S';
 /// Messages from it; a failure is followed by its JSON.
 const READY: u8 = b'R';
@@ -105,17 +104,10 @@ impl Host {
         match step {
             Outside::MakeCgroup(cgroup) => {
                 self.cgroup = cgroup.cgroup.clone();
-                self.cgroup.create(&cgroup.limits)
+                cgroup.perform()
             }
             Outside::SpawnInit { namespaces } => {
                 self.init = Some(spawn(plan, *namespaces, &self.cgroup, stdio)?);
-                Ok(())
-            }
-            Outside::JoinCgroup => {
-                let init = self.init()?;
-                self.cgroup.join_v1(init.pid)?;
-                // If the process has failed meanwhile, that is found out, with the reason, when it is awaited.
-                let _ = send(init.channel.as_fd(), &[IN_CGROUP]);
                 Ok(())
             }
             Outside::AwaitReady => {

@@ -246,6 +246,46 @@ pub fn set_seccomp_filter(program: &[crate::seccomp::Instruction], flags: u32) -
         .map(drop)
 }
 
+/// Loads a program that decides about the use of devices and attaches it to a v2 cgroup, for as long as that exists.
+/// `program` is in the kernel's `bpf_insn` layout.
+pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: &[u64]) -> io::Result<()> {
+    const PROG_LOAD: c_int = 5;
+    const PROG_ATTACH: c_int = 8;
+    #[repr(C)]
+    struct Load {
+        program_type: u32,
+        instruction_count: u32,
+        instructions: *const u64,
+        license: *const c_char,
+    }
+    #[repr(C)]
+    struct Attach {
+        target: u32,
+        program: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    let load = Load {
+        program_type: 15, // BPF_PROG_TYPE_CGROUP_DEVICE
+        instruction_count: program.len() as u32,
+        instructions: program.as_ptr(),
+        license: c"Apache-2.0".as_ptr(),
+    };
+    // SAFETY: layouts as in linux/bpf.h, whose later fields are zero when left out; everything outlives the calls, and
+    // the new descriptor belongs to the handle made from it.
+    unsafe {
+        let fd = check(libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of_val(&load)))?;
+        let fd = OwnedFd::from_raw_fd(fd as RawFd);
+        let attach = Attach {
+            target: cgroup.as_raw_fd() as u32,
+            program: fd.as_raw_fd() as u32,
+            attach_type: 6, // BPF_CGROUP_DEVICE
+            flags: 2,       // BPF_F_ALLOW_MULTI: all programs up the tree must agree
+        };
+        check(libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attach, size_of_val(&attach))).map(drop)
+    }
+}
+
 /// The three process capability sets as bit masks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CapabilityBits {

@@ -11,7 +11,7 @@ use types::{
 };
 
 use super::{
-    Field, WireError, all, each, exact_word, labels, narrow, or_default, parse, parse_optional, required,
+    Field, WireError, all, each, exact_word, labels, nanos, narrow, or_default, parse, parse_optional, required,
     word,
 };
 use crate::v1;
@@ -222,6 +222,7 @@ impl From<&Task> for v1::Task {
             service_labels: labels(&task.service_labels),
             ports: all(&task.ports),
             desired: v1::TaskState::from(task.desired).into(),
+            start_delay_nanos: nanos(task.start_delay),
             status: Some((&task.status).into()),
             networks: all(&task.networks),
         }
@@ -243,6 +244,7 @@ impl TryFrom<v1::Task> for Task {
             service_labels: wire.service_labels.into_iter().collect(),
             ports: each("ports", wire.ports)?,
             desired: exact_word::<v1::TaskState, _>("desired", wire.desired)?,
+            start_delay: std::time::Duration::from_nanos(wire.start_delay_nanos),
             status: or_default("status", wire.status)?,
             networks: each("networks", wire.networks)?,
         })
@@ -255,6 +257,7 @@ impl From<&TaskStatus> for v1::TaskStatus {
             state: v1::TaskState::from(status.state).into(),
             at: status.at.0,
             applied_at: status.applied_at.0,
+            running_since_at: status.running_since.map(|at| at.0),
             message: status.message.clone(),
             error: status.error.clone(),
             unplaced: status.unplaced.as_ref().map(Into::into),
@@ -271,6 +274,7 @@ impl TryFrom<v1::TaskStatus> for TaskStatus {
             state: exact_word::<v1::TaskState, _>("state", wire.state)?,
             at: Timestamp(wire.at),
             applied_at: Timestamp(wire.applied_at),
+            running_since: wire.running_since_at.map(Timestamp),
             message: wire.message,
             error: wire.error,
             unplaced: wire

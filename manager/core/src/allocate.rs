@@ -1,0 +1,169 @@
+//! The allocator: gives `new` tasks their networks and addresses. Source: swarm-parity 3.8.
+//!
+//! Published host ports need nothing from it: they belong to the node and are left to the scheduler and the worker.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use rswarm_types::network::Ipam;
+use rswarm_types::task::{NetworkAttachment, TaskAddress, TaskNetwork};
+use rswarm_types::{Network, NetworkId, Task, TaskState};
+
+use crate::plan::{Action, Outcome, Plan};
+use crate::state::State;
+
+/// The network of a task that names none.
+pub const DEFAULT_NETWORK: &str = "bridge";
+
+/// Why a task cannot be given its networks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+enum AllocateError {
+    #[error("network `{0}` not found")]
+    Missing(NetworkId),
+    #[error("no free address in network `{name}` ({subnet}): {used} of {total} in use")]
+    Exhausted { name: String, subnet: String, used: usize, total: u64 },
+}
+
+/// Gives each waiting `new` task its networks. One that gets none stays `new`, with the reason.
+pub fn plan(state: &State) -> Plan {
+    let mut plan = Plan::default();
+    let mut allocator =
+        Allocator { state, given: BTreeSet::new(), cursors: BTreeMap::new(), full: BTreeSet::new() };
+    for task in state.waiting_tasks().filter(|task| task.status.state == TaskState::New) {
+        match allocator.networks(task) {
+            Ok(networks) => plan.actions.push(Action::AllocateTask { task: task.id, networks }),
+            Err(error) => {
+                let error = error.to_string();
+                if task.status.error != error {
+                    let message = "waiting for an address".to_owned();
+                    let outcome = Outcome { state: TaskState::New, message, error, unplaced: None };
+                    plan.actions.push(Action::SetStatus { task: task.id, outcome });
+                }
+            }
+        }
+    }
+    plan
+}
+
+struct Allocator<'a> {
+    state: &'a State,
+    /// Given out in this pass.
+    given: BTreeSet<(NetworkId, Ipv4Addr)>,
+    /// Where this pass's search stands.
+    cursors: BTreeMap<NetworkId, Ipv4Addr>,
+    /// Networks found to have no free address: one search is enough.
+    full: BTreeSet<NetworkId>,
+}
+
+impl Allocator<'_> {
+    fn networks(&mut self, task: &Task) -> Result<Vec<TaskNetwork>, AllocateError> {
+        let default;
+        let attachments = if task.spec.networks.is_empty() {
+            let network = self.state.network_by_name(DEFAULT_NETWORK);
+            default = network.map(|network| NetworkAttachment { network: network.id, aliases: Vec::new() });
+            default.as_slice()
+        } else {
+            &task.spec.networks
+        };
+        let mut networks = Vec::new();
+        for attachment in attachments {
+            let network =
+                self.state.network(attachment.network).ok_or(AllocateError::Missing(attachment.network))?;
+            networks.push(TaskNetwork {
+                network: network.id,
+                name: network.spec.name.clone(),
+                driver: network.spec.driver,
+                address: network.ipam.map(|ipam| self.address(network, ipam)).transpose()?,
+                aliases: attachment.aliases.clone(),
+            });
+        }
+        // Only now, so that a task that fails on its second network keeps nothing of the first.
+        for network in &networks {
+            if let Some(address) = network.address {
+                self.given.insert((network.network, address.address));
+                self.cursors.insert(network.network, address.address);
+            }
+        }
+        Ok(networks)
+    }
+
+    /// The next free address after the one given out last, around the subnet once. An address that was just freed is
+    /// so the last to be used again, which lets neighbours and name caches forget it.
+    fn address(&mut self, network: &Network, ipam: Ipam) -> Result<TaskAddress, AllocateError> {
+        let size = u32::try_from(ipam.subnet.size()).unwrap_or(u32::MAX);
+        let first = u32::from(ipam.subnet.address);
+        // Neither the network's own address nor the broadcast address.
+        let usable = size.saturating_sub(2);
+        let last = self.cursors.get(&network.id).copied().or(self.state.address_cursor(network.id));
+        let start = last.map_or(0, |address| u32::from(address).wrapping_sub(first));
+        if !self.full.contains(&network.id) {
+            for step in 0..usable {
+                let offset = (start % usable.max(1) + step) % usable + 1;
+                let address = Ipv4Addr::from(first + offset);
+                let taken = address == ipam.gateway
+                    || self.state.address_owner(network.id, address).is_some()
+                    || self.given.contains(&(network.id, address));
+                if !taken {
+                    return Ok(TaskAddress {
+                        address,
+                        prefix_len: ipam.subnet.prefix_len,
+                        gateway: ipam.gateway,
+                    });
+                }
+            }
+        }
+        self.full.insert(network.id);
+        let in_pass = self.given.iter().filter(|(id, _)| *id == network.id).count();
+        Err(AllocateError::Exhausted {
+            name: network.spec.name.clone(),
+            subnet: ipam.subnet.to_string(),
+            used: self.state.addresses_used(network.id) + in_pass,
+            total: u64::from(usable.saturating_sub(1)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rswarm_types::{ServiceMode, TaskState};
+
+    use crate::Write;
+    use crate::testing::Fixture;
+
+    #[test]
+    fn an_address_is_not_used_again_at_once() {
+        let mut f = Fixture::new(1);
+        let mut seen = std::collections::BTreeSet::new();
+        // 253 are free: all but the network, the gateway and the broadcast address.
+        for round in 0..253 {
+            let web = f.create("web", 1, |_| {});
+            f.run();
+            let address = f.current(web)[0].networks[0].address.unwrap().address;
+            assert!(seen.insert(address), "{address} came again in round {round}");
+            f.must(vec![Write::RemoveService { id: web, expected: None }]);
+            f.run();
+        }
+        let web = f.create("web", 1, |_| {});
+        f.run();
+        assert!(seen.contains(&f.current(web)[0].networks[0].address.unwrap().address));
+    }
+
+    #[test]
+    fn a_full_network_leaves_tasks_new_with_the_numbers_until_one_is_freed() {
+        let mut f = Fixture::new(1);
+        let network = f.network("tiny", "10.1.0.0/29");
+        let id = network.id;
+        f.must(vec![Write::CreateNetwork(Box::new(network))]);
+        let web = f.create("web", 7, |spec| {
+            spec.task.networks = vec![rswarm_types::task::NetworkAttachment { network: id, aliases: vec![] }];
+        });
+        f.run();
+        let waiting: Vec<_> = f.state.waiting_tasks().cloned().collect();
+        assert_eq!((f.running(web), waiting.len()), (5, 2));
+        assert_eq!(waiting[0].status.state, TaskState::New);
+        assert_eq!(waiting[0].status.error, "no free address in network `tiny` (10.1.0.0/29): 5 of 5 in use");
+        f.update(web, |spec| spec.mode = ServiceMode::Replicated { replicas: 5 });
+        f.run();
+        assert_eq!((f.running(web), f.state.waiting_tasks().count()), (5, 0));
+    }
+}

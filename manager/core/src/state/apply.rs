@@ -1,0 +1,449 @@
+//! `apply`: the one function that changes [`State`].
+//!
+//! It runs on every manager for every log entry, so its result follows from state, index and command alone. Writes
+//! of one command see each other in order. See [`Write`] for the rule of each.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rswarm_types::service::UpdateState;
+use rswarm_types::task::TaskNetwork;
+use rswarm_types::{
+    Availability, Cluster, Meta, Network, Node, NodeId, NodeState, Service, ServiceId, ServiceMode,
+    ServiceSpec, Task, TaskId, TaskState, TaskStatus, Timestamp, UpdateStatus, Version,
+};
+
+use super::State;
+use super::command::{Applied, Command, NewTask, ObjectRef, Rejected, ServiceChange, Write};
+
+/// How long past the longest life of its certificate a removed node stays outlawed: allows for wrong clocks.
+/// Source: swarm-parity 3.10.
+const REMOVED_NODE_MARGIN: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Applies one command as log entry `index`.
+///
+/// All writes take effect, or none does and the reason is returned; `index` is recorded either way.
+pub fn apply(state: &State, index: Version, command: &Command) -> (State, Result<Applied, Rejected>) {
+    let mut next = state.clone();
+    next.index = index;
+    let mut writer = Writer { state: next, index, at: command.at };
+    for write in &command.writes {
+        if let Err(rejected) = writer.write(write) {
+            let mut unchanged = state.clone();
+            unchanged.index = index;
+            return (unchanged, Err(rejected));
+        }
+    }
+    (writer.state, Ok(Applied { index }))
+}
+
+/// Whether the scheduler may give a node new tasks.
+pub(crate) fn takes_tasks(node: &Node) -> bool {
+    node.spec.availability == Availability::Active && node.status.state == NodeState::Ready
+}
+
+struct Writer {
+    state: State,
+    index: Version,
+    at: Timestamp,
+}
+
+impl Writer {
+    fn write(&mut self, write: &Write) -> Result<(), Rejected> {
+        match write {
+            Write::PutCluster { cluster, expected } => self.put_cluster(cluster, *expected)?,
+            Write::CreateNode(node) => self.create_node(node)?,
+            Write::UpdateNode { id, spec, expected } => {
+                let node = self.state.nodes.get_mut(id).ok_or(missing(ObjectRef::Node(*id)))?;
+                expect_version(ObjectRef::Node(*id), *expected, node.meta.version)?;
+                let node = Arc::make_mut(node);
+                node.spec = spec.clone();
+                node.meta = Meta { version: self.index, updated_at: self.at, ..node.meta };
+            }
+            Write::RemoveNode { id, force } => self.remove_node(*id, *force)?,
+            Write::SetNodeStatus { id, status } => self.note_node(*id, |node| {
+                node.status = status.clone();
+            }),
+            Write::SetNodeDescription { id, description } => self.note_node(*id, |node| {
+                node.description = Some(description.clone());
+            }),
+            Write::SetNodeRole { id, role } => self.note_node(*id, |node| node.role = *role),
+            Write::SetNodeManager { id, manager } => self.note_node(*id, |node| {
+                node.manager.clone_from(manager);
+            }),
+            Write::CreateNetwork(network) => self.create_network(network)?,
+            Write::RemoveNetwork { id } => self.remove_network(*id)?,
+            Write::CreateService { id, spec } => self.create_service(*id, spec)?,
+            Write::UpdateService { id, spec, expected, change } => {
+                self.update_service(*id, spec, *expected, *change)?;
+            }
+            Write::RemoveService { id, expected } => {
+                let object = ObjectRef::Service(*id);
+                let found = self.state.service(*id).ok_or(missing(object))?.meta.version;
+                expect_version(object, expected.unwrap_or(found), found)?;
+                self.state.take_service(*id);
+            }
+            Write::RollBackService { id, spec_version, message } => {
+                self.roll_back_service(*id, *spec_version, message);
+            }
+            Write::SetUpdateStatus { id, spec_version, status } => {
+                self.change_service(*id, *spec_version, |service| {
+                    service.update_status = Some(status.clone());
+                });
+            }
+            Write::CreateTask(task) => self.create_task(task),
+            Write::AllocateTask { id, networks } => self.allocate_task(*id, networks),
+            Write::AssignTask { id, node } => self.assign_task(*id, *node),
+            Write::SetTaskDesired { id, desired } => self.change_task(*id, |task| {
+                let raise = *desired > task.desired;
+                if raise {
+                    task.desired = *desired;
+                }
+                raise
+            }),
+            Write::SetTaskStatus { id, status } => self.set_task_status(*id, status),
+            Write::RemoveTask { id } => {
+                self.state.take_task(*id);
+            }
+        }
+        Ok(())
+    }
+
+    fn new_meta(&self) -> Meta {
+        Meta { version: self.index, created_at: self.at, updated_at: self.at }
+    }
+
+    fn put_cluster(&mut self, cluster: &Cluster, expected: Option<Version>) -> Result<(), Rejected> {
+        let mut cluster = cluster.clone();
+        match (&self.state.cluster, expected) {
+            (None, None) => cluster.meta = self.new_meta(),
+            (None, Some(_)) => return Err(missing(ObjectRef::Cluster)),
+            (Some(_), None) => return Err(Rejected::Exists { object: ObjectRef::Cluster }),
+            (Some(held), Some(expected)) => {
+                expect_version(ObjectRef::Cluster, expected, held.meta.version)?;
+                if held.id != cluster.id {
+                    return Err(Rejected::OtherCluster { expected: held.id, found: cluster.id });
+                }
+                cluster.meta = Meta { version: self.index, updated_at: self.at, ..held.meta };
+            }
+        }
+        self.state.cluster = Some(Arc::new(cluster));
+        Ok(())
+    }
+
+    fn create_node(&mut self, node: &Node) -> Result<(), Rejected> {
+        if self.state.nodes.contains_key(&node.id) {
+            return Err(Rejected::Exists { object: ObjectRef::Node(node.id) });
+        }
+        if self.state.cluster.as_ref().is_some_and(|c| c.removed_nodes.contains_key(&node.id)) {
+            return Err(Rejected::NodeRemoved(node.id));
+        }
+        let node = Node { meta: self.new_meta(), ..node.clone() };
+        self.state.nodes.insert(node.id, Arc::new(node));
+        Ok(())
+    }
+
+    fn remove_node(&mut self, id: NodeId, force: bool) -> Result<(), Rejected> {
+        let node = self.state.nodes.get(&id).ok_or(missing(ObjectRef::Node(id)))?;
+        if node.manager.is_some() {
+            return Err(Rejected::NodeIsManager(id));
+        }
+        if node.status.state == NodeState::Ready && !force {
+            return Err(Rejected::NodeNotDown(id));
+        }
+        self.state.nodes.remove(&id);
+        if let Some(cluster) = &mut self.state.cluster {
+            let cluster = Arc::make_mut(cluster);
+            cluster.removed_nodes.retain(|_, until| *until > self.at);
+            let until = self.at.after(cluster.spec.node_cert_expiry).after(REMOVED_NODE_MARGIN);
+            cluster.removed_nodes.insert(id, until);
+            cluster.meta = Meta { version: self.index, updated_at: self.at, ..cluster.meta };
+        }
+        let orphans: Vec<TaskId> = self.state.tasks_on(id).map(|task| task.id).collect();
+        let status = TaskStatus {
+            state: TaskState::Orphaned,
+            at: self.at,
+            message: "the task's node was removed".to_owned(),
+            ..TaskStatus::default()
+        };
+        for task in orphans {
+            // A task bound to the node but never confirmed there has no state to lose: its worker never heard of it.
+            if self.state.task(task).is_some_and(|t| t.status.state < TaskState::Assigned) {
+                self.state.take_task(task);
+            } else {
+                self.set_task_status(task, &status);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes down what is known of a node; no edit, so its version stays.
+    fn note_node(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
+        if let Some(node) = self.state.nodes.get_mut(&id) {
+            let node = Arc::make_mut(node);
+            change(node);
+            node.meta.updated_at = self.at;
+        }
+    }
+
+    fn create_network(&mut self, network: &Network) -> Result<(), Rejected> {
+        if self.state.networks.contains_key(&network.id) {
+            return Err(Rejected::Exists { object: ObjectRef::Network(network.id) });
+        }
+        if let Some(held) = self.state.network_by_name(&network.spec.name) {
+            return Err(Rejected::NameTaken {
+                name: network.spec.name.clone(),
+                by: ObjectRef::Network(held.id),
+            });
+        }
+        let network = Network { meta: self.new_meta(), ..network.clone() };
+        self.state.put_network(Arc::new(network));
+        Ok(())
+    }
+
+    fn remove_network(&mut self, id: rswarm_types::NetworkId) -> Result<(), Rejected> {
+        let object = ObjectRef::Network(id);
+        if !self.state.networks.contains_key(&id) {
+            return Err(missing(object));
+        }
+        let names_it = |spec: &ServiceSpec| spec.task.networks.iter().any(|n| n.network == id);
+        if let Some(service) = self.state.services().find(|s| names_it(&s.spec)) {
+            return Err(Rejected::InUse { object, by: ObjectRef::Service(service.id) });
+        }
+        let attached =
+            |task: &Task| !task.status.state.is_terminal() && task.networks.iter().any(|n| n.network == id);
+        if let Some(task) = self.state.tasks().find(|t| attached(t)) {
+            return Err(Rejected::InUse { object, by: ObjectRef::Task(task.id) });
+        }
+        self.state.take_network(id);
+        Ok(())
+    }
+
+    fn networks_exist(&self, spec: &ServiceSpec) -> Result<(), Rejected> {
+        match spec.task.networks.iter().find(|n| !self.state.networks.contains_key(&n.network)) {
+            Some(attachment) => Err(missing(ObjectRef::Network(attachment.network))),
+            None => Ok(()),
+        }
+    }
+
+    fn create_service(&mut self, id: ServiceId, spec: &ServiceSpec) -> Result<(), Rejected> {
+        // An id whose former tasks are still being removed is as taken as one in the table.
+        if self.state.services.contains_key(&id) || self.state.tasks_of(id).next().is_some() {
+            return Err(Rejected::Exists { object: ObjectRef::Service(id) });
+        }
+        if let Some(held) = self.state.service_by_name(&spec.name) {
+            return Err(Rejected::NameTaken { name: spec.name.clone(), by: ObjectRef::Service(held.id) });
+        }
+        self.networks_exist(spec)?;
+        self.state.put_service(Arc::new(Service {
+            id,
+            meta: self.new_meta(),
+            spec: spec.clone(),
+            previous_spec: None,
+            spec_version: self.index,
+            update_status: None,
+        }));
+        Ok(())
+    }
+
+    fn update_service(
+        &mut self,
+        id: ServiceId,
+        spec: &ServiceSpec,
+        expected: Version,
+        change: ServiceChange,
+    ) -> Result<(), Rejected> {
+        let held = self.state.service(id).ok_or(missing(ObjectRef::Service(id)))?;
+        expect_version(ObjectRef::Service(id), expected, held.meta.version)?;
+        if held.spec.name != spec.name {
+            let (expected, found) = (held.spec.name.clone(), spec.name.clone());
+            return Err(Rejected::Renamed { id, expected, found });
+        }
+        if matches!(held.spec.mode, ServiceMode::Global) != matches!(spec.mode, ServiceMode::Global) {
+            return Err(Rejected::ModeChanged(id));
+        }
+        self.networks_exist(spec)?;
+        let mut service = Service::clone(held);
+        let tasks_see_it = service.spec.task != spec.task || service.spec.endpoint != spec.endpoint;
+        let resumes = service
+            .update_status
+            .as_ref()
+            .is_some_and(|s| matches!(s.state, UpdateState::Paused | UpdateState::RollbackPaused));
+        let (state, message) = match change {
+            ServiceChange::Update => (UpdateState::Updating, "update in progress"),
+            ServiceChange::Rollback => (UpdateState::RollbackStarted, "manually requested rollback"),
+        };
+        if tasks_see_it {
+            service.spec_version = self.index;
+        }
+        if tasks_see_it || resumes || change == ServiceChange::Rollback {
+            service.update_status = Some(self.update_started(state, message));
+        }
+        service.previous_spec = Some(Box::new(std::mem::replace(&mut service.spec, spec.clone())));
+        service.meta = Meta { version: self.index, updated_at: self.at, ..service.meta };
+        self.state.put_service(Arc::new(service));
+        Ok(())
+    }
+
+    fn roll_back_service(&mut self, id: ServiceId, spec_version: Version, message: &str) {
+        let started = self.update_started(UpdateState::RollbackStarted, message);
+        let index = self.index;
+        self.change_service(id, spec_version, |service| {
+            if let Some(previous) = service.previous_spec.take() {
+                service.spec = *previous;
+                service.spec_version = index;
+                service.meta.version = index;
+                service.update_status = Some(started);
+            }
+        });
+    }
+
+    fn update_started(&self, state: UpdateState, message: &str) -> UpdateStatus {
+        UpdateStatus { state, started_at: self.at, completed_at: None, message: message.to_owned() }
+    }
+
+    /// Writes down how a service fares, if it still is at `spec_version`; no edit, so its version stays.
+    fn change_service(&mut self, id: ServiceId, spec_version: Version, change: impl FnOnce(&mut Service)) {
+        let Some(held) = self.state.service(id).filter(|s| s.spec_version == spec_version) else { return };
+        let mut service = Service::clone(held);
+        change(&mut service);
+        service.meta.updated_at = self.at;
+        self.state.put_service(Arc::new(service));
+    }
+
+    fn create_task(&mut self, new: &NewTask) {
+        let Some(service) = self.state.service(new.service_id) else { return };
+        if service.spec_version != new.spec_version || self.state.tasks.contains_key(&new.id) {
+            return;
+        }
+        let Some(spec) = self.state.template(new.service_id).cloned() else { return };
+        let mut task = Task {
+            id: new.id,
+            meta: self.new_meta(),
+            service_id: new.service_id,
+            slot: new.slot,
+            node_id: new.node_id,
+            spec,
+            spec_version: new.spec_version,
+            service_name: service.spec.name.clone(),
+            service_labels: service.spec.labels.clone(),
+            ports: service.spec.endpoint.ports.clone(),
+            desired: new.desired,
+            start_delay: new.start_delay,
+            status: TaskStatus { at: self.at, applied_at: self.at, ..new.status.clone() },
+            networks: new.networks.clone(),
+        };
+        let node_takes_it =
+            task.node_id.is_some_and(|id| self.state.node(id).is_some_and(|node| takes_tasks(node)));
+        if task.status.state >= TaskState::Assigned && !node_takes_it {
+            task.status.state = TaskState::Pending;
+            // Unlike a replica, a global task stays bound: its place is the node.
+            if !matches!(service.spec.mode, ServiceMode::Global) {
+                task.node_id = None;
+            }
+        }
+        if !self.addresses_free(&task.networks) {
+            task.status.state = TaskState::New;
+            task.networks.clear();
+        }
+        self.advance_cursors(&task.networks);
+        self.state.put_task(Arc::new(task));
+    }
+
+    fn allocate_task(&mut self, id: TaskId, networks: &[TaskNetwork]) {
+        if !self.addresses_free(networks) {
+            return;
+        }
+        let Some(TaskState::New) = self.state.task(id).map(|task| task.status.state) else { return };
+        self.advance_cursors(networks);
+        let (at, index) = (self.at, self.index);
+        self.change_task(id, |task| {
+            task.networks = networks.to_vec();
+            task.status = TaskStatus {
+                state: TaskState::Pending,
+                at,
+                applied_at: at,
+                message: "pending task scheduling".to_owned(),
+                ..TaskStatus::default()
+            };
+            task.meta.version = index;
+            true
+        });
+    }
+
+    fn assign_task(&mut self, id: TaskId, node: NodeId) {
+        if !self.state.node(node).is_some_and(|node| takes_tasks(node)) {
+            return;
+        }
+        let at = self.at;
+        self.change_task(id, |task| {
+            if task.status.state != TaskState::Pending || task.node_id.is_some_and(|bound| bound != node) {
+                return false;
+            }
+            task.node_id = Some(node);
+            task.status = TaskStatus {
+                state: TaskState::Assigned,
+                at,
+                applied_at: at,
+                message: "scheduler assigned task to node".to_owned(),
+                ..TaskStatus::default()
+            };
+            true
+        });
+    }
+
+    fn set_task_status(&mut self, id: TaskId, status: &TaskStatus) {
+        let at = self.at;
+        self.change_task(id, |task| {
+            let held = &task.status;
+            // Before a task has a node only the leader writes its status, in order; no clock decides there.
+            let explains = status.state == held.state && held.state < TaskState::Assigned;
+            let later = explains || (status.state, status.at) > (held.state, held.at);
+            let placeless = status.state >= TaskState::Assigned && held.state < TaskState::Assigned;
+            // Only `AllocateTask` and `AssignTask` move a task to a node: no report can.
+            let skips_allocation = held.state == TaskState::New && status.state != TaskState::New;
+            if held.state.is_terminal() || !later || placeless || skips_allocation {
+                return false;
+            }
+            let running_since = held.running_since.or((status.state == TaskState::Running).then_some(at));
+            let applied_at = if status.state == held.state { held.applied_at } else { at };
+            task.status = TaskStatus { applied_at, running_since, ..status.clone() };
+            true
+        });
+    }
+
+    /// Changes a task in place; `change` says whether it did anything.
+    fn change_task(&mut self, id: TaskId, change: impl FnOnce(&mut Task) -> bool) {
+        let Some(held) = self.state.task(id) else { return };
+        let mut task = Task::clone(held);
+        if change(&mut task) {
+            task.meta = Meta { version: self.index, updated_at: self.at, ..task.meta };
+            self.state.put_task(Arc::new(task));
+        }
+    }
+
+    fn addresses_free(&self, networks: &[TaskNetwork]) -> bool {
+        networks.iter().all(|network| {
+            self.state.networks.contains_key(&network.network)
+                && network
+                    .address
+                    .is_none_or(|a| self.state.address_owner(network.network, a.address).is_none())
+        })
+    }
+
+    fn advance_cursors(&mut self, networks: &[TaskNetwork]) {
+        for network in networks {
+            if let Some(address) = network.address {
+                self.state.address_cursors.insert(network.network, address.address);
+            }
+        }
+    }
+}
+
+fn missing(object: ObjectRef) -> Rejected {
+    Rejected::Missing { object }
+}
+
+fn expect_version(object: ObjectRef, expected: Version, found: Version) -> Result<(), Rejected> {
+    if expected == found { Ok(()) } else { Err(Rejected::Stale { object, expected, found }) }
+}

@@ -1,0 +1,322 @@
+//! What a spec must satisfy before it is written. Source: swarm-parity 2.5.
+
+use std::collections::BTreeSet;
+
+use rswarm_types::quantity::{format_bytes, format_duration};
+use rswarm_types::service::{EndpointMode, PublishMode, UpdateConfig, UpdateOrder};
+use rswarm_types::task::Limits;
+use rswarm_types::{ClusterSpec, NetworkSpec, Service, ServiceMode, ServiceSpec};
+
+use crate::constraint::{Constraint, ConstraintError};
+
+/// Most characters of a service's or network's name: it becomes a DNS label.
+pub const MAX_NAME_LEN: usize = 63;
+/// Most replicas of one service. Ten times what the whole cluster is built for; above it a typo is likelier.
+pub const MAX_REPLICAS: u64 = 1_000_000;
+/// Least CPU that can be limited or reserved: 0.001.
+pub const MIN_NANO_CPUS: u64 = 1_000_000;
+/// Least memory that can be limited or reserved: 4 MiB.
+pub const MIN_MEMORY_BYTES: u64 = 4 << 20;
+/// Least life of a node's certificate.
+pub const MIN_CERT_EXPIRY: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// What is wrong with a spec.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    #[error("invalid name `{0}`: expected 1 to {MAX_NAME_LEN} letters, digits and inner `-` or `_`")]
+    Name(String),
+    #[error("invalid replicas {found}: expected at most {MAX_REPLICAS}")]
+    Replicas { found: u64 },
+    #[error("no image given")]
+    NoImage,
+    #[error("invalid image `{0}`: expected a reference like `name:tag` or `registry/name@sha256:…`")]
+    Image(String),
+    #[error("invalid {what} {} CPUs: expected at least 0.001", *.found as f64 / 1e9)]
+    Cpus { what: &'static str, found: u64 },
+    #[error("invalid {what} {}: expected at least {}", format_bytes(*.found), format_bytes(MIN_MEMORY_BYTES))]
+    Memory { what: &'static str, found: u64 },
+    #[error("invalid {what} failure ratio {found}: expected a number from 0 to 1")]
+    FailureRatio { what: &'static str, found: String },
+    #[error("a rollback cannot be rolled back: expected failure action `pause` or `continue`")]
+    RollbackAction,
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
+    #[error("invalid placement preference `{0}`: expected `node.labels.<name>` or `engine.labels.<name>`")]
+    Spread(String),
+    #[error("a global service cannot have a maximum of replicas per node")]
+    GlobalMaxReplicas,
+    #[error("invalid mount target `{0}`: expected an absolute path other than `/`")]
+    MountTarget(String),
+    #[error("duplicate mount target `{0}`")]
+    DuplicateMount(String),
+    #[error("invalid mount source `{0}`: expected an absolute path on the node")]
+    MountSource(String),
+    #[error("duplicate published port {port}/{protocol}")]
+    DuplicatePort { port: u16, protocol: String },
+    #[error("invalid port 0: expected 1 to 65535")]
+    PortZero,
+    #[error("endpoint mode `dnsrr` cannot publish port {0} in mode `ingress`: expected mode `host`")]
+    DnsrrIngress(u16),
+    #[error("publishing port {0} in mode `ingress` is not supported yet: expected mode `host`")]
+    IngressUnsupported(u16),
+    #[error(
+        "a global service that publishes host port {0} cannot be updated start-first: old and new task cannot \
+             both have the port of one node; expected order `stop-first`"
+    )]
+    StartFirstHostPort(u16),
+    #[error("invalid environment variable `{0}`: expected `NAME=value`")]
+    Env(String),
+    #[error("duplicate network `{0}`")]
+    DuplicateNetwork(String),
+    #[error("the name of a service cannot be changed: expected `{expected}`, found `{found}`")]
+    Renamed { expected: String, found: String },
+    #[error("the mode of a service cannot be changed between replicated and global; create another service")]
+    ModeChanged,
+    #[error("invalid {what} {}: expected at least {}", format_duration(*.found), format_duration(*.least))]
+    Duration { what: &'static str, found: std::time::Duration, least: std::time::Duration },
+}
+
+/// Checks a service as the user wrote it.
+pub fn service_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
+    name(&spec.name)?;
+    match spec.mode {
+        ServiceMode::Replicated { replicas } if replicas > MAX_REPLICAS => {
+            return Err(SpecError::Replicas { found: replicas });
+        }
+        ServiceMode::Global if spec.task.placement.max_replicas > 0 => {
+            return Err(SpecError::GlobalMaxReplicas);
+        }
+        _ => {}
+    }
+    container(spec)?;
+    let reserved = spec.task.reservations;
+    let reserved =
+        Limits { nano_cpus: reserved.nano_cpus, memory_bytes: reserved.memory_bytes, ..Limits::default() };
+    amounts(["CPU limit", "memory limit"], spec.task.limits)?;
+    amounts(["CPU reservation", "memory reservation"], reserved)?;
+    for text in &spec.task.placement.constraints {
+        text.parse::<Constraint>()?;
+    }
+    for text in &spec.task.placement.spread {
+        spread(text)?;
+    }
+    pace("update", &spec.update)?;
+    pace("rollback", &spec.rollback)?;
+    if spec.rollback.failure_action == rswarm_types::service::FailureAction::Rollback {
+        return Err(SpecError::RollbackAction);
+    }
+    let mut networks = BTreeSet::new();
+    for attachment in &spec.task.networks {
+        if !networks.insert(attachment.network) {
+            return Err(SpecError::DuplicateNetwork(attachment.network.to_string()));
+        }
+    }
+    ports(spec)
+}
+
+/// Checks a change of a service: the new spec itself, and what cannot be changed.
+pub fn service_update(held: &Service, spec: &ServiceSpec) -> Result<(), SpecError> {
+    if held.spec.name != spec.name {
+        return Err(SpecError::Renamed { expected: held.spec.name.clone(), found: spec.name.clone() });
+    }
+    if matches!(held.spec.mode, ServiceMode::Global) != matches!(spec.mode, ServiceMode::Global) {
+        return Err(SpecError::ModeChanged);
+    }
+    service_spec(spec)
+}
+
+/// Checks a network as the user wrote it.
+pub fn network_spec(spec: &NetworkSpec) -> Result<(), SpecError> {
+    name(&spec.name)
+}
+
+/// Checks the cluster's settings.
+pub fn cluster_spec(spec: &ClusterSpec) -> Result<(), SpecError> {
+    let at_least = |what, found, least| {
+        if found < least { Err(SpecError::Duration { what, found, least }) } else { Ok(()) }
+    };
+    at_least("certificate expiry", spec.node_cert_expiry, MIN_CERT_EXPIRY)?;
+    at_least("heartbeat period", spec.heartbeat_period, std::time::Duration::from_millis(100))?;
+    // One lost heartbeat must not make a node look dead.
+    at_least("time after which a node is down", spec.node_down_after, spec.heartbeat_period * 2)
+}
+
+/// Checks a name of a service or network: letters and digits, with `-` and `_` inside.
+pub fn name(name: &str) -> Result<(), SpecError> {
+    let word = |c: char| c.is_ascii_alphanumeric();
+    let valid = (1..=MAX_NAME_LEN).contains(&name.len())
+        && name.chars().all(|c| word(c) || c == '-' || c == '_')
+        && name.starts_with(word)
+        && name.ends_with(word);
+    if valid { Ok(()) } else { Err(SpecError::Name(name.to_owned())) }
+}
+
+fn container(spec: &ServiceSpec) -> Result<(), SpecError> {
+    let container = &spec.task.container;
+    if container.image.is_empty() {
+        return Err(SpecError::NoImage);
+    }
+    let image_char = |c: char| c.is_ascii_alphanumeric() || "-_./:@+".contains(c);
+    if !container.image.chars().all(image_char)
+        || !container.image.starts_with(|c: char| c.is_ascii_alphanumeric())
+        || container.image.ends_with([':', '/', '@'])
+    {
+        return Err(SpecError::Image(container.image.clone()));
+    }
+    for env in &container.env {
+        if env.split_once('=').is_none_or(|(name, _)| name.is_empty()) || env.contains('\0') {
+            return Err(SpecError::Env(env.clone()));
+        }
+    }
+    let mut targets = BTreeSet::new();
+    for mount in &container.mounts {
+        let target = mount.target.trim_end_matches('/');
+        if !target.starts_with('/') {
+            return Err(SpecError::MountTarget(mount.target.clone()));
+        }
+        if !targets.insert(target) {
+            return Err(SpecError::DuplicateMount(mount.target.clone()));
+        }
+        if mount.kind == rswarm_types::task::MountKind::Bind && !mount.source.starts_with('/') {
+            return Err(SpecError::MountSource(mount.source.clone()));
+        }
+    }
+    Ok(())
+}
+
+fn amounts([cpu, memory]: [&'static str; 2], limits: Limits) -> Result<(), SpecError> {
+    if (1..MIN_NANO_CPUS).contains(&limits.nano_cpus) {
+        return Err(SpecError::Cpus { what: cpu, found: limits.nano_cpus });
+    }
+    if (1..MIN_MEMORY_BYTES).contains(&limits.memory_bytes) {
+        return Err(SpecError::Memory { what: memory, found: limits.memory_bytes });
+    }
+    Ok(())
+}
+
+fn spread(text: &str) -> Result<(), SpecError> {
+    let name = text.strip_prefix("node.labels.").or_else(|| text.strip_prefix("engine.labels."));
+    if name.is_none_or(str::is_empty) { Err(SpecError::Spread(text.to_owned())) } else { Ok(()) }
+}
+
+fn pace(what: &'static str, config: &UpdateConfig) -> Result<(), SpecError> {
+    if (0.0..=1.0).contains(&config.max_failure_ratio) {
+        return Ok(());
+    }
+    Err(SpecError::FailureRatio { what, found: config.max_failure_ratio.to_string() })
+}
+
+fn ports(spec: &ServiceSpec) -> Result<(), SpecError> {
+    let mut seen = BTreeSet::new();
+    for port in &spec.endpoint.ports {
+        if port.target == 0 || port.published == Some(0) {
+            return Err(SpecError::PortZero);
+        }
+        if port.mode == PublishMode::Ingress {
+            if spec.endpoint.mode == EndpointMode::Dnsrr {
+                return Err(SpecError::DnsrrIngress(port.target));
+            }
+            return Err(SpecError::IngressUnsupported(port.target));
+        }
+        if let Some(published) = port.published
+            && spec.mode == ServiceMode::Global
+            && [spec.update.order, spec.rollback.order].contains(&UpdateOrder::StartFirst)
+        {
+            return Err(SpecError::StartFirstHostPort(published));
+        }
+        if let Some(published) = port.published
+            && !seen.insert((published, port.protocol))
+        {
+            return Err(SpecError::DuplicatePort { port: published, protocol: port.protocol.to_string() });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Fixture;
+    use rswarm_types::service::{PortConfig, Protocol};
+    use rswarm_types::task::{Mount, MountKind};
+
+    fn message(change: impl FnOnce(&mut ServiceSpec)) -> String {
+        service_spec(&Fixture::spec("web", 1, change)).err().map_or(String::new(), |error| error.to_string())
+    }
+
+    #[test]
+    fn good_and_bad_specs() {
+        let port = |published, mode| PortConfig {
+            protocol: Protocol::Tcp,
+            target: 80,
+            published: Some(published),
+            mode,
+        };
+        let bind = |target: &str| Mount {
+            kind: MountKind::Bind,
+            source: "/srv".into(),
+            target: target.into(),
+            read_only: false,
+        };
+        type Change = Box<dyn FnOnce(&mut ServiceSpec)>;
+        let cases: Vec<(Change, &str)> = vec![
+            (Box::new(|_| {}), ""),
+            (Box::new(|s| s.name = "-web".into()), "invalid name `-web`"),
+            (Box::new(|s| s.name = "a".repeat(64)), "invalid name"),
+            (Box::new(|s| s.name = "a.b".into()), "invalid name"),
+            (
+                Box::new(|s| s.mode = ServiceMode::Replicated { replicas: 1_000_000_000 }),
+                "invalid replicas 1000000000: expected at most 1000000",
+            ),
+            (Box::new(|s| s.task.container.image.clear()), "no image given"),
+            (Box::new(|s| s.task.container.image = "a b".into()), "invalid image `a b`"),
+            (
+                Box::new(|s| s.task.limits.memory_bytes = 1 << 20),
+                "invalid memory limit 1MiB: expected at least 4MiB",
+            ),
+            (Box::new(|s| s.task.reservations.nano_cpus = 1), "invalid CPU reservation 0.000000001 CPUs"),
+            (
+                Box::new(|s| s.task.placement.constraints = vec!["node.colour==red".into()]),
+                "unknown key `node.colour`",
+            ),
+            (
+                Box::new(|s| s.task.placement.spread = vec!["zone".into()]),
+                "invalid placement preference `zone`",
+            ),
+            (Box::new(|s| s.update.max_failure_ratio = f64::NAN), "invalid update failure ratio NaN"),
+            (
+                Box::new(move |s| s.task.container.mounts = vec![bind("/a"), bind("/a/")]),
+                "duplicate mount target `/a/`",
+            ),
+            (Box::new(move |s| s.task.container.mounts = vec![bind("a")]), "invalid mount target `a`"),
+            (
+                Box::new(move |s| s.endpoint.ports = vec![port(80, PublishMode::Host); 2]),
+                "duplicate published port 80/tcp",
+            ),
+            (Box::new(move |s| s.endpoint.ports = vec![port(80, PublishMode::Ingress)]), "not supported yet"),
+            (Box::new(|s| s.task.container.env = vec!["A".into()]), "invalid environment variable `A`"),
+        ];
+        for (change, expected) in cases {
+            let found = message(change);
+            assert!(
+                found.contains(expected) && found.is_empty() == expected.is_empty(),
+                "{expected}: {found}"
+            );
+        }
+    }
+
+    #[test]
+    fn name_and_mode_cannot_be_changed() {
+        let mut f = Fixture::new(0);
+        let web = f.create("web", 1, |_| {});
+        let held = f.state.service(web).unwrap();
+        let check = |change: fn(&mut ServiceSpec)| {
+            let mut spec = held.spec.clone();
+            change(&mut spec);
+            service_update(held, &spec)
+        };
+        assert_eq!(check(|spec| spec.mode = ServiceMode::Replicated { replicas: 9 }), Ok(()));
+        assert_eq!(check(|spec| spec.mode = ServiceMode::Global), Err(SpecError::ModeChanged));
+        assert!(matches!(check(|spec| spec.name = "other".into()), Err(SpecError::Renamed { .. })));
+    }
+}

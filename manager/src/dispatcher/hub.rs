@@ -1,0 +1,133 @@
+//! The sessions open on the leader: who is connected, whom to wake, and how to reach a node.
+//!
+//! Leases are [`rswarm_core::dispatch::Sessions`]'s; this adds the live ends of the streams. Lives and dies with the
+//! leader unit.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rswarm_api::v1;
+use rswarm_core::State;
+use rswarm_core::dispatch::{self, Expiry, SessionError, SessionId};
+use rswarm_core::state::Write;
+use rswarm_types::{NodeId, Timestamp};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+/// Log subscriptions on their way to one node. They are answered at once; more than these means a stuck worker.
+const PUSHES: usize = 64;
+/// Leases are looked at no more often than this, however many end one after the other.
+pub(super) const EXPIRY_PERIOD_MIN: Duration = Duration::from_millis(50);
+
+/// All sessions of this leader.
+pub(crate) struct Hub {
+    inner: Mutex<Inner>,
+    /// Wakes the task that looks at leases: there is a new one.
+    pub(crate) lease_added: Notify,
+}
+
+struct Inner {
+    leases: dispatch::Sessions,
+    open: BTreeMap<NodeId, Open>,
+    next: u64,
+}
+
+struct Open {
+    id: SessionId,
+    wake: Arc<Notify>,
+    push: mpsc::Sender<v1::manager_message::Message>,
+    superseded: CancellationToken,
+}
+
+/// The session's own end; dropping it closes the session.
+pub(super) struct Session {
+    pub id: SessionId,
+    pub node: NodeId,
+    /// Something that concerns the node may have changed.
+    pub wake: Arc<Notify>,
+    /// Messages for the worker that others send.
+    pub pushed: mpsc::Receiver<v1::manager_message::Message>,
+    /// The node has opened another session.
+    pub superseded: CancellationToken,
+    hub: Arc<Hub>,
+}
+
+impl Hub {
+    /// For a new leader, which has heard from nobody yet.
+    pub(crate) fn new(state: &State, now: Timestamp) -> Self {
+        let leases = dispatch::Sessions::new(state, now);
+        let inner = Inner { leases, open: BTreeMap::new(), next: 1 };
+        Self { inner: Mutex::new(inner), lease_added: Notify::new() }
+    }
+
+    /// Opens a session, ending the one the node had. Also returns what to propose.
+    pub(super) fn open(
+        self: &Arc<Self>,
+        state: &State,
+        node: NodeId,
+        addr: IpAddr,
+        now: Timestamp,
+    ) -> (Session, Vec<Write>) {
+        let (push, pushed) = mpsc::channel(PUSHES);
+        let (wake, superseded) = (Arc::new(Notify::new()), CancellationToken::new());
+        let mut inner = self.lock();
+        let id = SessionId(inner.next);
+        inner.next += 1;
+        let writes = inner.leases.register(state, node, id, Some(addr), now);
+        let open = Open { id, wake: wake.clone(), push, superseded: superseded.clone() };
+        if let Some(former) = inner.open.insert(node, open) {
+            former.superseded.cancel();
+        }
+        drop(inner);
+        self.lease_added.notify_one();
+        (Session { id, node, wake, pushed, superseded, hub: self.clone() }, writes)
+    }
+
+    /// Compares leases with the state.
+    pub(crate) fn expire(&self, state: &State, now: Timestamp) -> Expiry {
+        self.lock().leases.expire(state, now)
+    }
+
+    /// Wakes the sessions of these nodes.
+    pub(crate) fn wake(&self, nodes: impl IntoIterator<Item = NodeId>) {
+        let inner = self.lock();
+        for open in nodes.into_iter().filter_map(|node| inner.open.get(&node)) {
+            open.wake.notify_one();
+        }
+    }
+
+    /// Wakes every session.
+    pub(crate) fn wake_all(&self) {
+        for open in self.lock().open.values() {
+            open.wake.notify_one();
+        }
+    }
+
+    /// Sends a message to a node; `false` if it has no session, or takes no more.
+    pub(crate) fn push(&self, node: NodeId, message: v1::manager_message::Message) -> bool {
+        self.lock().open.get(&node).is_some_and(|open| open.push.try_send(message).is_ok())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Session {
+    /// The worker was heard from.
+    pub(super) fn heard(&self, now: Timestamp) -> Result<(), SessionError> {
+        self.hub.lock().leases.heartbeat(self.node, self.id, now)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let mut inner = self.hub.lock();
+        inner.leases.close(self.node, self.id);
+        if inner.open.get(&self.node).is_some_and(|open| open.id == self.id) {
+            inner.open.remove(&self.node);
+        }
+    }
+}
