@@ -40,6 +40,7 @@ pub fn task(n: u8) -> Task {
         desired: TaskState::Running,
         status: TaskStatus { state: TaskState::Assigned, ..TaskStatus::default() },
         networks: vec![],
+        start_delay: Duration::ZERO,
     }
 }
 
