@@ -139,8 +139,7 @@ impl Worker {
     /// As [`Worker::start`].
     pub async fn start_with(parts: WorkerParts) -> Result<Self, WorkerError> {
         let (ledger, contents) = Ledger::open(&parts.ledger)?;
-        let found =
-            parts.executor.recover().await.map_err(|failure| WorkerError::Recover(failure.text))?;
+        let found = parts.executor.recover().await.map_err(|failure| WorkerError::Recover(failure.text))?;
         let (agent, outputs) =
             agent::Agent::restore(contents.entries, contents.index, found, Timestamp::now());
         let (events, receiver) = mpsc::channel(server::EVENTS);
