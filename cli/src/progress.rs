@@ -476,3 +476,6 @@ fn is_passing(status: &tonic::Status) -> bool {
         Code::Unavailable | Code::Aborted | Code::Cancelled | Code::Unknown | Code::Internal
     )
 }
+
+#[cfg(test)]
+mod tests;
