@@ -10,11 +10,12 @@ mod image;
 mod node;
 mod output;
 mod paths;
+mod playground;
+mod progress;
 mod service;
 mod shape;
 mod task;
 mod template;
-
 
 use std::process::ExitCode;
 
@@ -67,6 +68,8 @@ enum Command {
     Image(image::ImageCommand),
     /// Run the daemon of this host in the foreground
     Daemon(daemon::DaemonArgs),
+    /// Make several hosts on this machine with a cluster and a service on them, to try things on
+    Playground(playground::PlaygroundArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -83,6 +86,9 @@ const EXIT_BAD_FLAG: u8 = 125;
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|first| first == "shim") {
         std::process::exit(rswarm_runtime::shim_main(std::env::args_os().skip(2)));
+    }
+    if std::env::args_os().skip(1).map_while(|word| word.into_string().ok()).take(2).eq(["playground", "serve"]) {
+        return playground::serve();
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -135,15 +141,16 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Service(command) => service::run(&client, command).await,
             Command::Task(command) => task::run(&client, command).await,
             Command::Image(command) => image::run(&client, command).await,
+            Command::Playground(args) => playground::run(args).await,
             Command::Daemon(_) => unreachable!("the daemon was started above"),
         }
     })
 }
 
-/// Sends what happens to standard error, filtered by `RSWARM_LOG` (default `info`).
+/// Sends what happens to standard error, filtered by `RSWARM_LOG` (default: `info`, of the consensus library `warn`).
 fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("RSWARM_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn"));
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).init();
 }

@@ -57,9 +57,8 @@ mod tests {
 
     #[test]
     fn large_sets_are_cut_in_order_and_lose_nothing() {
-        let writes: Vec<Write> = (0..10_000u128)
-            .map(|n| Write::RemoveTask { id: TaskId::from_bytes(n.to_be_bytes()) })
-            .collect();
+        let writes: Vec<Write> =
+            (0..10_000u128).map(|n| Write::RemoveTask { id: TaskId::from_bytes(n.to_be_bytes()) }).collect();
         let commands = split(writes.clone());
         assert!(commands.len() > 1);
         assert!(commands.iter().all(|command| weight(command) <= WEIGHT_MAX && !command.is_empty()));

@@ -39,7 +39,9 @@ impl CaService {
                 .ok()
                 .and_then(|availability| Availability::try_from(availability).ok())
                 .ok_or_else(|| {
-                    Status::invalid_argument(format!("invalid field `availability`: unknown value `{number}`"))
+                    Status::invalid_argument(format!(
+                        "invalid field `availability`: unknown value `{number}`"
+                    ))
                 })?,
         };
         // Not a snapshot: a token that was replaced a moment ago must not work on a manager that lags behind.

@@ -142,7 +142,9 @@ impl Context {
 
 /// The cluster object, which is there from `init` on and on other managers once they have caught up.
 pub(crate) fn the_cluster(state: &State) -> Result<&Arc<Cluster>, Status> {
-    state.cluster().ok_or_else(|| Status::unavailable("this manager is still catching up: try again in a moment"))
+    state
+        .cluster()
+        .ok_or_else(|| Status::unavailable("this manager is still catching up: try again in a moment"))
 }
 
 /// Sleeps that long; for ever if there is nothing to wake up for.

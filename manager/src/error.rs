@@ -1,6 +1,6 @@
 //! From errors to what a caller sees: one mapping for all services.
 
-use rswarm_core::state::{Rejected};
+use rswarm_core::state::Rejected;
 use tonic::{Code, Status};
 
 /// An error with all its causes, outermost first, as one line.

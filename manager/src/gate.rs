@@ -76,7 +76,9 @@ impl Service<http::Request<Body>> for Gate {
         }
         match self.admit(peer, request.uri().path()) {
             // Routes are always ready, and fail only where there is no service, which `check` has excluded.
-            Ok(mut routes) => Box::pin(async move { Ok(routes.call(request).await.unwrap_or_else(|e| match e {})) }),
+            Ok(mut routes) => {
+                Box::pin(async move { Ok(routes.call(request).await.unwrap_or_else(|e| match e {})) })
+            }
             Err(status) => Box::pin(async move { Ok(status.into_http()) }),
         }
     }
@@ -125,7 +127,11 @@ fn check(state: &State, cluster: ClusterId, peer: Option<Peer>, path: &str) -> R
         Access::Manager => "managers",
         Access::LocalRoot => "root on the host itself, through its unix socket",
     };
-    let code = if caller == Caller::Anonymous { tonic::Code::Unauthenticated } else { tonic::Code::PermissionDenied };
+    let code = if caller == Caller::Anonymous {
+        tonic::Code::Unauthenticated
+    } else {
+        tonic::Code::PermissionDenied
+    };
     Err(Status::new(code, format!("`{path}` is for {whom}, not for {who}")))
 }
 
@@ -135,4 +141,91 @@ fn replicates(path: &str) -> bool {
         path.strip_prefix(RAFT),
         Some("AppendEntries" | "Vote" | "PreVote" | "InstallSnapshot" | "TransferLeader")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use rswarm_core::state::{Command, Write, apply};
+    use rswarm_identity::Identity;
+    use rswarm_types::{Meta, Node, NodeId, NodeSpec, NodeStatus, Timestamp, Version};
+    use tonic::Code;
+
+    use super::*;
+
+    const CLUSTER: ClusterId = ClusterId::from_bytes([1; 16]);
+
+    fn node(id: u8, role: Role) -> Node {
+        Node {
+            id: NodeId::from_bytes([id; 16]),
+            meta: Meta::default(),
+            spec: NodeSpec::default(),
+            role,
+            description: None,
+            status: NodeStatus::default(),
+            manager: None,
+        }
+    }
+
+    /// Node 1 is a manager, 2 a worker, 3 was removed, 4 is not known.
+    fn state() -> State {
+        let cluster = rswarm_types::Cluster {
+            id: CLUSTER,
+            meta: Meta::default(),
+            spec: rswarm_types::ClusterSpec::default(),
+            root_ca: rswarm_types::RootCa { cert_pem: String::new(), key_pem: String::new() },
+            join_secrets: rswarm_types::JoinSecrets { worker: String::new(), manager: String::new() },
+            removed_nodes: [(NodeId::from_bytes([3; 16]), Timestamp(u64::MAX))].into(),
+        };
+        let writes = vec![
+            Write::PutCluster { cluster: Box::new(cluster), expected: None },
+            Write::CreateNode(Box::new(node(1, Role::Manager))),
+            Write::CreateNode(Box::new(node(2, Role::Worker))),
+        ];
+        let (state, applied) = apply(&State::default(), Version(1), &Command { at: Timestamp(1), writes });
+        applied.unwrap();
+        state
+    }
+
+    fn peer(node: u8, role: Role, cluster: ClusterId) -> Option<Peer> {
+        let identity = Identity { node: NodeId::from_bytes([node; 16]), role, cluster };
+        Some(Peer { addr: "127.0.0.1:1".parse().unwrap(), identity: Some(identity) })
+    }
+
+    #[test]
+    fn the_cluster_knows_better_than_a_certificate() {
+        use Role::{Manager, Worker};
+        let other = ClusterId::from_bytes([9; 16]);
+        let (list, session) = ("/rswarm.v1.Control/ListNodes", "/rswarm.v1.Dispatcher/Session");
+        let (append, propose) = ("/rswarm.v1.Raft/AppendEntries", "/rswarm.v1.Raft/Propose");
+        let issue = "/rswarm.v1.Ca/IssueCertificate";
+        let anonymous = Some(Peer { addr: "127.0.0.1:1".parse().unwrap(), identity: None });
+        let cases = [
+            (peer(1, Manager, CLUSTER), list, None),
+            (peer(1, Worker, CLUSTER), list, Some(Code::PermissionDenied)),
+            (peer(2, Worker, CLUSTER), session, None),
+            // Demoted a moment ago.
+            (peer(2, Manager, CLUSTER), list, Some(Code::PermissionDenied)),
+            (peer(2, Manager, CLUSTER), propose, Some(Code::PermissionDenied)),
+            (peer(2, Manager, CLUSTER), session, None),
+            // Promoted in a state this manager has yet to be sent.
+            (peer(2, Manager, CLUSTER), append, None),
+            (peer(2, Worker, CLUSTER), append, Some(Code::PermissionDenied)),
+            (peer(4, Manager, CLUSTER), list, None),
+            // Removed.
+            (peer(3, Manager, CLUSTER), append, Some(Code::PermissionDenied)),
+            (peer(3, Worker, CLUSTER), session, Some(Code::PermissionDenied)),
+            (peer(3, Worker, CLUSTER), issue, Some(Code::PermissionDenied)),
+            (peer(1, Manager, other), list, Some(Code::PermissionDenied)),
+            (anonymous, issue, None),
+            (anonymous, list, Some(Code::Unauthenticated)),
+            (None, session, Some(Code::Unauthenticated)),
+            (peer(1, Manager, CLUSTER), "/rswarm.v1.Local/Leave", Some(Code::PermissionDenied)),
+            (peer(1, Manager, CLUSTER), "/grpc.health.v1.Health/Check", Some(Code::Unimplemented)),
+        ];
+        let state = state();
+        for (peer, path, expected) in cases {
+            let verdict = check(&state, CLUSTER, peer, path);
+            assert_eq!(verdict.err().map(|status| status.code()), expected, "{peer:?} {path}");
+        }
+    }
 }

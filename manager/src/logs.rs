@@ -15,8 +15,8 @@ use rswarm_core::State;
 use rswarm_types::{NodeId, ServiceId, Task, TaskId, TaskState};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
 
 use crate::context::{Context, Leader};
@@ -26,6 +26,8 @@ use crate::random;
 
 /// How long a worker may take to start publishing.
 const PUBLISH_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two tries of a follower to reach a node that could not be.
+const FOLLOW_RETRY: Duration = Duration::from_secs(1);
 /// How long a call waits for a leader during an election.
 const ELECTION_PATIENCE: Duration = Duration::from_secs(5);
 /// Batches of records on their way through this manager, per call.
@@ -118,7 +120,10 @@ impl Broker {
         let label = |record: v1::LogRecord| {
             let task = record.task_id.parse().ok().and_then(|id: TaskId| subscription.tasks.get(&id));
             let task = task.ok_or_else(|| {
-                Status::permission_denied(format!("nobody subscribed to the log of task `{}`", record.task_id))
+                Status::permission_denied(format!(
+                    "nobody subscribed to the log of task `{}`",
+                    record.task_id
+                ))
             })?;
             Ok(v1::LogRecord {
                 service_name: task.service_name.clone(),
@@ -237,6 +242,10 @@ struct Call {
     covered: BTreeSet<TaskId>,
     /// Nodes a caller was already told about.
     unreachable: BTreeSet<NodeId>,
+    /// For a follower: time of the last record of each task, where to go on after a stream broke.
+    seen: BTreeMap<String, u64>,
+    /// For a follower: when to try again to reach nodes that could not be.
+    retry_at: Option<Instant>,
 }
 
 /// The call's own subscriptions; dropping them ends them on the workers.
@@ -274,8 +283,20 @@ impl Call {
     ) -> Self {
         let (events, inbox) = mpsc::channel(BATCHES);
         let subscriptions = Subscriptions { lead: lead.clone(), waiting: BTreeMap::new() };
-        let (covered, unreachable) = (BTreeSet::new(), BTreeSet::new());
-        Self { context, lead, request, targets, replies, events, inbox, subscriptions, covered, unreachable }
+        Self {
+            context,
+            lead,
+            request,
+            targets,
+            replies,
+            events,
+            inbox,
+            subscriptions,
+            covered: BTreeSet::new(),
+            unreachable: BTreeSet::new(),
+            seen: BTreeMap::new(),
+            retry_at: None,
+        }
     }
 
     async fn run(mut self, state: Arc<State>) {
@@ -306,6 +327,10 @@ impl Call {
             tokio::select! {
                 Some(event) = self.inbox.recv() => self.on_event(event).await,
                 () = until(deadline) => self.give_up_on_silent().await,
+                () = until(self.retry_at) => {
+                    self.retry_at = None;
+                    self.subscribe(&self.context.store.snapshot(), false).await;
+                }
                 changed = changes.changed() => {
                     if changed.is_err() {
                         return Ok(());
@@ -338,40 +363,71 @@ impl Call {
                 id: id.clone(),
                 task_ids: tasks.iter().map(|task| task.id.to_string()).collect(),
                 follow: self.request.follow,
-                since_at: self.request.since_at,
+                since_at: self.request.since_at.max(self.resume_at(&tasks)),
                 tail: self.request.tail.filter(|_| first),
             };
             if self.lead.hub.push(node, Message::SubscribeLogs(message)) {
                 self.covered.extend(tasks.iter().map(|task| task.id));
-                self.unreachable.remove(&node);
                 let started_by = Some(Instant::now() + PUBLISH_PATIENCE);
                 self.subscriptions.waiting.insert(id, (node, started_by));
             } else {
-                // Its tasks stay uncovered: a follower tries again when the node is back.
+                // Its tasks stay uncovered, so that a follower tries again.
                 self.lead.logs.lock().remove(&id);
-                self.warn(node, "it has no connection to the managers").await;
+                self.missing(node, "it has no connection to the managers").await;
             }
         }
+    }
+
+    /// From when on the records of these tasks are still wanted: after what all of them have already said.
+    fn resume_at(&self, tasks: &[Arc<Task>]) -> u64 {
+        let seen = |task: &Arc<Task>| self.seen.get(&task.id.to_string()).map_or(0, |at| at + 1);
+        tasks.iter().map(seen).min().unwrap_or(0)
     }
 
     async fn on_event(&mut self, event: Event) {
         match event {
             Event::Started(id) => {
-                if let Some((_, started_by)) = self.subscriptions.waiting.get_mut(&id) {
+                if let Some((node, started_by)) = self.subscriptions.waiting.get_mut(&id) {
                     *started_by = None;
+                    self.unreachable.remove(node);
                 }
             }
-            Event::Records(records) => {
+            Event::Records(mut records) => {
+                if self.request.follow {
+                    records.retain(|record| self.note_seen(record));
+                }
                 let reply = v1::ServiceLogsResponse { records, warnings: Vec::new() };
                 // A caller that hung up is noticed where all is waited for.
                 let _ = self.replies.send(Ok(reply)).await;
             }
             Event::Ended(id, result) => {
+                let tasks = self.tasks_of(&id);
                 if let (Some(node), Err(status)) = (self.subscriptions.end(&id), result) {
-                    self.warn(node, &format!("its stream broke: {}", status.message())).await;
+                    self.covered.retain(|task| !tasks.contains(task));
+                    self.missing(node, &format!("its stream broke: {}", status.message())).await;
                 }
             }
         }
+    }
+
+    /// Remembers how far a task's log was read; `false` for a record that was passed on before.
+    fn note_seen(&mut self, record: &v1::LogRecord) -> bool {
+        match self.seen.get_mut(&record.task_id) {
+            Some(seen) if record.at < *seen => false,
+            Some(seen) => {
+                *seen = record.at;
+                true
+            }
+            None => {
+                self.seen.insert(record.task_id.clone(), record.at);
+                true
+            }
+        }
+    }
+
+    fn tasks_of(&self, id: &str) -> Vec<TaskId> {
+        let open = self.lead.logs.lock();
+        open.get(id).map(|subscription| subscription.tasks.keys().copied().collect()).unwrap_or_default()
     }
 
     async fn give_up_on_silent(&mut self) {
@@ -380,13 +436,23 @@ impl Call {
         let silent: Vec<_> =
             self.subscriptions.waiting.iter().filter(late).map(|(id, _)| id.clone()).collect();
         for id in silent {
+            let tasks = self.tasks_of(&id);
             if let Some(node) = self.subscriptions.end(&id) {
-                self.warn(node, "it did not answer within 5 s").await;
+                self.covered.retain(|task| !tasks.contains(task));
+                self.missing(node, "it did not answer within 5 s").await;
             }
         }
     }
 
-    /// Tells the caller, once per node, that part of the logs is missing.
+    /// Logs of a node cannot be had now; a follower tries again in a while.
+    async fn missing(&mut self, node: NodeId, why: &str) {
+        if self.request.follow {
+            self.retry_at = Some(Instant::now() + FOLLOW_RETRY);
+        }
+        self.warn(node, why).await;
+    }
+
+    /// Tells the caller, once per node and failure, that part of the logs is missing.
     async fn warn(&mut self, node: NodeId, why: &str) {
         if !self.unreachable.insert(node) {
             return;

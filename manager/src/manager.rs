@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rswarm_api::v1::ca_server::CaServer;
 use rswarm_api::v1::control_server::ControlServer;
@@ -14,8 +15,8 @@ use rswarm_core::validate;
 use rswarm_identity::{Receiver, RootCa, ServerExpectation};
 use rswarm_types::network::Ipam;
 use rswarm_types::{
-    Availability, Cluster, ClusterSpec, JoinSecrets, Labels, Meta, Network, NetworkDriver,
-    NetworkId, NetworkSpec, Node, NodeDescription, NodeId, NodeSpec, NodeStatus, Role, Timestamp,
+    Availability, Cluster, ClusterSpec, JoinSecrets, Labels, Meta, Network, NetworkDriver, NetworkId,
+    NetworkSpec, Node, NodeDescription, NodeId, NodeSpec, NodeStatus, Role, Timestamp,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -39,6 +40,9 @@ use crate::{leader, random};
 const MESSAGE_MAX: usize = 16 << 20;
 /// Largest message taken from callers that may be anyone: a request for a certificate is below 2 KiB.
 const CSR_MESSAGE_MAX: usize = 64 << 10;
+
+/// Between two tries to catch up with the cluster after a start, each of which waits for a leader already.
+const BARRIER_RETRY: Duration = Duration::from_secs(1);
 
 /// What a manager needs to know of its host and its place in the cluster.
 pub struct ManagerConfig {
@@ -97,7 +101,7 @@ pub enum Ended {
     Fatal(String),
 }
 
-/// A running manager. Dropping it stops it without waiting; [`Manager::shutdown`] waits.
+/// A running manager. [`Manager::shutdown`] stops it; dropping it does the same without waiting.
 pub struct Manager {
     context: Arc<Context>,
     parts: JoinSet<()>,
@@ -173,7 +177,15 @@ impl Manager {
 
 impl Drop for Manager {
     fn drop(&mut self) {
+        // Cancelled already after `shutdown`, which has nothing left to stop.
+        if self.context.stop.is_cancelled() {
+            return;
+        }
         self.context.stop.cancel();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let context = self.context.clone();
+            runtime.spawn(async move { context.raft.shutdown().await });
+        }
     }
 }
 
@@ -198,13 +210,8 @@ impl Door {
         let gate = Gate::new(config.identity.identity().cluster, slot.clone());
         let (stop, ended) = (CancellationToken::new(), watch::Sender::new(None));
         let mut parts = JoinSet::new();
-        let server = server::serve(
-            listener,
-            config.identity.clone(),
-            gate.clone(),
-            connections.clone(),
-            stop.clone(),
-        );
+        let server =
+            server::serve(listener, config.identity.clone(), gate.clone(), connections.clone(), stop.clone());
         let to_tell = ended.clone();
         parts.spawn(async move {
             if let Err(error) = server.await {
@@ -285,8 +292,10 @@ async fn close_removed(context: Arc<Context>, connections: Arc<Connections>) {
     let mut seen = BTreeSet::new();
     loop {
         let state = changes.borrow_and_update().clone();
-        let removed: BTreeSet<NodeId> =
-            state.cluster().map(|cluster| cluster.removed_nodes.keys().copied().collect()).unwrap_or_default();
+        let removed: BTreeSet<NodeId> = state
+            .cluster()
+            .map(|cluster| cluster.removed_nodes.keys().copied().collect())
+            .unwrap_or_default();
         for node in removed.difference(&seen) {
             connections.close_of(*node);
         }
@@ -301,13 +310,17 @@ async fn close_removed(context: Arc<Context>, connections: Arc<Connections>) {
 async fn watch_own_end(context: Arc<Context>, ended: watch::Sender<Option<Ended>>) {
     let mut changes = context.store.subscribe();
     let demoted = async {
+        // While the log is read back, the past goes by: this node may have been a worker in it.
+        while context.raft.read_barrier().await.is_err() {
+            tokio::time::sleep(BARRIER_RETRY).await;
+        }
         let own = |state: &State| state.node(context.node).map(|node| node.role);
         if changes.wait_for(|state| own(state) == Some(Role::Manager)).await.is_ok()
             && changes.wait_for(|state| own(state) != Some(Role::Manager)).await.is_ok()
         {
             return;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     let end = tokio::select! {
         () = demoted => Ended::Demoted,

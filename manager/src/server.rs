@@ -129,8 +129,7 @@ async fn handshake(
 ) -> io::Result<(TlsStream<TcpStream>, Peer)> {
     tcp.set_nodelay(true)?;
     let stream = acceptor.accept(tcp).await?;
-    let certificate =
-        peer_certificate(stream.get_ref().1.peer_certificates()).map_err(io::Error::other)?;
+    let certificate = peer_certificate(stream.get_ref().1.peer_certificates()).map_err(io::Error::other)?;
     Ok((stream, Peer { addr, identity: certificate.map(|c| c.identity) }))
 }
 

@@ -160,7 +160,7 @@ fn refused(error: anyhow::Error) -> Status {
 fn image_error(error: &ImageError) -> Status {
     let text = chain(error);
     match error {
-        ImageError::NoSuchImage { .. } | ImageError::NotFound { .. } => Status::not_found(text),
+        ImageError::NoSuchImage { .. } | ImageError::NotInRegistry { .. } => Status::not_found(text),
         ImageError::InUse { .. } | ImageError::SeveralNames { .. } => Status::failed_precondition(text),
         ImageError::Unreachable { .. } => Status::unavailable(text),
         _ => Status::invalid_argument(text),

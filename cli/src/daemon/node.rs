@@ -19,7 +19,6 @@ use rswarm_types::{Availability, ClusterId, ClusterSpec, NodeDescription, NodeId
 use rswarm_worker::{ContainerExecutorConfig, SessionState, Worker, WorkerConfig};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
-use tonic::transport::Channel;
 
 use super::resolve::Resolver;
 use super::settings::Settings;
@@ -227,7 +226,7 @@ impl Node {
         if let Some(manager) = &member.manager
             && !force
         {
-            let others = manager.info().manager_addrs.len().saturating_sub(1);
+            let others = manager.info().managers.len().saturating_sub(1);
             if others == 0 {
                 bail!(
                     "this node is the last manager: leaving erases all cluster state, and the tasks of other nodes \
@@ -308,7 +307,7 @@ impl Node {
             let seen = manager.info();
             info.applied_index = Some(seen.applied_index);
             info.leader = seen.leader.map(|node| node.to_string());
-            info.manager_addrs = seen.manager_addrs;
+            info.manager_addrs = seen.managers;
         }
         info
     }
@@ -332,9 +331,7 @@ impl Node {
         ManagerConfig {
             dir: config.paths.manager(),
             listen_addr: settings.listen_addr,
-            advertise_addr: settings.advertise_addr,
-            node_id: identity.identity().node,
-            cluster_id: identity.identity().cluster,
+            advertise_addr: settings.advertise_addr.to_string(),
             identity: identity.clone(),
             images: Arc::new(Resolver { images: config.images.clone(), options: config.pull.clone() }),
             node_description: config.description.clone(),
@@ -358,7 +355,7 @@ impl Node {
             data_root: config.paths.data_root.clone(),
             executor: ContainerExecutorConfig {
                 containers: config.paths.containers(),
-                shim: ShimCommand { program: config.executable.clone(), args: vec!["shim".into()] },
+                shim: ShimCommand { executable: config.executable.clone(), args: vec!["shim".into()] },
                 images: config.images.clone(),
                 insecure_registries: config.pull.insecure_registries.clone(),
                 // Several nodes on one machine share its cgroups: each has a branch of its own.
@@ -417,10 +414,7 @@ impl Node {
         let State::Member(member) = &mut *state else { return Ok(()) };
         let key = NodeKey::generate()?;
         let csr_pem = key.csr_pem()?;
-        let response = ask_any(&member.settings.managers, &member.identity, async |mut ca| {
-            ca.renew_certificate(v1::RenewCertificateRequest { csr_pem: csr_pem.clone() }).await
-        })
-        .await?;
+        let response = renewed_certificate(&member.settings.managers, &member.identity, csr_pem).await?;
         let credentials = Credentials::new(&response.root_cert_pem, &response.cert_pem, key)?;
         let role = credentials.identity().role;
         self.identity_dir().save(&credentials)?;
@@ -467,10 +461,11 @@ impl Node {
             State::Inactive => None,
         };
         let Some(mut ended) = ended else { return std::future::pending().await };
-        match ended.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(reason)) => reason.clone(),
+        let reason = ended.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        match reason {
+            Some(reason) => reason,
             // It was shut down on purpose.
-            Ok(None) | Err(_) => std::future::pending().await,
+            None => std::future::pending().await,
         }
     }
 
@@ -573,17 +568,19 @@ fn unreachable(addr: &str, status: &tonic::Status) -> anyhow::Error {
     }
 }
 
-/// Asks one manager after the other until one answers.
-async fn ask_any<T>(
+/// Asks one manager after the other for a new certificate until one answers.
+async fn renewed_certificate(
     managers: &[String],
     identity: &identity::Receiver,
-    ask: impl AsyncFn(CaClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
-) -> anyhow::Result<T> {
+    csr_pem: String,
+) -> anyhow::Result<v1::RenewCertificateResponse> {
     let mut last = anyhow::anyhow!("no manager is known");
     for addr in managers {
         let receiver = identity.clone();
         let channel = channel::tls(addr, move || receiver.client_config(ServerExpectation::Manager));
-        match tokio::time::timeout(JOIN_TIMEOUT, ask(CaClient::new(channel))).await {
+        let mut ca = CaClient::new(channel);
+        let request = v1::RenewCertificateRequest { csr_pem: csr_pem.clone() };
+        match tokio::time::timeout(JOIN_TIMEOUT, ca.renew_certificate(request)).await {
             Ok(Ok(response)) => return Ok(response.into_inner()),
             Ok(Err(status)) => last = unreachable(addr, &status),
             Err(_) => last = anyhow::anyhow!("the manager at `{addr}` did not answer within {JOIN_TIMEOUT:?}"),

@@ -49,14 +49,14 @@ fn pinned(image: &str, found: &rswarm_image::Image) -> Result<ResolvedImage, Res
 }
 
 fn platform(platform: rswarm_image::Platform) -> Platform {
-    Platform { os: platform.os, architecture: platform.architecture }
+    Platform { os: platform.os, architecture: platform.arch }
 }
 
 fn refusal(image: &str, error: ImageError) -> ResolveError {
     let image = image.to_owned();
     match error {
         ImageError::InvalidReference { reason, .. } => ResolveError::Invalid { image, reason },
-        ImageError::NotFound { .. } | ImageError::NoSuchImage { .. } => {
+        ImageError::NotInRegistry { .. } | ImageError::NoSuchImage { .. } => {
             ResolveError::NotFound { image, reason: error.to_string() }
         }
         error => ResolveError::Unavailable { image, source: Box::new(error) },

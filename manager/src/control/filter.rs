@@ -23,9 +23,9 @@ impl<'a> Filters<'a> {
     }
 
     /// Whether `test` holds for some value of `key`; also when the key is not filtered by.
-    pub(crate) fn any(&self, key: &str, mut test: impl FnMut(&str) -> bool) -> bool {
+    pub(crate) fn any(&self, key: &str, test: impl FnMut(&str) -> bool) -> bool {
         let mut values = self.values(key).peekable();
-        values.peek().is_none() || values.any(|value| test(value))
+        values.peek().is_none() || values.any(test)
     }
 
     /// Whether `text` starts with some value of `key`.
@@ -48,7 +48,9 @@ impl<'a> Filters<'a> {
         T::Err: std::fmt::Display,
     {
         let parse = |value: &str| {
-            value.parse().map_err(|error| Status::invalid_argument(format!("invalid filter `{key}`: {error}")))
+            value
+                .parse()
+                .map_err(|error| Status::invalid_argument(format!("invalid filter `{key}`: {error}")))
         };
         self.values(key).map(parse).collect()
     }
@@ -70,13 +72,18 @@ mod tests {
 
     #[test]
     fn same_key_is_or_and_unknown_keys_are_named() {
-        let given = [filter("name", &["we", "db"]), filter("name", &["x"]), filter("label", &["tier=front", "gpu"])];
+        let given =
+            [filter("name", &["we", "db"]), filter("name", &["x"]), filter("label", &["tier=front", "gpu"])];
         let filters = Filters::new(&given, &["name", "label"]).unwrap();
-        for (name, expected) in [("web", true), ("db-1", true), ("x", true), ("cache", false), ("my-web", false)] {
+        for (name, expected) in
+            [("web", true), ("db-1", true), ("x", true), ("cache", false), ("my-web", false)]
+        {
             assert_eq!(filters.prefix("name", name), expected, "{name}");
         }
         let labels = |k: &str, v: &str| Labels::from([(k.to_owned(), v.to_owned())]);
-        assert!(filters.label("label", &labels("tier", "front")) && filters.label("label", &labels("gpu", "")));
+        assert!(
+            filters.label("label", &labels("tier", "front")) && filters.label("label", &labels("gpu", ""))
+        );
         assert!(!filters.label("label", &labels("tier", "back")));
         assert!(filters.any("role", |_| false), "a key that is not given filters nothing");
 

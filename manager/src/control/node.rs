@@ -19,10 +19,14 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 const FILTERS: [&str; 6] = ["id", "name", "label", "node.label", "role", "membership"];
 
 impl ControlService {
-    pub(super) async fn nodes(&self, request: &v1::ListNodesRequest) -> Result<v1::ListNodesResponse, Status> {
+    pub(super) async fn nodes(
+        &self,
+        request: &v1::ListNodesRequest,
+    ) -> Result<v1::ListNodesResponse, Status> {
         let filters = Filters::new(&request.filters, &FILTERS)?;
         let roles: Vec<Role> = filters.parsed("role")?;
-        if let Some(odd) = filters.values("membership").find(|value| !["accepted", "pending"].contains(value)) {
+        if let Some(odd) = filters.values("membership").find(|value| !["accepted", "pending"].contains(value))
+        {
             return Err(Status::invalid_argument(format!(
                 "invalid filter `membership`: expected `accepted` or `pending`, found `{odd}`"
             )));

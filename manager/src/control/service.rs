@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rswarm_api::v1;
 use rswarm_core::State;
-use rswarm_core::state::{ServiceChange, Write};
+use rswarm_core::state::{ObjectRef, Rejected, ServiceChange, Write};
 use rswarm_core::validate;
 use rswarm_types::{
     NetworkDriver, NodeState, Service, ServiceId, ServiceMode, ServiceSpec, Task, TaskState, Version,
@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 
 use super::filter::Filters;
 use super::{ControlService, lookup, name};
-use crate::error::chain;
+use crate::error::{chain, rejected};
 use crate::image::{RESOLVE_TIMEOUT, ResolveError};
 use crate::random;
 
@@ -55,6 +55,11 @@ impl ControlService {
         let state = self.context.read().await?;
         let held = lookup::service(&state, &request.id)?;
         let id = held.id;
+        let (expected, found) = (Version(request.version), held.meta.version);
+        if expected != found {
+            // `apply` has the last word; this spares a stale request the way to the registry.
+            return Err(rejected(&Rejected::Stale { object: ObjectRef::Service(id), expected, found }));
+        }
         let mut warnings = Vec::new();
         let (spec, change) = if request.rollback {
             let previous = held.previous_spec.as_deref().cloned().ok_or_else(|| {
@@ -76,7 +81,6 @@ impl ControlService {
             }
             (spec, ServiceChange::Update)
         };
-        let expected = Version(request.version);
         let write = Write::UpdateService { id, spec: Box::new(spec), expected, change };
         let state = self.context.write(vec![write]).await?;
         Ok(v1::UpdateServiceResponse { service: Some(shown_by_id(&state, id)?), warnings })
@@ -178,14 +182,13 @@ fn unpinned(why: &str) -> String {
 /// A name no service has.
 fn free_name(state: &State) -> String {
     let taken = |name: &String| state.service_by_name(name).is_some();
-    (0..PLAIN_NAMES)
-        .map(|_| name::from_random(random::number()))
-        .find(|name| !taken(name))
-        .unwrap_or_else(|| {
+    (0..PLAIN_NAMES).map(|_| name::from_random(random::number())).find(|name| !taken(name)).unwrap_or_else(
+        || {
             let plain = name::from_random(random::number());
             let numbered = (1..).map(|number| name::with_number(&plain, number)).find(|name| !taken(name));
             numbered.unwrap_or(plain)
-        })
+        },
+    )
 }
 
 fn shown_by_id(state: &State, id: ServiceId) -> Result<v1::Service, Status> {

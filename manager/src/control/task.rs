@@ -10,7 +10,10 @@ use super::filter::Filters;
 use super::lookup;
 
 impl ControlService {
-    pub(super) async fn tasks(&self, request: &v1::ListTasksRequest) -> Result<v1::ListTasksResponse, Status> {
+    pub(super) async fn tasks(
+        &self,
+        request: &v1::ListTasksRequest,
+    ) -> Result<v1::ListTasksResponse, Status> {
         let filters =
             Filters::new(&request.filters, &["id", "name", "label", "service", "node", "desired-state"])?;
         let desired: Vec<TaskState> = filters.parsed("desired-state")?;

@@ -72,8 +72,9 @@ pub(crate) async fn wake_sessions(context: &Context, hub: &Hub) {
     while changes.changed().await.is_ok() {
         let state = changes.borrow_and_update().clone();
         let touched = rswarm_core::dispatch::touched(&seen, &state);
-        let managers_may_differ =
-            touched.iter().any(|id| [&seen, &state].iter().any(|s| s.node(*id).is_some_and(|n| n.manager.is_some())));
+        let managers_may_differ = touched
+            .iter()
+            .any(|id| [&seen, &state].iter().any(|s| s.node(*id).is_some_and(|n| n.manager.is_some())));
         let cluster_differs = match (seen.cluster(), state.cluster()) {
             (Some(old), Some(new)) => !Arc::ptr_eq(old, new),
             (old, new) => old.is_some() != new.is_some(),
@@ -88,10 +89,7 @@ pub(crate) async fn wake_sessions(context: &Context, hub: &Hub) {
 }
 
 /// Proposes what follows from leases that run out, until a proposal fails.
-pub(crate) async fn expire_sessions(
-    context: &Context,
-    hub: &Hub,
-) -> Result<(), crate::context::WriteError> {
+pub(crate) async fn expire_sessions(context: &Context, hub: &Hub) -> Result<(), crate::context::WriteError> {
     let mut held_back = 0;
     loop {
         let now = rswarm_types::Timestamp::now();

@@ -234,7 +234,9 @@ fn status_write(
 ) -> Option<Result<Write, Status>> {
     let id: TaskId = match update.task_id.parse() {
         Ok(id) => id,
-        Err(error) => return Some(Err(Status::invalid_argument(format!("invalid field `task_id`: {error}")))),
+        Err(error) => {
+            return Some(Err(Status::invalid_argument(format!("invalid field `task_id`: {error}"))));
+        }
     };
     let task = state.task(id)?;
     if task.node_id != Some(node) {

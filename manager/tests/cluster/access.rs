@@ -16,7 +16,7 @@ async fn tokens_admit_in_their_role_until_replaced_and_only_in_their_cluster() {
     let tokens = host.tokens().await;
     let (issued, worker) = enroll(&host.addr, &tokens.worker).await.unwrap();
     assert_eq!((issued.role(), worker.identity().role), (v1::Role::Worker, Role::Worker));
-    assert_eq!(issued.manager_addrs, [host.addr.clone()]);
+    assert_eq!(issued.manager_addrs, std::slice::from_ref(&host.addr));
     let (_, manager) = enroll(&host.addr, &tokens.manager).await.unwrap();
     assert_eq!(manager.identity().role, Role::Manager);
     let known = host.node(&worker.identity().node.to_string()).await.unwrap();
@@ -105,8 +105,10 @@ async fn a_removed_node_is_refused_and_its_session_ends() {
 async fn a_port_that_cannot_be_listened_on_is_named() {
     let host = Host::found().await;
     let dir = tempfile::tempdir().unwrap();
-    for (addr, expected) in [(host.addr.as_str(), "is in use"), ("192.0.2.1:0", "is no address of this host")] {
-        let error = rswarm_manager::Manager::start(config(dir.path(), &host.identity, addr)).await.err().unwrap();
+    for (addr, expected) in [(host.addr.as_str(), "is in use"), ("192.0.2.1:0", "is no address of this host")]
+    {
+        let error =
+            rswarm_manager::Manager::start(config(dir.path(), &host.identity, addr)).await.err().unwrap();
         let cause = std::error::Error::source(&error).unwrap().to_string();
         assert!(cause.contains(expected), "{cause}");
     }

@@ -9,9 +9,12 @@ use rswarm_api::v1::ca_client::CaClient;
 use rswarm_api::v1::control_client::ControlClient;
 use rswarm_api::v1::dispatcher_client::DispatcherClient;
 use rswarm_identity::{
-    Claims, Credentials, JoinToken, NodeKey, Receiver, RootCa, ServerExpectation, Store, bootstrap_client_config,
+    Claims, Credentials, JoinToken, NodeKey, Receiver, RootCa, ServerExpectation, Store,
+    bootstrap_client_config,
 };
-use rswarm_manager::{BoxFuture, ImageResolver, InitOptions, Manager, ManagerConfig, ResolveError, ResolvedImage};
+use rswarm_manager::{
+    BoxFuture, ImageResolver, InitOptions, Manager, ManagerConfig, ResolveError, ResolvedImage,
+};
 use rswarm_types::node::{Platform, Resources};
 use rswarm_types::{Availability, ClusterId, ClusterSpec, NodeDescription, NodeId, Role, Timestamp};
 use tokio::sync::mpsc;
@@ -46,9 +49,10 @@ impl ImageResolver for Images {
                     pinned: format!("web:latest@sha256:{}", "a".repeat(64)),
                     platforms: vec![Platform { os: "linux".to_owned(), architecture: "amd64".to_owned() }],
                 }),
-                "down" => {
-                    Err(ResolveError::Unavailable { image: name, source: "the registry does not answer".into() })
-                }
+                "down" => Err(ResolveError::Unavailable {
+                    image: name,
+                    source: "the registry does not answer".into(),
+                }),
                 _ => Err(ResolveError::NotFound { image: name, reason: "no such tag".to_owned() }),
             }
         })
@@ -104,7 +108,8 @@ impl Host {
             cluster: ClusterId::from_bytes(random()),
         };
         let key = NodeKey::generate().unwrap();
-        let issued = root.issue(&key.csr_pem().unwrap(), &claims, Duration::from_secs(3600), now, &[]).unwrap();
+        let issued =
+            root.issue(&key.csr_pem().unwrap(), &claims, Duration::from_secs(3600), now, &[]).unwrap();
         let credentials = Credentials::new(root.cert_pem(), &issued.pem, key).unwrap();
         let (_, identity) = Store::new(credentials);
         let dir = tempfile::tempdir().unwrap();
@@ -124,8 +129,7 @@ impl Host {
     /// Another manager, which already has its certificate.
     pub async fn join_as(&self, identity: Receiver) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let manager =
-            Manager::join(config(dir.path(), &identity, "127.0.0.1:0"), &self.addr).await.unwrap();
+        let manager = Manager::join(config(dir.path(), &identity, "127.0.0.1:0"), &self.addr).await.unwrap();
         let addr = manager.info().advertise_addr;
         Self { manager, identity, addr, dir }
     }
@@ -266,8 +270,10 @@ pub async fn open_session(
     addr: &str,
     identity: &Receiver,
     name: &str,
-) -> Result<(mpsc::Sender<v1::AgentMessage>, tonic::Streaming<v1::ManagerMessage>, DispatcherClient<Channel>), Status>
-{
+) -> Result<
+    (mpsc::Sender<v1::AgentMessage>, tonic::Streaming<v1::ManagerMessage>, DispatcherClient<Channel>),
+    Status,
+> {
     use v1::manager_message::Message;
     let mut addr = addr.to_owned();
     loop {
@@ -278,7 +284,9 @@ pub async fn open_session(
         let mut incoming = client.session(ReceiverStream::new(outgoing)).await?.into_inner();
         match incoming.message().await?.and_then(|message| message.message) {
             Some(Message::Welcome(_)) => return Ok((send, incoming, client)),
-            Some(Message::Redirect(redirect)) if !redirect.leader_addr.is_empty() => addr = redirect.leader_addr,
+            Some(Message::Redirect(redirect)) if !redirect.leader_addr.is_empty() => {
+                addr = redirect.leader_addr;
+            }
             Some(Message::Redirect(_)) => {}
             other => panic!("expected a welcome or a redirect, found {other:?}"),
         }
@@ -366,7 +374,8 @@ async fn publish(mut dispatcher: DispatcherClient<Channel>, subscription: v1::Lo
         line: line.into(),
         ..v1::LogRecord::default()
     };
-    let records = subscription.task_ids.iter().flat_map(|id| [record(id, "one"), record(id, "two")]).collect();
+    let records =
+        subscription.task_ids.iter().flat_map(|id| [record(id, "one"), record(id, "two")]).collect();
     let request = v1::PublishLogsRequest { subscription_id: subscription.id, records };
     send.send(request).await.unwrap();
     let open = subscription.follow.then_some(send);

@@ -41,7 +41,8 @@ async fn a_follower_serves_reads_writes_and_logs_and_sends_workers_to_the_leader
     wait_running(&leader, "web", 2).await;
     assert_eq!(worker.tasks().len(), 2);
 
-    let request = v1::ServiceLogsRequest { targets: vec!["web".to_owned()], ..v1::ServiceLogsRequest::default() };
+    let request =
+        v1::ServiceLogsRequest { targets: vec!["web".to_owned()], ..v1::ServiceLogsRequest::default() };
     let mut stream = follower.control().service_logs(request).await.unwrap().into_inner();
     let mut lines = 0;
     while let Some(reply) = stream.message().await.unwrap() {
@@ -137,4 +138,23 @@ async fn a_restarted_manager_knows_all_and_its_workers_come_back() {
     let received = eventually("the worker has its full set", || async { worker.tasks().pop() });
     assert_eq!(tokio::time::timeout(PATIENCE, received).await.unwrap().service_name, "web");
     host.manager.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_leader_the_cluster_goes_on() {
+    let first = Host::found().await;
+    let second = first.join().await;
+    let third = first.join().await;
+    let worker = second.worker("w1").await;
+    create(&second, spec("web", "web", 1)).await;
+    wait_running(&second, "web", 1).await;
+
+    first.manager.shutdown().await;
+    create(&third, spec("later", "web", 1)).await;
+    let worker = Worker::connect(&second.addr, worker.identity.clone(), "w1").await;
+    wait_running(&second, "later", 1).await;
+    wait_running(&third, "web", 1).await;
+    assert_eq!(worker.tasks().len(), 2);
+    second.manager.shutdown().await;
+    third.manager.shutdown().await;
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rswarm_api::v1;
 use tonic::Code;
 
-use crate::host::{Host, PATIENCE, eventually};
+use crate::host::{Host, PATIENCE, enroll, eventually, open_session};
 
 pub fn spec(name: &str, image: &str, replicas: u64) -> v1::ServiceSpec {
     let replicated = v1::service_mode::Replicated { replicas };
@@ -76,7 +76,8 @@ async fn a_new_service_runs_on_its_workers_and_is_pinned_to_a_digest() {
     })
     .await;
     eventually("the tasks are gone", || async {
-        let tasks = host.control().list_tasks(v1::ListTasksRequest::default()).await.unwrap().into_inner().tasks;
+        let tasks =
+            host.control().list_tasks(v1::ListTasksRequest::default()).await.unwrap().into_inner().tasks;
         tasks.is_empty().then_some(())
     })
     .await;
@@ -130,10 +131,19 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing_behind() {
     networked.task.as_mut().unwrap().networks.push(attachment);
     refuse(networked, Code::NotFound, "backend").await;
     let mut constrained = spec("web", "web", 1);
-    let placement = v1::Placement { constraints: vec!["node.colour==red".to_owned()], ..v1::Placement::default() };
+    let placement =
+        v1::Placement { constraints: vec!["node.colour==red".to_owned()], ..v1::Placement::default() };
     constrained.task.as_mut().unwrap().placement = Some(placement);
     refuse(constrained, Code::InvalidArgument, "node.colour").await;
-    assert!(host.control().list_services(v1::ListServicesRequest::default()).await.unwrap().into_inner().services.is_empty());
+    assert!(
+        host.control()
+            .list_services(v1::ListServicesRequest::default())
+            .await
+            .unwrap()
+            .into_inner()
+            .services
+            .is_empty()
+    );
 
     let created = create(&host, spec("web", "down", 0)).await;
     assert!(created.warnings[0].contains("the registry does not answer"), "{:?}", created.warnings);
@@ -151,7 +161,8 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing_behind() {
     let stale = host.control().update_service(update(version)).await.err().unwrap();
     assert_eq!(stale.code(), Code::Aborted);
     assert!(stale.message().starts_with("update out of sequence"), "{}", stale.message());
-    let back = v1::UpdateServiceRequest { spec: None, rollback: true, ..update(updated.meta.unwrap().version) };
+    let back =
+        v1::UpdateServiceRequest { spec: None, rollback: true, ..update(updated.meta.unwrap().version) };
     let back = host.control().update_service(back).await.unwrap().into_inner().service.unwrap();
     assert_eq!(back.spec, service.spec);
 
@@ -212,5 +223,64 @@ async fn logs_come_from_every_worker_and_name_the_one_that_is_missing() {
         warnings.extend(reply.warnings);
     }
     assert!(warnings.iter().any(|warning| warning.contains("`w1`")), "{warnings:?}");
+    host.manager.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_reports_only_on_its_own_tasks() {
+    let host = Host::found().await;
+    let one = host.worker("w1").await;
+    create(&host, spec("web", "web", 1)).await;
+    wait_running(&host, "web", 1).await;
+    let task = one.tasks().pop().unwrap();
+
+    let (_, identity) = enroll(&host.addr, &host.tokens().await.worker).await.unwrap();
+    let report = |task_id: &str, state: v1::TaskState| {
+        let status = v1::TaskStatus { state: state.into(), at: u64::MAX, ..v1::TaskStatus::default() };
+        let update = v1::agent_message::Update { task_id: task_id.to_owned(), status: Some(status) };
+        let statuses = v1::agent_message::TaskStatuses { sequence: 1, updates: vec![update] };
+        v1::AgentMessage { message: Some(v1::agent_message::Message::Statuses(statuses)) }
+    };
+    let cases = [
+        (report(&task.id, v1::TaskState::Failed), Some(Code::PermissionDenied)),
+        (report("nonsense", v1::TaskState::Failed), Some(Code::InvalidArgument)),
+        // A task that is gone is no fault of the worker.
+        (report(&"0".repeat(25), v1::TaskState::Failed), None),
+    ];
+    for (message, expected) in cases {
+        let (send, mut incoming, _) = open_session(&host.addr, &identity, "w2").await.unwrap();
+        send.send(message).await.unwrap();
+        let refused = loop {
+            match incoming.message().await {
+                Ok(Some(v1::ManagerMessage {
+                    message: Some(v1::manager_message::Message::StatusesAcknowledged(1)),
+                })) => break None,
+                Ok(message) => assert!(message.is_some(), "the session ended without a reason"),
+                Err(status) => break Some(status.code()),
+            }
+        };
+        assert_eq!(refused, expected);
+    }
+    let held = host.control().get_task(v1::GetTaskRequest { task: task.id }).await.unwrap().into_inner();
+    assert_eq!(held.task.unwrap().status.unwrap().state(), v1::TaskState::Running);
+    host.manager.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_larger_than_one_command_is_carried_out() {
+    let host = Host::found().await;
+    create(&host, spec("web", "web", 4000)).await;
+    let tasks = eventually("all tasks are made", || async {
+        let tasks =
+            host.control().list_tasks(v1::ListTasksRequest::default()).await.unwrap().into_inner().tasks;
+        (tasks.len() >= 4000).then_some(tasks)
+    })
+    .await;
+    assert_eq!(tasks.len(), 4000);
+    let slots: std::collections::BTreeSet<_> = tasks.iter().map(|task| task.slot).collect();
+    assert_eq!((slots.first(), slots.last(), slots.len()), (Some(&1), Some(&4000), 4000));
+    let status = tasks[0].status.as_ref().unwrap();
+    assert_eq!(status.state(), v1::TaskState::Pending);
+    assert!(status.error.contains("no suitable node"), "{}", status.error);
     host.manager.shutdown().await;
 }

@@ -124,18 +124,26 @@ struct Node {
     tasks: PathBuf,
     containers: Containers,
     config: ContainerExecutorConfig,
+    /// Of the kernel.
     hostname: String,
+    /// In the cluster.
+    node_hostname: String,
     limits_swap: bool,
     /// The image each task uses and the task's name.
     images_in_use: Arc<Mutex<BTreeMap<TaskId, (Digest, String)>>>,
 }
 
 impl ContainerExecutor {
-    /// Looks at the node and prepares nothing yet but the directory `tasks`.
+    /// Looks at the node and prepares nothing yet but the directory `tasks`. `node_hostname` is the node's name in the
+    /// cluster.
     ///
     /// # Errors
     /// As in [`ContainerExecutorError`].
-    pub fn open(tasks: PathBuf, config: ContainerExecutorConfig) -> Result<Self, ContainerExecutorError> {
+    pub fn open(
+        tasks: PathBuf,
+        node_hostname: &str,
+        config: ContainerExecutorConfig,
+    ) -> Result<Self, ContainerExecutorError> {
         std::fs::create_dir_all(&tasks)
             .map_err(|source| ContainerExecutorError::Directory { path: tasks.clone(), source })?;
         let networks = TaskNetworks::open(config.network.clone(), config.bridge_prefix.clone())
@@ -153,6 +161,7 @@ impl ContainerExecutor {
             containers: Containers::new(&config.containers, config.shim.clone()),
             tasks,
             hostname: hostname.trim().to_owned(),
+            node_hostname: node_hostname.to_owned(),
             limits_swap: limits_swap(),
             images_in_use,
             config,
@@ -478,6 +487,7 @@ impl Node {
             hostname: &hostname,
             files: &files,
             limits_swap: self.limits_swap,
+            node_hostname: &self.node_hostname,
         })?;
         let record = Record {
             name: task.name(),

@@ -111,6 +111,8 @@ pub struct Inputs<'a> {
     pub files: &'a [(String, &'static str)],
     /// Whether the kernel can limit swap; if so a container may use as much swap as memory, as with Docker.
     pub limits_swap: bool,
+    /// The node's name in the cluster.
+    pub node_hostname: &'a str,
 }
 
 /// The network mode that follows from a task's networks.
@@ -189,7 +191,7 @@ fn parse_signal(text: &str) -> Result<i32, SpecError> {
 /// # Errors
 /// As in [`SpecError`]; each names what in the service's spec to change.
 pub fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
-    let Inputs { task, image, user, hostname, files, limits_swap } = *inputs;
+    let Inputs { task, image, user, hostname, files, limits_swap, node_hostname } = *inputs;
     let container = &task.spec.container;
     if container.init {
         return Err(SpecError::NotSupported { option: "--init" });
@@ -208,7 +210,9 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     spec.set_mounts(Some(mounts));
     if let Some(process) = spec.process_mut() {
         process.set_args(Some(arguments(task, image)?));
-        process.set_env(Some(environment(task, image, user, hostname)));
+        let mut variables = environment(task, image, user, hostname);
+        add_place(&mut variables, task, node_hostname);
+        process.set_env(Some(variables));
         process.set_cwd(working_directory(task, image)?.into());
         let mut builder = UserBuilder::default().uid(user.uid).gid(user.gid).umask(0o022u32);
         if !user.additional_gids.is_empty() {
@@ -308,6 +312,24 @@ fn environment(task: &Task, image: &ImageConfiguration, user: &User, hostname: &
         }
     }
     variables
+}
+
+/// Tells a program which task it is and where it runs, in variables that neither image nor task has set. (Swarm does so
+/// only where templates ask for it.)
+fn add_place(variables: &mut Vec<String>, task: &Task, node_hostname: &str) {
+    let place = [
+        ("RSWARM_SERVICE_NAME", task.service_name.clone()),
+        ("RSWARM_TASK_ID", task.id.to_string()),
+        ("RSWARM_TASK_NAME", task.name()),
+        ("RSWARM_TASK_SLOT", task.slot.to_string()),
+        ("RSWARM_NODE_ID", task.node_id.map(|node| node.to_string()).unwrap_or_default()),
+        ("RSWARM_NODE_HOSTNAME", node_hostname.to_owned()),
+    ];
+    for (name, value) in place {
+        if !variables.iter().any(|known| known.split('=').next() == Some(name)) {
+            variables.push(format!("{name}={value}"));
+        }
+    }
 }
 
 fn working_directory(task: &Task, image: &ImageConfiguration) -> Result<String, SpecError> {

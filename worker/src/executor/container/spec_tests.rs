@@ -44,7 +44,15 @@ fn user() -> User {
 
 fn built(task: &Task, image: &ImageConfiguration) -> Result<Spec, SpecError> {
     let files = [("/node/hosts".to_owned(), "/etc/hosts")];
-    let inputs = Inputs { task, image, user: &user(), hostname: "box", files: &files, limits_swap: true };
+    let inputs = Inputs {
+        task,
+        image,
+        user: &user(),
+        hostname: "box",
+        files: &files,
+        limits_swap: true,
+        node_hostname: "host-1",
+    };
     build(&inputs)
 }
 
@@ -68,6 +76,17 @@ fn entrypoint_and_command_follow_docker() {
     check("", "ls -l", &bare, Ok("ls -l"));
     check("", "", &bare, Err(()));
     check("", "", &image(|config| config.cmd(words("sh"))), Ok("sh"));
+}
+
+#[test]
+fn a_task_is_told_its_place_unless_it_is_told_otherwise() {
+    let task = with(|container| container.env = vec!["RSWARM_TASK_SLOT=own".to_owned()]);
+    let mut variables = task.spec.container.env.clone();
+    add_place(&mut variables, &task, "host-1");
+    assert_eq!(variables[0], "RSWARM_TASK_SLOT=own");
+    assert!(variables.contains(&format!("RSWARM_TASK_NAME={}", task.name())), "{variables:?}");
+    assert!(variables.contains(&"RSWARM_NODE_HOSTNAME=host-1".to_owned()), "{variables:?}");
+    assert_eq!(variables.len(), 6);
 }
 
 #[test]

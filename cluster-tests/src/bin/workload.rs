@@ -1,0 +1,62 @@
+//! What the tests' containers run. The first argument says how to behave:
+//!
+//! - `wait`: says so, and ends well when asked to (the default)
+//! - `exit CODE [AFTER_MS]`: ends by itself
+//! - `count EVERY_MS`: says a number now and then, until asked to end
+//! - `stubborn`: does not end when asked to
+//! - `take BYTES`: takes memory and waits
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal};
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let number = |place: usize| words.get(place).and_then(|word| word.parse::<u64>().ok());
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    if let Err(error) = signals.thread_block() {
+        eprintln!("cannot block signals: {error}");
+        return ExitCode::FAILURE;
+    }
+    match words.first().map_or("wait", String::as_str) {
+        "exit" => {
+            say("about to end");
+            std::thread::sleep(Duration::from_millis(number(2).unwrap_or(0)));
+            return ExitCode::from(number(1).and_then(|code| u8::try_from(code).ok()).unwrap_or(0));
+        }
+        "count" => {
+            let pause = Duration::from_millis(number(1).unwrap_or(100).max(1));
+            std::thread::spawn(move || {
+                for n in 1_u64.. {
+                    say(&format!("count {n}"));
+                    std::thread::sleep(pause);
+                }
+            });
+        }
+        "take" => {
+            let memory = vec![1_u8; usize::try_from(number(1).unwrap_or(0)).unwrap_or(usize::MAX)];
+            say(&format!("took {}", std::hint::black_box(&memory).len()));
+        }
+        _ => say("waiting"),
+    }
+    loop {
+        match signals.wait() {
+            Ok(signal) if words.first().is_some_and(|word| word == "stubborn") => say(&format!("{signal}: no")),
+            Ok(signal) => {
+                say(&format!("{signal}: goodbye"));
+                return ExitCode::SUCCESS;
+            }
+            Err(error) => {
+                eprintln!("cannot wait for signals: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+}
+
+/// A line on standard output; nobody may be there to read it.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}

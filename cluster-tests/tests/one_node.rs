@@ -1,0 +1,144 @@
+//! Claims about a cluster of one node.
+
+use std::time::Duration;
+
+use rswarm_cluster_tests::{ClusterLab, workload};
+
+const SOON: Duration = Duration::from_secs(15);
+
+#[test]
+fn service_is_created_scaled_updated_and_removed() {
+    let Some(mut lab) = ClusterLab::form("one", 1, 0) else { return };
+    lab.create(1, "web", 3, &[], &[]);
+    lab.until_running(1, "web", 3, SOON);
+    assert_eq!(lab.workload_pids(1).len(), 3, "each task is one process");
+
+    lab.ok(1, &["service", "scale", "--detach", "web=5"]);
+    lab.until_running(1, "web", 5, SOON);
+    lab.ok(1, &["service", "scale", "--detach", "web=2"]);
+    lab.until_running(1, "web", 2, SOON);
+    until_processes(&lab, 2);
+
+    lab.load_image(workload::IMAGE_2);
+    lab.ok(1, &["service", "update", "--detach", "--image", workload::IMAGE_2, "web"]);
+    lab.wait("both tasks run the new image", SOON, || {
+        let running = lab.api(1).running("web").map_err(|status| status.to_string())?;
+        let image = |task: &rswarm_api::v1::Task| {
+            task.spec.clone().and_then(|spec| spec.container).unwrap_or_default().image
+        };
+        let images: Vec<_> = running.iter().map(image).collect();
+        let updated = images.iter().filter(|image| image.starts_with(workload::IMAGE_2)).count();
+        if updated == 2 && images.len() == 2 { Ok(()) } else { Err(format!("they run {images:?}")) }
+    });
+
+    lab.ok(1, &["service", "rm", "web"]);
+    until_processes(&lab, 0);
+    assert_eq!(lab.ok(1, &["service", "ls", "--quiet"]), "");
+    lab.wait("no task is left", SOON, || {
+        let tasks = lab.api(1).tasks(None).map_err(|status| status.to_string())?;
+        if tasks.is_empty() { Ok(()) } else { Err(format!("{} are", tasks.len())) }
+    });
+}
+
+fn until_processes(lab: &ClusterLab, count: usize) {
+    lab.wait(&format!("{count} processes"), SOON, || match lab.workload_pids(1).len() {
+        found if found == count => Ok(()),
+        found => Err(format!("{found} are there")),
+    });
+}
+
+#[test]
+fn containers_survive_a_crash_of_the_daemon() {
+    let Some(mut lab) = ClusterLab::form("crash", 1, 0) else { return };
+    lab.create(1, "count", 2, &[], &["count", "50"]);
+    lab.create(1, "short", 1, &["--restart-condition", "none"], &["exit", "7", "3000"]);
+    lab.until_running(1, "count", 2, SOON);
+    lab.until_running(1, "short", 1, SOON);
+    let before = lab.workload_pids(1);
+    assert_eq!(before.len(), 3);
+
+    lab.crash(1);
+    // Until the short one has ended while no daemon was there to see it.
+    lab.wait("the short task ends by itself", SOON, || match lab.workload_pids(1).len() {
+        2 => Ok(()),
+        found => Err(format!("{found} processes are there")),
+    });
+    let survivors = lab.workload_pids(1);
+    assert!(survivors.is_subset(&before), "the same processes go on");
+
+    lab.start(1);
+    lab.until_running(1, "count", 2, SOON);
+    assert_eq!(lab.workload_pids(1), survivors, "adopted, not started anew");
+    lab.wait("the exit code that nobody saw is known", SOON, || {
+        let tasks = lab.api(1).tasks(Some("short")).map_err(|status| status.to_string())?;
+        let status = tasks.first().and_then(|task| task.status.clone()).unwrap_or_default();
+        match status.container.as_ref().and_then(|container| container.exit_code) {
+            Some(7) => Ok(()),
+            other => Err(format!("found {other:?} in {status:?}")),
+        }
+    });
+    // Each line once, from the first on, those written while there was no daemon too.
+    let logs = lab.ok(1, &["service", "logs", "--raw", "count"]);
+    let ones = logs.lines().filter(|line| line.trim() == "count 1").count();
+    assert_eq!(ones, 2, "both logs begin at their beginning:\n{logs}");
+    let last = logs.lines().filter_map(|line| line.trim().strip_prefix("count ")?.parse::<usize>().ok()).max();
+    let last = last.expect("there are lines");
+    for n in 1..last.saturating_sub(2) {
+        let found = logs.lines().filter(|line| line.trim() == format!("count {n}")).count();
+        assert_eq!(found, 2, "line {n} of both tasks");
+    }
+}
+
+#[test]
+fn task_that_fails_is_started_again_and_says_why() {
+    let Some(lab) = ClusterLab::form("again", 1, 0) else { return };
+    lab.create(1, "flaky", 1, &["--restart-delay", "200ms"], &["exit", "3", "100"]);
+    lab.wait("it was tried three times", SOON, || {
+        let tasks = lab.api(1).tasks(Some("flaky")).map_err(|status| status.to_string())?;
+        if tasks.len() >= 3 { Ok(()) } else { Err(format!("{} times", tasks.len())) }
+    });
+    let shown = lab.ok(1, &["service", "ps", "--no-trunc", "flaky"]);
+    assert!(shown.contains("Failed") && shown.contains("exit (3)"), "{shown}");
+}
+
+#[test]
+fn memory_limit_is_kept_and_its_breach_is_named() {
+    let Some(lab) = ClusterLab::form("oom", 1, 0) else { return };
+    let limits = ["--limit-memory", "32M", "--restart-condition", "none"];
+    lab.create(1, "greedy", 1, &limits, &["take", "200000000"]);
+    lab.wait("it was killed for its memory", SOON, || {
+        let tasks = lab.api(1).tasks(Some("greedy")).map_err(|status| status.to_string())?;
+        let container = tasks.first().and_then(|task| task.status.clone()?.container).unwrap_or_default();
+        if container.oom_killed { Ok(()) } else { Err(format!("{tasks:?}")) }
+    });
+}
+
+#[test]
+fn stubborn_task_is_killed_after_its_grace_period() {
+    let Some(lab) = ClusterLab::form("grace", 1, 0) else { return };
+    lab.create(1, "stubborn", 1, &["--stop-grace-period", "1s"], &["stubborn"]);
+    lab.until_running(1, "stubborn", 1, SOON);
+    let started_at = std::time::Instant::now();
+    lab.ok(1, &["service", "rm", "stubborn"]);
+    until_processes(&lab, 0);
+    let took = started_at.elapsed();
+    assert!(took > Duration::from_millis(900), "it had its second: {took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn nothing_is_left_of_a_lab() {
+    let Some(lab) = ClusterLab::form("trace", 1, 1) else { return };
+    lab.create(1, "web", 4, &[], &[]);
+    lab.until_running(1, "web", 4, SOON);
+    let config = lab.config().clone();
+    let pids: Vec<i32> = [1, 2].into_iter().flat_map(|number| lab.workload_pids(number)).collect();
+    assert_eq!(pids.len(), 4);
+    lab.destroy().expect("everything can be removed");
+    assert!(!config.exists());
+    for pid in pids {
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "process {pid} is left");
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains("rswarm-tests"), "{mounts}");
+}
