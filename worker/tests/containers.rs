@@ -146,6 +146,7 @@ impl Lab {
         loop {
             let executor = ContainerExecutor::open(
                 self.path("tasks"),
+                "node",
                 ContainerExecutorConfig {
                     containers: self.path("containers"),
                     shim: ShimCommand::default(),
