@@ -147,10 +147,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     })
 }
 
-/// Sends what happens to standard error, filtered by `RSWARM_LOG` (default `info`).
+/// Sends what happens to standard error, filtered by `RSWARM_LOG` (default: `info`, of the consensus library `warn`).
 fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("RSWARM_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn"));
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).init();
 }

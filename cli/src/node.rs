@@ -194,7 +194,7 @@ async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<()> {
     nodes.sort_by(|a, b| {
         output::natural_cmp(&a.node.display_name(), &b.node.display_name()).then(a.node.id.cmp(&b.node.id))
     });
-    if args.quiet {
+    if args.quiet && args.format.is_none() {
         let ids: String = nodes.iter().map(|seen| format!("{}\n", seen.node.id)).collect();
         return Ok(output::print(&ids)?);
     }

@@ -442,7 +442,7 @@ async fn watch(client: &Client, service: &str, quiet: bool) -> anyhow::Result<()
                 }
                 Err(status) if is_passing(&status) => {
                     let since = *broken_since.get_or_insert_with(Instant::now);
-                    if latest.is_none() || since.elapsed() >= RECONNECT_FOR {
+                    if since.elapsed() >= RECONNECT_FOR {
                         return Err(client.error(&status).into());
                     }
                     stream = None;
@@ -476,3 +476,6 @@ fn is_passing(status: &tonic::Status) -> bool {
         Code::Unavailable | Code::Aborted | Code::Cancelled | Code::Unknown | Code::Internal
     )
 }
+
+#[cfg(test)]
+mod tests;

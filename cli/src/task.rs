@@ -124,14 +124,9 @@ fn rows(tasks: &[Task], nodes: &BTreeMap<String, String>, args: &ListArgs, now: 
     tasks
         .iter()
         .map(|task| {
-            let name = if args.no_resolve && task.slot != 0 {
-                format!("{}.{}", task.service_id, task.slot)
-            } else {
-                match (task.slot, task.node_id.map(|id| id.to_string())) {
-                    (0, Some(id)) => format!("{}.{}", task.service_name, nodes.get(&id).unwrap_or(&id)),
-                    _ => task.name(),
-                }
-            };
+            let service =
+                if args.no_resolve { task.service_id.to_string() } else { task.service_name.clone() };
+            let name = task.name().replacen(&task.service_name, &service, 1);
             let repeated = name == previous;
             previous.clone_from(&name);
             let node = task.node_id.map(|id| id.to_string()).unwrap_or_default();

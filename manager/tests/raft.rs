@@ -1,5 +1,7 @@
 //! Groups of managers in one process, over loopback: forming, electing, writing, losing members and coming back.
 
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 mod raft_group;
 
 use std::time::{Duration, Instant};
@@ -23,6 +25,10 @@ fn one_manager_writes_reads_and_restarts() {
         assert_eq!(group.node(0).store().snapshot().index, applied.index);
         assert!(matches!(write_network(group.node(0), 1).await, Err(ProposeError::Rejected(_))));
         group.node(0).read_barrier().await.unwrap();
+        eventually("the leader has recorded itself", || {
+            group.node(0).store().snapshot().nodes().all(|node| node.manager.is_some())
+        })
+        .await;
         let before = group.node(0).store().snapshot();
 
         group.kill(0).await;
@@ -51,6 +57,7 @@ fn three_managers_survive_their_leader_and_a_restart_of_all() {
         let survivor = (leader + 1) % 3;
         while write_network(group.node(survivor), 100).await.is_err() {}
         let lost = killed.elapsed();
+        eprintln!("leader killed until a write is accepted: {lost:?}");
         assert!(lost < Duration::from_secs(2), "a write was accepted after {lost:?}");
         written.push(100);
 

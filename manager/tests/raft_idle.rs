@@ -1,5 +1,7 @@
 //! What a manager costs while nothing happens. A test program of its own, since it looks at its whole process.
 
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 mod raft_group;
 
 use std::collections::BTreeMap;

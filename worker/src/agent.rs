@@ -31,9 +31,18 @@ pub struct Assignments {
 pub enum Input {
     Assignments(Assignments),
     /// An operation ended.
-    Finished { task: TaskId, attempt: u64, operation: Operation, result: Result<Done, Failure> },
+    Finished {
+        task: TaskId,
+        attempt: u64,
+        operation: Operation,
+        result: Result<Done, Failure>,
+    },
     /// How far a preparation is.
-    Progress { task: TaskId, attempt: u64, message: String },
+    Progress {
+        task: TaskId,
+        attempt: u64,
+        message: String,
+    },
     /// A leader listens: it is told everything it has not acknowledged.
     Connected,
     Disconnected,
@@ -49,16 +58,26 @@ pub enum Input {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Output {
     /// Begin `operation`, giving up what was under way for the task.
-    Perform { task: Arc<Task>, operation: Operation, attempt: u64 },
+    Perform {
+        task: Arc<Task>,
+        operation: Operation,
+        attempt: u64,
+    },
     /// Delete a container that belongs to no task of this node.
     Discard(TaskId),
     /// Write the task down as [`Agent::entry`] gives it.
     Save(TaskId),
     Forget(TaskId),
     SaveIndex(u64),
-    Send { sequence: u64, updates: Vec<(TaskId, TaskStatus)> },
+    Send {
+        sequence: u64,
+        updates: Vec<(TaskId, TaskStatus)>,
+    },
     /// These assignments came from a manager that no longer leads.
-    Stale { index: u64, seen: u64 },
+    Stale {
+        index: u64,
+        seen: u64,
+    },
 }
 
 /// See the module.
@@ -101,7 +120,12 @@ pub struct Counts {
 
 impl Agent {
     /// Takes up where the last daemon ended, from its ledger and the containers that are there.
-    pub fn restore(entries: Vec<Entry>, index: u64, found: Vec<Found>, now: Timestamp) -> (Self, Vec<Output>) {
+    pub fn restore(
+        entries: Vec<Entry>,
+        index: u64,
+        found: Vec<Found>,
+        now: Timestamp,
+    ) -> (Self, Vec<Output>) {
         let mut agent = Self { index, ..Self::default() };
         agent.strays = found.into_iter().map(|found| (found.task, found)).collect();
         let mut dirty = BTreeSet::new();
@@ -252,7 +276,9 @@ impl Agent {
                     if task.status.state < held.status.state && held.report == Report::Acknowledged {
                         held.report = Report::Unsent;
                     }
-                    let changed = !held.assigned || held.task.desired != task.desired || held.task.networks != task.networks;
+                    let changed = !held.assigned
+                        || held.task.desired != task.desired
+                        || held.task.networks != task.networks;
                     if !changed {
                         continue;
                     }
@@ -280,7 +306,8 @@ impl Agent {
         dirty: &mut BTreeSet<TaskId>,
         outputs: &mut Vec<Output>,
     ) {
-        let Some(held) = self.tasks.get_mut(&id).filter(|held| held.busy == Some((operation, attempt))) else {
+        let Some(held) = self.tasks.get_mut(&id).filter(|held| held.busy == Some((operation, attempt)))
+        else {
             // The end of something given up.
             return;
         };

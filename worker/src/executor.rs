@@ -130,7 +130,12 @@ pub trait Executor: Send + Sync + 'static {
     /// What is there from before; called once, before anything else.
     fn recover(&self) -> BoxFuture<'_, Result<Vec<Found>, Failure>>;
     /// Sends the asked part of a task's log; ends early when nobody receives any more.
-    fn logs(&self, task: TaskId, query: LogQuery, lines: mpsc::Sender<LogLine>) -> BoxFuture<'_, Result<(), Failure>>;
+    fn logs(
+        &self,
+        task: TaskId,
+        query: LogQuery,
+        lines: mpsc::Sender<LogLine>,
+    ) -> BoxFuture<'_, Result<(), Failure>>;
     /// Compares the node with what should be there and repairs it; called every few seconds.
     fn repair(&self) -> BoxFuture<'_, Result<(), Failure>>;
     /// Removes what belongs to no single task: networks, rules, directories. Called when no task is left.

@@ -50,18 +50,13 @@ pub enum LedgerError {
     },
     #[error("ledger `{path}` is in use by another process: is a second daemon running on this data root?")]
     Locked { path: PathBuf },
-    #[error("failed to open ledger `{path}`: if it is damaged, remove it; the manager sends again what it held")]
+    #[error(
+        "failed to open ledger `{path}`: if it is damaged, remove it; the manager sends again what it held"
+    )]
     Open {
         path: PathBuf,
         #[source]
         source: Box<redb::Error>,
-    },
-    #[error("entry `{id}` of ledger `{path}` is damaged: remove the ledger; the manager sends again what it held")]
-    Entry {
-        id: String,
-        path: PathBuf,
-        #[source]
-        source: serde_json::Error,
     },
     #[error("failed to start the thread that writes ledger `{path}`")]
     Thread {
@@ -117,13 +112,21 @@ impl Ledger {
         };
         let raw = read(&database).map_err(failed)?;
         let mut contents = Contents { entries: Vec::with_capacity(raw.0.len()), index: raw.1 };
-        for (id, value) in raw.0 {
-            let entry = serde_json::from_slice(&value).map_err(|source| LedgerError::Entry {
-                id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
-                path: path.to_owned(),
-                source,
-            })?;
-            contents.entries.push(entry);
+        let mut unreadable = BTreeMap::new();
+        for (key, value) in raw.0 {
+            match serde_json::from_slice::<Entry>(&value) {
+                Ok(entry) => contents.entries.push(entry),
+                // As after a change of version. The manager sends the task again, and its container is taken up then.
+                Err(error) => {
+                    tracing::warn!(ledger = %path.display(), %error, "dropped an entry that cannot be read");
+                    if let Ok(bytes) = <[u8; 16]>::try_from(key.as_slice()) {
+                        unreadable.insert(TaskId::from_bytes(bytes), None);
+                    }
+                }
+            }
+        }
+        if !unreadable.is_empty() {
+            write(&database, &unreadable, None).map_err(failed)?;
         }
         let shared = Arc::new(Shared { pending: Mutex::default(), changed: Condvar::new() });
         let thread = std::thread::Builder::new()
@@ -142,7 +145,9 @@ impl Ledger {
             Ok(value) => self.change(|pending| {
                 pending.tasks.insert(entry.task.id, Some(value));
             }),
-            Err(error) => tracing::error!(task = %entry.task.id, %error, "task cannot be written to the ledger"),
+            Err(error) => {
+                tracing::error!(task = %entry.task.id, %error, "task cannot be written to the ledger");
+            }
         }
     }
 
@@ -272,6 +277,24 @@ mod tests {
         let (_ledger, contents) = Ledger::open(&path).unwrap();
         let expected = vec![Entry { assigned: false, ..entry(1) }, entry(2)];
         assert_eq!(contents, Contents { entries: expected, index: 7 });
+    }
+
+    #[test]
+    fn an_entry_of_another_version_is_dropped_and_the_rest_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let entry = Entry { task: task(1), status: TaskStatus::default(), assigned: true };
+        Ledger::open(&path).unwrap().0.put(&entry);
+        {
+            let database = Database::open(&path).unwrap();
+            let other = BTreeMap::from([(task(2).id, Some(br#"{"shape":"unknown"}"#.to_vec()))]);
+            write(&database, &other, None).unwrap();
+            assert_eq!(read(&database).unwrap().0.len(), 2);
+        }
+        let (ledger, contents) = Ledger::open(&path).unwrap();
+        assert_eq!(contents.entries, [entry]);
+        drop(ledger);
+        assert_eq!(read(&Database::open(&path).unwrap()).unwrap().0.len(), 1);
     }
 
     #[test]

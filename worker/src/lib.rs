@@ -121,7 +121,8 @@ impl Worker {
     /// As in [`WorkerError`]; nothing runs then that did not run before.
     pub async fn start(config: WorkerConfig) -> Result<Self, WorkerError> {
         let root = config.data_root.join("worker");
-        let executor = ContainerExecutor::open(root.join("tasks"), &config.node_description.hostname, config.executor)?;
+        let executor =
+            ContainerExecutor::open(root.join("tasks"), &config.node_description.hostname, config.executor)?;
         Self::start_with(WorkerParts {
             node_id: config.node_id,
             node_description: config.node_description,
@@ -139,8 +140,7 @@ impl Worker {
     /// As [`Worker::start`].
     pub async fn start_with(parts: WorkerParts) -> Result<Self, WorkerError> {
         let (ledger, contents) = Ledger::open(&parts.ledger)?;
-        let found =
-            parts.executor.recover().await.map_err(|failure| WorkerError::Recover(failure.text))?;
+        let found = parts.executor.recover().await.map_err(|failure| WorkerError::Recover(failure.text))?;
         let (agent, outputs) =
             agent::Agent::restore(contents.entries, contents.index, found, Timestamp::now());
         let (events, receiver) = mpsc::channel(server::EVENTS);

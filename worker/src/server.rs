@@ -27,9 +27,21 @@ const REPAIR_PERIOD: Duration = Duration::from_secs(5);
 /// Everything that can happen to a worker.
 pub(crate) enum Event {
     Session(SessionEvent),
-    Finished { task: TaskId, attempt: u64, operation: Operation, result: Result<Done, Failure> },
-    Progress { task: TaskId, attempt: u64, message: String },
-    Discarded { task: TaskId, result: Result<Done, Failure> },
+    Finished {
+        task: TaskId,
+        attempt: u64,
+        operation: Operation,
+        result: Result<Done, Failure>,
+    },
+    Progress {
+        task: TaskId,
+        attempt: u64,
+        message: String,
+    },
+    Discarded {
+        task: TaskId,
+        result: Result<Done, Failure>,
+    },
     DiscardAgain(TaskId),
     Repaired(Result<(), Failure>),
     /// Tell what is held.
@@ -37,7 +49,10 @@ pub(crate) enum Event {
     /// End the loop and leave containers alone.
     Shutdown,
     /// End and remove everything, with force after so long.
-    Leave { patience: Duration, done: oneshot::Sender<Result<(), Failure>> },
+    Leave {
+        patience: Duration,
+        done: oneshot::Sender<Result<(), Failure>>,
+    },
 }
 
 /// See the module.
@@ -120,7 +135,9 @@ impl Server {
                 }
                 self.feed(Input::Finished { task, attempt, operation, result });
             }
-            Event::Progress { task, attempt, message } => self.feed(Input::Progress { task, attempt, message }),
+            Event::Progress { task, attempt, message } => {
+                self.feed(Input::Progress { task, attempt, message });
+            }
             Event::Discarded { task, result } => {
                 self.discards.remove(&task);
                 if let Err(failure) = result {

@@ -155,11 +155,12 @@ impl Session {
     /// One attempt at one manager, and the whole session if it leads.
     async fn attempt(&self, addr: &str) -> Ended {
         let channel = (self.connect)(addr);
-        let mut client =
-            DispatcherClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut client = DispatcherClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let (messages, outgoing) = mpsc::channel(OUTBOX_MESSAGES);
         let outbox = Outbox { messages, broken: CancellationToken::new(), channel };
-        outbox.send(FromAgent::Hello(v1::agent_message::Hello { description: Some((&self.description).into()) }));
+        outbox.send(FromAgent::Hello(v1::agent_message::Hello {
+            description: Some((&self.description).into()),
+        }));
         let opening = async {
             let mut incoming = client.session(ReceiverStream::new(outgoing)).await?.into_inner();
             let first = incoming.message().await?;
@@ -172,7 +173,9 @@ impl Session {
         };
         let mut heartbeat = match first {
             Some(FromManager::Welcome(welcome)) => ticker(welcome.heartbeat_period_nanos),
-            Some(FromManager::Redirect(redirect)) if redirect.leader_addr.is_empty() => return Ended::NoLeader,
+            Some(FromManager::Redirect(redirect)) if redirect.leader_addr.is_empty() => {
+                return Ended::NoLeader;
+            }
             Some(FromManager::Redirect(redirect)) => return Ended::Redirected(redirect.leader_addr),
             Some(_) => return Ended::Failed("it spoke before it welcomed this node".to_owned()),
             None => return Ended::Failed("it hung up instead of answering".to_owned()),
@@ -207,7 +210,9 @@ impl Session {
                         self.see(view);
                         continue;
                     }
-                    Some(FromManager::SubscribeLogs(subscription)) => SessionEvent::SubscribeLogs(subscription),
+                    Some(FromManager::SubscribeLogs(subscription)) => {
+                        SessionEvent::SubscribeLogs(subscription)
+                    }
                     Some(FromManager::UnsubscribeLogs(id)) => SessionEvent::UnsubscribeLogs(id),
                     Some(FromManager::Redirect(_)) => {
                         return Ended::Broken("the leader stepped down".to_owned());

@@ -59,7 +59,10 @@ pub enum Operation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Done {
     Prepared,
-    Started { pid: Option<i32>, ports: Vec<PortStatus> },
+    Started {
+        pid: Option<i32>,
+        ports: Vec<PortStatus>,
+    },
     /// Of `Wait`: it ended by itself. Of `Shutdown`: it ended on request, or had ended before.
     Ended(Option<Exit>),
     Removed,
@@ -232,11 +235,8 @@ fn end_by_itself(status: &mut TaskStatus, exit: &Exit) {
 fn set_exit(status: &mut TaskStatus, exit: Option<&Exit>) {
     match exit {
         Some(exit) => {
-            status.container = Some(ContainerStatus {
-                pid: None,
-                exit_code: Some(exit.code),
-                oom_killed: exit.oom_killed,
-            });
+            status.container =
+                Some(ContainerStatus { pid: None, exit_code: Some(exit.code), oom_killed: exit.oom_killed });
         }
         None => {
             if let Some(container) = &mut status.container {

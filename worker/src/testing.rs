@@ -5,34 +5,15 @@ use std::sync::{Arc, Mutex};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use rswarm_types::{Meta, NodeId, ServiceId, Task, TaskId, TaskState, TaskStatus, Timestamp, Version};
+use rswarm_types::{Task, TaskId, Timestamp};
 use tokio::sync::{mpsc, watch};
 
 use crate::executor::{Executor, Exit, Failure, FailureKind, Found, FoundState, LogLine, LogQuery, Progress};
 use crate::task::Done;
 
-pub fn id(n: u8) -> TaskId {
-    TaskId::from_bytes([n; 16])
-}
-
-/// Task `web.n`, assigned and wanted running.
-pub fn task(n: u8) -> Task {
-    Task {
-        id: id(n),
-        meta: Meta::default(),
-        service_id: ServiceId::from_bytes([9; 16]),
-        slot: u64::from(n),
-        node_id: Some(NodeId::from_bytes([8; 16])),
-        spec: Arc::default(),
-        spec_version: Version(1),
-        service_name: "web".to_owned(),
-        service_labels: BTreeMap::new(),
-        ports: vec![],
-        desired: TaskState::Running,
-        status: TaskStatus { state: TaskState::Assigned, ..TaskStatus::default() },
-        networks: vec![],
-    }
-}
+#[path = "../tests/support/manager.rs"]
+pub mod manager;
+pub use manager::{id, task};
 
 /// What a fake container is doing.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,7 +35,11 @@ pub struct FakeExecutor {
 
 impl Default for FakeExecutor {
     fn default() -> Self {
-        Self { containers: watch::channel(BTreeMap::new()).0, unfit: Arc::default(), stubborn: Arc::default() }
+        Self {
+            containers: watch::channel(BTreeMap::new()).0,
+            unfit: Arc::default(),
+            stubborn: Arc::default(),
+        }
     }
 }
 
@@ -152,9 +137,18 @@ impl Executor for FakeExecutor {
     }
 
     /// Five lines; with `follow` a sixth once the container has ended.
-    fn logs(&self, task: TaskId, query: LogQuery, lines: mpsc::Sender<LogLine>) -> BoxFuture<'_, Result<(), Failure>> {
+    fn logs(
+        &self,
+        task: TaskId,
+        query: LogQuery,
+        lines: mpsc::Sender<LogLine>,
+    ) -> BoxFuture<'_, Result<(), Failure>> {
         async move {
-            let line = |n: u64| LogLine { at: Timestamp(n), stderr: n % 2 == 0, line: format!("line {n}").into() };
+            let line = |n: u64| LogLine {
+                at: Timestamp(n),
+                stderr: n.is_multiple_of(2),
+                line: format!("line {n}").into(),
+            };
             let first = 6 - query.tail.unwrap_or(5).min(5);
             for n in first..6 {
                 if lines.send(line(n)).await.is_err() {

@@ -115,7 +115,7 @@ pub async fn run(client: &Client, args: LogsArgs) -> anyhow::Result<()> {
         warnings.extend(batch.warnings);
         if args.follow {
             // What comes next is not known, so lines are shown as they arrive.
-            if !writer.write(batch.records)? {
+            if !writer.write(&batch.records)? {
                 return Ok(());
             }
         } else {
@@ -124,7 +124,7 @@ pub async fn run(client: &Client, args: LogsArgs) -> anyhow::Result<()> {
     }
     // Sorting is stable: lines of one task that carry the same time stay in the order in which they were written.
     records.sort_by_key(|record| record.at);
-    writer.write(records)?;
+    writer.write(&records)?;
     if warnings.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(warnings.join("\n"))) }
 }
 
@@ -138,12 +138,12 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     /// Writes each line to the stream it came from; false if nobody reads any more.
-    fn write(&mut self, records: Vec<v1::LogRecord>) -> std::io::Result<bool> {
+    fn write(&mut self, records: &[v1::LogRecord]) -> std::io::Result<bool> {
         let longest = records.iter().map(|record| self.prefix(record).chars().count()).max();
         self.width = self.width.max(longest.unwrap_or(0));
         let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr().lock());
         let write = || -> std::io::Result<()> {
-            for record in &records {
+            for record in records {
                 let line = self.line(record);
                 if record.stream() == Stream::Stderr { err.write_all(&line)? } else { out.write_all(&line)? }
             }

@@ -228,3 +228,34 @@ async fn scale_one(client: &Client, name: &str, wanted: u64) -> anyhow::Result<S
     put(client, &service, &spec, false).await?;
     Ok(service.id.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(subcommand)]
+        command: ServiceCommand,
+    }
+
+    #[test]
+    fn the_command_line_is_sound_and_help_hides_what_is_refused() {
+        Line::command().debug_assert();
+        let mut create = Line::command().find_subcommand("create").unwrap().clone();
+        let help = create.render_help().to_string();
+        assert!(
+            help.contains("--replicas <N>") && !help.contains("--secret") && !help.contains("--health"),
+            "{help}"
+        );
+    }
+
+    #[test]
+    fn short_switches_may_stand_together() {
+        let line = Line::try_parse_from(["rswarm", "create", "-dqp", "80", "web"]).unwrap();
+        let ServiceCommand::Create(flags) = line.command else { panic!("{line:?}") };
+        assert_eq!(flags.waiting, Waiting { detach: true, quiet: true });
+    }
+}

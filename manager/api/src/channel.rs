@@ -11,9 +11,10 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 /// How long connecting may take, TLS included: beyond it a host that drops packets looks like one that is gone.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// A connection that shows no life for these two together is broken, also when no packet says so.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A connection that shows no life for these two together is broken, also when no packet says so. A worker then has
+/// half of the time after which its node counts as down (5 s) to find the new leader.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// A channel to the manager at `addr` (`HOST:PORT`), connected when first used and again when it broke.
 ///

@@ -16,7 +16,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Bui
     async fn build(&self) -> Result<(tempfile::TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
         let sealer = DataKey::create(dir.path()).unwrap().sealer();
-        let log = LogStore::open(&dir.path().join("log"), sealer.clone()).unwrap();
+        let log = LogStore::open_with(&dir.path().join("log"), sealer.clone(), 16 << 10).unwrap();
         let snapshots = SnapshotDir::open(&dir.path().join("snapshots"), sealer).unwrap();
         let machine = StateMachine::open(snapshots, Store::new()).unwrap();
         Ok((dir, log, machine))

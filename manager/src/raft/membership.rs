@@ -26,6 +26,8 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two looks at a change that is under way.
 const POLL: Duration = Duration::from_millis(50);
+/// Between two looks at the node objects while the state keeps changing.
+const STATE_PAUSE: Duration = Duration::from_millis(200);
 /// Entries a learner may lag and still become a voter: what is sent in a moment.
 const PROMOTION_LAG: u64 = 1000;
 
@@ -352,14 +354,21 @@ async fn in_time<T>(change: impl Future<Output = Result<T, String>>) -> Result<T
 pub(super) async fn maintain(node: RaftNode) {
     let mut leadership = node.leadership();
     let mut metrics = node.raft().server_metrics();
+    let mut states = node.store().subscribe();
     let cancelled = node.cancelled().clone();
     loop {
         leadership.borrow_and_update();
+        states.mark_unchanged();
         metrics.borrow_and_update();
         let more = node.leads() && node.settle().await;
         tokio::select! {
             changed = leadership.changed() => if changed.is_err() { return },
             changed = metrics.changed() => if changed.is_err() { return },
+            // A node object may have come or changed; a busy log wakes this no more often than that.
+            changed = states.changed() => {
+                if changed.is_err() { return }
+                tokio::time::sleep(STATE_PAUSE).await;
+            }
             () = tokio::time::sleep(POLL), if more => {}
             () = cancelled.cancelled() => return,
         }

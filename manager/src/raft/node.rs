@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -549,8 +550,13 @@ fn open_disk(dir: &Path, store: Store) -> Result<(File, LogStore, SnapshotDir, S
         let path = path.clone();
         move |source| RaftError::Io { action, path, source }
     };
-    let lock =
-        File::options().create(true).truncate(false).write(true).open(&path).map_err(io_error("open"))?;
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(io_error("open"))?;
     match lock.try_lock() {
         Ok(()) => {}
         Err(std::fs::TryLockError::WouldBlock) => return Err(RaftError::InUse(dir.to_owned())),

@@ -367,8 +367,13 @@ impl Write {
 fn inherit_cpuset(directory: &Path) -> Result<(), Failure> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let (Some(parent), path) = (directory.parent(), directory.join(file)) else { continue };
-        let inherited =
-            fs::read_to_string(parent.join(file)).step(|| format!("read `{}`", parent.display()))?;
+        let read = || fs::read_to_string(parent.join(file)).step(|| format!("read `{}`", parent.display()));
+        let mut inherited = read()?;
+        if inherited.trim().is_empty() {
+            // Made a moment ago by another shim that has not come to this yet. The topmost one is never empty.
+            inherit_cpuset(parent)?;
+            inherited = read()?;
+        }
         Write { path, value: inherited.trim().to_owned() }.perform()?;
     }
     Ok(())

@@ -235,3 +235,20 @@ fn device_program_is_taken_by_the_kernel_and_decides() {
     // The helper `t` itself writes to /dev/null, which is allowed.
     assert_eq!(String::from_utf8_lossy(&output.stdout), "yyyynnnyn");
 }
+
+#[test]
+fn a_cpuset_whose_parent_another_container_has_just_made_is_filled_from_above() {
+    let root = tempfile::tempdir().unwrap();
+    let (parent, child) = (root.path().join("parent"), root.path().join("parent/child"));
+    fs::create_dir_all(&child).unwrap();
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        fs::write(root.path().join(file), "0-1\n").unwrap();
+        fs::write(parent.join(file), "\n").unwrap();
+        fs::write(child.join(file), "\n").unwrap();
+    }
+    inherit_cpuset(&child).unwrap();
+    for directory in [&parent, &child] {
+        assert_eq!(fs::read_to_string(directory.join("cpuset.cpus")).unwrap().trim(), "0-1");
+        assert_eq!(fs::read_to_string(directory.join("cpuset.mems")).unwrap().trim(), "0-1");
+    }
+}

@@ -79,10 +79,9 @@ impl Harness {
             (Operation::Start, Done::Started { pid: Some(1), ports: vec![] }),
         ] {
             let attempt = self.agent.tasks[&id(n)].busy.unwrap().1;
-            let outputs = self.agent.handle(
-                Input::Finished { task: id(n), attempt, operation, result: Ok(result) },
-                self.now,
-            );
+            let outputs = self
+                .agent
+                .handle(Input::Finished { task: id(n), attempt, operation, result: Ok(result) }, self.now);
             self.take(&outputs);
         }
         assert_eq!(self.agent.tasks[&id(n)].status.state, TaskState::Running);
@@ -242,10 +241,7 @@ fn a_new_daemon_takes_up_what_it_finds() {
     let mut h = Harness { agent, attempts: BTreeMap::new(), now: NOW };
     assert_eq!(h.agent.entry(id(3)).unwrap().status.state, TaskState::Failed, "its container is gone");
     // Nothing is taken from a container that the ledger lost until a manager has said what is assigned.
-    h.check(
-        Input::Connected,
-        &["send 1=running 2=running 3=failed 4=complete 5=running"],
-    );
+    h.check(Input::Connected, &["send 1=running 2=running 3=failed 4=complete 5=running"]);
     h.check(full(3, &[1, 2, 3, 4, 6]), &["discard 7", "save 6", "wait 6", "send 6=running"]);
 }
 
@@ -262,8 +258,7 @@ fn a_running_task_that_left_no_trace_here_has_failed() {
 fn an_unreadable_task_keeps_what_it_has() {
     let mut h = Harness::new();
     h.run(1);
-    let assignments =
-        Assignments { index: 2, full: true, unreadable: vec![id(1)], ..Assignments::default() };
+    let assignments = Assignments { index: 2, full: true, unreadable: vec![id(1)], ..Assignments::default() };
     h.check(Input::Assignments(assignments), &["index 2"]);
 }
 

@@ -23,7 +23,8 @@ use futures::future::BoxFuture;
 use rswarm_image::{Digest, Image, ImageError, ImageStore, PullOptions};
 use rswarm_net::{NetError, NetworkConfig};
 use rswarm_runtime::{
-    Container, Containers, CreateRequest, ExitStatus, LogOptions, Rootfs, RuntimeError, ShimCommand, State, Status, log,
+    Container, Containers, CreateRequest, ExitStatus, LogOptions, Rootfs, RuntimeError, ShimCommand, State,
+    Status, log,
 };
 use rswarm_types::{Task, TaskId, Timestamp};
 use tokio::net::unix::pipe;
@@ -264,7 +265,7 @@ impl ContainerExecutor {
                 let container = container.clone();
                 blocking(move || kill(&container)).await??;
                 // Until it is really gone: a process that hangs in the kernel keeps its task alive.
-                ended.readable().await.map_err(watch_failure)?;
+                ended.readable().await.map_err(|error| watch_failure(&error))?;
             }
         }
         let exit = match asked {
@@ -323,8 +324,7 @@ impl ContainerExecutor {
         };
         let read_error = |source| Error::File { action: "read the log in", path: directory.clone(), source };
         let path = directory.clone();
-        let mut reader =
-            blocking(move || log::Reader::open(&path, options)).await?.map_err(read_error)?;
+        let mut reader = blocking(move || log::Reader::open(&path, options)).await?.map_err(read_error)?;
         let node = self.node.clone();
         let ended = match query.follow {
             true => blocking(move || node.find(task)).await??.and_then(|container| container.watch().ok()),
@@ -343,7 +343,7 @@ impl ContainerExecutor {
                 if records.is_empty() {
                     break;
                 }
-                for line in records.into_iter().filter_map(|record| assembler.add(record)) {
+                for line in records.iter().filter_map(|record| assembler.add(record)) {
                     if lines.send(line).await.is_err() {
                         return Ok(());
                     }
@@ -384,7 +384,12 @@ impl Executor for ContainerExecutor {
         self.recover().boxed()
     }
 
-    fn logs(&self, task: TaskId, query: LogQuery, lines: mpsc::Sender<LogLine>) -> BoxFuture<'_, Result<(), Failure>> {
+    fn logs(
+        &self,
+        task: TaskId,
+        query: LogQuery,
+        lines: mpsc::Sender<LogLine>,
+    ) -> BoxFuture<'_, Result<(), Failure>> {
         self.logs(task, query, lines).boxed()
     }
 
@@ -586,16 +591,16 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 async fn until_readable(fd: OwnedFd) -> Result<(), Failure> {
-    watch(fd)?.readable().await.map_err(watch_failure)
+    watch(fd)?.readable().await.map_err(|error| watch_failure(&error))
 }
 
 /// Readiness of any descriptor. Nothing is read through it, so that it is called a pipe does not matter; the type made
 /// for this asks its users for `unsafe`.
 fn watch(fd: OwnedFd) -> Result<pipe::Receiver, Failure> {
-    pipe::Receiver::from_owned_fd_unchecked(fd).map_err(watch_failure)
+    pipe::Receiver::from_owned_fd_unchecked(fd).map_err(|error| watch_failure(&error))
 }
 
-fn watch_failure(error: std::io::Error) -> Failure {
+fn watch_failure(error: &std::io::Error) -> Failure {
     Failure { text: format!("failed to watch the container: {error}"), kind: FailureKind::Temporary }
 }
 
@@ -643,7 +648,8 @@ fn resolve_user(task: &Task, image: &Image, layers: &[PathBuf]) -> Result<users:
 
 /// A bind mount makes no directories on the node. Source: swarm-parity 4.3.
 fn check_mount_sources(task: &Task) -> Result<(), SpecError> {
-    let binds = task.spec.container.mounts.iter().filter(|mount| mount.kind == rswarm_types::task::MountKind::Bind);
+    let binds =
+        task.spec.container.mounts.iter().filter(|mount| mount.kind == rswarm_types::task::MountKind::Bind);
     for mount in binds {
         if let Err(error) = std::fs::metadata(&mount.source) {
             let reason = match error.kind() {
@@ -749,7 +755,7 @@ struct Assembler {
 }
 
 impl Assembler {
-    fn add(&mut self, record: log::Record) -> Option<LogLine> {
+    fn add(&mut self, record: &log::Record) -> Option<LogLine> {
         let stderr = record.stream == log::Stream::Stderr;
         let pieces = if stderr { &mut self.stderr } else { &mut self.stdout };
         pieces.extend_from_slice(&record.line);
@@ -767,14 +773,19 @@ mod tests {
 
     #[test]
     fn pieces_of_a_line_are_put_together() {
-        let record = |stream, line: &[u8], partial| log::Record { at_unix_nanos: 1, stream, line: line.to_vec(), partial };
+        let record = |stream, line: &[u8], partial| log::Record {
+            at_unix_nanos: 1,
+            stream,
+            line: line.to_vec(),
+            partial,
+        };
         let mut assembler = Assembler::default();
         let (out, err) = (log::Stream::Stdout, log::Stream::Stderr);
-        assert_eq!(assembler.add(record(out, b"one ", true)), None);
+        assert_eq!(assembler.add(&record(out, b"one ", true)), None);
         let line = |stderr, line: &[u8]| Some(LogLine { at: Timestamp(1), stderr, line: line.to_vec() });
-        assert_eq!(assembler.add(record(err, b"warning", false)), line(true, b"warning"));
-        assert_eq!(assembler.add(record(out, b"line", false)), line(false, b"one line"));
+        assert_eq!(assembler.add(&record(err, b"warning", false)), line(true, b"warning"));
+        assert_eq!(assembler.add(&record(out, b"line", false)), line(false, b"one line"));
         let long = vec![b'x'; LINE_BYTES_MAX];
-        assert_eq!(assembler.add(record(out, &long, true)), line(false, &long), "a line has a bound");
+        assert_eq!(assembler.add(&record(out, &long, true)), line(false, &long), "a line has a bound");
     }
 }

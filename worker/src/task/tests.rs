@@ -233,7 +233,8 @@ fn states_only_move_forward() {
     ];
     for state in TaskState::ALL {
         for wish in [Wish::Park, Wish::Run, Wish::Stop, Wish::Gone] {
-            let Step::Perform(operation) = step(wish, Observed { state, busy: None, retry: None }, NOW) else {
+            let Step::Perform(operation) = step(wish, Observed { state, busy: None, retry: None }, NOW)
+            else {
                 continue;
             };
             for result in &results {

@@ -7,13 +7,16 @@ use rswarm_types::service::{EndpointSpec, ServiceMode, ServiceSpec, UpdateConfig
 use rswarm_types::task::{Mount, TaskSpec, Ulimit};
 
 use super::unsupported::Unsupported;
-use super::{FlagError, Settings, Surroundings, edit, env_key, env_lines, settle_capabilities, with_values};
+use super::{
+    FlagError, Settings, Surroundings, edit, env_key, env_lines, settle_capabilities, takes_next_word,
+    with_values,
+};
 use crate::progress::Waiting;
 use crate::service::value::{self, Attachment, Ports};
 
 /// Everything that can follow `service create`.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, mut_args(takes_next_word))]
 pub struct CreateFlags {
     #[command(flatten)]
     pub waiting: Waiting,
@@ -361,7 +364,10 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (args, part) in [
-            (&["--replicas", "-1", "web"][..], "--replicas"),
+            (
+                &["--replicas", "-1", "web"][..],
+                "'--replicas <N>': expected a number of tasks from 0 to 1000000, found `-1`",
+            ),
             (&["--replicas", "many", "web"], "expected a number of tasks from 0 to 1000000, found `many`"),
             (
                 &["--update-delay", "10", "web"],

@@ -85,6 +85,13 @@ impl Surroundings<'_> {
     }
 }
 
+/// Lets a flag that needs a value take the next word whatever it looks like, as in Docker: `--args -v`,
+/// `--oom-score-adj -500`. A negative number where none fits is then a wrong value of that flag.
+fn takes_next_word(arg: clap::Arg) -> clap::Arg {
+    let needs_value = arg.get_action().takes_values() && !arg.is_require_equals_set();
+    if needs_value && !arg.is_positional() { arg.allow_hyphen_values(true) } else { arg }
+}
+
 fn cpus(text: &str) -> Result<u64, ParseQuantityError> {
     parse_cpus(text)
 }
@@ -96,7 +103,7 @@ pub struct Settings {
     #[arg(long, value_name = "MODE")]
     endpoint_mode: Option<EndpointMode>,
     /// Replace the image's entrypoint; split as by a shell
-    #[arg(long, value_name = "COMMAND", value_parser = value::words, allow_hyphen_values = true)]
+    #[arg(long, value_name = "COMMAND", value_parser = value::words)]
     entrypoint: Option<Words>,
     /// Host name in the container
     #[arg(long)]
@@ -129,8 +136,7 @@ pub struct Settings {
         value_parser = value::boolean, value_name = "BOOL")]
     no_resolve_image: Option<bool>,
     /// From -1000 (spared) to 1000 (killed first) when the node is out of memory
-    #[arg(long, value_name = "N", allow_hyphen_values = true,
-        value_parser = clap::value_parser!(i32).range(-1000..=1000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(-1000..=1000))]
     oom_score_adj: Option<i32>,
     /// Mount the root file system read-only
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",

@@ -74,7 +74,7 @@ impl<const UPDATE: bool> Args for Unsupported<UPDATE> {
                 let arg = arg.num_args(0..=1).require_equals(true).default_missing_value("true");
                 arg.value_parser(boolean).action(ArgAction::Append)
             } else {
-                arg.allow_hyphen_values(true).action(ArgAction::Append)
+                arg.action(ArgAction::Append)
             }
         }))
     }

@@ -1,17 +1,21 @@
 //! `service update`: changes to the spec a service has. Removals come first, then additions.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 use rswarm_types::service::ServiceSpec;
 use rswarm_types::task::{Mount, Ulimit};
 
 use super::unsupported::Unsupported;
-use super::{FlagError, Settings, Surroundings, edit, env_key, settle_capabilities, with_values};
+use super::{
+    FlagError, Settings, Surroundings, edit, env_key, settle_capabilities, takes_next_word, with_values,
+};
 use crate::progress::Waiting;
 use crate::service::value::{self, Attachment, PortPattern, Ports, Words};
 
 /// Everything that can follow `service update`.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, mut_args(takes_next_word))]
 pub struct UpdateFlags {
     #[command(flatten)]
     pub waiting: Waiting,
@@ -40,7 +44,7 @@ pub struct Changes {
     #[arg(long)]
     image: Option<String>,
     /// What replaces the image's command; split as by a shell
-    #[arg(long, value_name = "COMMAND", value_parser = value::words, allow_hyphen_values = true)]
+    #[arg(long, value_name = "COMMAND", value_parser = value::words)]
     args: Option<Words>,
     /// Add a capability, or take back that it is dropped; RESET empties the list first
     #[arg(long, value_name = "CAPABILITY", value_parser = value::capability)]
@@ -259,20 +263,285 @@ impl Changes {
                 to.push(capability.clone());
             }
         };
-        let mut given: Vec<&String> = Vec::new();
-        let mut first_time = |capability: &'_ String| capability != value::RESET;
-        for capability in self.cap_drop.iter().filter(|c| first_time(c) && !self.cap_add.contains(c)) {
-            if !given.contains(&capability) {
-                given.push(capability);
-                step(add, drop, capability);
-            }
+        let added: BTreeSet<&String> = self.cap_add.iter().filter(|c| *c != value::RESET).collect();
+        let dropped: BTreeSet<&String> = self.cap_drop.iter().filter(|c| *c != value::RESET).collect();
+        for capability in dropped.difference(&added) {
+            step(add, drop, capability);
         }
-        for capability in self.cap_add.iter().filter(|c| first_time(c)) {
-            if !given.contains(&capability) {
-                given.push(capability);
-                step(drop, add, capability);
-            }
+        for capability in added {
+            step(drop, add, capability);
         }
         settle_capabilities(add, drop);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use rswarm_types::NetworkId;
+    use rswarm_types::service::{EndpointSpec, PortConfig, Protocol, PublishMode, ServiceMode, UpdateConfig};
+    use rswarm_types::task::{MountKind, NetworkAttachment, TaskSpec};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        flags: UpdateFlags,
+    }
+
+    const FRONT: NetworkId = NetworkId::from_bytes([7; 16]);
+    const BACK: NetworkId = NetworkId::from_bytes([8; 16]);
+
+    fn parse(args: &[&str]) -> Result<UpdateFlags, String> {
+        let args = std::iter::once("update").chain(args.iter().copied()).chain(["web"]);
+        Line::try_parse_from(args).map(|line| line.flags).map_err(|error| error.to_string())
+    }
+
+    fn strings(list: &[&str]) -> Vec<String> {
+        list.iter().map(|s| (*s).to_owned()).collect()
+    }
+
+    fn map(pairs: &[(&str, &str)]) -> rswarm_types::Labels {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    fn mount(target: &str, read_only: bool) -> Mount {
+        Mount { kind: MountKind::Bind, source: "/src".to_owned(), target: target.to_owned(), read_only }
+    }
+
+    fn port(published: u16, target: u16, protocol: Protocol) -> PortConfig {
+        PortConfig { protocol, target, published: Some(published), mode: PublishMode::Ingress }
+    }
+
+    /// A service with two of everything.
+    fn before() -> ServiceSpec {
+        let mut task = TaskSpec::default();
+        task.placement.constraints = strings(&["a==1", "b==2"]);
+        task.placement.spread = strings(&["node.labels.a", "node.labels.b"]);
+        task.placement.max_replicas = 2;
+        task.networks = vec![NetworkAttachment { network: FRONT, aliases: strings(&["x"]) }];
+        task.log.max_files = 9;
+        let container = &mut task.container;
+        container.image = "web:1@sha256:ab".to_owned();
+        container.labels = map(&[("a", "1"), ("b", "2")]);
+        container.command = strings(&["run"]);
+        container.args = strings(&["old"]);
+        container.env = strings(&["A=1", "B=2"]);
+        container.groups = strings(&["a", "b"]);
+        container.mounts = vec![mount("/a", false), mount("/b", false)];
+        container.hosts = strings(&["1.1.1.1 a", "2.2.2.2 a", "3.3.3.3 b"]);
+        container.dns.nameservers = strings(&["1.1.1.1", "2.2.2.2"]);
+        container.dns.search = strings(&["a", "b"]);
+        container.dns.options = strings(&["a", "b"]);
+        container.sysctls = map(&[("a", "1"), ("b", "2")]);
+        container.ulimits = vec![Ulimit { name: "nofile".to_owned(), soft: 1, hard: 2 }];
+        ServiceSpec {
+            name: "web".to_owned(),
+            labels: map(&[("a", "1"), ("b", "2")]),
+            mode: ServiceMode::Replicated { replicas: 2 },
+            task,
+            update: UpdateConfig::default(),
+            rollback: UpdateConfig::default(),
+            endpoint: EndpointSpec {
+                ports: vec![port(80, 8080, Protocol::Tcp), port(53, 8053, Protocol::Udp)],
+                ..EndpointSpec::default()
+            },
+        }
+    }
+
+    fn updated(mut spec: ServiceSpec, args: &[&str]) -> Result<ServiceSpec, String> {
+        let env = |key: &str| (key == "HOME").then(|| "/root".to_owned());
+        let surroundings = Surroundings {
+            networks: &[(FRONT, "front".to_owned()), (BACK, "back".to_owned())],
+            env: &env,
+            env_files: &[],
+        };
+        parse(args)?.apply(&mut spec, &surroundings).map_err(|error| error.to_string())?;
+        Ok(spec)
+    }
+
+    fn check(args: &[&str], change: impl Fn(&mut ServiceSpec)) {
+        let mut expected = before();
+        change(&mut expected);
+        assert_eq!(updated(before(), args), Ok(expected), "{args:?}");
+    }
+
+    #[test]
+    fn nothing_given_changes_nothing() {
+        check(&[], |_| {});
+        check(&["--force=false", "--detach", "-q", "--no-healthcheck"], |_| {});
+    }
+
+    #[test]
+    fn one_value_flags_replace() {
+        check(&["--image", "web:2"], |s| s.task.container.image = "web:2".to_owned());
+        check(&["--args", "-x 'y z'"], |s| s.task.container.args = strings(&["-x", "y z"]));
+        check(&["--args", "", "--entrypoint", ""], |s| {
+            s.task.container.args.clear();
+            s.task.container.command.clear();
+        });
+        check(&["--force"], |s| s.task.force_update = 1);
+        check(&["--replicas", "5", "--replicas-max-per-node", "0"], |s| {
+            s.mode = ServiceMode::Replicated { replicas: 5 };
+            s.task.placement.max_replicas = 0;
+        });
+        check(&["--limit-cpu", "0.5", "--read-only"], |s| {
+            s.task.limits.nano_cpus = 500_000_000;
+            s.task.container.read_only = true;
+        });
+        // A driver given anew starts from the defaults.
+        check(&["--log-driver", "local"], |s| s.task.log = rswarm_types::task::LogConfig::default());
+        check(&["--log-driver", "local", "--log-opt", "max-file=2"], |s| s.task.log.max_files = 2);
+    }
+
+    #[test]
+    fn maps_and_lists_are_edited_in_place() {
+        check(&["--label-add", "b=3", "--label-add", "c", "--label-rm", "a"], |s| {
+            s.labels = map(&[("b", "3"), ("c", "")]);
+        });
+        check(&["--container-label-add", "b=3", "--container-label-rm", "a"], |s| {
+            s.task.container.labels = map(&[("b", "3")]);
+        });
+        check(&["--sysctl-add", "b=3", "--sysctl-rm", "a"], |s| {
+            s.task.container.sysctls = map(&[("b", "3")]);
+        });
+        check(&["--env-add", "A=9", "--env-add", "HOME", "--env-rm", "B"], |s| {
+            s.task.container.env = strings(&["A=9", "HOME=/root"]);
+        });
+        check(&["--env-rm", "NONE", "--env-rm", "A=1"], |_| {});
+        check(&["--constraint-add", "c!=3", "--constraint-rm", "a==1", "--constraint-add", "b==2"], |s| {
+            s.task.placement.constraints = strings(&["b==2", "c!=3"]);
+        });
+        check(
+            &["--placement-pref-add", "spread=node.labels.c", "--placement-pref-rm", "spread=node.labels.a"],
+            |s| s.task.placement.spread = strings(&["node.labels.b", "node.labels.c"]),
+        );
+        check(&["--group-add", "c", "--group-rm", "a"], |s| s.task.container.groups = strings(&["b", "c"]));
+        check(&["--dns-add", "3.3.3.3", "--dns-rm", "1.1.1.1"], |s| {
+            s.task.container.dns.nameservers = strings(&["2.2.2.2", "3.3.3.3"]);
+        });
+        check(&["--dns-search-add", "c", "--dns-search-rm", "a"], |s| {
+            s.task.container.dns.search = strings(&["b", "c"]);
+        });
+        check(&["--dns-option-add", "c", "--dns-option-rm", "a"], |s| {
+            s.task.container.dns.options = strings(&["b", "c"]);
+        });
+        check(&["--ulimit-add", "nofile=3", "--ulimit-add", "core=0"], |s| {
+            s.task.container.ulimits = vec![
+                Ulimit { name: "nofile".to_owned(), soft: 3, hard: 3 },
+                Ulimit { name: "core".to_owned(), soft: 0, hard: 0 },
+            ];
+        });
+        check(&["--ulimit-rm", "nofile"], |s| s.task.container.ulimits.clear());
+    }
+
+    #[test]
+    fn hosts_go_by_name_or_by_name_and_address() {
+        check(&["--host-rm", "a"], |s| s.task.container.hosts = strings(&["3.3.3.3 b"]));
+        check(&["--host-rm", "a:2.2.2.2"], |s| {
+            s.task.container.hosts = strings(&["1.1.1.1 a", "3.3.3.3 b"]);
+        });
+        check(&["--host-add", "c:4.4.4.4", "--host-rm", "3.3.3.3"], |s| {
+            s.task.container.hosts.push("4.4.4.4 c".to_owned());
+        });
+    }
+
+    #[test]
+    fn mounts_go_by_target_and_ports_by_target_port() {
+        check(&["--mount-rm", "/a"], |s| s.task.container.mounts = vec![mount("/b", false)]);
+        check(&["--mount-add", "type=bind,src=/src,dst=/a,ro"], |s| {
+            s.task.container.mounts[0] = mount("/a", true);
+        });
+        check(&["--publish-rm", "8080"], |s| {
+            s.endpoint.ports.remove(0);
+        });
+        check(&["--publish-rm", "8053"], |_| {});
+        check(&["--publish-rm", "8053/udp", "--publish-add", "81:8080"], |s| {
+            s.endpoint.ports = vec![port(80, 8080, Protocol::Tcp), port(81, 8080, Protocol::Tcp)];
+        });
+        check(&["--publish-add", "80:8080"], |_| {});
+    }
+
+    #[test]
+    fn networks_go_by_name_or_id() {
+        let back = || NetworkAttachment { network: BACK, aliases: Vec::new() };
+        check(&["--network-add", "back", "--network-rm", "front"], |s| s.task.networks = vec![back()]);
+        check(&["--network-rm", &FRONT.to_string(), "--network-add", &BACK.to_string()], |s| {
+            s.task.networks = vec![back()];
+        });
+        check(&["--network-rm", "front", "--network-add", "front"], |s| s.task.networks[0].aliases.clear());
+    }
+
+    #[test]
+    fn capabilities_move_one_step() {
+        for (add, drop, args, add_after, drop_after) in [
+            (&[][..], &[][..], &["--cap-add", "chown"][..], &["CAP_CHOWN"][..], &[][..]),
+            (&[], &["CAP_CHOWN"], &["--cap-add", "chown"], &[], &[]),
+            (&["CAP_CHOWN"], &[], &["--cap-drop", "chown"], &[], &[]),
+            (&[], &[], &["--cap-drop", "chown"], &[], &["CAP_CHOWN"]),
+            (&["CAP_CHOWN"], &[], &["--cap-add", "chown"], &["CAP_CHOWN"], &[]),
+            (&[], &[], &["--cap-add", "chown", "--cap-drop", "chown"], &["CAP_CHOWN"], &[]),
+            (&["CAP_A", "CAP_B"], &["CAP_C"], &["--cap-add", "reset"], &[], &["CAP_C"]),
+            (&["CAP_A"], &["CAP_C"], &["--cap-drop", "reset", "--cap-drop", "d"], &["CAP_A"], &["CAP_D"]),
+            (&["CAP_B"], &[], &["--cap-add", "all"], &["ALL"], &[]),
+            (&["CAP_B"], &["CAP_C"], &["--cap-drop", "all"], &["CAP_B"], &["ALL"]),
+        ] {
+            let mut spec = before();
+            spec.task.container.cap_add = strings(add);
+            spec.task.container.cap_drop = strings(drop);
+            let found = updated(spec, args).unwrap().task.container;
+            let expected = (strings(add_after), strings(drop_after));
+            assert_eq!((found.cap_add, found.cap_drop), expected, "{add:?} {drop:?} {args:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (args, part) in [
+            (&["--log-opt", "max-file=2"][..], "give --log-driver in the same update"),
+            (&["--network-add", "front"], "already attached to network `front`"),
+            (&["--network-add", "x"], "network `x` not found"),
+            (&["--network-rm", "x"], "network `x` not found"),
+            (
+                &["--mount-add", "type=tmpfs,dst=/t", "--mount-add", "type=tmpfs,dst=/t"],
+                "duplicate mount target `/t`",
+            ),
+            (&["--secret-add", "key"], "--secret-add is not supported yet"),
+            (&["--config-rm", "key"], "--config-rm is not supported yet"),
+            (&["--mode", "global"], "unexpected argument '--mode'"),
+            (&["--name", "x"], "unexpected argument '--name'"),
+        ] {
+            let error = updated(before(), args).unwrap_err();
+            assert!(error.contains(part), "{args:?}: {error}");
+        }
+        let global = ServiceSpec { mode: ServiceMode::Global, ..before() };
+        let error = updated(global, &["--replicas", "2"]).unwrap_err();
+        assert_eq!(error, "--replicas can only be used with replicated mode");
+    }
+
+    #[test]
+    fn rollback_stands_alone() {
+        for (args, expected) in [
+            (&["--rollback"][..], Ok(true)),
+            (&["--rollback", "-d", "--quiet"], Ok(true)),
+            (&["--rollback=false", "--force"], Ok(false)),
+            (&["--rollback", "--force"], Err(FlagError::RollbackAlone)),
+            (&["--rollback", "--replicas", "2"], Err(FlagError::RollbackAlone)),
+            (&[], Ok(false)),
+        ] {
+            assert_eq!(parse(args).unwrap().rollback(), expected, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_given_image_is_looked_up() {
+        for (args, expected) in [
+            (&[][..], false),
+            (&["--image", "web:2"], true),
+            (&["--image", "web:2", "--no-resolve-image"], false),
+        ] {
+            assert_eq!(parse(args).unwrap().resolve_image(), expected, "{args:?}");
+        }
     }
 }

@@ -138,24 +138,23 @@ impl Memory {
         ticket
     }
 
-    fn forget(&mut self, slot: Option<Slot>) {
-        if let Some(Slot { entry: Some(_), encoded_len, .. }) = slot {
-            self.cached_bytes -= encoded_len;
+    /// Accounts for a slot that was taken out.
+    fn forget(&mut self, slot: &Slot) {
+        if slot.entry.is_some() {
+            self.cached_bytes -= slot.encoded_len;
         }
     }
 
     fn truncate_after(&mut self, last: Option<LogId>) {
-        while self.slots.back().is_some_and(|slot| slot.log_id.index >= last.next_index()) {
-            let slot = self.slots.pop_back();
-            self.forget(slot);
+        while let Some(slot) = self.slots.pop_back_if(|slot| slot.log_id.index >= last.next_index()) {
+            self.forget(&slot);
         }
         self.cached_from = self.cached_from.min(last.next_index());
     }
 
     fn purge(&mut self, upto: LogId) {
-        while self.slots.front().is_some_and(|slot| slot.log_id.index <= upto.index) {
-            let slot = self.slots.pop_front();
-            self.forget(slot);
+        while let Some(slot) = self.slots.pop_front_if(|slot| slot.log_id.index <= upto.index) {
+            self.forget(&slot);
         }
         self.purged = self.purged.max(Some(upto));
     }
@@ -223,7 +222,7 @@ impl LogStore {
         Self::open_with(dir, sealer, writer::SEGMENT_LEN)
     }
 
-    fn open_with(dir: &Path, sealer: Sealer, segment_len: usize) -> Result<Self, LogError> {
+    pub(super) fn open_with(dir: &Path, sealer: Sealer, segment_len: usize) -> Result<Self, LogError> {
         let (mut memory, disk) = recover::recover(dir, &sealer, segment_len)?;
         memory.shrink();
         let shared = Arc::new(Shared { memory: Mutex::new(memory), sealer });

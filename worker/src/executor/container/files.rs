@@ -77,7 +77,9 @@ pub fn resolv_conf(node: &str, dns: &DnsConfig, keep_loopback: bool) -> String {
         writeln!(text, "nameserver {server}").expect("writing to a string");
     }
     if nameservers.is_empty() {
-        text.push_str("# The node has no name server that a container could reach; give the service one with --dns.\n");
+        text.push_str(
+            "# The node has no name server that a container could reach; give the service one with --dns.\n",
+        );
     }
     for (key, given) in [("search", &dns.search), ("options", &dns.options)] {
         if let Some(words) = last(given, key) {

@@ -53,14 +53,19 @@ impl TaskNetworks {
         let in_node = task.networks.iter().any(|network| network.driver == NetworkDriver::Host);
         let has_host_ports = task.ports.iter().any(|port| port.mode == PublishMode::Host);
         if has_host_ports && bridges.is_empty() && !in_node {
-            let text = "host-mode ports need a bridge or the host's network, and the task has neither".to_owned();
+            let text =
+                "host-mode ports need a bridge or the host's network, and the task has neither".to_owned();
             return Err(Failure { text, kind: FailureKind::Unfit });
         }
         record.ports = if in_node {
             // The program binds them itself, each under its own number.
             let host = task.ports.iter().filter(|port| port.mode == PublishMode::Host);
-            host.map(|port| PortStatus { protocol: port.protocol, target: port.target, published: port.target })
-                .collect()
+            host.map(|port| PortStatus {
+                protocol: port.protocol,
+                target: port.target,
+                published: port.target,
+            })
+            .collect()
         } else {
             let taken = attached.values().flat_map(|attached| attached.ports.iter().copied()).collect();
             ports::choose(&task.ports, &taken, is_free, random)

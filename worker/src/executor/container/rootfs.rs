@@ -181,8 +181,14 @@ mod tests {
         put(&top, "data/new", "top");
         fs::create_dir_all(top.join("etc")).unwrap();
         let mode = rustix::fs::Mode::empty();
-        rustix::fs::mknodat(rustix::fs::CWD, top.join("etc/gone"), rustix::fs::FileType::CharacterDevice, mode, 0)
-            .unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            top.join("etc/gone"),
+            rustix::fs::FileType::CharacterDevice,
+            mode,
+            0,
+        )
+        .unwrap();
         let layers = [top.clone(), base];
         check(&layers, "/etc/gone", None);
         check(&layers, "/data/old", Some("base"));

@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path};
 
-use oci_spec::image::ImageConfiguration;
+use oci_spec::image::{Config, ImageConfiguration};
 use oci_spec::runtime::{
-    Capability, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceType, LinuxPidsBuilder, Mount, MountBuilder,
-    PosixRlimitBuilder, PosixRlimitType, Spec, UserBuilder,
+    Capability, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceType, LinuxPidsBuilder, Mount,
+    MountBuilder, PosixRlimitBuilder, PosixRlimitType, Spec, UserBuilder,
 };
 use rswarm_runtime::{DEFAULT_CAPABILITIES, default_spec, set_capabilities};
 use rswarm_types::task::{MountKind, Ulimit};
@@ -150,7 +150,8 @@ pub fn user_words<'a>(task: &'a Task, image: &'a ImageConfiguration) -> &'a str 
 /// # Errors
 /// `UnknownSignal`.
 pub fn stop_signal(task: &Task, image: Option<&ImageConfiguration>) -> Result<i32, SpecError> {
-    let of_image = image.and_then(|image| image.config().as_ref()).and_then(|config| config.stop_signal().as_deref());
+    let of_image =
+        image.and_then(|image| image.config().as_ref()).and_then(|config| config.stop_signal().as_deref());
     match (task.spec.container.stop_signal.as_str(), of_image) {
         ("", None | Some("")) => Ok(15),
         ("", Some(signal)) | (signal, _) => parse_signal(signal),
@@ -171,9 +172,13 @@ fn parse_signal(text: &str) -> Result<i32, SpecError> {
     let offset = |rest: &str, sign: i32| -> Option<i32> {
         if rest.is_empty() { Some(0) } else { rest.get(1..)?.parse::<i32>().ok()?.checked_mul(sign) }
     };
-    let number = if let Some(rest) = name.strip_prefix("RTMIN").filter(|rest| rest.is_empty() || rest.starts_with('+')) {
+    let number = if let Some(rest) =
+        name.strip_prefix("RTMIN").filter(|rest| rest.is_empty() || rest.starts_with('+'))
+    {
         offset(rest, 1).map(|n| SIGRTMIN + n)
-    } else if let Some(rest) = name.strip_prefix("RTMAX").filter(|rest| rest.is_empty() || rest.starts_with('-')) {
+    } else if let Some(rest) =
+        name.strip_prefix("RTMAX").filter(|rest| rest.is_empty() || rest.starts_with('-'))
+    {
         offset(rest, -1).map(|n| SIGRTMAX + n)
     } else {
         None
@@ -275,12 +280,12 @@ fn arguments(task: &Task, image: &ImageConfiguration) -> Result<Vec<String>, Spe
     let config = image.config().as_ref();
     let of_image = |words: Option<&Option<Vec<String>>>| words.cloned().flatten().unwrap_or_default();
     let entrypoint = match container.command.as_slice() {
-        [] => of_image(config.map(|config| config.entrypoint())),
+        [] => of_image(config.map(Config::entrypoint)),
         command => command.to_vec(),
     };
     let command = match container.args.as_slice() {
         [] if !container.command.is_empty() => Vec::new(),
-        [] => of_image(config.map(|config| config.cmd())),
+        [] => of_image(config.map(Config::cmd)),
         args => args.to_vec(),
     };
     let words: Vec<String> = entrypoint.into_iter().chain(command).collect();
@@ -294,7 +299,8 @@ fn arguments(task: &Task, image: &ImageConfiguration) -> Result<Vec<String>, Spe
 /// without `=` takes the variable away. Source: moby, `ReplaceOrAppendEnvValues`.
 fn environment(task: &Task, image: &ImageConfiguration, user: &User, hostname: &str) -> Vec<String> {
     let of_image = image.config().as_ref().and_then(|config| config.env().clone()).unwrap_or_default();
-    let mut variables = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={hostname}"), format!("HOME={}", user.home)];
+    let mut variables =
+        vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={hostname}"), format!("HOME={}", user.home)];
     for word in of_image.iter().chain(&task.spec.container.env) {
         let name = word.split('=').next().unwrap_or_default();
         let same = |known: &String| known.split('=').next() == Some(name);
@@ -327,7 +333,8 @@ fn add_place(variables: &mut Vec<String>, task: &Task, node_hostname: &str) {
 }
 
 fn working_directory(task: &Task, image: &ImageConfiguration) -> Result<String, SpecError> {
-    let of_image = image.config().as_ref().and_then(|config| config.working_dir().clone()).unwrap_or_default();
+    let of_image =
+        image.config().as_ref().and_then(|config| config.working_dir().clone()).unwrap_or_default();
     let dir = match task.spec.container.dir.as_str() {
         "" => of_image,
         dir => dir.to_owned(),
@@ -460,7 +467,11 @@ fn check_sysctl(name: &str, mode: NetworkMode) -> Result<(), SpecError> {
 
 /// The default mounts, the node's files and the task's mounts, the latter in the order of their depth so that one can
 /// lie within another. A mount of the task takes the place of a default one at the same path.
-fn mounts(task: &Task, files: &[(String, &'static str)], defaults: Vec<Mount>) -> Result<Vec<Mount>, SpecError> {
+fn mounts(
+    task: &Task,
+    files: &[(String, &'static str)],
+    defaults: Vec<Mount>,
+) -> Result<Vec<Mount>, SpecError> {
     let mut own: BTreeMap<(usize, String), Mount> = BTreeMap::new();
     for mount in &task.spec.container.mounts {
         let target = clean_target(&mount.target)?;
@@ -501,7 +512,8 @@ fn mounts(task: &Task, files: &[(String, &'static str)], defaults: Vec<Mount>) -
         }
     }
     let replaced = |path: &Path| own.keys().any(|(_, target)| Path::new(target) == path);
-    let mut mounts: Vec<Mount> = defaults.into_iter().filter(|mount| !replaced(mount.destination())).collect();
+    let mut mounts: Vec<Mount> =
+        defaults.into_iter().filter(|mount| !replaced(mount.destination())).collect();
     for (source, target) in files.iter().filter(|(_, target)| !replaced(Path::new(target))) {
         let mount = MountBuilder::default()
             .destination(*target)
@@ -525,7 +537,9 @@ fn clean_target(target: &str) -> Result<String, SpecError> {
             _ => None,
         })
         .collect();
-    let fine = path.is_absolute() && !clean.is_empty() && !path.components().any(|part| part == Component::ParentDir);
+    let fine = path.is_absolute()
+        && !clean.is_empty()
+        && !path.components().any(|part| part == Component::ParentDir);
     if fine { Ok(format!("/{}", clean.join("/"))) } else { Err(invalid()) }
 }
 

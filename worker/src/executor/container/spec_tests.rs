@@ -263,7 +263,10 @@ fn bad_mounts_are_refused_by_name() {
     for target in ["/", "", "data", "/a/../etc"] {
         refused(|c| c.mounts = vec![bind("/a", target, false)], &format!("invalid mount target `{target}`"));
     }
-    refused(|c| c.mounts = vec![bind("/a", "/x", false), bind("/b", "/x/", false)], "two mounts have the target `/x`");
+    refused(
+        |c| c.mounts = vec![bind("/a", "/x", false), bind("/b", "/x/", false)],
+        "two mounts have the target `/x`",
+    );
     refused(|c| c.mounts = vec![bind("a", "/x", false)], "expected an absolute path");
     let mut sourced = tmpfs("/x", 0, 0);
     sourced.source = "/y".to_owned();

@@ -68,7 +68,8 @@ pub fn resolve(words: &str, groups: &[String], passwd: &str, group: &str) -> Res
     match (group_word, &entry) {
         (Some(word), _) => user.gid = group_id(word, group)?,
         (None, Some(entry)) => {
-            let member = |group: &Group<'_>| group.members.split(',').any(|member| member.trim() == entry.name);
+            let member =
+                |group: &Group<'_>| group.members.split(',').any(|member| member.trim() == entry.name);
             user.additional_gids = group_entries(group).filter(member).map(|group| group.gid).collect();
         }
         (None, None) => {}
@@ -113,7 +114,8 @@ fn group_entries(text: &str) -> impl Iterator<Item = Group<'_>> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n# no entry\nweb:x:33:34:Web:/srv:/bin/false\n7:x:70:71::\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\n# no entry\nweb:x:33:34:Web:/srv:/bin/false\n7:x:70:71::\n";
     const GROUP: &str = "root:x:0:\nwww:x:34:\naudio:x:29:web,other\nlog:x:4:web\nbad\n";
 
     fn check(words: &str, groups: &[&str], expected: Result<(u32, u32, &[u32], &str), &str>) {
