@@ -52,10 +52,12 @@ fn no_acknowledged_service_is_lost_when_hosts_and_daemons_die_at_random() {
             recover(&mut lab, &present);
         }
         // One at a time, so that a majority of managers is always left.
-        if fault.is_none() && choices.below(4) == 0 {
+        if fault.is_none() && choices.below(2) == 0 {
             fault = Some(strike(&mut lab, &mut choices));
         }
         change(&lab, &mut choices, &mut expected, n, fault.as_ref().map(|fault| fault.host));
+        // Changes come over time, so that faults hit them in every stage.
+        std::thread::sleep(Duration::from_millis(choices.below(500) as u64));
     }
     if let Some(present) = fault {
         recover(&mut lab, &present);
@@ -77,7 +79,9 @@ fn strike(lab: &mut ClusterLab, choices: &mut Choices) -> Fault {
         eprintln!("kill the daemon of host {host}");
         lab.crash(host);
     }
-    let ends_at = Instant::now() + Duration::from_millis(200 + 100 * choices.below(40) as u64);
+    // Mostly short; now and then so long that what ran there is run elsewhere.
+    let lasts_millis = if choices.below(4) == 0 { 8_000 } else { 200 + 50 * choices.below(40) as u64 };
+    let ends_at = Instant::now() + Duration::from_millis(lasts_millis);
     Fault { host, whole_host, ends_at }
 }
 

@@ -130,16 +130,26 @@ fn stubborn_task_is_killed_after_its_grace_period() {
 fn nothing_is_left_of_a_lab() {
     let Some(lab) = ClusterLab::form("trace", 1, 1) else { return };
     lab.create(1, "web", 4, &[], &[]);
+    // Containers that never come about, and some that come and go.
+    lab.create(1, "missing", 2, &["--entrypoint", "/no/such/program", "--restart-condition", "none"], &[]);
+    lab.create(1, "short", 4, &["--restart-delay", "50ms"], &["exit", "1"]);
     lab.until_running(1, "web", 4, SOON);
+    let groups: Vec<String> = [1, 2].into_iter().map(|number| lab.node_id(number)[..12].to_owned()).collect();
     let config = lab.config().clone();
     let pids: Vec<i32> = [1, 2].into_iter().flat_map(|number| lab.workload_pids(number)).collect();
-    assert_eq!(pids.len(), 4);
+    assert!(pids.len() >= 4);
     lab.destroy().expect("everything can be removed");
     assert!(!config.exists());
     for pid in pids {
         // One that has ended has no more than a number, until whoever inherited it asks for its exit status.
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         assert!(line.is_empty(), "process {pid} is left: {}", String::from_utf8_lossy(&line));
+    }
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        for group in &groups {
+            let path = hierarchy.path().join("rswarm").join(group);
+            assert!(!path.exists(), "`{}` is left", path.display());
+        }
     }
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains("rswarm-tests"), "{mounts}");
