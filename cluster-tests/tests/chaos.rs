@@ -120,7 +120,7 @@ fn change(
             lab.wait(&format!("`{name}` is created"), ACCEPT_DEADLINE, || {
                 let text = replicas.to_string();
                 let args = ["service", "create", "-d", "--name", &name, "--replicas", &text, workload::IMAGE];
-                accepted(lab, through(), &args, "already exists")
+                accepted(lab, through(), &args, "is in use by")
             });
             expected.insert(name, replicas);
         }
