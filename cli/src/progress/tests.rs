@@ -45,6 +45,7 @@ fn task(number: u8, slot: u64, node: u8, desired: TaskState, state: TaskState) -
         service_labels: rswarm_types::Labels::new(),
         ports: Vec::new(),
         desired,
+        start_delay: Duration::ZERO,
         status: TaskStatus { state, ..TaskStatus::default() },
         networks: Vec::new(),
     }
