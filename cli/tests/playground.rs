@@ -53,7 +53,9 @@ fn leftovers(name: &str) -> Vec<String> {
     }
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("there is a proc");
     let marks = [format!("rswlab-{name}-"), format!("rswarm-playground/{name}/")];
-    found.extend(mounts.lines().filter(|line| marks.iter().any(|mark| line.contains(mark))).map(str::to_owned));
+    found.extend(
+        mounts.lines().filter(|line| marks.iter().any(|mark| line.contains(mark))).map(str::to_owned),
+    );
     for entry in std::fs::read_dir("/proc").expect("there is a proc").flatten() {
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
@@ -77,7 +79,13 @@ fn detached_playground_works_until_it_is_taken_down() {
     for slot in 1..=4 {
         assert!(shown.contains(&format!("task:     web.{slot}\n")), "a page of each replica:\n{shown}");
     }
-    for words in ["rswarm init --advertise-addr", "rswarm join --token RSWTKN-1-", "revision: 1", "peer:     10.", "Leader"] {
+    for words in [
+        "rswarm init --advertise-addr",
+        "rswarm join --token RSWTKN-1-",
+        "revision: 1",
+        "peer:     10.",
+        "Leader",
+    ] {
         assert!(shown.contains(words), "expected `{words}` in:\n{shown}");
     }
 

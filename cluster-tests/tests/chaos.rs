@@ -153,10 +153,15 @@ fn settle(lab: &ClusterLab, expected: &BTreeMap<String, usize>) {
     let started_at = Instant::now();
     lab.wait("every acknowledged service is there, and no other", SETTLE_DEADLINE, || {
         let services = lab.api(1).services().map_err(|status| status.to_string())?;
-        let found: Vec<String> = services.into_iter().filter_map(|service| Some(service.spec?.name)).collect();
+        let found: Vec<String> =
+            services.into_iter().filter_map(|service| Some(service.spec?.name)).collect();
         let lost: Vec<_> = expected.keys().filter(|name| !found.contains(name)).collect();
         let more: Vec<_> = found.iter().filter(|name| !expected.contains_key(*name)).collect();
-        if lost.is_empty() && more.is_empty() { Ok(()) } else { Err(format!("lost {lost:?}, too many {more:?}")) }
+        if lost.is_empty() && more.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("lost {lost:?}, too many {more:?}"))
+        }
     });
     for (name, replicas) in expected {
         lab.until_running(1, name, *replicas, SETTLE_DEADLINE);
@@ -164,7 +169,11 @@ fn settle(lab: &ClusterLab, expected: &BTreeMap<String, usize>) {
     let total: usize = expected.values().sum();
     lab.wait("no container is left over", SETTLE_DEADLINE, || {
         let counts: Vec<_> = (1..=HOSTS).map(|number| lab.workload_pids(number).len()).collect();
-        if counts.iter().sum::<usize>() == total { Ok(()) } else { Err(format!("{counts:?}, expected {total}")) }
+        if counts.iter().sum::<usize>() == total {
+            Ok(())
+        } else {
+            Err(format!("{counts:?}, expected {total}"))
+        }
     });
     // Each process is that of a task, on the node the task is on.
     let tasks = lab.api(1).tasks(None).expect("a manager answers");

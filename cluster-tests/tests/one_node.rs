@@ -81,7 +81,8 @@ fn containers_survive_a_crash_of_the_daemon() {
     let logs = lab.ok(1, &["service", "logs", "--raw", "count"]);
     let ones = logs.lines().filter(|line| line.trim() == "count 1").count();
     assert_eq!(ones, 2, "both logs begin at their beginning:\n{logs}");
-    let last = logs.lines().filter_map(|line| line.trim().strip_prefix("count ")?.parse::<usize>().ok()).max();
+    let last =
+        logs.lines().filter_map(|line| line.trim().strip_prefix("count ")?.parse::<usize>().ok()).max();
     let last = last.expect("there are lines");
     for n in 1..last.saturating_sub(2) {
         let found = logs.lines().filter(|line| line.trim() == format!("count {n}")).count();

@@ -57,7 +57,10 @@ fn numbers(config: &LabConfig) -> BTreeSet<usize> {
         .collect();
     for directory in [&config.data_dir, &config.run_dir] {
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-        found.extend(entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("host-")?.parse::<usize>().ok()));
+        found
+            .extend(entries.filter_map(|entry| {
+                entry.file_name().to_str()?.strip_prefix("host-")?.parse::<usize>().ok()
+            }));
     }
     found
 }
@@ -71,7 +74,8 @@ pub fn kill_all(netns: &Path, data_root: &Path) -> Result<(), LabError> {
             break;
         }
         if Instant::now() > deadline {
-            let left = found.iter().map(|process| format!("process {} ({})", process.pid, process.words.join(" ")));
+            let left =
+                found.iter().map(|process| format!("process {} ({})", process.pid, process.words.join(" ")));
             return Err(LabError::Leftovers(left.collect()));
         }
         // The daemon first, lest it start anew what dies; then shims, lest they note the end of their containers.
