@@ -263,7 +263,7 @@ impl Swarm {
 
     fn processes(&self) -> usize {
         let hosts = self.lab().hosts().iter();
-        let words = hosts.flat_map(|host| host.processes()).map(|process| process.words);
+        let words = hosts.flat_map(rswarm_lab::Host::processes).map(|process| process.words);
         words.filter(|words| words.first().is_some_and(|word| word == workload::PROGRAM)).count()
     }
 
