@@ -27,12 +27,9 @@ pub fn private_mb(pid: i32) -> Option<f64> {
     megabytes(pid, "smaps_rollup", &["Private_Clean:", "Private_Dirty:"])
 }
 
-/// Time on a processor so far, in nanoseconds, all threads together.
-pub fn cpu_nanos(pid: i32) -> Option<u64> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-    let nanos = tasks.flatten().filter_map(|task| {
-        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse::<u64>().ok()
-    });
-    Some(nanos.sum())
+/// Time on processors so far, in nanoseconds, that of ended threads included.
+pub fn cpu_nanos(pid: i32) -> Option<i64> {
+    let clock = nix::time::clock_getcpuclockid(nix::unistd::Pid::from_raw(pid)).ok()?;
+    let time = clock.now().ok()?;
+    Some(time.tv_sec() * 1_000_000_000 + time.tv_nsec())
 }
