@@ -61,6 +61,8 @@ struct Swarm {
     lab: Option<Lab>,
     /// The root file system of the workload, as a tar.
     rootfs: PathBuf,
+    /// Id of the image. By name, every task would first wait for a registry that is not there.
+    image: String,
 }
 
 impl Swarm {
@@ -76,15 +78,15 @@ impl Swarm {
         config.destroy()?;
         let lab = Lab::create(config)?;
         let rootfs = lab.config().data_dir.join("rootfs.tar");
-        let swarm = Self { lab: Some(lab), rootfs };
+        let mut swarm = Self { lab: Some(lab), rootfs, image: String::new() };
         swarm.write_rootfs()?;
         for number in 1..=hosts {
             swarm.start(number)?;
         }
         for number in 1..=hosts {
             swarm.until_answering(number)?;
-            swarm.import(number)?;
         }
+        swarm.spread_image(hosts)?;
         let address = swarm.address(1);
         swarm.call(
             1,
@@ -187,13 +189,21 @@ impl Swarm {
         })
     }
 
-    fn import(&self, number: usize) -> anyhow::Result<()> {
+    /// Makes the image on the first host and gives it, with the same id, to the others.
+    fn spread_image(&mut self, hosts: usize) -> anyhow::Result<()> {
         let tar = fs::read(&self.rootfs)?;
         let (repository, tag) = workload::IMAGE.split_once(':').context("image name")?;
         // CMD ["/workload","wait"], percent-encoded.
         let command = "CMD%20%5B%22%2Fworkload%22%2C%22wait%22%5D";
         let path = format!("/images/create?fromSrc=-&repo={repository}&tag={tag}&changes={command}");
-        self.send(number, "POST", &path, "application/x-tar", &tar).map(drop)
+        self.send(1, "POST", &path, "application/x-tar", &tar)?;
+        let made = self.call(1, "GET", &format!("/images/{}/json", workload::IMAGE), None)?;
+        made["Id"].as_str().context("the image has no id")?.clone_into(&mut self.image);
+        let archive = self.send(1, "GET", &format!("/images/{}/get", workload::IMAGE), "text/plain", b"")?;
+        for number in 2..=hosts {
+            self.send(number, "POST", "/images/load", "application/x-tar", &archive)?;
+        }
+        Ok(())
     }
 
     fn call(&self, number: usize, method: &str, path: &str, body: Option<Value>) -> anyhow::Result<Value> {
@@ -244,7 +254,7 @@ impl Swarm {
         let spec = json!({
             "Name": name,
             "Mode": {"Replicated": {"Replicas": replicas}},
-            "TaskTemplate": {"ContainerSpec": {"Image": workload::IMAGE}},
+            "TaskTemplate": {"ContainerSpec": {"Image": self.image}},
         });
         self.call(number, "POST", "/services/create", Some(spec)).map(drop)
     }
