@@ -138,7 +138,11 @@ pub async fn join_token(client: &Client, args: JoinTokenArgs) -> anyhow::Result<
     if args.quiet {
         return Ok(output::print(&format!("{token}\n"))?);
     }
-    let rotated = if args.rotate { format!("Successfully rotated {} join token.\n\n", args.role) } else { String::new() };
+    let rotated = if args.rotate {
+        format!("Successfully rotated {} join token.\n\n", args.role)
+    } else {
+        String::new()
+    };
     let addr = tokens.manager_addrs.first().map_or("", String::as_str);
     let text = format!(
         "{rotated}To add a {} to this swarm, run the following command:\n\n    rswarm join --token {token} {addr}\n\n",
@@ -185,7 +189,9 @@ pub async fn info(client: &Client, args: InfoArgs) -> anyhow::Result<()> {
     let resources = info.resources.unwrap_or_default();
     let platform = info.platform.clone().unwrap_or_default();
     let cluster = if is_manager {
-        call!(client, control.get_cluster(v1::GetClusterRequest {})).ok().and_then(|response| response.cluster)
+        call!(client, control.get_cluster(v1::GetClusterRequest {}))
+            .ok()
+            .and_then(|response| response.cluster)
     } else {
         None
     };
@@ -276,7 +282,9 @@ pub async fn info(client: &Client, args: InfoArgs) -> anyhow::Result<()> {
     line(0, "Data Root:", &info.data_root);
     line(0, "Run Root:", &info.run_root);
     if nodes.is_some_and(|nodes| nodes.iter().filter(|node| node.manager.is_some()).count() == 2) {
-        eprintln!("WARNING: two managers are worse than one: the loss of either stops all changes; add a third.");
+        eprintln!(
+            "WARNING: two managers are worse than one: the loss of either stops all changes; add a third."
+        );
     }
     Ok(output::print(&text)?)
 }

@@ -52,8 +52,7 @@ pub fn run(paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
         .install_default()
         .map_err(|_| anyhow::anyhow!("another TLS provider was installed first"))?;
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(ASYNC_THREADS));
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     runtime.block_on(serve(paths, args))
 }
 

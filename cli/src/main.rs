@@ -87,7 +87,12 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|first| first == "shim") {
         std::process::exit(rswarm_runtime::shim_main(std::env::args_os().skip(2)));
     }
-    if std::env::args_os().skip(1).map_while(|word| word.into_string().ok()).take(2).eq(["playground", "serve"]) {
+    if std::env::args_os()
+        .skip(1)
+        .map_while(|word| word.into_string().ok())
+        .take(2)
+        .eq(["playground", "serve"])
+    {
         return playground::serve();
     }
     let cli = match Cli::try_parse() {
@@ -108,9 +113,10 @@ fn usage(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-        ErrorKind::UnknownArgument | ErrorKind::InvalidValue | ErrorKind::ValueValidation | ErrorKind::NoEquals => {
-            ExitCode::from(EXIT_BAD_FLAG)
-        }
+        ErrorKind::UnknownArgument
+        | ErrorKind::InvalidValue
+        | ErrorKind::ValueValidation
+        | ErrorKind::NoEquals => ExitCode::from(EXIT_BAD_FLAG),
         _ => ExitCode::FAILURE,
     }
 }
@@ -133,7 +139,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::JoinToken(args) | Command::Swarm(SwarmCommand::JoinToken(args)) => {
                 cluster::join_token(&client, args).await
             }
-            Command::Leave(args) | Command::Swarm(SwarmCommand::Leave(args)) => cluster::leave(&client, args).await,
+            Command::Leave(args) | Command::Swarm(SwarmCommand::Leave(args)) => {
+                cluster::leave(&client, args).await
+            }
             Command::Info(args) => cluster::info(&client, args).await,
             Command::Version => cluster::version(&client).await,
             Command::Ping => cluster::ping(&client).await,

@@ -9,7 +9,13 @@ use clap::Args;
 #[derive(Debug, Clone, Args)]
 pub struct Paths {
     /// Directory for what must survive a reboot
-    #[arg(long, global = true, env = "RSWARM_DATA_ROOT", default_value = "/var/lib/rswarm", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        env = "RSWARM_DATA_ROOT",
+        default_value = "/var/lib/rswarm",
+        value_name = "DIR"
+    )]
     pub data_root: PathBuf,
     /// Directory for what must not: the socket and the files of running containers
     #[arg(long, global = true, env = "RSWARM_RUN_ROOT", default_value = "/run/rswarm", value_name = "DIR")]

@@ -61,11 +61,13 @@ impl Api {
     }
 
     pub fn services(&self) -> Result<Vec<v1::Service>, Status> {
-        self.wait(self.control().list_services(v1::ListServicesRequest::default())).map(|answer| answer.services)
+        self.wait(self.control().list_services(v1::ListServicesRequest::default()))
+            .map(|answer| answer.services)
     }
 
     pub fn service(&self, name: &str) -> Result<v1::Service, Status> {
-        let answer = self.wait(self.control().get_service(v1::GetServiceRequest { service: name.to_owned() }))?;
+        let answer =
+            self.wait(self.control().get_service(v1::GetServiceRequest { service: name.to_owned() }))?;
         answer.service.ok_or_else(|| Status::not_found(name))
     }
 

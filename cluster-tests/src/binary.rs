@@ -43,5 +43,7 @@ fn newer_source(notes: &Path, built: SystemTime) -> Option<PathBuf> {
     let (_, sources) = notes.split_once(": ")?;
     let sources = sources.replace("\\ ", "\0");
     let mut sources = sources.split_whitespace().map(|source| PathBuf::from(source.replace('\0', " ")));
-    sources.find(|source| source.extension().is_some_and(|e| e == "rs") && modified(source).is_ok_and(|at| at > built))
+    sources.find(|source| {
+        source.extension().is_some_and(|e| e == "rs") && modified(source).is_ok_and(|at| at > built)
+    })
 }

@@ -280,7 +280,8 @@ impl ClusterLab {
         let answering = self.hosts().iter().filter(|host| host.answers());
         let loads: Vec<_> = answering
             .map(|host| {
-                let mut command = host.rswarm(["image", "load", "--input", &path]).expect("the host is there");
+                let mut command =
+                    host.rswarm(["image", "load", "--input", &path]).expect("the host is there");
                 let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
                 child.expect("rswarm can be run")
             })
@@ -335,7 +336,13 @@ impl ClusterLab {
     }
 
     /// Waits until a service has exactly so many running tasks; returns them.
-    pub fn until_running(&self, asked: usize, service: &str, replicas: usize, within: Duration) -> Vec<v1::Task> {
+    pub fn until_running(
+        &self,
+        asked: usize,
+        service: &str,
+        replicas: usize,
+        within: Duration,
+    ) -> Vec<v1::Task> {
         let api = self.api(asked);
         self.wait(&format!("service `{service}` runs {replicas} tasks"), within, || {
             let tasks = api.tasks(Some(service)).map_err(|status| status.to_string())?;
@@ -353,7 +360,12 @@ impl ClusterLab {
     ///
     /// # Panics
     /// When it does not hold within the deadline.
-    pub fn wait<T>(&self, what: &str, within: Duration, mut condition: impl FnMut() -> Result<T, String>) -> T {
+    pub fn wait<T>(
+        &self,
+        what: &str,
+        within: Duration,
+        mut condition: impl FnMut() -> Result<T, String>,
+    ) -> T {
         let deadline = Instant::now() + within;
         loop {
             match condition() {
@@ -369,7 +381,8 @@ impl ClusterLab {
     /// Pids of the workload's processes on a host: what really runs there, whatever anyone says.
     pub fn workload_pids(&self, number: usize) -> BTreeSet<i32> {
         let processes = self.host(number).processes();
-        let workload = processes.iter().filter(|process| process.words.first().is_some_and(|w| w == workload::PROGRAM));
+        let workload =
+            processes.iter().filter(|process| process.words.first().is_some_and(|w| w == workload::PROGRAM));
         workload.map(|process| process.pid).collect()
     }
 

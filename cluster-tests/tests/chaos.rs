@@ -52,10 +52,12 @@ fn no_acknowledged_service_is_lost_when_hosts_and_daemons_die_at_random() {
             recover(&mut lab, &present);
         }
         // One at a time, so that a majority of managers is always left.
-        if fault.is_none() && choices.below(4) == 0 {
+        if fault.is_none() && choices.below(2) == 0 {
             fault = Some(strike(&mut lab, &mut choices));
         }
         change(&lab, &mut choices, &mut expected, n, fault.as_ref().map(|fault| fault.host));
+        // Changes come over time, so that faults hit them in every stage.
+        std::thread::sleep(Duration::from_millis(choices.below(500) as u64));
     }
     if let Some(present) = fault {
         recover(&mut lab, &present);
@@ -77,7 +79,9 @@ fn strike(lab: &mut ClusterLab, choices: &mut Choices) -> Fault {
         eprintln!("kill the daemon of host {host}");
         lab.crash(host);
     }
-    let ends_at = Instant::now() + Duration::from_millis(200 + 100 * choices.below(40) as u64);
+    // Mostly short; now and then so long that what ran there is run elsewhere.
+    let lasts_millis = if choices.below(4) == 0 { 8_000 } else { 200 + 50 * choices.below(40) as u64 };
+    let ends_at = Instant::now() + Duration::from_millis(lasts_millis);
     Fault { host, whole_host, ends_at }
 }
 
@@ -116,7 +120,7 @@ fn change(
             lab.wait(&format!("`{name}` is created"), ACCEPT_DEADLINE, || {
                 let text = replicas.to_string();
                 let args = ["service", "create", "-d", "--name", &name, "--replicas", &text, workload::IMAGE];
-                accepted(lab, through(), &args, "already exists")
+                accepted(lab, through(), &args, "is in use by")
             });
             expected.insert(name, replicas);
         }
@@ -149,10 +153,15 @@ fn settle(lab: &ClusterLab, expected: &BTreeMap<String, usize>) {
     let started_at = Instant::now();
     lab.wait("every acknowledged service is there, and no other", SETTLE_DEADLINE, || {
         let services = lab.api(1).services().map_err(|status| status.to_string())?;
-        let found: Vec<String> = services.into_iter().filter_map(|service| Some(service.spec?.name)).collect();
+        let found: Vec<String> =
+            services.into_iter().filter_map(|service| Some(service.spec?.name)).collect();
         let lost: Vec<_> = expected.keys().filter(|name| !found.contains(name)).collect();
         let more: Vec<_> = found.iter().filter(|name| !expected.contains_key(*name)).collect();
-        if lost.is_empty() && more.is_empty() { Ok(()) } else { Err(format!("lost {lost:?}, too many {more:?}")) }
+        if lost.is_empty() && more.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("lost {lost:?}, too many {more:?}"))
+        }
     });
     for (name, replicas) in expected {
         lab.until_running(1, name, *replicas, SETTLE_DEADLINE);
@@ -160,7 +169,11 @@ fn settle(lab: &ClusterLab, expected: &BTreeMap<String, usize>) {
     let total: usize = expected.values().sum();
     lab.wait("no container is left over", SETTLE_DEADLINE, || {
         let counts: Vec<_> = (1..=HOSTS).map(|number| lab.workload_pids(number).len()).collect();
-        if counts.iter().sum::<usize>() == total { Ok(()) } else { Err(format!("{counts:?}, expected {total}")) }
+        if counts.iter().sum::<usize>() == total {
+            Ok(())
+        } else {
+            Err(format!("{counts:?}, expected {total}"))
+        }
     });
     // Each process is that of a task, on the node the task is on.
     let tasks = lab.api(1).tasks(None).expect("a manager answers");

@@ -94,11 +94,9 @@ fn minority_accepts_no_write_and_a_healed_one_catches_up() {
     let leader = lab.leader(1).expect("there is a leader");
     lab.cut(leader);
     let majority = (1..=3).find(|number| *number != leader).expect("there are three");
-    lab.wait("the others have a leader", SOON, || {
-        match lab.leader(majority) {
-            Some(new) if new != leader => Ok(()),
-            other => Err(format!("they see {other:?}")),
-        }
+    lab.wait("the others have a leader", SOON, || match lab.leader(majority) {
+        Some(new) if new != leader => Ok(()),
+        other => Err(format!("they see {other:?}")),
     });
     let spec = v1::ServiceSpec { name: "lost".to_owned(), ..service_spec(0) };
     let refused = lab.api(leader).create(spec);
@@ -154,7 +152,11 @@ fn drained_node_loses_its_tasks_and_takes_new_ones_when_active_again() {
         let hosts = hosts_of(&lab, 1, "web");
         let there = hosts.iter().filter(|name| *name == "host-2").count();
         let processes = lab.workload_pids(2).len();
-        if there == 0 && processes == 0 && hosts.len() == 6 { Ok(()) } else { Err(format!("{hosts:?}, {processes}")) }
+        if there == 0 && processes == 0 && hosts.len() == 6 {
+            Ok(())
+        } else {
+            Err(format!("{hosts:?}, {processes}"))
+        }
     });
     lab.ok(1, &["node", "update", "--availability", "active", "host-2"]);
     lab.ok(1, &["service", "scale", "--detach", "web=9"]);

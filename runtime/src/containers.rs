@@ -79,6 +79,8 @@ impl Containers {
             _ => RuntimeError::File { action: "create the directory", path: directory.clone(), source },
         })?;
         self.create_in(&directory, request).inspect_err(|_| {
+            // The shim has undone what it made, except for the cgroup that it was in itself.
+            let _ = Container::new(id.clone(), directory.clone(), None, None).delete();
             let _ = fs::remove_dir_all(&directory);
         })
     }

@@ -20,7 +20,8 @@ pub fn describe(hostname: Option<&str>, labels: &Labels) -> NodeDescription {
 }
 
 fn host_name() -> String {
-    nix::unistd::gethostname().map_or_else(|_| "localhost".to_owned(), |name| name.to_string_lossy().into_owned())
+    nix::unistd::gethostname()
+        .map_or_else(|_| "localhost".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 /// In Go's words, as images use them.

@@ -98,7 +98,8 @@ impl v1::local_server::Local for LocalService {
     ) -> Result<Response<v1::ImportImageResponse>, Status> {
         use v1::import_image_request::Part;
         let mut stream = request.into_inner();
-        let Some(v1::ImportImageRequest { part: Some(Part::Header(header)) }) = stream.message().await? else {
+        let Some(v1::ImportImageRequest { part: Some(Part::Header(header)) }) = stream.message().await?
+        else {
             return Err(Status::invalid_argument("expected the image's name before its bytes"));
         };
         let config = import_config(&header).map_err(Status::invalid_argument)?;
@@ -231,9 +232,10 @@ fn import_config(header: &v1::import_image_request::Header) -> Result<ImportConf
             "WORKDIR" => config.workdir = Some(rest.to_owned()),
             "USER" => config.user = Some(rest.to_owned()),
             "STOPSIGNAL" => config.stop_signal = Some(rest.to_owned()),
-            "EXPOSE" => config.exposed_ports.extend(rest.split_whitespace().map(|port| {
-                if port.contains('/') { port.to_owned() } else { format!("{port}/tcp") }
-            })),
+            "EXPOSE" => config.exposed_ports.extend(
+                rest.split_whitespace()
+                    .map(|port| if port.contains('/') { port.to_owned() } else { format!("{port}/tcp") }),
+            ),
             "VOLUME" => config.volumes.extend(rest.split_whitespace().map(str::to_owned)),
             "LABEL" => {
                 let (key, value) = rest.split_once('=').unwrap_or((rest, ""));

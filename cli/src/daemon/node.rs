@@ -95,8 +95,9 @@ impl Node {
         let mut state = self.shared.state.lock().await;
         let Some(credentials) = self.identity_dir().load()? else { return Ok(()) };
         let path = self.paths().settings();
-        let settings = Settings::load(&path)?
-            .with_context(|| format!("`{}` is missing although the node has a certificate", path.display()))?;
+        let settings = Settings::load(&path)?.with_context(|| {
+            format!("`{}` is missing although the node has a certificate", path.display())
+        })?;
         let role = credentials.identity().role;
         let (store, receiver) = identity::Store::new(credentials);
         let manager = match role {
@@ -129,8 +130,7 @@ impl Node {
         let key = NodeKey::generate()?;
         let certificate = root.issue(&key.csr_pem()?, &claims, spec.node_cert_expiry, now, &[])?;
         let credentials = Credentials::new(root.cert_pem(), &certificate.pem, key)?;
-        let settings =
-            Settings { listen_addr, advertise_addr, managers: vec![advertise_addr.to_string()] };
+        let settings = Settings { listen_addr, advertise_addr, managers: vec![advertise_addr.to_string()] };
         let (store, receiver) = identity::Store::new(credentials.clone());
         let options = InitOptions { spec, root_ca: root, availability };
         let entered = async {
@@ -187,7 +187,9 @@ impl Node {
 
         let joined = tokio::time::timeout(JOIN_TIMEOUT, enrol(&token, &manager_addr, request.availability))
             .await
-            .with_context(|| format!("the manager at `{manager_addr}` did not answer within {JOIN_TIMEOUT:?}"))??;
+            .with_context(|| {
+                format!("the manager at `{manager_addr}` did not answer within {JOIN_TIMEOUT:?}")
+            })??;
         let identity = joined.credentials.identity();
         let mut managers = joined.managers;
         managers.retain(|addr| *addr != manager_addr);
@@ -481,9 +483,14 @@ impl Node {
 }
 
 /// Follows what the leader says of this node and renews its certificate in time, for as long as it is a member.
-async fn keep(node: Node, identity: identity::Receiver, mut view: watch::Receiver<rswarm_worker::ClusterView>) {
+async fn keep(
+    node: Node,
+    identity: identity::Receiver,
+    mut view: watch::Receiver<rswarm_worker::ClusterView>,
+) {
     let mut generation = view.borrow().renew_generation;
-    let chance = random().map_or(0.5, |bytes: [u8; 4]| f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX));
+    let chance =
+        random().map_or(0.5, |bytes: [u8; 4]| f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX));
     loop {
         let seen = view.borrow_and_update().clone();
         if let Err(error) = node.remember_managers(seen.managers).await {
@@ -510,7 +517,10 @@ async fn keep(node: Node, identity: identity::Receiver, mut view: watch::Receive
                 if wanted { Duration::ZERO } else { due.since(now) }
             }
             Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "certificate or role is not as the cluster wants it");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "certificate or role is not as the cluster wants it"
+                );
                 RETRY
             }
         };
@@ -549,8 +559,10 @@ async fn enrol(token: &JoinToken, addr: &str, availability: i32) -> anyhow::Resu
     identity::verify_root(&root.root_cert_pem, token.digest)?;
     identity::check_clock(Timestamp(root.server_at), Timestamp::now())?;
     let key = NodeKey::generate()?;
-    let request = v1::IssueCertificateRequest { csr_pem: key.csr_pem()?, token: token.to_string(), availability };
-    let issued = ca.issue_certificate(request).await.map_err(|status| unreachable(addr, &status))?.into_inner();
+    let request =
+        v1::IssueCertificateRequest { csr_pem: key.csr_pem()?, token: token.to_string(), availability };
+    let issued =
+        ca.issue_certificate(request).await.map_err(|status| unreachable(addr, &status))?.into_inner();
     let credentials = Credentials::new(&issued.root_cert_pem, &issued.cert_pem, key)?;
     Ok(Enrolled { credentials, managers: issued.manager_addrs })
 }
@@ -583,7 +595,9 @@ async fn renewed_certificate(
         match tokio::time::timeout(JOIN_TIMEOUT, ca.renew_certificate(request)).await {
             Ok(Ok(response)) => return Ok(response.into_inner()),
             Ok(Err(status)) => last = unreachable(addr, &status),
-            Err(_) => last = anyhow::anyhow!("the manager at `{addr}` did not answer within {JOIN_TIMEOUT:?}"),
+            Err(_) => {
+                last = anyhow::anyhow!("the manager at `{addr}` did not answer within {JOIN_TIMEOUT:?}")
+            }
         }
     }
     Err(last)
@@ -622,7 +636,9 @@ fn advertise_addr(text: &str, port: u16) -> anyhow::Result<SocketAddr> {
     let addresses = facts::addresses();
     match addresses.as_slice() {
         [(_, ip)] => Ok(SocketAddr::new(*ip, port)),
-        [] => bail!("this host has no address by which others could reach it: give one by `--advertise-addr`"),
+        [] => {
+            bail!("this host has no address by which others could reach it: give one by `--advertise-addr`")
+        }
         several => {
             let list: Vec<_> = several.iter().map(|(name, ip)| format!("{ip} on {name}")).collect();
             bail!("this host has several addresses: choose one by `--advertise-addr` ({})", list.join(", "))

@@ -23,7 +23,8 @@ pub fn ensure_running(paths: &Paths) -> anyhow::Result<()> {
     }
     super::require_root()?;
     if unit_is_installed() && paths.socket() == Path::new("/run/rswarm/rswarm.sock") {
-        let status = Command::new("systemctl").args(["start", UNIT]).status().context("cannot run systemctl")?;
+        let status =
+            Command::new("systemctl").args(["start", UNIT]).status().context("cannot run systemctl")?;
         if !status.success() {
             bail!("`systemctl start {UNIT}` failed: see `journalctl -u {UNIT}`");
         }

@@ -23,10 +23,8 @@ const CONNECTIONS_MAX: usize = 64;
 pub fn serve() -> ExitCode {
     // The first process of a container has no default actions: signals must be waited for.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
-    let listener = signals
-        .thread_block()
-        .map_err(io::Error::from)
-        .and_then(|()| TcpListener::bind(("0.0.0.0", PORT)));
+    let listener =
+        signals.thread_block().map_err(io::Error::from).and_then(|()| TcpListener::bind(("0.0.0.0", PORT)));
     let listener = match listener {
         Ok(listener) => listener,
         Err(error) => {
@@ -54,7 +52,8 @@ struct Facts {
 
 impl Facts {
     fn from_environment(get: impl Fn(&str) -> Option<String>) -> Self {
-        let value = |name: &str| get(name).filter(|value| !value.is_empty()).unwrap_or_else(|| "unknown".to_owned());
+        let value =
+            |name: &str| get(name).filter(|value| !value.is_empty()).unwrap_or_else(|| "unknown".to_owned());
         Self {
             task: value("RSWARM_TASK_NAME"),
             slot: value("RSWARM_TASK_SLOT"),
@@ -65,7 +64,9 @@ impl Facts {
 
     fn page(&self, peer: SocketAddr) -> String {
         let Self { task, slot, node, revision } = self;
-        format!("task:     {task}\nslot:     {slot}\nnode:     {node}\nrevision: {revision}\npeer:     {peer}\n")
+        format!(
+            "task:     {task}\nslot:     {slot}\nnode:     {node}\nrevision: {revision}\npeer:     {peer}\n"
+        )
     }
 }
 
@@ -109,7 +110,9 @@ fn read_request(stream: impl Read) -> io::Result<Option<String>> {
     let mut lines = BufReader::new(stream.take(REQUEST_BYTES_MAX)).lines();
     let Some(first) = lines.next().transpose()? else { return Ok(None) };
     let mut words = first.split(' ');
-    let (Some(method), Some(_), Some(version)) = (words.next(), words.next(), words.next()) else { return Ok(None) };
+    let (Some(method), Some(_), Some(version)) = (words.next(), words.next(), words.next()) else {
+        return Ok(None);
+    };
     for line in lines {
         if line?.is_empty() {
             return Ok(version.starts_with("HTTP/1.").then(|| method.to_owned()));

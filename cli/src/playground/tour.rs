@@ -102,7 +102,10 @@ async fn load(lab: &Lab, archives: &[std::path::PathBuf]) -> anyhow::Result<()> 
         let path = archive.to_string_lossy();
         say(lab.host(1), &["image", "load", "--input", &path]);
         for host in lab.hosts() {
-            loads.push(output_of(host, vec!["image".into(), "load".into(), "--input".into(), path.to_string()]));
+            loads.push(output_of(
+                host,
+                vec!["image".into(), "load".into(), "--input".into(), path.to_string()],
+            ));
         }
     }
     futures::future::try_join_all(loads).await?;
@@ -115,13 +118,15 @@ async fn until_ready(lab: &Lab) -> anyhow::Result<()> {
     let deadline = Instant::now() + NODES_DEADLINE;
     loop {
         let nodes = call!(client, control.list_nodes(v1::ListNodesRequest::default()))?.nodes;
-        let ready = |node: &&v1::Node| node.status.as_ref().is_some_and(|s| s.state() == v1::NodeState::Ready);
+        let ready =
+            |node: &&v1::Node| node.status.as_ref().is_some_and(|s| s.state() == v1::NodeState::Ready);
         let ready = nodes.iter().filter(ready).count();
         if ready == lab.hosts().len() {
             return Ok(());
         }
         if Instant::now() > deadline {
-            let step = format!("{ready} of {} nodes became ready within {NODES_DEADLINE:?}", lab.hosts().len());
+            let step =
+                format!("{ready} of {} nodes became ready within {NODES_DEADLINE:?}", lab.hosts().len());
             return Err(HostFailed::new(first, &step).into());
         }
         tokio::time::sleep(POLL).await;
@@ -140,17 +145,23 @@ async fn ask_replicas(lab: &Lab) -> anyhow::Result<Option<String>> {
     let mut example = None;
     for task in tasks {
         let name = format!("{SERVICE}.{}", task.slot);
-        let hostname = nodes.iter().find(|node| node.id == task.node_id).and_then(|node| node.description.as_ref());
+        let hostname =
+            nodes.iter().find(|node| node.id == task.node_id).and_then(|node| node.description.as_ref());
         let hostname = hostname.map(|description| description.hostname.as_str()).unwrap_or_default();
         let host = lab.hosts().iter().find(|host| host.name == hostname);
-        let host = expect(host, || format!("task `{name}` runs on no host of the playground but `{hostname}`"))?;
+        let host =
+            expect(host, || format!("task `{name}` runs on no host of the playground but `{hostname}`"))?;
         let ports = task.status.as_ref().map(|status| &status.ports[..]).unwrap_or_default();
-        let port = ports.iter().find(|port| port.target == PORT).and_then(|port| u16::try_from(port.published).ok());
+        let port =
+            ports.iter().find(|port| port.target == PORT).and_then(|port| u16::try_from(port.published).ok());
         let port = expect(port, || format!("task `{name}` has no published port"))?;
         let (netns, address) = (lab.config().wire_netns(), host.address);
         let page = tokio::task::spawn_blocking(move || fetch::page(&netns, address, port)).await?;
         let page = page.with_context(|| HostFailed::new(host, &format!("fetch a page of `{name}`")))?;
-        ensure!(page.contains(&format!("slot:     {}\n", task.slot)), "task `{name}` answered for another:\n{page}");
+        ensure!(
+            page.contains(&format!("slot:     {}\n", task.slot)),
+            "task `{name}` answered for another:\n{page}"
+        );
         let url = format!("http://{address}:{port}/");
         println!("\n$ curl {url}");
         print!("{page}");

@@ -59,7 +59,8 @@ impl Host {
     /// `Spawn` or `Directory`.
     pub fn start_daemon(&mut self, args: &[&str]) -> Result<(), LabError> {
         let path = self.log_path();
-        let log = File::options().append(true).create(true).open(&path).map_err(LabError::directory(&path))?;
+        let log =
+            File::options().append(true).create(true).open(&path).map_err(LabError::directory(&path))?;
         let mut command = self.command(&self.executable)?;
         command
             .arg("daemon")

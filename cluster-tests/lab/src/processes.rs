@@ -115,7 +115,11 @@ mod tests {
 
     #[test]
     fn processes_are_recognised_by_their_words() {
-        let process = |words: &[&str]| Process { pid: 1, parent: 0, words: words.iter().map(|w| (*w).into()).collect() };
+        let process = |words: &[&str]| Process {
+            pid: 1,
+            parent: 0,
+            words: words.iter().map(|w| (*w).into()).collect(),
+        };
         let daemon = process(&["/x/rswarm", "--data-root", "/d/host-1", "daemon"]);
         let shim = process(&["rswarm", "shim", "/d/host-1/containers/abc"]);
         let reader = process(&["tail", "-f", "/d/host-1/daemon.log"]);

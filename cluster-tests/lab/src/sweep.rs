@@ -57,7 +57,10 @@ fn numbers(config: &LabConfig) -> BTreeSet<usize> {
         .collect();
     for directory in [&config.data_dir, &config.run_dir] {
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-        found.extend(entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("host-")?.parse::<usize>().ok()));
+        found
+            .extend(entries.filter_map(|entry| {
+                entry.file_name().to_str()?.strip_prefix("host-")?.parse::<usize>().ok()
+            }));
     }
     found
 }
@@ -71,7 +74,8 @@ pub fn kill_all(netns: &Path, data_root: &Path) -> Result<(), LabError> {
             break;
         }
         if Instant::now() > deadline {
-            let left = found.iter().map(|process| format!("process {} ({})", process.pid, process.words.join(" ")));
+            let left =
+                found.iter().map(|process| format!("process {} ({})", process.pid, process.words.join(" ")));
             return Err(LabError::Leftovers(left.collect()));
         }
         // The daemon first, lest it start anew what dies; then shims, lest they note the end of their containers.
@@ -92,7 +96,7 @@ fn containers(data_root: &Path) -> Containers {
 }
 
 fn end_host(netns: &Path, data_root: &Path, errors: &mut Vec<String>) {
-    let mut parents = cgroup_parents(data_root);
+    let mut parents = cgroup_parents(netns, data_root);
     if let Err(error) = kill_all(netns, data_root) {
         errors.push(text(&error));
     }
@@ -120,17 +124,23 @@ fn end_host(netns: &Path, data_root: &Path, errors: &mut Vec<String>) {
     }
 }
 
-/// The cgroups above those of the host's containers, read from the requests their shims were started with.
-fn cgroup_parents(data_root: &Path) -> BTreeSet<String> {
+/// The cgroups above those of the host's containers: read from the requests their shims were started with, and from
+/// where the shims are.
+fn cgroup_parents(netns: &Path, data_root: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(data_root.join("containers")).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| {
-            let request = fs::read(entry.path().join("shim.json")).ok()?;
-            let request: serde_json::Value = serde_json::from_slice(&request).ok()?;
-            let (parent, _) = request.get("cgroup")?.as_str()?.rsplit_once('/')?;
-            Some(parent.to_owned())
-        })
-        .collect()
+    let requested = entries.filter_map(|entry| {
+        let request = fs::read(entry.path().join("shim.json")).ok()?;
+        let request: serde_json::Value = serde_json::from_slice(&request).ok()?;
+        let (parent, _) = request.get("cgroup")?.as_str()?.rsplit_once('/')?;
+        Some(parent.to_owned())
+    });
+    let shims = processes::of_host(netns, data_root).into_iter().filter(Process::is_shim);
+    let lived_in = shims.flat_map(|shim| {
+        let text = fs::read_to_string(format!("/proc/{}/cgroup", shim.pid)).unwrap_or_default();
+        let paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2)?.strip_suffix("/shims"));
+        paths.map(str::to_owned).collect::<Vec<_>>()
+    });
+    requested.chain(lived_in).collect()
 }
 
 fn unmount_below(directory: &Path, errors: &mut Vec<String>) {

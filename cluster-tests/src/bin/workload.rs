@@ -43,7 +43,9 @@ fn main() -> ExitCode {
     }
     loop {
         match signals.wait() {
-            Ok(signal) if words.first().is_some_and(|word| word == "stubborn") => say(&format!("{signal}: no")),
+            Ok(signal) if words.first().is_some_and(|word| word == "stubborn") => {
+                say(&format!("{signal}: no"))
+            }
             Ok(signal) => {
                 say(&format!("{signal}: goodbye"));
                 return ExitCode::SUCCESS;

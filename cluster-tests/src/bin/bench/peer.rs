@@ -51,7 +51,8 @@ pub fn measure(plan: &Plan) -> anyhow::Result<()> {
 
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    let directories = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")]);
+    let directories =
+        std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")]);
     directories.map(|directory| directory.join(program)).find(|candidate| candidate.exists())
 }
 
@@ -85,7 +86,12 @@ impl Swarm {
             swarm.import(number)?;
         }
         let address = swarm.address(1);
-        swarm.call(1, "POST", "/swarm/init", Some(json!({"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": address})))?;
+        swarm.call(
+            1,
+            "POST",
+            "/swarm/init",
+            Some(json!({"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": address})),
+        )?;
         let tokens = swarm.call(1, "GET", "/swarm", None)?;
         for number in 2..=hosts {
             let role = if number <= managers { "Manager" } else { "Worker" };
@@ -117,7 +123,13 @@ impl Swarm {
     fn write_rootfs(&self) -> anyhow::Result<()> {
         let own = std::env::current_exe()?;
         let directory = own.parent().context("this executable has no directory")?;
-        let status = Command::new("tar").arg("-cf").arg(&self.rootfs).arg("-C").arg(directory).arg("workload").status()?;
+        let status = Command::new("tar")
+            .arg("-cf")
+            .arg(&self.rootfs)
+            .arg("-C")
+            .arg(directory)
+            .arg("workload")
+            .status()?;
         ensure!(status.success(), "the workload could not be packed: {status}");
         Ok(())
     }
@@ -133,7 +145,12 @@ impl Swarm {
         }
         let quiet = |mut command: Command| -> anyhow::Result<()> {
             let (out, err) = (log.try_clone()?, log.try_clone()?);
-            command.stdin(Stdio::null()).stdout(out).stderr(err).spawn().context("cannot start a daemon of the peer")?;
+            command
+                .stdin(Stdio::null())
+                .stdout(out)
+                .stderr(err)
+                .spawn()
+                .context("cannot start a daemon of the peer")?;
             Ok(())
         };
         let mut command = host.command(find("containerd").context("no containerd")?)?;
@@ -142,7 +159,11 @@ impl Swarm {
         quiet(command)?;
         let deadline = Instant::now() + LIMIT;
         while UnixStream::connect(&containerd).is_err() {
-            ensure!(Instant::now() < deadline, "containerd does not answer: see `{}`", host.log_path().display());
+            ensure!(
+                Instant::now() < deadline,
+                "containerd does not answer: see `{}`",
+                host.log_path().display()
+            );
             std::thread::sleep(POLL);
         }
         let mut command = host.command(find("dockerd").context("no dockerd")?)?;
@@ -150,7 +171,12 @@ impl Swarm {
         command.arg("--data-root").arg(data.join("docker")).arg("--exec-root").arg(run.join("docker"));
         command.arg("--pidfile").arg(run.join("docker.pid"));
         command.arg("--host").arg(format!("unix://{}", self.socket(number).display()));
-        command.args(["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", &format!("/{CGROUP}")]);
+        command.args([
+            "--exec-opt",
+            "native.cgroupdriver=cgroupfs",
+            "--cgroup-parent",
+            &format!("/{CGROUP}"),
+        ]);
         quiet(command)
     }
 
@@ -177,7 +203,14 @@ impl Swarm {
     }
 
     /// One request; HTTP/1.0, so that the answer comes in one piece and ends with the connection.
-    fn send(&self, number: usize, method: &str, path: &str, kind: &str, body: &[u8]) -> anyhow::Result<Vec<u8>> {
+    fn send(
+        &self,
+        number: usize,
+        method: &str,
+        path: &str,
+        kind: &str,
+        body: &[u8],
+    ) -> anyhow::Result<Vec<u8>> {
         let mut stream = UnixStream::connect(self.socket(number))?;
         stream.set_read_timeout(Some(LIMIT))?;
         write!(
@@ -266,7 +299,10 @@ impl Swarm {
     fn lose_leader(&mut self, run: usize) -> anyhow::Result<f64> {
         let nodes = self.call(1, "GET", "/nodes", None)?;
         let nodes = nodes.as_array().cloned().unwrap_or_default();
-        let leader = nodes.iter().find(|node| node["ManagerStatus"]["Leader"] == true).context("there is no leader")?;
+        let leader = nodes
+            .iter()
+            .find(|node| node["ManagerStatus"]["Leader"] == true)
+            .context("there is no leader")?;
         let address = leader["ManagerStatus"]["Addr"].as_str().unwrap_or_default().to_owned();
         let hosts = self.lab().hosts();
         let leader = hosts.iter().find(|host| address.starts_with(&format!("{}:", host.address)));

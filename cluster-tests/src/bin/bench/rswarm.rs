@@ -82,8 +82,13 @@ fn one_node(plan: &Plan) -> anyhow::Result<()> {
     if plan.wants(names[3]) || plan.wants(names[4]) {
         lab.create(1, "shims", plan.runs, &[], &[]);
         lab.until_running(1, "shims", plan.runs, LIMIT);
-        let shims: Vec<i32> =
-            lab.host(1).processes().iter().filter(|process| process.is_shim()).map(|process| process.pid).collect();
+        let shims: Vec<i32> = lab
+            .host(1)
+            .processes()
+            .iter()
+            .filter(|process| process.is_shim())
+            .map(|process| process.pid)
+            .collect();
         let shim = |run: usize| shims.get(run).copied().context("a container has no shim");
         plan.figure(names[3], "MB", Some(1.5), |run| resources::pss_mb(shim(run)?).context("memory"))?;
         plan.figure(names[4], "MB", None, |run| resources::private_mb(shim(run)?).context("memory"))?;
