@@ -15,7 +15,8 @@ fn rswarm(args: &[&str]) -> Output {
 #[track_caller]
 fn check(args: &[&str], code: i32, words: &[&str]) {
     let output = rswarm(args);
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
     for word in words {
         assert!(text.contains(word), "{args:?} does not say `{word}`: {text}");

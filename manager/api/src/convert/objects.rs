@@ -11,8 +11,8 @@ use types::{
 };
 
 use super::{
-    Field, WireError, all, each, exact_word, labels, nanos, narrow, or_default, parse, parse_optional, required,
-    word,
+    Field, WireError, all, each, exact_word, labels, nanos, narrow, or_default, parse, parse_optional,
+    required, word,
 };
 use crate::v1;
 
@@ -461,6 +461,7 @@ mod tests {
             service_name: "web".into(),
             service_labels: service.spec.labels.clone(),
             ports: service.spec.endpoint.ports.clone(),
+            start_delay: Duration::from_secs(5),
             desired: TaskState::Running,
             status: TaskStatus {
                 state: TaskState::Pending,
