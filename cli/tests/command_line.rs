@@ -3,13 +3,13 @@
 use std::process::{Command, Output};
 
 fn rswarm(args: &[&str]) -> Output {
-    let nowhere = tempfile::tempdir().unwrap();
+    let nowhere = tempfile::tempdir().expect("a temporary directory can be made");
     Command::new(env!("CARGO_BIN_EXE_rswarm"))
         .args(args)
         .env("RSWARM_RUN_ROOT", nowhere.path().join("run"))
         .env("RSWARM_DATA_ROOT", nowhere.path().join("data"))
         .output()
-        .unwrap()
+        .expect("rswarm can be run")
 }
 
 #[track_caller]

@@ -40,15 +40,15 @@ impl v1::local_server::Local for LocalService {
     }
 
     async fn init(&self, request: Request<v1::InitRequest>) -> Result<Response<v1::InitResponse>, Status> {
-        self.node.init(request.into_inner()).await.map(Response::new).map_err(refused)
+        self.node.init(request.into_inner()).await.map(Response::new).map_err(|error| refused(&error))
     }
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
-        self.node.join(request.into_inner()).await.map(Response::new).map_err(refused)
+        self.node.join(request.into_inner()).await.map(Response::new).map_err(|error| refused(&error))
     }
 
     async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
-        self.node.leave(request.into_inner().force).await.map_err(refused)?;
+        self.node.leave(request.into_inner().force).await.map_err(|error| refused(&error))?;
         Ok(Response::new(v1::LeaveResponse {}))
     }
 
@@ -154,7 +154,7 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn refused(error: anyhow::Error) -> Status {
+fn refused(error: &anyhow::Error) -> Status {
     Status::failed_precondition(format!("{error:#}"))
 }
 

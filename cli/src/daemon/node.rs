@@ -596,7 +596,7 @@ async fn renewed_certificate(
             Ok(Ok(response)) => return Ok(response.into_inner()),
             Ok(Err(status)) => last = unreachable(addr, &status),
             Err(_) => {
-                last = anyhow::anyhow!("the manager at `{addr}` did not answer within {JOIN_TIMEOUT:?}")
+                last = anyhow::anyhow!("the manager at `{addr}` did not answer within {JOIN_TIMEOUT:?}");
             }
         }
     }
