@@ -69,6 +69,7 @@ async fn serve(mut paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
     let images = ImageStore::open(&paths.images())?;
     let pull = PullOptions { insecure_registries: args.insecure_registries, ..PullOptions::default() };
     let control = ControlSwitch::default();
+    raise_open_files();
     let node = Node::new(
         NodeConfig {
             paths: paths.clone(),
@@ -81,11 +82,15 @@ async fn serve(mut paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
         control.clone(),
     );
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    node.resume().await?;
     let listener = socket::bind(&paths.socket())?;
-    // Without systemd there is nobody to tell.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    tracing::info!(socket = %paths.socket().display(), data_root = %paths.data_root.display(), "ready");
+    // Who asks meanwhile is told that a change of membership is under way.
+    let resume = async {
+        node.resume().await?;
+        // Without systemd there is nobody to tell.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        tracing::info!(socket = %paths.socket().display(), data_root = %paths.data_root.display(), "ready");
+        std::future::pending::<anyhow::Result<()>>().await
+    };
     let end = async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -96,11 +101,22 @@ async fn serve(mut paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
     let local = LocalService { node: node.clone(), images, pull };
     let served = tokio::select! {
         served = socket::serve(listener, local, control, std::future::pending()) => served,
+        failed = resume => failed,
         () = end => Ok(()),
     };
     node.shutdown().await;
     let _ = std::fs::remove_file(paths.socket());
     served
+}
+
+/// Lets this process open as many files as it may: each container takes a few, each connection one.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
 }
 
 /// Fails with what to do unless the process has root's rights.
@@ -115,8 +131,7 @@ pub fn require_root() -> anyhow::Result<()> {
 /// Makes the roots, resolves them to absolute paths, and makes sure that no other daemon works on the data root.
 fn lock(paths: &mut Paths) -> anyhow::Result<Flock<File>> {
     for root in [&mut paths.data_root, &mut paths.run_root] {
-        let made = std::fs::create_dir_all(&*root).and_then(|()| root.canonicalize());
-        *root = made.with_context(|| format!("cannot use `{}` as a root directory", root.display()))?;
+        *root = crate::paths::make_private(root)?;
     }
     let path = paths.lock();
     let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);

@@ -1,8 +1,10 @@
 //! Where a node keeps things. Everything the daemon writes lies below two roots, so that several nodes can live on one
 //! machine.
 
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use clap::Args;
 
 /// The roots of one node; global flags of every command.
@@ -61,5 +63,56 @@ impl Paths {
     /// Content store and unpacked layers.
     pub fn images(&self) -> PathBuf {
         self.data_root.join("images")
+    }
+}
+
+/// Makes a root directory that only root can enter, and gives its absolute path.
+///
+/// Layers and containers hold programs that run with root's rights when started, and environments with secrets: other
+/// users of the host must not reach them. A directory that others can enter is closed to them if it is one of ours or
+/// empty, else refused, since closing it would break what else is in it.
+pub fn make_private(root: &Path) -> anyhow::Result<PathBuf> {
+    let cannot = || format!("cannot use `{}` as a root directory", root.display());
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(root).with_context(cannot)?;
+    let root = root.canonicalize().with_context(cannot)?;
+    if std::fs::metadata(&root).with_context(cannot)?.permissions().mode() & 0o077 != 0 {
+        let mut entries = std::fs::read_dir(&root).with_context(cannot)?.filter_map(Result::ok);
+        let ours = ["lock", "daemon.log", "rswarm.sock"].iter().any(|name| root.join(name).exists());
+        anyhow::ensure!(
+            ours || entries.next().is_none(),
+            "`{}` is open to other users and holds other files: use a directory of its own as root directory",
+            root.display()
+        );
+        std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o700)).with_context(cannot)?;
+    }
+    Ok(root)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn roots_are_closed_to_others_and_shared_directories_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let fresh = make_private(&dir.path().join("a/b")).unwrap();
+        assert_eq!(mode(&fresh), 0o700);
+
+        let open = std::fs::Permissions::from_mode(0o755);
+        std::fs::write(fresh.join("lock"), "1").unwrap();
+        std::fs::set_permissions(&fresh, open.clone()).unwrap();
+        assert_eq!(mode(&make_private(&fresh).unwrap()), 0o700, "one of ours is closed");
+
+        let shared = dir.path().join("shared");
+        std::fs::create_dir(&shared).unwrap();
+        std::fs::set_permissions(&shared, open).unwrap();
+        std::fs::write(shared.join("theirs"), "").unwrap();
+        let refusal = make_private(&shared).unwrap_err().to_string();
+        assert!(refusal.contains("open to other users"), "{refusal}");
+        assert_eq!(mode(&shared), 0o755);
     }
 }

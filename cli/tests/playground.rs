@@ -42,8 +42,8 @@ fn has_root(test: &str) -> bool {
 fn leftovers(name: &str) -> Vec<String> {
     let mut found = Vec::new();
     for path in [
-        format!("/run/netns/rswlab-{name}-net"),
-        format!("/run/netns/rswlab-{name}-1"),
+        format!("/run/rswarm-lab/rswlab-{name}-net"),
+        format!("/run/rswarm-lab/rswlab-{name}-1"),
         format!("/var/lib/rswarm-playground/{name}"),
         format!("/run/rswarm-playground/{name}"),
     ] {

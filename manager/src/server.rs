@@ -4,9 +4,9 @@
 //! used from then on and the listener stays. A handshake has its own task and a time limit: a slow or hostile peer
 //! delays nobody. Who may call what is decided per request, in [`crate::gate`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -30,6 +30,8 @@ use crate::gate::Gate;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes at once. Each costs a signature; more than this at a time only makes all of them late.
 const HANDSHAKES_MAX: usize = 256;
+/// Of these from one address: all nodes behind one address translation may come back at the same time.
+const HANDSHAKES_PER_ADDRESS_MAX: usize = 64;
 /// Finished handshakes that wait for the RPC server, which takes them at once.
 const ACCEPTED_QUEUE: usize = 64;
 /// After an error of `accept` that is not the peer's fault, most likely too many open files.
@@ -95,6 +97,7 @@ async fn accept_loop(
     accepted: mpsc::Sender<io::Result<Connection>>,
 ) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let quota = Arc::new(Quota::default());
     loop {
         let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
         let (tcp, addr) = match listener.accept().await {
@@ -105,11 +108,15 @@ async fn accept_loop(
                 continue;
             }
         };
+        let Some(place) = quota.take(addr.ip()) else {
+            debug!(%addr, "refused a connection: too many unfinished handshakes from its address");
+            continue;
+        };
         let acceptor = TlsAcceptor::from(identity.server_config());
         let (connections, accepted) = (connections.clone(), accepted.clone());
         tokio::spawn(async move {
             let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(acceptor, tcp, addr)).await;
-            drop(permit);
+            drop((permit, place));
             match handshake {
                 Ok(Ok((stream, peer))) => {
                     // Fails only when the server has stopped; the connection then closes by being dropped.
@@ -119,6 +126,42 @@ async fn accept_loop(
                 Err(_) => debug!(%addr, "a handshake took too long"),
             }
         });
+    }
+}
+
+/// Unfinished handshakes by address, so that one host cannot take the places of all others.
+#[derive(Debug, Default)]
+struct Quota {
+    taken: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// One handshake's place; given back when dropped.
+struct Place {
+    quota: Arc<Quota>,
+    ip: IpAddr,
+}
+
+impl Quota {
+    fn take(self: &Arc<Self>, ip: IpAddr) -> Option<Place> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = taken.entry(ip).or_default();
+        if *count >= HANDSHAKES_PER_ADDRESS_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Place { quota: self.clone(), ip })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.quota.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(&self.ip) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.ip);
+            }
+        }
     }
 }
 

@@ -136,10 +136,7 @@ impl Node {
         let entered = async {
             let manager = Manager::init(self.manager_config(&receiver, &settings), options).await?;
             let control = manager.control();
-            settings.save(&self.paths().settings())?;
-            // The certificate is what makes a restarted daemon a member, so it comes last.
-            self.identity_dir().save(&credentials)?;
-            let member = self.enter(store, receiver.clone(), settings.clone(), Some(manager)).await?;
+            let member = self.enter_first(store, &credentials, settings.clone(), Some(manager)).await?;
             let tokens = rswarm_api::v1::control_server::Control::get_join_tokens(
                 &control,
                 tonic::Request::new(v1::GetJoinTokensRequest {}),
@@ -204,9 +201,7 @@ impl Node {
                     Some(Manager::join(config, &manager_addr).await?)
                 }
             };
-            settings.save(&self.paths().settings())?;
-            self.identity_dir().save(&joined.credentials)?;
-            self.enter(store, receiver.clone(), settings.clone(), manager).await
+            self.enter_first(store, &joined.credentials, settings.clone(), manager).await
         };
         match entered.await {
             Ok(member) => {
@@ -338,6 +333,28 @@ impl Node {
             images: Arc::new(Resolver { images: config.images.clone(), options: config.pull.clone() }),
             node_description: config.description.clone(),
         }
+    }
+
+    /// Writes a new membership down and enters it.
+    async fn enter_first(
+        &self,
+        store: identity::Store,
+        credentials: &Credentials,
+        settings: Settings,
+        manager: Option<Manager>,
+    ) -> anyhow::Result<State> {
+        // The certificate is what makes a restarted daemon a member, so it comes last.
+        let written = settings
+            .save(&self.paths().settings())
+            .and_then(|()| self.identity_dir().save(credentials).map_err(anyhow::Error::new));
+        if let Err(error) = written {
+            if let Some(manager) = manager {
+                manager.shutdown().await;
+            }
+            return Err(error);
+        }
+        let receiver = store.receiver();
+        self.enter(store, receiver, settings, manager).await
     }
 
     /// Starts the worker and the keeper of a member.

@@ -33,8 +33,7 @@ pub fn ensure_running(paths: &Paths) -> anyhow::Result<()> {
         return Ok(());
     }
     let log_path = paths.log();
-    std::fs::create_dir_all(&paths.data_root)
-        .with_context(|| format!("cannot use `{}` as a root directory", paths.data_root.display()))?;
+    crate::paths::make_private(&paths.data_root)?;
     let log = std::fs::File::options().append(true).create(true).open(&log_path);
     let log = log.with_context(|| format!("cannot write `{}`", log_path.display()))?;
     let mut command = Command::new(std::env::current_exe().context("cannot find the rswarm executable")?);

@@ -21,7 +21,7 @@ pub struct Host {
     /// `host-1`; also the name its daemon gives to the node.
     pub name: String,
     pub address: Ipv4Addr,
-    /// `/run/netns/…`
+    /// `/run/rswarm-lab/…`
     pub netns: PathBuf,
     pub data_root: PathBuf,
     pub run_root: PathBuf,

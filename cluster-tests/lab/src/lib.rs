@@ -7,7 +7,7 @@
 //! ```text
 //! <data dir>/host-1/            data root; daemon.log is in it
 //! <run dir>/host-1/             run root; rswarm.sock is in it
-//! /run/netns/rswlab-<name>-1    the host's network, rswlab-<name>-net the wire between them
+//! /run/rswarm-lab/rswlab-<name>-1    the host's network, rswlab-<name>-net the wire between them
 //! ```
 //!
 //! A lab is gone without a trace when it is dropped, unless [`Lab::keep`] was called; [`LabConfig::destroy`] removes
@@ -56,7 +56,7 @@ pub struct Lab {
 impl LabConfig {
     /// Where the wire, and with it everything on it, can be reached from: a namespace's path.
     pub fn wire_netns(&self) -> PathBuf {
-        PathBuf::from(format!("/run/netns/rswlab-{}-net", self.name))
+        PathBuf::from(format!("/run/rswarm-lab/rswlab-{}-net", self.name))
     }
 
     /// Whether there is anything of a lab of this name, left by a process that was killed or still in use.

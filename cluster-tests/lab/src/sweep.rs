@@ -27,7 +27,7 @@ pub fn lab(config: &LabConfig) -> Result<(), LabError> {
     let mut errors = Vec::new();
     for number in numbers(config) {
         let name = host::name(number);
-        let netns = PathBuf::from(format!("/run/netns/rswlab-{}-{number}", config.name));
+        let netns = PathBuf::from(format!("/run/rswarm-lab/rswlab-{}-{number}", config.name));
         let data_root = config.data_dir.join(&name);
         end_host(&netns, &data_root, &mut errors);
     }

@@ -7,7 +7,7 @@
 //!   ──── h1 ─────── br0 ──────── h2 ────                rswlab-<name>-net: the wire, a bridge in its own namespace
 //! ```
 //!
-//! Hosts are named namespaces under `/run/netns`, so `nsenter --net=/run/netns/rswlab-<name>-1` leads into one. Only
+//! Hosts are named namespaces under `/run/rswarm-lab`, so `nsenter --net=/run/rswarm-lab/rswlab-<name>-1` leads into one. Only
 //! the network is apart: files, mounts and cgroups are this machine's (so never use `ip netns exec`, which hides the
 //! cgroups). Nothing of a lab is in the machine's own network namespace, nor reaches it.
 //!
@@ -38,7 +38,9 @@ use crate::{
 };
 
 /// Where named namespaces live, as `ip netns` has it.
-const NETNS_DIR: &str = "/run/netns";
+/// A directory of our own: `ip netns add` mounts over `/run/netns`, and what was mounted there before can then no
+/// longer be taken away by its name.
+const NETNS_DIR: &str = "/run/rswarm-lab";
 const PREFIX: &str = "rswlab-";
 const WIRE: &str = "br0";
 
@@ -110,7 +112,7 @@ pub struct Host {
     pub number: usize,
     pub address: Ipv4Addr,
     pub prefix_len: u8,
-    /// `/run/netns/<name>`.
+    /// `/run/rswarm-lab/<name>`.
     pub netns: PathBuf,
     wire: PathBuf,
 }
@@ -347,7 +349,14 @@ pub fn delete_named_netns(path: &Path) -> Result<(), NetError> {
         Err(error) => return Err(failed(error.into())),
     }
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-        _ => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
     }
+    // The last one takes the directory along; it stays while others are in it.
+    if let Some(directory) = path.parent()
+        && directory == Path::new(NETNS_DIR)
+    {
+        let _ = fs::remove_dir(directory);
+    }
+    Ok(())
 }
