@@ -26,6 +26,8 @@ pub enum CallError {
          `rswarm init`", socket.display()
     )]
     Unreachable { socket: PathBuf, reason: String },
+    #[error("the daemon's socket `{}` is root's: run this as root or by `sudo`", socket.display())]
+    NotRoot { socket: PathBuf },
     #[error("{0}")]
     Refused(String),
 }
@@ -52,14 +54,17 @@ impl Client {
             let mut found = None;
             while let Some(error) = source {
                 if let Some(io) = error.downcast_ref::<std::io::Error>() {
-                    found = Some(io.to_string());
+                    found = Some((io.kind(), io.to_string()));
                 }
                 source = error.source();
             }
             found
         };
         match (status.code(), io) {
-            (Code::Unavailable, Some(reason)) => {
+            (Code::Unavailable, Some((std::io::ErrorKind::PermissionDenied, _))) => {
+                CallError::NotRoot { socket: self.socket.clone() }
+            }
+            (Code::Unavailable, Some((_, reason))) => {
                 CallError::Unreachable { socket: self.socket.clone(), reason }
             }
             _ => CallError::Refused(status.message().to_owned()),

@@ -6,8 +6,8 @@ use rswarm_api::v1;
 use rswarm_types::quantity::{format_bytes, parse_duration};
 use rswarm_types::{Availability, Role};
 
-use crate::client::{Client, call};
-use crate::daemon::start::ensure_running;
+use crate::client::{CallError, Client, call};
+use crate::daemon::start::{Started, ensure_running};
 use crate::output;
 use crate::paths::Paths;
 
@@ -85,7 +85,7 @@ pub struct InfoArgs {
 }
 
 pub async fn init(paths: &Paths, client: &Client, args: InitArgs) -> anyhow::Result<()> {
-    ensure_running(paths)?;
+    let started = ensure_running(paths)?;
     let request = v1::InitRequest {
         advertise_addr: args.advertise_addr,
         listen_addr: args.listen_addr,
@@ -99,7 +99,7 @@ pub async fn init(paths: &Paths, client: &Client, args: InitArgs) -> anyhow::Res
             default_address_pool: args.default_addr_pool,
         }),
     };
-    let response = call!(client, local.init(request))?;
+    let response = or_stop(call!(client, local.init(request)), started)?;
     let text = format!(
         "Swarm initialized: current node ({}) is now a manager.\n\n\
          To add a worker to this swarm, run the following command:\n\n    \
@@ -110,8 +110,18 @@ pub async fn init(paths: &Paths, client: &Client, args: InitArgs) -> anyhow::Res
     Ok(output::print(&text)?)
 }
 
+/// Ends the daemon that was started for a call if the call failed.
+fn or_stop<T>(outcome: Result<T, CallError>, started: Option<Started>) -> Result<T, CallError> {
+    if outcome.is_err()
+        && let Some(started) = started
+    {
+        started.stop();
+    }
+    outcome
+}
+
 pub async fn join(paths: &Paths, client: &Client, args: JoinArgs) -> anyhow::Result<()> {
-    ensure_running(paths)?;
+    let started = ensure_running(paths)?;
     let request = v1::JoinRequest {
         token: args.token,
         manager_addr: args.manager,
@@ -119,7 +129,7 @@ pub async fn join(paths: &Paths, client: &Client, args: JoinArgs) -> anyhow::Res
         listen_addr: args.listen_addr,
         availability: v1::Availability::from(args.availability).into(),
     };
-    let response = call!(client, local.join(request))?;
+    let response = or_stop(call!(client, local.join(request)), started)?;
     let role = Role::try_from(response.role())?;
     Ok(output::print(&format!("This node joined a swarm as a {role}.\n"))?)
 }

@@ -15,6 +15,7 @@ pub use facts::platform;
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
+use std::path::Path;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -128,14 +129,18 @@ pub fn require_root() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the roots, resolves them to absolute paths, and makes sure that no other daemon works on the data root.
-fn lock(paths: &mut Paths) -> anyhow::Result<Flock<File>> {
+/// Makes the roots, resolves them to absolute paths, and makes sure that no other daemon works on either.
+fn lock(paths: &mut Paths) -> anyhow::Result<[Flock<File>; 2]> {
     for root in [&mut paths.data_root, &mut paths.run_root] {
         *root = crate::paths::make_private(root)?;
     }
-    let path = paths.lock();
+    Ok([lock_root(&paths.data_root, "--data-root")?, lock_root(&paths.run_root, "--run-root")?])
+}
+
+fn lock_root(root: &Path, flag: &str) -> anyhow::Result<Flock<File>> {
+    let path = root.join("lock");
     let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-    let file = file.with_context(|| format!("data root `{}` is not writable", paths.data_root.display()))?;
+    let file = file.with_context(|| format!("root directory `{}` is not writable", root.display()))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(mut lock) => {
             lock.set_len(0)?;
@@ -149,8 +154,8 @@ fn lock(paths: &mut Paths) -> anyhow::Result<Flock<File>> {
             let _ = file.read_to_string(&mut pid);
             let pid = if pid.is_empty() { String::new() } else { format!(" (process {pid})") };
             anyhow::bail!(
-                "another daemon{pid} runs on data root `{}`: stop it, or use another `--data-root`",
-                paths.data_root.display()
+                "another daemon{pid} runs on `{}`: stop it, or use another `{flag}`",
+                root.display()
             )
         }
     }

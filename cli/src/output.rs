@@ -30,6 +30,9 @@ impl Format {
         match format.map(str::trim) {
             None | Some("" | "table") => Template::parse(default_table).map(Self::Table),
             Some("json") => Ok(Self::Json),
+            Some("raw") => Err(TemplateError::Parse(
+                "format `raw` is not supported: expected `table`, `json` or a template".to_owned(),
+            )),
             Some(text) => match text.strip_prefix("table ") {
                 Some(columns) => Template::parse(&unescape(columns)).map(Self::Table),
                 None => Template::parse(&unescape(text)).map(Self::Lines),
@@ -128,7 +131,7 @@ pub fn inspect(format: Option<&str>, objects: &[Value]) -> anyhow::Result<()> {
             let template = Template::parse(&format.replace("\\t", "\t").replace("\\n", "\n"))?;
             let mut out = String::new();
             for object in objects {
-                out.push_str(&template.render(object)?);
+                out.push_str(&template.render_lenient(object)?);
                 out.push('\n');
             }
             out

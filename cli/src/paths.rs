@@ -35,11 +35,6 @@ impl Paths {
         self.data_root.join("daemon.log")
     }
 
-    /// Held by the one daemon on this data root.
-    pub fn lock(&self) -> PathBuf {
-        self.data_root.join("lock")
-    }
-
     /// Certificate, key and root.
     pub fn identity(&self) -> PathBuf {
         self.data_root.join("identity")

@@ -139,7 +139,9 @@ impl Progress {
         let is_running = |unit: &&Unit<'_>| {
             unit.task.status.state == TaskState::Running && unit.task.desired <= TaskState::Running
         };
+        // While surplus tasks stop there are more that run than are wanted.
         let running = units.iter().filter(is_running).count() as u64;
+        let running = wanted.map_or(running, |wanted| running.min(wanted));
 
         let mut lines = Vec::new();
         let id = if rolling_back { "rolling back update" } else { "overall progress" };

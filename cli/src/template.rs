@@ -35,7 +35,13 @@ impl Template {
     /// Carries the template out with `dot` as the value of `.`. A field of `dot` that does not exist is an error, one
     /// further in prints `<no value>`, as Go does for structs and maps.
     pub fn render(&self, dot: &Value) -> Result<String, TemplateError> {
-        eval::render(&self.nodes, dot).map_err(TemplateError::Eval)
+        eval::render(&self.nodes, dot, true).map_err(TemplateError::Eval)
+    }
+
+    /// Like [`Template::render`], but a field that does not exist prints `<no value>` at any depth: for whole objects,
+    /// which leave out what is empty.
+    pub fn render_lenient(&self, dot: &Value) -> Result<String, TemplateError> {
+        eval::render(&self.nodes, dot, false).map_err(TemplateError::Eval)
     }
 }
 

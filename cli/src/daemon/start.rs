@@ -16,10 +16,27 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two looks at the socket.
 const POLL: Duration = Duration::from_millis(5);
 
-/// Makes sure a daemon answers on the socket, and says on standard error if one had to be started.
-pub fn ensure_running(paths: &Paths) -> anyhow::Result<()> {
+/// A daemon that was started for a command.
+#[derive(Debug)]
+pub struct Started(std::process::Child);
+
+impl Started {
+    /// Ends it again: the command it was started for has failed, and nothing shall stay of that.
+    pub fn stop(mut self) {
+        let Ok(pid) = i32::try_from(self.0.id()) else { return };
+        let asked =
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+        if asked.is_ok() && self.0.wait().is_ok() {
+            eprintln!("Stopped the rswarm daemon again (process {pid}).");
+        }
+    }
+}
+
+/// Makes sure a daemon answers on the socket, and says on standard error if one had to be started. Gives the daemon
+/// if this command is its parent.
+pub fn ensure_running(paths: &Paths) -> anyhow::Result<Option<Started>> {
     if answers(paths) {
-        return Ok(());
+        return Ok(None);
     }
     super::require_root()?;
     if unit_is_installed() && paths.socket() == Path::new("/run/rswarm/rswarm.sock") {
@@ -30,7 +47,7 @@ pub fn ensure_running(paths: &Paths) -> anyhow::Result<()> {
         }
         wait(paths, None)?;
         eprintln!("Started the rswarm daemon through its systemd unit ({UNIT}).");
-        return Ok(());
+        return Ok(None);
     }
     let log_path = paths.log();
     crate::paths::make_private(&paths.data_root)?;
@@ -52,7 +69,7 @@ pub fn ensure_running(paths: &Paths) -> anyhow::Result<()> {
     let mut child = command.spawn().context("cannot start the daemon")?;
     wait(paths, Some(&mut child)).with_context(|| format!("the daemon's log is `{}`", log_path.display()))?;
     eprintln!("Started the rswarm daemon (process {}, log `{}`).", child.id(), log_path.display());
-    Ok(())
+    Ok(Some(Started(child)))
 }
 
 fn answers(paths: &Paths) -> bool {
@@ -73,7 +90,8 @@ fn wait(paths: &Paths, mut child: Option<&mut std::process::Child>) -> anyhow::R
             && let Some(status) = child.try_wait()?
         {
             let log = std::fs::read_to_string(paths.log()).unwrap_or_default();
-            let reason = log.lines().last().unwrap_or_default();
+            let reason =
+                log.lines().last().unwrap_or("it could not even write why: is the file system full?");
             bail!("the daemon ended at once ({status}): {reason}");
         }
         if Instant::now() > deadline {

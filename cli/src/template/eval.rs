@@ -9,14 +9,19 @@ pub(super) const FUNCTIONS: &[&str] = &[
     "json", "split", "join", "title", "lower", "upper", "pad", "truncate",
 ];
 
-pub(super) fn render(nodes: &[Node], dot: &Value) -> Result<String, String> {
-    let mut scope = Scope { root: dot, variables: vec![(String::new(), dot.clone())], out: String::new() };
+pub(super) fn render(nodes: &[Node], dot: &Value, strict: bool) -> Result<String, String> {
+    let mut scope = Scope {
+        root: strict.then_some(dot),
+        variables: vec![(String::new(), dot.clone())],
+        out: String::new(),
+    };
     scope.nodes(nodes, dot)?;
     Ok(scope.out)
 }
 
 struct Scope<'a> {
-    root: &'a Value,
+    /// The value whose fields must exist, if any must.
+    root: Option<&'a Value>,
     variables: Vec<(String, Value)>,
     out: String,
 }
@@ -141,7 +146,7 @@ impl Scope<'_> {
             value = match value {
                 Value::Object(map) => match map.get(name) {
                     Some(value) => value,
-                    None if std::ptr::eq(value, self.root) || value == self.root => {
+                    None if self.root == Some(value) => {
                         let known: Vec<_> = map.keys().map(String::as_str).collect();
                         return Err(format!("can't evaluate field {name}: known are {}", known.join(", ")));
                     }

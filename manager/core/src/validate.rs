@@ -45,6 +45,14 @@ pub enum SpecError {
     Spread(String),
     #[error("a global service cannot have a maximum of replicas per node")]
     GlobalMaxReplicas,
+    #[error("{what} `{text}` holds a template, which is not supported yet: expected plain text")]
+    Template { what: &'static str, text: String },
+    #[error("an init process in the container is not supported yet: run an image that brings one")]
+    Init,
+    #[error("invalid working directory `{0}`: expected an absolute path")]
+    Dir(String),
+    #[error("unknown capability `{0}`: expected `ALL` or a name from capabilities(7) like `NET_ADMIN`")]
+    Capability(String),
     #[error("invalid mount target `{0}`: expected an absolute path other than `/`")]
     MountTarget(String),
     #[error("duplicate mount target `{0}`")]
@@ -151,6 +159,52 @@ pub fn name(name: &str) -> Result<(), SpecError> {
     if valid { Ok(()) } else { Err(SpecError::Name(name.to_owned())) }
 }
 
+/// Source: capabilities(7), Linux 5.9 and later; `ALL` is Docker's.
+const CAPABILITIES: [&str; 42] = [
+    "ALL",
+    "AUDIT_CONTROL",
+    "AUDIT_READ",
+    "AUDIT_WRITE",
+    "BLOCK_SUSPEND",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "KILL",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MAC_ADMIN",
+    "MAC_OVERRIDE",
+    "MKNOD",
+    "NET_ADMIN",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "PERFMON",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYSLOG",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_CHROOT",
+    "SYS_MODULE",
+    "SYS_NICE",
+    "SYS_PACCT",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "WAKE_ALARM",
+];
+
 fn container(spec: &ServiceSpec) -> Result<(), SpecError> {
     let container = &spec.task.container;
     if container.image.is_empty() {
@@ -166,6 +220,28 @@ fn container(spec: &ServiceSpec) -> Result<(), SpecError> {
     for env in &container.env {
         if env.split_once('=').is_none_or(|(name, _)| name.is_empty()) || env.contains('\0') {
             return Err(SpecError::Env(env.clone()));
+        }
+    }
+    if container.init {
+        return Err(SpecError::Init);
+    }
+    if !container.dir.is_empty() && !container.dir.starts_with('/') {
+        return Err(SpecError::Dir(container.dir.clone()));
+    }
+    for name in container.cap_add.iter().chain(&container.cap_drop) {
+        let upper = name.to_ascii_uppercase();
+        if !CAPABILITIES.contains(&upper.strip_prefix("CAP_").unwrap_or(&upper)) {
+            return Err(SpecError::Capability(name.clone()));
+        }
+    }
+    // Swarm expands these; taken as plain text they would surprise. Source: swarm-parity 4.7.
+    let templated = [("hostname", &container.hostname)].into_iter();
+    let templated = templated
+        .chain(container.env.iter().map(|env| ("environment variable", env)))
+        .chain(container.mounts.iter().map(|mount| ("mount source", &mount.source)));
+    for (what, text) in templated {
+        if text.contains("{{") {
+            return Err(SpecError::Template { what, text: text.clone() });
         }
     }
     let mut targets = BTreeSet::new();
@@ -295,6 +371,18 @@ mod tests {
             ),
             (Box::new(move |s| s.endpoint.ports = vec![port(80, PublishMode::Ingress)]), "not supported yet"),
             (Box::new(|s| s.task.container.env = vec!["A".into()]), "invalid environment variable `A`"),
+            (Box::new(|s| s.task.container.cap_add = vec!["cap_net_admin".into(), "ALL".into()]), ""),
+            (Box::new(|s| s.task.container.cap_drop = vec!["FOO".into()]), "unknown capability `FOO`"),
+            (Box::new(|s| s.task.container.dir = "rel".into()), "invalid working directory `rel`"),
+            (Box::new(|s| s.task.container.init = true), "not supported yet"),
+            (
+                Box::new(|s| s.task.container.hostname = "{{.Node.Hostname}}".into()),
+                "hostname `{{.Node.Hostname}}` holds a template",
+            ),
+            (
+                Box::new(|s| s.task.container.env = vec!["T={{.Task.Name}}".into()]),
+                "environment variable `T={{.Task.Name}}` holds a template",
+            ),
         ];
         for (change, expected) in cases {
             let found = message(change);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rswarm_api::v1;
 use rswarm_core::State;
+use rswarm_core::orchestrator::is_up_to_date;
 use rswarm_types::{Node, Service, ServiceId, ServiceMode, Task};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -102,15 +103,9 @@ impl View {
             up_to_date_task_ids: self
                 .tasks
                 .iter()
-                .filter(|task| is_up_to_date(&self.service, task))
+                .filter(|task| is_up_to_date(state, &self.service, task))
                 .map(|task| task.id.to_string())
                 .collect(),
         }
     }
-}
-
-/// Whether a task was made from the present spec, or from one that tasks cannot tell from it.
-fn is_up_to_date(service: &Service, task: &Task) -> bool {
-    task.spec_version == service.spec_version
-        || (*task.spec == service.spec.task && task.ports == service.spec.endpoint.ports)
 }

@@ -108,7 +108,7 @@ pub struct Settings {
     /// Host name in the container
     #[arg(long)]
     hostname: Option<String>,
-    /// Run an init as process 1: it forwards signals and reaps orphans
+    /// Run an init as process 1 (not supported yet)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         value_parser = value::boolean, value_name = "BOOL")]
     init: Option<bool>,

@@ -24,6 +24,12 @@ pub(super) struct Context<'a> {
     overcommitted: RefCell<BTreeMap<NodeId, BTreeSet<TaskId>>>,
 }
 
+/// Whether a task is what its service asks for today, so that no update will replace it.
+pub fn is_up_to_date(state: &State, service: &Arc<Service>, task: &Task) -> bool {
+    // Constraints that do not parse were refused when the service was written.
+    Context::new(state, service, Timestamp::default()).is_ok_and(|context| context.is_clean(task))
+}
+
 /// Why a running task must leave its node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Evacuation {

@@ -23,6 +23,7 @@ use rswarm_types::{ServiceId, ServiceMode, TaskState, Timestamp};
 use crate::plan::{Plan, Subject};
 use crate::state::{ObjectRef, State};
 
+pub use fit::is_up_to_date;
 pub use restart::{RESTART_DELAY_FLOOR, RESTART_DELAY_MAX, RESTART_SETTLED};
 
 /// What should be done for one service as of `now`. For one that is gone: its tasks are to be removed.

@@ -316,6 +316,13 @@ fn what_tasks_do_not_see_restarts_none() {
     f.update(web, |spec| spec.task.placement.constraints = vec!["node.role==worker".into()]);
     f.run_for(SECOND * 10);
     assert_eq!(f.current(web), before);
+    // Whoever waits for the update is told the same.
+    let service = f.state.service(web).unwrap();
+    assert!(before.iter().all(|task| is_up_to_date(&f.state, service, task)));
+    // And an edit that no task sees leaves no word of the update before.
+    assert!(service.update_status.is_some());
+    f.update(web, |spec| drop(spec.labels.insert("a".into(), "b".into())));
+    assert_eq!(f.state.service(web).unwrap().update_status, None);
 }
 
 #[test]

@@ -278,6 +278,13 @@ impl Writer {
         }
         if tasks_see_it || resumes || change == ServiceChange::Rollback {
             service.update_status = Some(self.update_started(state, message));
+        } else if service
+            .update_status
+            .as_ref()
+            .is_some_and(|s| matches!(s.state, UpdateState::Completed | UpdateState::RollbackCompleted))
+        {
+            // What is over says nothing of this change. Source: swarm-parity 3.5.
+            service.update_status = None;
         }
         service.previous_spec = Some(Box::new(std::mem::replace(&mut service.spec, spec.clone())));
         service.meta = Meta { version: self.index, updated_at: self.at, ..service.meta };
