@@ -1,5 +1,6 @@
 //! Scenarios: what happens to the tasks of a service. Source: swarm-parity 3.1 to 3.7.
 
+use super::is_up_to_date;
 use std::time::Duration;
 
 use rswarm_types::service::{FailureAction, UpdateOrder, UpdateState};
