@@ -195,6 +195,35 @@ fn a_member_that_lags_gets_a_snapshot() {
 }
 
 #[test]
+fn a_follower_that_lost_the_end_of_its_log_gets_it_again_from_the_same_leader() {
+    runtime().block_on(async {
+        let mut group = Group::of(3).await;
+        let leader = group.leader().await;
+        let (follower, other) = ((leader + 1) % 3, (leader + 2) % 3);
+        for n in 0..50 {
+            write_network(group.node(leader), n).await.unwrap();
+        }
+        for n in 0..3 {
+            group.node(n).read_barrier().await.unwrap();
+        }
+        let leadership = group.node(leader).leadership().borrow().clone();
+        group.kill(follower).await;
+        group.lose_last_entries(follower, 20);
+        group.restart(follower).await;
+        // The other one does not help: the leader needs the follower that lost entries.
+        group.kill(other).await;
+        for n in 50..60 {
+            write_network(group.node(leader), n).await.unwrap();
+        }
+        group.node(follower).read_barrier().await.unwrap();
+        for n in 0..60 {
+            assert!(group.has(follower, n), "network {n} did not come back");
+        }
+        assert_eq!(*group.node(leader).leadership().borrow(), leadership, "the leader went on");
+    });
+}
+
+#[test]
 fn five_managers_survive_two_losses() {
     runtime().block_on(async {
         let mut group = Group::of(5).await;

@@ -66,6 +66,9 @@ impl RaftConfig {
             // So that the snapshot before the newest one can still be started from.
             max_in_snapshot_log_to_keep: self.snapshot_interval,
             replication_lag_threshold: self.snapshot_interval.saturating_mul(2),
+            // A follower whose disk lost the end of the log gets it again. Else the leader, which still counts these
+            // entries as replicated, would panic or never send them.
+            allow_log_reversion: Some(true),
             // A member that comes back is soon heard of.
             backoff: "20ms 50ms 100ms ..500ms".to_owned(),
             ..openraft::Config::default()

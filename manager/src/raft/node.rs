@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError as LibraryError};
@@ -494,14 +495,16 @@ impl RaftNode {
     /// failure it cannot go on from. In the latter case the daemon should end.
     pub async fn wait_stopped(&self) -> Option<String> {
         let mut metrics = self.inner.raft.metrics();
-        loop {
+        let reason = loop {
             if let Err(error) = &metrics.borrow_and_update().running_state {
-                return (!self.inner.cancelled.is_cancelled()).then(|| error.to_string());
+                break error.to_string();
             }
+            // A core that panics reports nothing: it is only gone.
             if metrics.changed().await.is_err() {
-                return None;
+                break "the raft core ended unexpectedly".to_owned();
             }
-        }
+        };
+        (!self.inner.cancelled.is_cancelled()).then_some(reason)
     }
 
     /// Stops the member and releases its directory. The group goes on without it, if it can.
@@ -518,8 +521,7 @@ impl RaftNode {
     }
 
     fn stopped(&self) -> bool {
-        self.inner.cancelled.is_cancelled()
-            || self.inner.raft.metrics().borrow_watched().running_state.is_err()
+        self.inner.cancelled.is_cancelled() || self.wait_stopped().now_or_never().is_some()
     }
 
     pub(super) fn raft(&self) -> &Raft {
@@ -567,4 +569,83 @@ fn open_disk(dir: &Path, store: Store) -> Result<(File, LogStore, SnapshotDir, S
     let machine = StateMachine::open(snapshots.clone(), store)?;
     let log = LogStore::open(&dir.join("log"), sealer)?;
     Ok((lock, log, snapshots, machine))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use rswarm_core::state::Write;
+    use rswarm_types::{Meta, Node, NodeSpec, NodeStatus, Role, Timestamp};
+    use tonic::transport::{Channel, Endpoint};
+
+    use super::super::config::Timings;
+    use super::super::network::Connector;
+    use super::super::service::RaftSlot;
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    struct Plain;
+
+    impl Connector for Plain {
+        fn channel(&self, addr: &str) -> Channel {
+            Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy()
+        }
+    }
+
+    /// A group of one; it needs no server.
+    async fn alone(dir: &Path) -> RaftNode {
+        let addr = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        let config = RaftConfig {
+            dir: dir.join("raft"),
+            cluster_id: ClusterId::from_bytes([9; 16]),
+            node_id: NodeId::from_bytes([1; 16]),
+            addr: addr.to_string(),
+            timings: Timings::default(),
+            snapshot_interval: 10_000,
+            connector: Arc::new(Plain),
+            slot: RaftSlot::default(),
+        };
+        let node = Node {
+            id: config.node_id,
+            meta: Meta::default(),
+            spec: NodeSpec { role: Role::Manager, ..NodeSpec::default() },
+            role: Role::Manager,
+            description: None,
+            status: NodeStatus::default(),
+            manager: None,
+        };
+        let first = Command::one(Timestamp(1), Write::CreateNode(Box::new(node)));
+        RaftNode::bootstrap(config, first).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_core_that_panics_is_a_stop_with_a_reason() {
+        let tmp = tempfile::tempdir().unwrap();
+        let node = alone(tmp.path()).await;
+        let waiting = tokio::spawn({
+            let node = node.clone();
+            async move { node.wait_stopped().await }
+        });
+        // Runs in the core's own task.
+        node.raft().external_request(|_| panic!("on purpose")).await.unwrap();
+        let reason = tokio::time::timeout(DEADLINE, waiting).await.expect("the stop is noticed").unwrap();
+        assert_eq!(reason.as_deref(), Some("the raft core ended unexpectedly"));
+        assert!(node.stopped(), "and it is known to have stopped");
+        node.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_shutdown_is_a_stop_without_a_reason() {
+        let tmp = tempfile::tempdir().unwrap();
+        let node = alone(tmp.path()).await;
+        let waiting = tokio::spawn({
+            let node = node.clone();
+            async move { node.wait_stopped().await }
+        });
+        node.shutdown().await;
+        let reason = tokio::time::timeout(DEADLINE, waiting).await.expect("the stop is noticed").unwrap();
+        assert_eq!(reason, None);
+    }
 }

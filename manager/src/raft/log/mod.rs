@@ -54,6 +54,12 @@ pub enum LogError {
     Corrupt { path: PathBuf, offset: usize, next: usize },
     #[error("`{}` ends at byte {offset} with a damaged record, but it is not the last segment; {REPAIR}", path.display())]
     CutShort { path: PathBuf, offset: usize },
+    #[error(
+        "expected at least {expected} bytes in `{}`, found {found}: a segment has its full length from its beginning, \
+         so the end of this one is lost; {REPAIR}",
+        path.display()
+    )]
+    Short { path: PathBuf, expected: usize, found: usize },
     #[error("the record at byte {offset} of `{}` does not open with the data key of this manager; {REPAIR}", path.display())]
     Sealed { path: PathBuf, offset: usize },
     #[error("the record at byte {offset} of `{}` cannot be understood", path.display())]

@@ -35,7 +35,7 @@ pub fn recover(dir: &Path, sealer: &Sealer, segment_len: usize) -> Result<(Memor
         }
         let last = nth + 1 == names.len();
         let written;
-        (written, allocated, end) = replay.segment(*sequence, path, last, sealer)?;
+        (written, allocated, end) = replay.segment(*sequence, path, last, sealer, segment_len)?;
         segments.push_back(written);
     }
     let Replay { mut memory, summary, .. } = replay;
@@ -90,12 +90,18 @@ impl Replay {
         path: &Path,
         last: bool,
         sealer: &Sealer,
+        segment_len: usize,
     ) -> Result<(Written, usize, usize), LogError> {
         let io_error = |action| move |source| LogError::Io { action, path: path.to_owned(), source };
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(io_error("open"))?;
         let bytes = fs::read(path).map_err(io_error("read"))?;
-        if !segment::has_preamble(&bytes, sequence) {
+        if bytes.len() >= segment::PREAMBLE_LEN && !segment::has_preamble(&bytes, sequence) {
             return Err(LogError::Foreign(path.to_owned()));
+        }
+        // A power cut loses what was written to a segment, never its length: that was on disk before its name.
+        if bytes.len() < segment_len {
+            let found = bytes.len();
+            return Err(LogError::Short { path: path.to_owned(), expected: segment_len, found });
         }
         let scan = segment::scan(&bytes);
         let offset = scan.end;

@@ -231,15 +231,34 @@ async fn a_write_torn_at_any_place_is_cut_and_the_log_goes_on() {
             log.close().await;
         }
     }
-    // Also when the file itself is short.
-    let mut short = files.clone();
-    short.get_mut(name).unwrap().truncate(records.last().unwrap().offset + 30);
-    dir.replace(&short);
-    let mut log = dir.open().unwrap();
-    let next = log.get_log_state().await.unwrap().last_log_id.next_index();
-    append(&mut log, 3, next..=next).await;
-    log.close().await;
-    dir.open().unwrap().close().await;
+}
+
+#[tokio::test]
+async fn a_segment_that_lost_its_end_is_refused_by_file_and_length() {
+    let dir = Dir::new();
+    filled(&dir).await;
+    let files = dir.files();
+    for (name, whole) in &files {
+        assert_eq!(whole.len(), SEGMENT_LEN, "closed or not, a segment has its full length");
+        let records = segment::scan(whole).records;
+        let last = records.last().unwrap();
+        // Within the zeros, after and within a record, between records, at and within the preamble, nothing.
+        let lengths =
+            [SEGMENT_LEN - 1, last.end(), last.offset + 30, last.offset, segment::PREAMBLE_LEN, 9, 0];
+        for found in lengths {
+            let mut short = files.clone();
+            short.get_mut(name).unwrap().truncate(found);
+            dir.replace(&short);
+            let error = dir.open().err().unwrap_or_else(|| panic!("`{name}` of {found} bytes was opened"));
+            let text = error.to_string();
+            assert!(
+                matches!(error, LogError::Short { expected: SEGMENT_LEN, found: len, .. } if len == found),
+                "{text}"
+            );
+            assert!(text.contains(name) && text.contains("restore a backup"), "{text}");
+            assert_eq!(dir.files(), short, "nothing was changed");
+        }
+    }
 }
 
 #[tokio::test]

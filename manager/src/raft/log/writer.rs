@@ -24,7 +24,8 @@ use crate::raft::key::{SEAL_OVERHEAD, Sealer};
 use crate::raft::types::{LogId, TypeConfig, Vote};
 
 /// Preallocated length of a segment: long enough that beginning one is rare, short enough to be made of zeros in a
-/// few milliseconds. A record that is longer gets a segment of its own.
+/// few milliseconds. A record that is longer gets a segment of its own. A shorter segment is refused as damaged, so
+/// this may be lowered but not raised within a format version.
 pub const SEGMENT_LEN: usize = 4 << 20;
 /// Most that is written before a sync: what a disk takes in some milliseconds.
 const BATCH_BYTES: usize = 4 << 20;
