@@ -2,8 +2,9 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::mount::OpenTreeFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-use crate::cgroup::Stats;
+use crate::cgroup::{Cgroup, Layout, Stats};
 use crate::error::{Failure, RuntimeError};
 use crate::request::{CreateRequest, ShimRequest};
 use crate::shim::protocol::{self, Reply, Request};
@@ -23,8 +24,10 @@ use crate::state::{
 };
 use crate::sys::{self, MountAttributes};
 
-/// How long a shim may take to create a container or to answer. Only a hanging file system gets near it.
-const ANSWER: Duration = Duration::from_secs(60);
+/// How long a shim may take to create a container or to run its program. Only a hanging file system gets near it.
+const WORK: Duration = Duration::from_secs(60);
+/// How long a shim may take to answer what it knows by heart.
+const ANSWER: Duration = Duration::from_secs(5);
 /// How long the end of a killed container may take.
 const END: Duration = Duration::from_secs(20);
 
@@ -73,12 +76,21 @@ impl Containers {
         let directory = self.directory(id)?;
         let file_error =
             |action| move |path: PathBuf| move |source| RuntimeError::File { action, path, source };
-        fs::create_dir_all(&self.root).map_err(file_error("create the directory")(self.root.clone()))?;
-        fs::create_dir(&directory).map_err(|source| match source.kind() {
+        let mut private = fs::DirBuilder::new();
+        private.mode(0o700);
+        private
+            .recursive(true)
+            .create(&self.root)
+            .map_err(file_error("create the directory")(self.root.clone()))?;
+        private.recursive(false).create(&directory).map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => RuntimeError::AlreadyExists { id: id.clone() },
             _ => RuntimeError::File { action: "create the directory", path: directory.clone(), source },
         })?;
-        self.create_in(&directory, request).inspect_err(|_| {
+        self.create_in(&directory, request).inspect_err(|error| {
+            if matches!(error, RuntimeError::Create { .. }) && !directory.join(INIT_FILE).exists() {
+                // It may have failed because others use its cgroup: these are not its own to kill.
+                let _ = fs::remove_file(directory.join(REQUEST_FILE));
+            }
             // The shim has undone what it made, except for the cgroup that it was in itself.
             let _ = Container::new(id.clone(), directory.clone(), None, None).delete();
             let _ = fs::remove_dir_all(&directory);
@@ -119,7 +131,7 @@ impl Containers {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(|errno| error(errno.into()))?;
-        sockopt::set_socket_timeout(&ours, sockopt::Timeout::Recv, Some(ANSWER))
+        sockopt::set_socket_timeout(&ours, sockopt::Timeout::Recv, Some(WORK))
             .map_err(|errno| error(errno.into()))?;
         let program = match &self.shim.sealed {
             Some(fd) => PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())),
@@ -146,13 +158,22 @@ impl Containers {
     /// # Errors
     /// `NotFound` if there is none of this id.
     pub fn open(&self, id: &str) -> Result<Container, RuntimeError> {
+        let container = self.find(id)?;
+        let pid = container.state()?.pid;
+        Ok(Container { pid, ..container })
+    }
+
+    /// The handle on an existing container without a question to its shim, which may not answer: nothing blocks,
+    /// nothing is killed, and [`Container::pid`] is `None`.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none of this id.
+    pub fn find(&self, id: &str) -> Result<Container, RuntimeError> {
         let directory = self.directory(id)?;
         if !directory.is_dir() {
             return Err(RuntimeError::NotFound { id: id.to_owned() });
         }
-        let container = Container::new(id.to_owned(), directory, None, None);
-        let pid = container.state()?.pid;
-        Ok(Container { pid, ..container })
+        Ok(Container::new(id.to_owned(), directory, None, None))
     }
 
     /// Ids of all containers, ended and lost ones included, in order.
@@ -200,11 +221,25 @@ fn seal(executable: &Path) -> io::Result<OwnedFd> {
 fn write<T: serde::Serialize>(path: PathBuf, value: &T) -> Result<(), RuntimeError> {
     let bytes =
         serde_json::to_vec(value).map_err(|source| RuntimeError::Record { path: path.clone(), source })?;
-    fs::write(&path, bytes).map_err(|source| RuntimeError::File { action: "write", path, source })
+    state::create_private(&path)
+        .and_then(|mut file| file.write_all(&bytes))
+        .map_err(|source| RuntimeError::File { action: "write", path, source })
 }
 
 fn unexpected(reply: &Reply) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("unexpected answer {reply:?}"))
+}
+
+fn read_boot_id() -> Result<String, RuntimeError> {
+    let path = PathBuf::from("/proc/sys/kernel/random/boot_id");
+    state::boot_id().map_err(|source| RuntimeError::File { action: "read", path, source })
+}
+
+/// What may be left of a container without a shim.
+struct Remains {
+    cgroup: Cgroup,
+    /// 0 if unknown.
+    created_at_unix_nanos: i64,
 }
 
 /// A container. All methods may be called from any thread; those that ask the shim block for its answer.
@@ -242,7 +277,7 @@ impl Container {
     /// `Start` when the program cannot be executed (the container has ended then), `WrongState` when it was started
     /// before.
     pub fn start(&self) -> Result<(), RuntimeError> {
-        match self.ask(Request::Start)? {
+        match self.ask(Request::Start, WORK)? {
             Some(Reply::Done) => Ok(()),
             Some(Reply::Failed(source)) => Err(RuntimeError::Start { id: self.id.clone(), source }),
             other => Err(self.wrong_state("created", other)?),
@@ -254,7 +289,7 @@ impl Container {
     /// # Errors
     /// `WrongState` when it has ended.
     pub fn kill(&self, signal: i32, all: bool) -> Result<(), RuntimeError> {
-        match self.ask(Request::Kill { signal, all })? {
+        match self.ask(Request::Kill { signal, all }, ANSWER)? {
             Some(Reply::Done) => Ok(()),
             Some(Reply::Failed(source)) => Err(RuntimeError::Kill { id: self.id.clone(), source }),
             other => Err(self.wrong_state("created or running", other)?),
@@ -264,13 +299,36 @@ impl Container {
     /// What the container is doing now.
     ///
     /// # Errors
-    /// `NotFound` when it was deleted; those of reading its records.
+    /// `NotFound` when it was deleted; those of reading its records. Any other error says nothing about the container:
+    /// it may well run, see [`Self::init_pid`].
     pub fn state(&self) -> Result<State, RuntimeError> {
-        match self.ask(Request::State)? {
+        self.state_by(ANSWER, END)
+    }
+
+    /// The same for a caller that must go on: `limit` bounds each of its waits.
+    ///
+    /// # Errors
+    /// As [`Self::state`].
+    pub fn state_within(&self, limit: Duration) -> Result<State, RuntimeError> {
+        self.state_by(limit, limit)
+    }
+
+    fn state_by(&self, answer: Duration, end: Duration) -> Result<State, RuntimeError> {
+        match self.ask(Request::State, answer)? {
             Some(Reply::State(state)) => Ok(state),
             Some(other) => Err(RuntimeError::Control { id: self.id.clone(), source: unexpected(&other) }),
-            None => self.last_state(),
+            None => self.last_state(end),
         }
+    }
+
+    /// Host pid of the first process if it runs now, as the records and the kernel have it: the shim is not asked.
+    ///
+    /// # Errors
+    /// Those of reading the records.
+    pub fn init_pid(&self) -> Result<Option<i32>, RuntimeError> {
+        let record: Option<InitRecord> = state::read_record(&self.directory.join(INIT_FILE))?;
+        let Some(record) = record.filter(|record| record.init.is_alive()) else { return Ok(None) };
+        Ok((record.boot_id == read_boot_id()? && !self.is_zombie(record.init.pid)).then_some(record.init.pid))
     }
 
     /// Blocks until the container has ended.
@@ -282,7 +340,7 @@ impl Container {
         if let Ok(Some(Reply::Exited(status))) = protocol::receive(&watch) {
             return Ok(status);
         }
-        let status = self.last_state()?.status;
+        let status = self.last_state(END)?.status;
         match status {
             Status::Exited(exit) => Ok(exit),
             found => Err(RuntimeError::WrongState { id: self.id.clone(), expected: "exited", found }),
@@ -296,9 +354,11 @@ impl Container {
     /// Those of making a socket.
     pub fn watch(&self) -> Result<OwnedFd, RuntimeError> {
         let control = |source: io::Error| RuntimeError::Control { id: self.id.clone(), source };
-        if let Ok(socket) = protocol::connect(&self.directory)
+        if let Some(socket) = self.connect(ANSWER)?
             && protocol::send(&socket, &Request::Watch).is_ok()
         {
+            sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, None)
+                .map_err(|errno| control(errno.into()))?;
             return Ok(socket);
         }
         // It has ended: a socket whose other end is closed is readable at once.
@@ -314,23 +374,24 @@ impl Container {
     /// # Errors
     /// `StillRunning` when a process does not die; it can be tried again.
     pub fn delete(&self) -> Result<(), RuntimeError> {
-        let socket = self.connection().take().map_or_else(|| protocol::connect(&self.directory), Ok);
-        if let Ok(socket) = socket
+        let socket = self.connection().take();
+        let socket = socket.or_else(|| protocol::connect(&self.directory, ANSWER).ok());
+        if let Some(socket) = socket
             && protocol::send(&socket, &Request::Delete).is_ok()
         {
             let _ = sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(END));
             // Anything that still comes is an answer nobody waits for any more.
             while let Ok(Some(_)) = protocol::receive::<Reply>(&socket) {}
         }
-        if let Some(record) = self.end_orphans()? {
+        if let Some(Remains { cgroup, .. }) = self.end_orphans(END)? {
             let deadline = Instant::now() + END;
-            while record.cgroup.remove().is_err() {
+            while cgroup.remove().is_err() {
                 if Instant::now() > deadline {
                     return Err(RuntimeError::StillRunning { id: self.id.clone(), seconds: END.as_secs() });
                 }
                 std::thread::sleep(Duration::from_millis(2));
             }
-            record.cgroup.prune_parents();
+            cgroup.prune_parents();
         }
         match fs::remove_dir_all(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -359,15 +420,27 @@ impl Container {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One question to the shim; `None` when there is no shim any more.
-    fn ask(&self, request: Request) -> Result<Option<Reply>, RuntimeError> {
+    /// A line to the shim; `None` when there is no shim any more, which no other failure says.
+    fn connect(&self, limit: Duration) -> Result<Option<OwnedFd>, RuntimeError> {
+        match protocol::connect(&self.directory, limit) {
+            Ok(socket) => Ok(Some(socket)),
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+            {
+                Ok(None)
+            }
+            Err(source) => Err(RuntimeError::Control { id: self.id.clone(), source }),
+        }
+    }
+
+    /// One question to the shim, whose answer may take `limit`; `None` when there is no shim any more.
+    fn ask(&self, request: Request, limit: Duration) -> Result<Option<Reply>, RuntimeError> {
         let mut connection = self.connection();
         if connection.is_none() {
-            let Ok(socket) = protocol::connect(&self.directory) else { return Ok(None) };
-            let _ = sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER));
-            *connection = Some(socket);
+            *connection = self.connect(limit)?;
         }
         let Some(socket) = connection.as_ref() else { return Ok(None) };
+        let _ = sockopt::set_socket_timeout(socket, sockopt::Timeout::Recv, Some(limit));
         let answer = protocol::send(socket, &request).and_then(|()| protocol::receive(socket));
         match answer {
             Ok(Some(reply)) => Ok(Some(reply)),
@@ -396,14 +469,14 @@ impl Container {
             Some(other) => {
                 return Err(RuntimeError::Control { id: self.id.clone(), source: unexpected(&other) });
             }
-            None => self.last_state()?.status,
+            None => self.last_state(END)?.status,
         };
         Ok(RuntimeError::WrongState { id: self.id.clone(), expected, found })
     }
 
     /// What the records say, for a container without a shim.
-    fn last_state(&self) -> Result<State, RuntimeError> {
-        let record = self.end_orphans()?;
+    fn last_state(&self, limit: Duration) -> Result<State, RuntimeError> {
+        let remains = self.end_orphans(limit)?;
         let exit: Option<ExitStatus> = state::read_record(&self.directory.join(EXIT_FILE))?;
         if let Some(exit) = exit {
             return Ok(State {
@@ -419,40 +492,61 @@ impl Container {
         Ok(State {
             status: Status::Lost,
             pid: None,
-            created_at_unix_nanos: record.map_or(0, |record| record.created_at_unix_nanos),
+            created_at_unix_nanos: remains.map_or(0, |remains| remains.created_at_unix_nanos),
             started_at_unix_nanos: None,
         })
     }
 
     /// Sees to it that neither shim nor container run any more: the shim is given time to finish its work, and what a
-    /// killed shim left is killed. Gives the record of both, if they got that far and it was in this boot.
-    fn end_orphans(&self) -> Result<Option<InitRecord>, RuntimeError> {
+    /// killed shim left is killed. Gives what was known of both, if they got that far and it was in this boot.
+    fn end_orphans(&self, limit: Duration) -> Result<Option<Remains>, RuntimeError> {
+        let deadline = Instant::now() + limit;
+        let in_time = || match Instant::now() > deadline {
+            true => Err(RuntimeError::StillRunning { id: self.id.clone(), seconds: limit.as_secs() }),
+            false => Ok(()),
+        };
         let record: Option<InitRecord> = state::read_record(&self.directory.join(INIT_FILE))?;
-        let path = PathBuf::from("/proc/sys/kernel/random/boot_id");
-        let boot_id =
-            state::boot_id().map_err(|source| RuntimeError::File { action: "read", path, source })?;
-        let Some(record) = record.filter(|record| record.boot_id == boot_id) else { return Ok(None) };
-        let still_running = || RuntimeError::StillRunning { id: self.id.clone(), seconds: END.as_secs() };
-        let deadline = Instant::now() + END;
+        let Some(record) = record else { return self.end_unrecorded(in_time) };
+        if record.boot_id != read_boot_id()? {
+            return Ok(None);
+        }
         while record.shim.is_alive() && !self.is_zombie(record.shim.pid) {
-            if Instant::now() > deadline {
-                return Err(still_running());
-            }
+            in_time()?;
             std::thread::sleep(Duration::from_micros(200));
         }
         while record.init.is_alive() && !self.is_zombie(record.init.pid) {
             // The pid is the container's own first process: boot, number and start time agree.
             let _ = sys::kill(record.init.pid, libc::SIGKILL);
             let _ = record.cgroup.signal_all(libc::SIGKILL);
-            if Instant::now() > deadline {
-                return Err(still_running());
-            }
+            in_time()?;
             std::thread::sleep(Duration::from_millis(1));
         }
-        if !self.directory.join(EXIT_FILE).exists() {
+        let exit: Option<ExitStatus> = state::read_record(&self.directory.join(EXIT_FILE))?;
+        if exit.is_none() {
             let _ = record.cgroup.signal_all(libc::SIGKILL);
         }
-        Ok(Some(record))
+        let InitRecord { cgroup, created_at_unix_nanos, .. } = record;
+        Ok(Some(Remains { cgroup, created_at_unix_nanos }))
+    }
+
+    /// The same where the shim's record is missing or damaged: the request names the cgroup, which is the container's
+    /// alone. (A shim that has not come to its record yet listens already, so that nobody comes here.)
+    fn end_unrecorded(
+        &self,
+        in_time: impl Fn() -> Result<(), RuntimeError>,
+    ) -> Result<Option<Remains>, RuntimeError> {
+        let request: Option<ShimRequest> = state::read_record(&self.directory.join(REQUEST_FILE))?;
+        let Some(request) = request else { return Ok(None) };
+        let path = PathBuf::from("/proc/self/mountinfo");
+        let layout =
+            Layout::detect().map_err(|source| RuntimeError::File { action: "read", path, source })?;
+        let cgroup = Cgroup::at(&layout, &request.cgroup);
+        while cgroup.is_populated() {
+            let _ = cgroup.signal_all(libc::SIGKILL);
+            in_time()?;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(Some(Remains { cgroup, created_at_unix_nanos: 0 }))
     }
 
     /// Ended, and only waiting to be waited for by a parent that may take its time.

@@ -116,23 +116,28 @@ pub(crate) fn boot_id() -> io::Result<String> {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned())
 }
 
-/// Reads a JSON record; `None` when the file does not exist.
+/// Reads a JSON record; `None` when the file does not exist or holds no such record, as after a power cut that came
+/// before its content was on the disk: what is known without it must do then, for ever.
 pub(crate) fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RuntimeError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(RuntimeError::File { action: "read", path: path.to_owned(), source }),
     };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|source| RuntimeError::Record { path: path.to_owned(), source })
+    Ok(serde_json::from_slice(&bytes).ok())
+}
+
+/// An empty file that only root may read: configurations hold secrets in their environment, and so may a log.
+pub(crate) fn create_private(path: &Path) -> io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
 /// Writes a JSON record that appears as a whole or not at all. With `durable` it also survives a power cut.
 pub(crate) fn write_record<T: Serialize>(path: &Path, record: &T, durable: bool) -> io::Result<()> {
     use std::io::Write;
     let temporary = path.with_extension("tmp");
-    let mut file = std::fs::File::create(&temporary)?;
+    let mut file = create_private(&temporary)?;
     file.write_all(&serde_json::to_vec(record).map_err(io::Error::other)?)?;
     if durable {
         file.sync_all()?;

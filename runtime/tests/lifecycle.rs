@@ -179,6 +179,75 @@ fn killed_shim_makes_the_container_lost_and_ends_it() {
     }
 }
 
+/// As after a power cut or on a full disk: a record has its name but not its content.
+#[test]
+fn damaged_records_keep_nothing_from_being_killed_and_deleted() {
+    let Some(lab) = Lab::new() else { return };
+    for damage in [Some(""), Some("{\"boot_id\": 1"), None] {
+        let request = lab.script("one", "sleep 1000 & sleep 1000");
+        let container = lab.containers.create(&request).unwrap();
+        container.start().unwrap();
+        let pid = container.pid().unwrap();
+        kill(shim_of(pid), libc::SIGKILL);
+        match damage {
+            Some(content) => {
+                std::fs::write(container.log_directory().join("state.json"), content).unwrap();
+                std::fs::write(container.log_directory().join("exit.json"), content).unwrap();
+            }
+            None => std::fs::remove_file(container.log_directory().join("state.json")).unwrap(),
+        }
+        let found = lab.containers.open("one").unwrap();
+        assert_eq!(found.state().unwrap().status, Status::Lost);
+        eventually("the first process is gone", || is_gone(pid));
+        found.delete().unwrap();
+        assert!(lab.containers.list().unwrap().is_empty());
+        let layout = rswarm_runtime::cgroup::Layout::detect().unwrap();
+        let cgroup = rswarm_runtime::cgroup::Cgroup::at(&layout, &request.cgroup);
+        assert!(cgroup.members.iter().all(|member| !member.directory.exists()), "{damage:?}");
+    }
+}
+
+#[test]
+fn a_shim_that_does_not_answer_says_nothing_about_its_container() {
+    let Some(lab) = Lab::new() else { return };
+    let container = lab.containers.create(&lab.script("one", "sleep 1000")).unwrap();
+    container.start().unwrap();
+    let pid = container.pid().unwrap();
+    let shim = shim_of(pid);
+    kill(shim, libc::SIGSTOP);
+    let found = lab.containers.find("one").unwrap();
+    let begun = std::time::Instant::now();
+    let limit = std::time::Duration::from_millis(100);
+    // More often than connections can wait for it.
+    for _ in 0..80 {
+        let error = lab.containers.find("one").unwrap().state_within(limit / 10).unwrap_err();
+        assert!(matches!(error, RuntimeError::Control { .. }), "{}", chain(&error));
+    }
+    assert!(matches!(found.state_within(limit).unwrap_err(), RuntimeError::Control { .. }));
+    assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_eq!(found.init_pid().unwrap(), Some(pid));
+    kill(shim, libc::SIGCONT);
+    assert_eq!(found.state().unwrap().status, Status::Running);
+    container.kill(libc::SIGKILL, true).unwrap();
+    container.wait().unwrap();
+    assert_eq!(found.init_pid().unwrap(), None);
+}
+
+#[test]
+fn only_root_can_read_what_is_kept_of_a_container() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(lab) = Lab::new() else { return };
+    let container = lab.containers.create(&lab.script("one", "echo secret")).unwrap();
+    container.start().unwrap();
+    container.wait().unwrap();
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let directory = container.log_directory();
+    assert_eq!((mode(directory), mode(directory.parent().unwrap())), (0o700, 0o700));
+    for name in ["config.json", "shim.json", "state.json", "exit.json", "log"] {
+        assert_eq!(mode(&directory.join(name)), 0o600, "{name}");
+    }
+}
+
 #[test]
 fn log_is_complete_and_in_order_over_rotations_while_followed() {
     let Some(lab) = Lab::new() else { return };

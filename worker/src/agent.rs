@@ -172,7 +172,9 @@ impl Agent {
             }
             Input::Leave => {
                 for (id, held) in &mut self.tasks {
-                    held.assigned = false;
+                    if std::mem::take(&mut held.assigned) {
+                        outputs.push(Output::Save(*id));
+                    }
                     dirty.insert(*id);
                 }
                 outputs.extend(std::mem::take(&mut self.strays).into_keys().map(Output::Discard));

@@ -42,10 +42,44 @@ pub enum FailureKind {
 }
 
 impl Failure {
+    /// Writes down `error` with all its causes; `Temporary` if one of these passes, else as `kind` says.
+    pub fn unless_passing(kind: FailureKind, error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::new(if passes(error) { FailureKind::Temporary } else { kind }, error)
+    }
+
     /// Writes down `error` with all its causes.
     pub fn new(kind: FailureKind, error: &dyn std::error::Error) -> Self {
         Self { text: chain(error), kind }
     }
+}
+
+/// Whether the machine lacked something that may be there again in a moment (`ENOSPC`, `EMFILE`, `ENFILE`, `EAGAIN`,
+/// `EIO`, `ENOMEM`), or a shim gave no answer.
+fn passes(error: &(dyn std::error::Error + 'static)) -> bool {
+    use rswarm_runtime::{Failure, RuntimeError};
+    use rustix::io::Errno;
+    const PASSING: [Errno; 6] =
+        [Errno::NOSPC, Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::IO, Errno::NOMEM];
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let io = error.downcast_ref::<std::io::Error>();
+        let number = io
+            .and_then(std::io::Error::raw_os_error)
+            .or_else(|| error.downcast_ref::<Failure>().and_then(Failure::errno));
+        let unanswered = matches!(
+            error.downcast_ref::<RuntimeError>(),
+            Some(RuntimeError::Control { .. } | RuntimeError::StillRunning { .. })
+        );
+        if unanswered || number.is_some_and(|number| PASSING.contains(&Errno::from_raw_os_error(number))) {
+            return true;
+        }
+        // The cause of an I/O error that wraps another error is the cause of the latter, which would be left out.
+        next = match io.and_then(std::io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    false
 }
 
 /// An error and its causes, outermost first, joined by `: `.
@@ -75,7 +109,13 @@ pub enum FoundState {
         pid: i32,
     },
     Ended,
-    /// Half made or half removed.
+    /// It did not say: it may run, and then as `pid`.
+    Unknown {
+        pid: Option<i32>,
+    },
+    /// It was ended because the process beside it was.
+    Lost,
+    /// Half made, half removed, or from before a reboot.
     Broken,
 }
 
@@ -140,4 +180,41 @@ pub trait Executor: Send + Sync + 'static {
     fn repair(&self) -> BoxFuture<'_, Result<(), Failure>>;
     /// Removes what belongs to no single task: networks, rules, directories. Called when no task is left.
     fn clear(&self) -> BoxFuture<'_, Result<(), Failure>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use rswarm_runtime::{Cause, RuntimeError};
+
+    use super::*;
+
+    #[test]
+    fn what_the_machine_lacks_for_a_moment_is_tried_again() {
+        let kind = |error: &(dyn std::error::Error + 'static)| {
+            Failure::unless_passing(FailureKind::Final, error).kind
+        };
+        let file = |number| RuntimeError::File {
+            action: "write",
+            path: "/x".into(),
+            source: io::Error::from_raw_os_error(number),
+        };
+        // ENOSPC, EMFILE, ENFILE, EAGAIN, EIO, ENOMEM; ENOENT, EACCES, EINVAL, ENOEXEC
+        for (number, expected) in [28, 24, 23, 11, 5, 12]
+            .map(|number| (number, FailureKind::Temporary))
+            .into_iter()
+            .chain([2, 13, 22, 8].map(|number| (number, FailureKind::Final)))
+        {
+            assert_eq!(kind(&file(number)), expected, "{number}");
+            let source = rswarm_runtime::Failure { step: "exec".to_owned(), cause: Cause::Os(number) };
+            let in_shim = RuntimeError::Create { id: "x".to_owned(), source };
+            assert_eq!(kind(&in_shim), expected, "{number} in the shim");
+            assert_eq!(kind(&io::Error::other(file(number))), expected, "{number}, wrapped");
+        }
+        let source = io::Error::from(io::ErrorKind::UnexpectedEof);
+        assert_eq!(kind(&RuntimeError::Control { id: "x".to_owned(), source }), FailureKind::Temporary);
+        let unfit = Failure::unless_passing(FailureKind::Unfit, &file(2));
+        assert_eq!(unfit.kind, FailureKind::Unfit);
+    }
 }

@@ -146,7 +146,7 @@ pub fn conclude(
             next.ports = ports;
         }
         (Operation::Wait, Ok(Done::Ended(Some(exit)))) => end_by_itself(&mut next, &exit),
-        (Operation::Wait, Ok(Done::Ended(None))) => lose(&mut next, now),
+        (Operation::Wait, Ok(Done::Ended(None))) => lose(&mut next, SHIM_ENDED, now),
         (_, Ok(Done::Ended(exit))) => {
             to(TaskState::Shutdown, "shutdown");
             set_exit(&mut next, exit.as_ref());
@@ -156,7 +156,7 @@ pub fn conclude(
             return Conclusion::Retry(next, now.after(REMOVE_RETRY_DELAY));
         }
         // Whatever the reason: as long as its process is there, the task has not ended.
-        (Operation::Shutdown, Err(failure)) => {
+        (Operation::Wait | Operation::Shutdown, Err(failure)) => {
             next.error = failure.text;
             return Conclusion::Retry(next, now.after(RETRY_DELAY));
         }
@@ -202,15 +202,27 @@ pub fn adopt(status: &TaskStatus, found: Option<&Found>, now: Timestamp) -> Task
             next.ports.clone_from(ports);
         }
         Some(Found { state: FoundState::Created, .. }) if status.state < TaskState::Running => {}
+        // As long as nothing proves its end, the task goes on from where it was.
+        Some(Found { state: FoundState::Unknown { pid }, ports, .. }) => {
+            if status.state == TaskState::Running {
+                running(&mut next, *pid);
+                next.ports.clone_from(ports);
+            }
+        }
         _ if status.state <= TaskState::Preparing => {}
-        _ => lose(&mut next, now),
+        Some(Found { state: FoundState::Lost, .. }) => lose(&mut next, SHIM_ENDED, now),
+        _ => lose(&mut next, "its container is gone from the node, as after a reboot", now),
     }
     next
 }
 
-fn lose(status: &mut TaskStatus, now: Timestamp) {
+/// Why a container is lost whose machine is still the same.
+const SHIM_ENDED: &str =
+    "its container was ended because its shim, the process beside it, ended unexpectedly";
+
+fn lose(status: &mut TaskStatus, cause: &str, now: Timestamp) {
     (status.state, status.at) = (TaskState::Failed, now);
-    status.error = "task: its container is gone from the node, as after a reboot".to_owned();
+    status.error = format!("task: {cause}");
     if let Some(container) = &mut status.container {
         container.pid = None;
     }

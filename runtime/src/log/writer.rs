@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::{CONTENT_MAX, Stream, file};
@@ -126,7 +127,7 @@ impl Writer {
 }
 
 fn open(directory: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(file(directory, 0))
+    OpenOptions::new().append(true).create(true).mode(0o600).open(file(directory, 0))
 }
 
 /// Records on their way to the file.

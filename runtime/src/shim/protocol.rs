@@ -5,9 +5,10 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -81,11 +82,14 @@ pub(crate) fn listen(directory: &Path) -> io::Result<OwnedFd> {
     })
 }
 
-/// Connects to the shim of the container in `directory`.
-pub(crate) fn connect(directory: &Path) -> io::Result<OwnedFd> {
+/// Connects to the shim of the container in `directory`. Neither that nor any answer takes longer than `limit`: one
+/// that was stopped does not even accept connections, once enough of them wait.
+pub(crate) fn connect(directory: &Path, limit: Duration) -> io::Result<OwnedFd> {
     with_address(directory, |address| {
         let socket =
             rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(limit))?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(limit))?;
         rustix::net::connect(&socket, address)?;
         Ok(socket)
     })

@@ -180,8 +180,8 @@ fn statuses_are_told_until_acknowledged() {
 fn while_nobody_listens_only_the_last_status_is_kept() {
     let mut h = Harness::new();
     h.run(1);
-    let failure = Failure { text: "no".to_owned(), kind: FailureKind::Final };
-    h.done(1, Operation::Wait, Err(failure), &["save 1"]);
+    let exit = Exit { code: 1, oom_killed: false, at: NOW };
+    h.done(1, Operation::Wait, Ok(Done::Ended(Some(exit))), &["save 1"]);
     h.check(Input::Connected, &["send 1=failed"]);
 }
 
@@ -267,7 +267,7 @@ fn leaving_ends_everything() {
     let mut h = Harness::new();
     h.run(1);
     h.agent.strays.insert(id(9), Found { task: id(9), state: FoundState::Broken, ports: vec![] });
-    h.check(Input::Leave, &["discard 9", "shutdown 1"]);
+    h.check(Input::Leave, &["save 1", "discard 9", "shutdown 1"]);
     h.done(1, Operation::Shutdown, Ok(Done::Ended(None)), &["save 1", "remove 1"]);
     h.done(1, Operation::Remove, Ok(Done::Removed), &["forget 1"]);
 }

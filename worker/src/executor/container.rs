@@ -14,7 +14,9 @@ mod users;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +43,10 @@ pub use users::UserError;
 const STOP_GRACE_PERIOD: Duration = Duration::from_secs(10);
 /// Containers made at the same time; more would only wait for the same locks of the kernel.
 const CREATING_MAX: usize = 8;
+/// Containers from before that are looked at at the same time, each in a thread.
+const RECOVERING_MAX: usize = 32;
+/// How long each of them may take to say how it is; the daemon starts no sooner.
+const RECOVER_ANSWER: Duration = Duration::from_secs(1);
 /// Between two looks for a log that does not exist yet.
 const LOG_LOOK_PERIOD: Duration = Duration::from_millis(200);
 /// Records read from a log in one go.
@@ -101,7 +107,13 @@ enum Error {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::new(FailureKind::Final, &error)
+        // Of a transparent error only the causes would be looked at.
+        match &error {
+            Error::Runtime(inner) => Self::unless_passing(FailureKind::Final, inner),
+            Error::Image(_) | Error::Spec(_) | Error::User(_) | Error::File { .. } => {
+                Self::unless_passing(FailureKind::Final, &error)
+            }
+        }
     }
 }
 
@@ -144,7 +156,10 @@ impl ContainerExecutor {
         node_hostname: &str,
         config: ContainerExecutorConfig,
     ) -> Result<Self, ContainerExecutorError> {
-        std::fs::create_dir_all(&tasks)
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&tasks)
             .map_err(|source| ContainerExecutorError::Directory { path: tasks.clone(), source })?;
         let networks = TaskNetworks::open(config.network.clone(), config.bridge_prefix.clone())
             .map_err(ContainerExecutorError::Network)?;
@@ -295,7 +310,12 @@ impl ContainerExecutor {
         let mut found = Vec::new();
         for Recovered { task, state, record } in recovered {
             let ports = record.as_ref().map(|record| record.ports.clone()).unwrap_or_default();
-            if let (FoundState::Running { pid }, Some(record)) = (state, record) {
+            let pid = match state {
+                FoundState::Running { pid } => Some(pid),
+                FoundState::Unknown { pid } => pid,
+                _ => None,
+            };
+            if let (Some(pid), Some(record)) = (pid, record) {
                 self.networks.adopt(task, pid, &record).await;
             }
             found.push(Found { task, state, ports });
@@ -439,9 +459,9 @@ impl Node {
         Record::read(&directory).map_err(file_error("read the record in", &directory))
     }
 
-    /// The task's container, if there is one.
+    /// The task's container, if there is one. Its shim is not asked.
     fn find(&self, task: TaskId) -> Result<Option<Container>, Error> {
-        match self.containers.open(&task.to_string()) {
+        match self.containers.find(&task.to_string()) {
             Ok(container) => Ok(Some(container)),
             Err(RuntimeError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error.into()),
@@ -449,7 +469,7 @@ impl Node {
     }
 
     fn inspect(&self, task: TaskId) -> Result<(Container, State, Record), Error> {
-        let container = self.containers.open(&task.to_string())?;
+        let container = self.containers.find(&task.to_string())?;
         let state = container.state()?;
         Ok((container, state, self.read_record(task)?.unwrap_or_default()))
     }
@@ -542,26 +562,40 @@ impl Node {
         Ok(())
     }
 
+    /// Several at a time, as each that does not answer takes its second.
+    fn look_at_all(&self, tasks: &[TaskId]) -> Vec<(TaskId, FoundState)> {
+        let next = AtomicUsize::new(0);
+        let look = || {
+            let mut found = Vec::new();
+            while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let container = self.containers.find(&task.to_string());
+                found.push((*task, container.map_or(FoundState::Broken, |container| look_at(&container))));
+            }
+            found
+        };
+        std::thread::scope(|scope| {
+            let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, look).ok();
+            let threads: Vec<_> = (1..tasks.len().min(RECOVERING_MAX)).filter_map(spawn).collect();
+            // This thread does its part: all, should no other have been had.
+            let mut found = look();
+            for thread in threads {
+                found.extend(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            }
+            found
+        })
+    }
+
     fn recover(&self) -> Result<Vec<Recovered>, Error> {
-        let mut recovered = BTreeMap::new();
+        let mut tasks = Vec::new();
         for id in self.containers.list()? {
-            // A container of this directory that no task can have made.
-            let Ok(task) = id.parse::<TaskId>() else {
-                tracing::warn!(container = %id, "left alone: its name is no task's id");
-                continue;
-            };
-            let state = match self.containers.open(&id).and_then(|container| container.state()) {
-                Ok(State { status: Status::Running, pid: Some(pid), .. }) => FoundState::Running { pid },
-                Ok(State { status: Status::Created, .. }) => FoundState::Created,
-                Ok(State { status: Status::Exited(exit), .. }) if exit.started_at_unix_nanos.is_some() => {
-                    FoundState::Ended
-                }
-                Ok(_) => FoundState::Broken,
-                Err(error) => {
-                    tracing::warn!(container = %id, error = %super::chain(&error), "container is in no usable state");
-                    FoundState::Broken
-                }
-            };
+            match id.parse::<TaskId>() {
+                Ok(task) => tasks.push(task),
+                // A container of this directory that no task can have made.
+                Err(_) => tracing::warn!(container = %id, "left alone: its name is no task's id"),
+            }
+        }
+        let mut recovered = BTreeMap::new();
+        for (task, state) in self.look_at_all(&tasks) {
             recovered.insert(task, Recovered { task, state, record: self.read_record(task)? });
         }
         // Directories whose container was never made, or is gone.
@@ -579,6 +613,25 @@ impl Node {
             }
         }
         Ok(recovered.into_values().collect())
+    }
+}
+
+/// What is to be thought of a container from before this daemon.
+fn look_at(container: &Container) -> FoundState {
+    match container.state_within(RECOVER_ANSWER) {
+        Ok(State { status: Status::Running, pid: Some(pid), .. }) => FoundState::Running { pid },
+        Ok(State { status: Status::Created, .. }) => FoundState::Created,
+        Ok(State { status: Status::Exited(exit), .. }) if exit.started_at_unix_nanos.is_some() => {
+            FoundState::Ended
+        }
+        // Of a container from before a reboot nobody knows when it was made.
+        Ok(State { status: Status::Lost, created_at_unix_nanos: 1.., .. }) => FoundState::Lost,
+        Ok(_) | Err(RuntimeError::NotFound { .. }) => FoundState::Broken,
+        Err(error) => {
+            let error = super::chain(&error);
+            tracing::warn!(container = container.id(), %error, "the state of a container is not known yet");
+            FoundState::Unknown { pid: container.init_pid().unwrap_or_default() }
+        }
     }
 }
 

@@ -143,9 +143,14 @@ fn every_operation_and_outcome_has_its_conclusion() {
             S::Running,
             O::Wait,
             Ok(Done::Ended(None)),
-            "failed: before | task: its container is gone from the node, as after a reboot",
+            "failed: before | task: its container was ended because its shim, the process beside it, ended unexpectedly",
         ),
-        (S::Running, O::Wait, Err(failure(FailureKind::Final)), "failed: before | no such thing"),
+        (
+            S::Running,
+            O::Wait,
+            Err(failure(FailureKind::Final)),
+            "retry in 1s running: before | no such thing",
+        ),
         (
             S::Running,
             O::Wait,
@@ -201,22 +206,25 @@ fn exit_code_time_and_ports_are_kept() {
 fn a_new_daemon_believes_the_container() {
     use TaskState as S;
     let found = |state| Found { task: TaskId::from_bytes([1; 16]), state, ports: vec![] };
-    let (created, running, ended, broken) = (
+    let (created, running, ended, broken, lost, unknown) = (
         found(FoundState::Created),
         found(FoundState::Running { pid: 7 }),
         found(FoundState::Ended),
         found(FoundState::Broken),
+        found(FoundState::Lost),
+        found(FoundState::Unknown { pid: Some(7) }),
     );
     for state in S::ALL {
         let adopted = |found| adopt(&status(state), found, NOW).state;
-        // terminal stays; else: without a container, created, running, ended, broken
+        // terminal stays; else: without a container, created, running, ended, broken, lost, unknown
         let expected = match state {
-            _ if state.is_terminal() => [state; 5],
-            S::Running => [S::Failed, S::Failed, S::Running, S::Running, S::Failed],
-            S::Ready | S::Starting => [S::Failed, state, S::Running, S::Running, S::Failed],
-            _ => [state, state, S::Running, S::Running, state],
+            _ if state.is_terminal() => [state; 7],
+            S::Running => [S::Failed, S::Failed, S::Running, S::Running, S::Failed, S::Failed, S::Running],
+            S::Ready | S::Starting => [S::Failed, state, S::Running, S::Running, S::Failed, S::Failed, state],
+            _ => [state, state, S::Running, S::Running, state, state, state],
         };
-        let actual = [None, Some(&created), Some(&running), Some(&ended), Some(&broken)].map(adopted);
+        let found = [&created, &running, &ended, &broken, &lost, &unknown];
+        let actual: Vec<_> = std::iter::once(None).chain(found.map(Some)).map(adopted).collect();
         assert_eq!(actual, expected, "{state}");
     }
 }

@@ -44,6 +44,8 @@ impl TaskNetworks {
     /// `Unfit` when a port or an address is taken, naming the holder; then nothing stays attached.
     pub async fn attach(&self, task: &Task, pid: i32, record: &mut Record) -> Result<(), Failure> {
         let mut attached = self.attached.lock().await;
+        // What an attempt before left, as of a daemon that ended between this and the start.
+        self.detach(&mut attached, task.id).await;
         let bridges: Vec<(&TaskNetwork, TaskAddress)> = task
             .networks
             .iter()
@@ -236,7 +238,7 @@ fn explain(error: &NetError, attached: &BTreeMap<TaskId, Attached>) -> Failure {
         NetError::AddressTaken { address, holder, .. } => {
             format!("address {address} belongs to {} on this node", name(holder))
         }
-        other => return Failure::new(FailureKind::Final, other),
+        other => return Failure::unless_passing(FailureKind::Final, other),
     };
     Failure { text, kind: FailureKind::Unfit }
 }

@@ -38,10 +38,15 @@ impl Default for Record {
 }
 
 impl Record {
-    /// The record in a task's directory; `None` if it has none.
+    /// The record in a task's directory; `None` if it has none that can be read, as after a power cut.
     pub fn read(directory: &Path) -> io::Result<Option<Self>> {
         match std::fs::read(directory.join(FILE)) {
-            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Ok(bytes) => {
+                let read = serde_json::from_slice(&bytes).inspect_err(|error| {
+                    tracing::warn!(directory = %directory.display(), %error, "a task's record is damaged");
+                });
+                Ok(read.ok())
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
