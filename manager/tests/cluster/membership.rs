@@ -108,6 +108,12 @@ async fn a_leader_that_is_demoted_hands_over_and_ends() {
     let second = first.join().await;
     let third = first.join().await;
     let id = first.identity.identity().node.to_string();
+    // Only recorded managers count as ones that stay, and the leader records them after they have joined.
+    for host in [&second, &third] {
+        let joined = host.identity.identity().node.to_string();
+        eventually("it is recorded as a manager", || async { second.node(&joined).await.ok()?.manager })
+            .await;
+    }
     set_role(&second, &id, v1::Role::Worker).await.unwrap();
     eventually("the role has changed", || async {
         let node = second.node(&id).await.ok()?;
