@@ -6,10 +6,12 @@
 //! manager has acknowledged, since telling it twice does no harm.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use rswarm_types::{Task, TaskId, TaskStatus};
 use serde::{Deserialize, Serialize};
@@ -83,6 +85,8 @@ struct Pending {
     tasks: BTreeMap<TaskId, Option<Vec<u8>>>,
     index: Option<u64>,
     closed: bool,
+    /// Writes that failed since the last that did not; what they were to write waits for the next.
+    failures: u64,
 }
 
 impl Pending {
@@ -98,12 +102,15 @@ impl Ledger {
     /// As in [`LedgerError`]; nothing was changed then.
     pub fn open(path: &Path) -> Result<(Self, Contents), LedgerError> {
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(parent)
                 .map_err(|source| LedgerError::Directory { path: parent.to_owned(), source })?;
         }
         let failed =
             |source: redb::Error| LedgerError::Open { path: path.to_owned(), source: Box::new(source) };
-        let database = match Database::builder().set_cache_size(CACHE_BYTES).create(path) {
+        let database = match open_file(path) {
             Ok(database) => database,
             Err(redb::DatabaseError::DatabaseAlreadyOpen) => {
                 return Err(LedgerError::Locked { path: path.to_owned() });
@@ -133,7 +140,7 @@ impl Ledger {
             .name("ledger".to_owned())
             .spawn({
                 let (shared, path) = (shared.clone(), path.to_owned());
-                move || shared.write_all(&database, &path)
+                move || shared.write_all(database, &path)
             })
             .map_err(|source| LedgerError::Thread { path: path.to_owned(), source })?;
         Ok((Self { shared, thread: Some(thread) }, contents))
@@ -186,7 +193,8 @@ impl Shared {
     }
 
     /// The thread: one transaction after the other until the ledger is closed.
-    fn write_all(&self, database: &Database, path: &Path) {
+    fn write_all(&self, database: Database, path: &Path) {
+        let mut open = Some(database);
         loop {
             let mut pending = self
                 .changed
@@ -197,9 +205,14 @@ impl Shared {
             }
             let (tasks, index) = (std::mem::take(&mut pending.tasks), pending.index.take());
             drop(pending);
-            if let Err(error) = write(database, &tasks, index) {
-                tracing::error!(ledger = %path.display(), %error, "the ledger cannot be written, trying again");
+            if let Err(error) = write_or_reopen(&mut open, path, &tasks, index) {
                 let mut pending = self.lock();
+                pending.failures += 1;
+                // Said once, not every second.
+                if pending.failures == 1 {
+                    let error = crate::executor::chain(&error);
+                    tracing::error!(ledger = %path.display(), %error, "the ledger cannot be written, trying again");
+                }
                 for (id, value) in tasks {
                     pending.tasks.entry(id).or_insert(value);
                 }
@@ -208,9 +221,35 @@ impl Shared {
                     return;
                 }
                 let _ = self.changed.wait_timeout_while(pending, RETRY_DELAY, |pending| !pending.closed);
+            } else if std::mem::take(&mut self.lock().failures) > 0 {
+                tracing::info!(ledger = %path.display(), "the ledger can be written again");
             }
         }
     }
+}
+
+/// The database in the file `path`, which only root may read: a task's environment often holds secrets.
+fn open_file(path: &Path) -> Result<Database, redb::DatabaseError> {
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)
+}
+
+/// Writes to the database in `open`, or to one opened anew: after one failed I/O, as with a full disk, redb refuses
+/// everything until it was closed, so that it is then.
+fn write_or_reopen(
+    open: &mut Option<Database>,
+    path: &Path,
+    tasks: &BTreeMap<TaskId, Option<Vec<u8>>>,
+    index: Option<u64>,
+) -> Result<(), redb::Error> {
+    let database = match open.take() {
+        Some(database) => database,
+        None => open_file(path)?,
+    };
+    write(&database, tasks, index)?;
+    *open = Some(database);
+    Ok(())
 }
 
 type Raw = (Vec<(Vec<u8>, Vec<u8>)>, u64);
@@ -256,6 +295,8 @@ fn write(
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::testing::task;
 
@@ -274,6 +315,8 @@ mod tests {
             ledger.forget(task(3).id);
             ledger.set_index(7);
         }
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
         let (_ledger, contents) = Ledger::open(&path).unwrap();
         let expected = vec![Entry { assigned: false, ..entry(1) }, entry(2)];
         assert_eq!(contents, Contents { entries: expected, index: 7 });
@@ -295,6 +338,66 @@ mod tests {
         assert_eq!(contents.entries, [entry]);
         drop(ledger);
         assert_eq!(read(&Database::open(&path).unwrap()).unwrap().0.len(), 1);
+    }
+
+    /// Runs itself again in a mount namespace of its own, where a small file system can be filled.
+    #[test]
+    fn a_full_disk_delays_writes_until_there_is_room_again() {
+        const INSIDE: &str = "RSWARM_TEST_SMALL_DISK";
+        let name = "ledger::tests::a_full_disk_delays_writes_until_there_is_room_again";
+        if let Some(small) = std::env::var_os(INSIDE) {
+            return fill_and_empty(Path::new(&small));
+        }
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let status = std::process::Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c"])
+            .arg("mount -t tmpfs -o size=8m small \"$0\" && exec \"$@\"")
+            .arg(dir.path())
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(INSIDE, dir.path())
+            .status()
+            .unwrap();
+        assert!(status.success(), "{status}");
+    }
+
+    fn fill_and_empty(small: &Path) {
+        use std::io::Write;
+        let until = |what: &str, ledger: &Ledger, done: fn(&Pending) -> bool| {
+            let deadline = std::time::Instant::now() + Duration::from_secs(20);
+            while !done(&ledger.shared.lock()) {
+                assert!(std::time::Instant::now() < deadline, "timed out waiting until {what}");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        let path = small.join("ledger");
+        let (ledger, _) = Ledger::open(&path).unwrap();
+        let entry = |n: u8| {
+            let mut entry = Entry { task: task(n), status: TaskStatus::default(), assigned: true };
+            // More than the pages that the file has already.
+            entry.status.message = "x".repeat(1 << 20);
+            entry
+        };
+        ledger.put(&entry(1));
+        until("the first is written", &ledger, Pending::is_empty);
+        let mut filler = std::fs::File::create(small.join("filler")).unwrap();
+        while filler.write_all(&[0; 4096]).is_ok() {}
+        for n in 2..5 {
+            ledger.put(&entry(n));
+        }
+        // The tries after the first fail as well, and do no harm.
+        until("two writes fail", &ledger, |pending| pending.failures == 2);
+        ledger.forget(task(4).id);
+        drop(filler);
+        std::fs::remove_file(small.join("filler")).unwrap();
+        until("all is written", &ledger, |pending| pending.is_empty() && pending.failures == 0);
+        drop(ledger);
+        let (_ledger, contents) = Ledger::open(&path).unwrap();
+        assert_eq!(contents.entries, [entry(1), entry(2), entry(3)]);
     }
 
     #[test]

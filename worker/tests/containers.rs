@@ -36,7 +36,7 @@ const IMAGE: &str = "test/box:1";
 
 type Test = fn(&Lab);
 
-const TESTS: [(&str, Test); 7] = [
+const TESTS: [(&str, Test); 8] = [
     (
         "a_task_gets_what_its_spec_says_and_its_end_is_told",
         a_task_gets_what_its_spec_says_and_its_end_is_told,
@@ -46,6 +46,7 @@ const TESTS: [(&str, Test); 7] = [
         stopping_asks_first_and_kills_after_the_grace_period,
     ),
     ("containers_outlive_the_worker_and_are_adopted", containers_outlive_the_worker_and_are_adopted),
+    ("a_shim_that_does_not_answer_costs_no_task", a_shim_that_does_not_answer_costs_no_task),
     ("what_cannot_run_is_refused_with_the_reason", what_cannot_run_is_refused_with_the_reason),
     (
         "ports_lead_to_the_container_and_clashes_name_the_holder",
@@ -428,6 +429,71 @@ fn containers_outlive_the_worker_and_are_adopted(lab: &Lab) {
         std::fs::write(gate.join("1"), "").unwrap();
         let heard = manager.until("the end of the first", is(1, TaskState::Failed)).await;
         assert_eq!(exit_code(&heard, 1), Some(1));
+        worker.shutdown().await;
+    });
+}
+
+/// A stopped process. It goes on when this is dropped.
+struct Stopped(rustix::process::Pid);
+
+impl Stopped {
+    /// Stops the parent of `pid`: a container's shim.
+    fn parent_of(pid: i32) -> Self {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let parent = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(1).unwrap().parse().unwrap();
+        let parent = rustix::process::Pid::from_raw(parent).unwrap();
+        rustix::process::kill_process(parent, rustix::process::Signal::STOP).unwrap();
+        Self(parent)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::CONT);
+    }
+}
+
+fn a_shim_that_does_not_answer_costs_no_task(lab: &Lab) {
+    let proc = |pid: i32| PathBuf::from(format!("/proc/{pid}"));
+    let tasks = [1, 2, 3].map(|n| on_bridge(script(n, "sleep 1000")));
+    let pids = block_on(async {
+        let (manager, addr, _serving) = Manager::start(Behaviour::Lead).await;
+        *manager.greeting.lock().unwrap() = vec![assignments(5, true, &tasks, &[])];
+        let worker = lab.worker(&[&addr]).await;
+        let all = |heard: &Heard| (1..4).all(|n| is(n, TaskState::Running)(heard));
+        let heard = manager.until("three tasks", all).await;
+        drop(worker);
+        [1, 2, 3].map(|n| heard.full[&id(n)].container.as_ref().unwrap().pid.unwrap())
+    });
+    let mut stopped: Vec<_> = pids.map(Stopped::parent_of).into_iter().collect();
+    block_on(async {
+        let (manager, addr, _serving) = Manager::start(Behaviour::Lead).await;
+        *manager.greeting.lock().unwrap() = vec![assignments(6, true, &tasks, &[])];
+        let begun = Instant::now();
+        let worker = lab.worker(&[&addr]).await;
+        assert!(begun.elapsed() < Duration::from_millis(2500), "started after {:?}", begun.elapsed());
+        let all = |heard: &Heard| (1..4).all(|n| is(n, TaskState::Running)(heard));
+        let heard = manager.until("three tasks", all).await;
+        for (n, pid) in (1..).zip(pids) {
+            assert_eq!(heard.full[&id(n)].container.as_ref().unwrap().pid, Some(pid));
+            assert!(proc(pid).exists());
+        }
+        let listed = std::process::Command::new(BUSYBOX).args(["ip", "-o", "link"]).output().unwrap();
+        let links =
+            String::from_utf8_lossy(&listed.stdout).lines().filter(|line| line.contains("rsv")).count();
+        assert_eq!(links, 3, "the network of each is as it was");
+        // One answers again, one is killed for good: only now the end of a task is known.
+        let (killed, answering) = (stopped.pop().unwrap(), stopped.pop().unwrap());
+        drop(answering);
+        manager.say(assignments(7, false, &[self::stopped(&tasks[1])], &[]));
+        manager.until("the stop of the second", is(2, TaskState::Shutdown)).await;
+        rustix::process::kill_process(killed.0, rustix::process::Signal::KILL).unwrap();
+        let heard = manager.until("the loss of the third", is(3, TaskState::Failed)).await;
+        assert!(heard.errors[&id(3)].contains("shim"), "{:?}", heard.errors);
+        // Whoever is its parent now may take its time to wait for it.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pids[2]));
+        assert!(stat.map_or(true, |stat| stat.contains(") Z ")), "it still runs");
+        assert_eq!(heard.last(1), Some(TaskState::Running));
         worker.shutdown().await;
     });
 }

@@ -253,8 +253,10 @@ impl ContainerExecutor {
 
     async fn wait(&self, task: TaskId) -> Result<Done, Failure> {
         let node = self.node.clone();
-        let Some(container) = blocking(move || node.find(task)).await?? else { return Ok(Done::Ended(None)) };
-        until_readable(container.watch().map_err(Error::from)?).await?;
+        let Some((container, ended)) = blocking(move || node.find_and_watch(task)).await?? else {
+            return Ok(Done::Ended(None));
+        };
+        until_readable(ended).await?;
         let exit = blocking(move || exit_of(&container)).await??;
         self.networks.release(task).await;
         Ok(Done::Ended(exit))
@@ -263,12 +265,11 @@ impl ContainerExecutor {
     async fn shutdown(&self, task: Arc<Task>) -> Result<Done, Failure> {
         let guard = self.lock(task.id).await;
         let (node, id) = (self.node.clone(), task.id);
-        let Some(container) = blocking(move || node.find(id)).await?? else {
+        let Some((container, ended)) = blocking(move || node.find_and_watch(id)).await?? else {
             self.networks.release(id).await;
             return Ok(Done::Ended(None));
         };
         let grace = task.spec.container.stop_grace_period.unwrap_or(STOP_GRACE_PERIOD);
-        let ended = container.watch().map_err(Error::from)?;
         let (node, container) = (self.node.clone(), Arc::new(container));
         let asked = {
             let container = container.clone();
@@ -466,6 +467,13 @@ impl Node {
             Err(RuntimeError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The same, and what becomes readable when it has ended.
+    fn find_and_watch(&self, task: TaskId) -> Result<Option<(Container, OwnedFd)>, Error> {
+        let Some(container) = self.find(task)? else { return Ok(None) };
+        let ended = container.watch()?;
+        Ok(Some((container, ended)))
     }
 
     fn inspect(&self, task: TaskId) -> Result<(Container, State, Record), Error> {
