@@ -8,6 +8,7 @@ mod files;
 mod network;
 mod ports;
 mod record;
+mod recover;
 mod rootfs;
 mod spec;
 mod users;
@@ -16,7 +17,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +36,7 @@ use super::{Executor, Exit, Failure, FailureKind, Found, FoundState, LogLine, Lo
 use crate::task::Done;
 use network::TaskNetworks;
 use record::Record;
+use recover::Recovered;
 pub use spec::SpecError;
 pub use users::UserError;
 
@@ -43,10 +44,6 @@ pub use users::UserError;
 const STOP_GRACE_PERIOD: Duration = Duration::from_secs(10);
 /// Containers made at the same time; more would only wait for the same locks of the kernel.
 const CREATING_MAX: usize = 8;
-/// Containers from before that are looked at at the same time, each in a thread.
-const RECOVERING_MAX: usize = 32;
-/// How long each of them may take to say how it is; the daemon starts no sooner.
-const RECOVER_ANSWER: Duration = Duration::from_secs(1);
 /// Between two looks for a log that does not exist yet.
 const LOG_LOOK_PERIOD: Duration = Duration::from_millis(200);
 /// Records read from a log in one go.
@@ -430,13 +427,6 @@ impl Executor for ContainerExecutor {
     }
 }
 
-/// A container found at start.
-struct Recovered {
-    task: TaskId,
-    state: FoundState,
-    record: Option<Record>,
-}
-
 /// How far a stop got without waiting.
 #[derive(Clone, Copy)]
 enum Stop {
@@ -568,78 +558,6 @@ impl Node {
         remove_directory(&self.directory(task))?;
         self.images_in_use.lock().unwrap_or_else(PoisonError::into_inner).remove(&task);
         Ok(())
-    }
-
-    /// Several at a time, as each that does not answer takes its second.
-    fn look_at_all(&self, tasks: &[TaskId]) -> Vec<(TaskId, FoundState)> {
-        let next = AtomicUsize::new(0);
-        let look = || {
-            let mut found = Vec::new();
-            while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let container = self.containers.find(&task.to_string());
-                found.push((*task, container.map_or(FoundState::Broken, |container| look_at(&container))));
-            }
-            found
-        };
-        std::thread::scope(|scope| {
-            let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, look).ok();
-            let threads: Vec<_> = (1..tasks.len().min(RECOVERING_MAX)).filter_map(spawn).collect();
-            // This thread does its part: all, should no other have been had.
-            let mut found = look();
-            for thread in threads {
-                found.extend(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            }
-            found
-        })
-    }
-
-    fn recover(&self) -> Result<Vec<Recovered>, Error> {
-        let mut tasks = Vec::new();
-        for id in self.containers.list()? {
-            match id.parse::<TaskId>() {
-                Ok(task) => tasks.push(task),
-                // A container of this directory that no task can have made.
-                Err(_) => tracing::warn!(container = %id, "left alone: its name is no task's id"),
-            }
-        }
-        let mut recovered = BTreeMap::new();
-        for (task, state) in self.look_at_all(&tasks) {
-            recovered.insert(task, Recovered { task, state, record: self.read_record(task)? });
-        }
-        // Directories whose container was never made, or is gone.
-        let entries = std::fs::read_dir(&self.tasks).map_err(file_error("list", &self.tasks))?;
-        for entry in entries {
-            let entry = entry.map_err(file_error("list", &self.tasks))?;
-            if let Some(task) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
-                recovered.entry(task).or_insert(Recovered { task, state: FoundState::Broken, record: None });
-            }
-        }
-        let mut in_use = self.images_in_use.lock().unwrap_or_else(PoisonError::into_inner);
-        for Recovered { task, record, .. } in recovered.values() {
-            if let Some(Record { image: Some(image), name, .. }) = record {
-                in_use.insert(*task, (*image, name.clone()));
-            }
-        }
-        Ok(recovered.into_values().collect())
-    }
-}
-
-/// What is to be thought of a container from before this daemon.
-fn look_at(container: &Container) -> FoundState {
-    match container.state_within(RECOVER_ANSWER) {
-        Ok(State { status: Status::Running, pid: Some(pid), .. }) => FoundState::Running { pid },
-        Ok(State { status: Status::Created, .. }) => FoundState::Created,
-        Ok(State { status: Status::Exited(exit), .. }) if exit.started_at_unix_nanos.is_some() => {
-            FoundState::Ended
-        }
-        // Of a container from before a reboot nobody knows when it was made.
-        Ok(State { status: Status::Lost, created_at_unix_nanos: 1.., .. }) => FoundState::Lost,
-        Ok(_) | Err(RuntimeError::NotFound { .. }) => FoundState::Broken,
-        Err(error) => {
-            let error = super::chain(&error);
-            tracing::warn!(container = container.id(), %error, "the state of a container is not known yet");
-            FoundState::Unknown { pid: container.init_pid().unwrap_or_default() }
-        }
     }
 }
 
