@@ -435,27 +435,27 @@ impl Container {
 
     /// One question to the shim, whose answer may take `limit`; `None` when there is no shim any more.
     fn ask(&self, request: Request, limit: Duration) -> Result<Option<Reply>, RuntimeError> {
-        let mut connection = self.connection();
-        if connection.is_none() {
-            *connection = self.connect(limit)?;
-        }
-        let Some(socket) = connection.as_ref() else { return Ok(None) };
-        let _ = sockopt::set_socket_timeout(socket, sockopt::Timeout::Recv, Some(limit));
-        let answer = protocol::send(socket, &request).and_then(|()| protocol::receive(socket));
-        match answer {
-            Ok(Some(reply)) => Ok(Some(reply)),
-            Ok(None) => {
-                *connection = None;
-                Ok(None)
+        let deadline = Instant::now() + limit;
+        loop {
+            let mut connection = self.connection();
+            if connection.is_none() {
+                *connection = self.connect(limit)?;
             }
-            Err(source) => {
-                // A late answer must not be taken for the next question's.
-                *connection = None;
-                if source.kind() == io::ErrorKind::BrokenPipe {
-                    return Ok(None);
-                }
-                Err(RuntimeError::Control { id: self.id.clone(), source })
+            let Some(socket) = connection.as_ref() else { return Ok(None) };
+            let _ = sockopt::set_socket_timeout(socket, sockopt::Timeout::Recv, Some(limit));
+            let source = match protocol::send(socket, &request).and_then(|()| protocol::receive(socket)) {
+                Ok(Some(reply)) => return Ok(Some(reply)),
+                Ok(None) => io::ErrorKind::BrokenPipe.into(),
+                Err(error) => error,
+            };
+            // A late answer must not be taken for the next question's.
+            *connection = None;
+            drop(connection);
+            // Closed: it has ended, which the next attempt tells, or had too many connections and did not read this.
+            if source.kind() != io::ErrorKind::BrokenPipe || Instant::now() > deadline {
+                return Err(RuntimeError::Control { id: self.id.clone(), source });
             }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -541,6 +541,11 @@ impl Container {
         let layout =
             Layout::detect().map_err(|source| RuntimeError::File { action: "read", path, source })?;
         let cgroup = Cgroup::at(&layout, &request.cgroup);
+        // As long as somebody listens, there is a shim.
+        while self.connect(ANSWER)?.is_some() {
+            in_time()?;
+            std::thread::sleep(Duration::from_millis(1));
+        }
         while cgroup.is_populated() {
             let _ = cgroup.signal_all(libc::SIGKILL);
             in_time()?;

@@ -47,6 +47,8 @@ pub struct Reader {
 
 /// More files than any sensible log has.
 const FILES_MAX: u32 = 1000;
+/// Numbers in a row that may be missing in the middle of a log.
+const GAP_MAX: u32 = 2;
 const BLOCK: usize = 64 << 10;
 
 impl Reader {
@@ -140,17 +142,21 @@ impl Reader {
     /// All files that are newer than the one with this identity; all there are if it is not among them.
     fn newer_than(&self, present: Option<(u64, u64)>) -> io::Result<VecDeque<File>> {
         let mut newer: VecDeque<(File, (u64, u64))> = VecDeque::new();
+        let mut missing = 0;
         for number in 0..FILES_MAX {
             let opened = match File::open(file(&self.directory, number)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    // The writer is between two renames: the newest file is missing for a moment.
-                    if number == 0 {
-                        continue;
+                    // Or the writer is between two renames: one number, any of them, is missing for a moment. The
+                    // next rotation may have come to the number after it by the time that is looked for.
+                    missing += 1;
+                    if missing > GAP_MAX {
+                        break;
                     }
-                    break;
+                    continue;
                 }
                 other => other?,
             };
+            missing = 0;
             let meta = opened.metadata()?;
             let identity = (meta.dev(), meta.ino());
             if Some(identity) == present {

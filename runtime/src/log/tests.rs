@@ -107,6 +107,23 @@ fn follower_misses_no_line_over_rotations() {
     assert_eq!(found, (0..400).map(|number| number.to_string()).collect::<Vec<_>>());
 }
 
+/// A rotation renames one file after the other, the last one first; a reader may look at any moment of it.
+#[test]
+fn a_rotation_under_way_hides_no_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut writer = writer(directory.path(), 100, 20);
+    let written: Vec<String> = (0..40).map(|number| number.to_string()).collect();
+    for line in &written {
+        writer.write(Stream::Stdout, format!("{line}\n").as_bytes(), 1);
+    }
+    let last = (0..20).rev().find(|number| file(directory.path(), *number).exists()).unwrap();
+    assert!(last > 3, "{last}");
+    for number in (0..=last).rev() {
+        std::fs::rename(file(directory.path(), number), file(directory.path(), number + 1)).unwrap();
+        assert_eq!(lines(&mut open(directory.path())), written, "without number {number}");
+    }
+}
+
 #[test]
 fn reader_that_was_overtaken_goes_on_with_the_oldest_file() {
     let directory = tempfile::tempdir().unwrap();
