@@ -52,6 +52,7 @@ pub fn run(paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("another TLS provider was installed first"))?;
+    keep_heap_small();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(ASYNC_THREADS));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     runtime.block_on(serve(paths, args))
@@ -108,6 +109,18 @@ async fn serve(mut paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
     node.shutdown().await;
     let _ = std::fs::remove_file(paths.socket());
     served
+}
+
+/// Has the allocator share two arenas among all threads and give back what is freed: the daemon idles most of its life,
+/// and by default each thread keeps what its busiest moment took.
+fn keep_heap_small() {
+    const ARENAS: libc::c_int = 2;
+    const TRIM_THRESHOLD_BYTES: libc::c_int = 128 << 10;
+    // SAFETY: mallopt only sets parameters of the allocator; no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, ARENAS);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES);
+    }
 }
 
 /// Lets this process open as many files as it may: each container takes a few, each connection one.

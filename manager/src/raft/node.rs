@@ -433,9 +433,15 @@ impl RaftNode {
                 Some(leader) if leader.raft_id == self.inner.raft_id => self.read_index_here().await,
                 Some(leader) => {
                     let mut client = self.inner.peers.client(&leader.addr);
-                    let answer =
-                        tokio::time::timeout_at(deadline, client.read_index(ReadIndexRequest {})).await;
-                    answer.ok().and_then(Result::ok).map(|response| response.into_inner().index)
+                    let ask = tokio::time::timeout_at(deadline, client.read_index(ReadIndexRequest {}));
+                    tokio::select! {
+                        answer = ask => {
+                            answer.ok().and_then(Result::ok).map(|response| response.into_inner().index)
+                        }
+                        // A host that lost its power answers nothing, not even a refusal. Nothing is written, so
+                        // asking its successor is as good.
+                        () = self.led_by_another_than(leader.raft_id) => None,
+                    }
                 }
                 None if self.stopped() => return Err(ReadError::Stopped),
                 None => None,
@@ -452,6 +458,19 @@ impl RaftNode {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(ReadError::Stopped),
             Err(_) => Err(ReadError::Timeout),
+        }
+    }
+
+    /// Waits until this member knows of another leader, or of none.
+    async fn led_by_another_than(&self, raft_id: u64) {
+        let mut leadership = self.leadership();
+        let another = |now: &Leadership| match now {
+            Leadership::Leader { .. } => true,
+            Leadership::Follower { leader } => leader.as_ref().is_none_or(|leader| leader.raft_id != raft_id),
+        };
+        if leadership.wait_for(another).await.is_err() {
+            // This member stops; the caller's deadline ends the wait.
+            std::future::pending::<()>().await;
         }
     }
 
