@@ -143,7 +143,7 @@ fn commands_need_root() {
     let words = nobody(&["playground"]);
     assert!(words.contains("needs root"), "{words}");
     let words = nobody(&["node", "ls"]);
-    assert!(words.contains("permission"), "{words}");
+    assert!(words.contains("run this as root"), "{words}");
 }
 
 #[test]
