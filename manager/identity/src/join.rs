@@ -22,14 +22,6 @@ pub fn bootstrap_client_config(expected_digest: RootDigest) -> Arc<ClientConfig>
     anonymous(Arc::new(ServerWithRoot { expected: expected_digest }))
 }
 
-/// A configuration without a client certificate that accepts ANY server, also an impostor.
-///
-/// Only for fetching a root certificate that [`verify_root`] then compares, or for showing a person whom they are
-/// talking to. Send no secret and believe no answer on such a connection; to join use [`bootstrap_client_config`].
-pub fn unverified_client_config() -> Arc<ClientConfig> {
-    anonymous(Arc::new(AnyServer))
-}
-
 /// Why a root certificate was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VerifyRootError {
@@ -77,24 +69,6 @@ impl ServerCertVerifier for ServerWithRoot {
         };
         let found = verify(std::slice::from_ref(root), leaf, intermediates, from_unix(now))?;
         require_manager(&found.identity)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    signature_checks!();
-}
-
-#[derive(Debug)]
-struct AnyServer;
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _leaf: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
         Ok(ServerCertVerified::assertion())
     }
 

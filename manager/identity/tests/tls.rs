@@ -11,7 +11,7 @@ use common::{Cluster, HOUR, MINUTE, node_id};
 use rswarm_identity::{
     BACKDATE, CLOCK_LEEWAY, Credentials, HandshakeError, Identity, NodeCertificate, NodeKey, Receiver,
     RootDigest, ServerExpectation, Store, VerifyError, VerifyRootError, bootstrap_client_config, diagnose,
-    peer_certificate, unverified_client_config, verify_root,
+    peer_certificate, verify_root,
 };
 use rswarm_types::{Role, Timestamp};
 use rustls::time_provider::TimeProvider;
@@ -124,9 +124,9 @@ async fn a_server_of_another_cluster_is_refused() {
 async fn a_client_of_another_cluster_is_refused() {
     let (ours, theirs) = (Cluster::new(1), Cluster::new(2));
     let manager = receiver(ours.node(1, Role::Manager));
-    // A client that would take any server, but shows a certificate of its own cluster.
+    // A client that takes our manager, but shows a certificate of its own cluster.
     let stranger = theirs.node(2, Role::Manager);
-    let mut config = ClientConfig::clone(&unverified_client_config());
+    let mut config = ClientConfig::clone(&bootstrap_client_config(ours.ca.digest()));
     config.client_auth_cert_resolver =
         receiver(stranger).client_config(ServerExpectation::Manager).client_auth_cert_resolver.clone();
     let outcome = handshake(manager.server_config(), Arc::new(config)).await;
