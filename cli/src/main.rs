@@ -25,6 +25,8 @@ use clap::{Parser, Subcommand};
 
 use client::Client;
 use paths::Paths;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 /// A swarm of machines that runs your services: containers, networks and updates, with nothing beneath it.
 #[derive(Debug, Parser)]
@@ -159,8 +161,16 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 
 /// Sends what happens to standard error, filtered by `RSWARM_LOG` (default: `info`, of the consensus library `warn`).
 fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("RSWARM_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn"));
+    const DEFAULT: &str = "info,openraft=warn";
+    let wanted = std::env::var("RSWARM_LOG").unwrap_or_else(|_| DEFAULT.to_owned());
+    let (filter, refused) = match wanted.parse::<Targets>() {
+        Ok(filter) => (filter, None),
+        Err(error) => (DEFAULT.parse().expect("a well-formed filter"), Some(error)),
+    };
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(terminal);
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
+    if let Some(error) = refused {
+        tracing::warn!(%error, "RSWARM_LOG=`{wanted}` is not a list like `{DEFAULT}`; the default is used");
+    }
 }
