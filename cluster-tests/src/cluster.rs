@@ -434,7 +434,7 @@ impl Drop for ClusterLab {
 }
 
 /// `web.1 failed (desired running): error`
-fn describe(task: &v1::Task) -> String {
+pub fn describe(task: &v1::Task) -> String {
     let status = task.status.clone().unwrap_or_default();
     let state = status.state().as_str_name().trim_start_matches("TASK_STATE_").to_lowercase();
     let desired = task.desired().as_str_name().trim_start_matches("TASK_STATE_").to_lowercase();

@@ -15,5 +15,5 @@ pub mod workload;
 
 pub use api::{Api, is_running};
 pub use binary::rswarm_executable;
-pub use cluster::{ClusterLab, Output};
+pub use cluster::{ClusterLab, Output, describe};
 pub use figures::{Figure, median};

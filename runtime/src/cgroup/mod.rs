@@ -31,6 +31,9 @@ pub use limits::{CgroupError, CgroupPlan, Write, plan};
 const UNIFIED: &str = "unified";
 /// Controllers that are switched on for our part of a v2 tree.
 const WANTED: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+/// How often in a row a parent may be pruned before a directory in it is given up. Each time is the end of another
+/// container, so that more than one or two are not met in practice.
+const PRUNED_MAX: u32 = 100;
 /// The cgroup that shims move to, beside those of their containers.
 pub(crate) const SHIMS: &str = "shims";
 
@@ -231,9 +234,7 @@ impl Cgroup {
                 continue;
             }
             let Some(parent) = member.directory.parent() else { continue };
-            let shims = Member { directory: parent.join(SHIMS), ..member.clone() };
-            shims.make_directories()?;
-            shims.join_self()?;
+            Member { directory: parent.join(SHIMS), ..member.clone() }.make_and_join()?;
         }
         Ok(())
     }
@@ -258,24 +259,14 @@ impl Member {
                 "it is in use by other processes or groups",
             ));
         }
-        self.make_directories()?;
+        unless_pruned(|| self.make_missing())?;
         if pure_v2 {
             self.enable_controllers()?;
         }
         Ok(())
     }
 
-    fn make_directories(&self) -> Result<(), Failure> {
-        // Another container's removal may prune a parent between our two calls: try again.
-        let mut attempts = 0;
-        loop {
-            match self.make_missing() {
-                Err(failure) if failure.errno() == Some(libc::ENOENT) && attempts < 10 => attempts += 1,
-                other => return other,
-            }
-        }
-    }
-
+    /// Makes this directory and those above it that are not there.
     fn make_missing(&self) -> Result<(), Failure> {
         let mut missing: Vec<&Path> =
             self.directory.ancestors().take_while(|directory| !directory.exists()).collect();
@@ -319,10 +310,11 @@ impl Member {
         Ok(())
     }
 
-    /// Moves the calling process, which has one thread, into this directory.
-    fn join_self(&self) -> Result<(), Failure> {
-        let file = self.directory.join(if self.is_unified() { "cgroup.procs" } else { "tasks" });
-        fs::write(&file, "0").step(|| format!("join the cgroup by `{}`", file.display()))
+    /// Moves the calling process, which has one thread, into this directory, which is made if it is not there.
+    fn make_and_join(&self) -> Result<(), Failure> {
+        let file = if self.is_unified() { "cgroup.procs" } else { "tasks" };
+        let join = Write { path: self.directory.join(file), value: "0".to_owned() };
+        unless_pruned(|| self.make_missing().and_then(|()| join.perform()))
     }
 
     fn processes(&self) -> io::Result<Vec<i32>> {
@@ -360,6 +352,23 @@ impl Write {
             .open(&self.path)
             .and_then(|mut file| file.write_all(self.value.as_bytes()))
             .step(|| format!("write `{}` to `{}`", self.value, self.path.display()))
+    }
+}
+
+/// Does `work`, and does it again when somebody pruned a parent in the middle of it, as the removal of the last container
+/// beside the new one does. The kernel then says that something does not exist or, of a file that was opened before
+/// its directory went, that there is no such device.
+fn unless_pruned(work: impl Fn() -> Result<(), Failure>) -> Result<(), Failure> {
+    let mut attempts = 0;
+    loop {
+        match work() {
+            Err(failure)
+                if matches!(failure.errno(), Some(libc::ENOENT | libc::ENODEV)) && attempts < PRUNED_MAX =>
+            {
+                attempts += 1;
+            }
+            other => return other,
+        }
     }
 }
 

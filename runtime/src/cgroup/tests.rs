@@ -252,3 +252,74 @@ fn a_cpuset_whose_parent_another_container_has_just_made_is_filled_from_above() 
         assert_eq!(fs::read_to_string(directory.join("cpuset.mems")).unwrap().trim(), "0-1");
     }
 }
+
+/// On a node with few containers the last one often goes while the next one comes.
+#[test]
+fn parents_that_are_pruned_meanwhile_are_made_again() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    const ROUNDS: usize = 400;
+    let layout = Layout::detect().unwrap();
+    let parent = format!("rswarm-test-prune-{}", std::process::id());
+    let come_and_go = |name: &str| -> Vec<String> {
+        let cgroup = Cgroup::at(&layout, &format!("/{parent}/node/{name}"));
+        let come = |_| {
+            let made = cgroup.create(&[]);
+            cgroup.remove().unwrap();
+            cgroup.prune_parents();
+            made.err().map(|failure| failure.to_string())
+        };
+        (0..ROUNDS).filter_map(come).collect()
+    };
+    let failures = std::thread::scope(|scope| {
+        let other = scope.spawn(|| come_and_go("a"));
+        [come_and_go("b"), other.join().unwrap()].concat()
+    });
+    assert!(failures.is_empty(), "{} of {}: {}", failures.len(), 2 * ROUNDS, failures[0]);
+    let left = Cgroup::at(&layout, &format!("/{parent}")).members;
+    assert!(left.iter().all(|member| !member.directory.exists()), "{left:?}");
+}
+
+#[test]
+fn the_shims_cgroup_that_is_pruned_meanwhile_is_made_again() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    const ROUNDS: usize = 5000;
+    let layout = Layout::detect().unwrap();
+    let is_pids = |hierarchy: &&Hierarchy| hierarchy.controllers.iter().any(|name| name == "pids");
+    let (true, Some(pids)) = (rustix::process::geteuid().is_root(), layout.v1.iter().find(is_pids)) else {
+        // On v2 a thread cannot move without its whole process.
+        eprintln!("skipped: needs root and the pids controller on cgroup v1");
+        return;
+    };
+    let own = fs::read_to_string("/proc/thread-self/cgroup").unwrap();
+    let own = own.lines().find_map(|line| line.split_once(":pids:/")).unwrap().1;
+    let home = pids.mount.join(own).join("tasks");
+    let parent = pids.mount.join(format!("rswarm-test-shims-{}", std::process::id()));
+    let shims = Member {
+        controllers: pids.controllers.clone(),
+        mount: pids.mount.clone(),
+        directory: parent.join(SHIMS),
+    };
+    let done = AtomicBool::new(false);
+    let failures = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let _ = fs::remove_dir(&shims.directory);
+                let _ = fs::remove_dir(&parent);
+            }
+        });
+        let join = |_| {
+            let joined = shims.make_and_join();
+            fs::write(&home, "0").unwrap();
+            joined.err().map(|failure| failure.to_string())
+        };
+        let failures: Vec<String> = (0..ROUNDS).filter_map(join).collect();
+        done.store(true, Ordering::Relaxed);
+        failures
+    });
+    let _ = fs::remove_dir(&shims.directory);
+    let _ = fs::remove_dir(&parent);
+    assert!(failures.is_empty(), "{} of {ROUNDS}: {}", failures.len(), failures[0]);
+}

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rswarm_api::v1;
-use rswarm_cluster_tests::{ClusterLab, workload};
+use rswarm_cluster_tests::{ClusterLab, describe, is_running, workload};
 
 use crate::{Plan, resources};
 
@@ -45,10 +45,14 @@ fn until_processes(lab: &ClusterLab, count: usize) {
     });
 }
 
-/// Milliseconds from the call to so many running tasks, seen in the stream of changes.
+/// Milliseconds from the call to so many running tasks, seen in the stream of changes. A task whose first attempt failed
+/// is in that time with its restart delay, so that it is named.
 fn create(lab: &ClusterLab, name: &str, replicas: usize) -> anyhow::Result<f64> {
     let api = lab.api(1);
     let took = api.time_to_running(spec(name, replicas), replicas).context("create a service")?;
+    for task in api.tasks(Some(name))?.iter().filter(|task| !is_running(task)) {
+        eprintln!("{name}: an attempt failed: {}", describe(task));
+    }
     api.remove(name)?;
     until_processes(lab, 0);
     Ok(took.as_secs_f64() * 1000.0)
