@@ -46,6 +46,10 @@ async fn what_is_made_is_found_settled_also_by_the_next_daemon() {
     assert_eq!(rig.links(), ["lo", "eth0"]);
 }
 
+/// In place of a program: `ip` in the container, and a sysctl of the node that is switched off.
+const IP_INSIDE: &str = "(ip inside)";
+const SYSCTL_OFF: &str = "(sysctl off)";
+
 #[tokio::test]
 async fn planted_differences_are_mended_and_told() {
     needs_kernel!();
@@ -57,7 +61,6 @@ async fn planted_differences_are_mended_and_told() {
     container.serve(80, "web");
     let link = rig.net.attach(&web).await.unwrap().link;
     rig.nft("add rule inet rswarm operator tcp dport 666 counter drop");
-    let pid = container.pid().to_string();
     let cases: &[(&str, Vec<&str>, &str)] = &[
         (
             "nft",
@@ -88,35 +91,26 @@ async fn planted_differences_are_mended_and_told() {
             vec!["addr", "add", "10.91.0.1/24", "dev", "rsw-br0"],
             "remove address `10.91.0.1/24` from `rsw-br0`",
         ),
-        (
-            "sysctl",
-            vec!["-q", "-w", "net.ipv4.conf.rsw-br0.route_localnet=0"],
-            "enable route_localnet on `rsw-br0`",
-        ),
-        ("sysctl", vec!["-q", "-w", "net.ipv4.ip_forward=0"], "enable IPv4 forwarding"),
+        (SYSCTL_OFF, vec!["net/ipv4/conf/rsw-br0/route_localnet"], "enable route_localnet on `rsw-br0`"),
+        (SYSCTL_OFF, vec!["net/ipv4/ip_forward"], "enable IPv4 forwarding"),
         ("ip", vec!["link", "set", &link, "down"], "bring up veth"),
         ("ip", vec!["link", "set", &link, "nomaster"], "bring up veth"),
         ("ip", vec!["link", "del", &link], "create veth"),
-        (
-            "nsenter",
-            vec!["-t", &pid, "-n", "ip", "route", "del", "default"],
-            "configure `eth0` of endpoint `web`",
-        ),
-        (
-            "nsenter",
-            vec!["-t", &pid, "-n", "ip", "addr", "flush", "dev", "eth0"],
-            "configure `eth0` of endpoint `web`",
-        ),
-        (
-            "nsenter",
-            vec!["-t", &pid, "-n", "ip", "link", "set", "lo", "down"],
-            "configure `eth0` of endpoint `web`",
-        ),
+        (IP_INSIDE, vec!["route", "del", "default"], "configure `eth0` of endpoint `web`"),
+        (IP_INSIDE, vec!["addr", "flush", "dev", "eth0"], "configure `eth0` of endpoint `web`"),
+        (IP_INSIDE, vec!["link", "set", "lo", "down"], "configure `eth0` of endpoint `web`"),
         ("ip", vec!["link", "add", "rsvplanted", "type", "veth", "peer", "name", "planted1"], ""),
     ];
     let node = rig.node().address;
     for (program, arguments, expected) in cases {
-        rig.output(program, arguments);
+        match *program {
+            SYSCTL_OFF => {
+                let path = std::path::Path::new("/proc/sys").join(arguments[0]);
+                rig.node().run(|| std::fs::write(path, "0").unwrap()).unwrap();
+            }
+            IP_INSIDE => drop(container.output("ip", arguments)),
+            program => drop(rig.output(program, arguments)),
+        }
         let report = rig.net.reconcile(&desired).await.unwrap();
         let told: Vec<_> = report.repaired.iter().map(ToString::to_string).collect();
         assert!(report.failed.is_empty(), "{arguments:?}: {:?}", report.failed);
