@@ -11,11 +11,13 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::process::{Pid, PidfdFlags};
 
 use crate::cgroup::{Cgroup, Layout, Stats};
-use crate::error::{Failure, RuntimeError};
+use crate::error::{self, Failure, RuntimeError};
 use crate::request::{CreateRequest, ShimRequest};
 use crate::shim::protocol::{self, Reply, Request};
 use crate::state::{
@@ -28,6 +30,8 @@ use crate::sys::{self, MountAttributes};
 const WORK: Duration = Duration::from_secs(60);
 /// How long a shim may take to answer what it knows by heart.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long a shim that is told to leave may take. Its own end takes at most 5 s, where a cgroup is slow to go.
+const LEAVE: Duration = Duration::from_secs(10);
 /// How long the end of a killed container may take.
 const END: Duration = Duration::from_secs(20);
 
@@ -230,6 +234,13 @@ fn unexpected(reply: &Reply) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("unexpected answer {reply:?}"))
 }
 
+/// Readable at once, as its other end is closed.
+fn ended_channel() -> rustix::io::Result<OwnedFd> {
+    let (ours, _closed) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    Ok(ours)
+}
+
 fn read_boot_id() -> Result<String, RuntimeError> {
     let path = PathBuf::from("/proc/sys/kernel/random/boot_id");
     state::boot_id().map_err(|source| RuntimeError::File { action: "read", path, source })
@@ -361,27 +372,63 @@ impl Container {
                 .map_err(|errno| control(errno.into()))?;
             return Ok(socket);
         }
-        // It has ended: a socket whose other end is closed is readable at once.
-        let (ours, _closed) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .map_err(|errno| control(errno.into()))?;
-        Ok(ours)
+        ended_channel().map_err(|errno| control(errno.into()))
+    }
+
+    /// A descriptor that becomes readable when the container's first process has ended, whether its shim says so or
+    /// not; at once if it has. `None` if nothing is on record about that process.
+    ///
+    /// # Errors
+    /// Those of reading the records and of watching a process.
+    pub fn watch_process(&self) -> Result<Option<OwnedFd>, RuntimeError> {
+        let record: Option<InitRecord> = state::read_record(&self.directory.join(INIT_FILE))?;
+        let Some(record) = record else { return Ok(None) };
+        let control = |errno: Errno| RuntimeError::Control { id: self.id.clone(), source: errno.into() };
+        let ended = || ended_channel().map(Some).map_err(control);
+        let same_boot = record.boot_id == read_boot_id()?;
+        let Some(pid) = Pid::from_raw(record.init.pid).filter(|_| same_boot) else { return ended() };
+        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            // Only a process that was the container's after it was opened was so before.
+            Ok(process) if record.init.is_alive() => Ok(Some(process)),
+            Ok(_) | Err(Errno::SRCH) => ended(),
+            Err(errno) => Err(control(errno)),
+        }
+    }
+
+    /// Sends a signal to the first process without its shim, which does not answer. Does nothing if that has ended.
+    ///
+    /// # Errors
+    /// Those of reading the records and of sending a signal.
+    pub fn signal_past_shim(&self, signal: i32) -> Result<(), RuntimeError> {
+        let Some(pid) = self.init_pid()? else { return Ok(()) };
+        sys::kill(pid, signal).map_err(|error| RuntimeError::Kill {
+            id: self.id.clone(),
+            source: Failure {
+                step: format!("send signal {signal} to the first process"),
+                cause: (&error).into(),
+            },
+        })
+    }
+
+    /// Kills the container's shim, which does not answer, and the container. How that ended is known only if the shim
+    /// had written it down before; else it is lost.
+    ///
+    /// # Errors
+    /// `StillRunning` when a process does not die; it can be tried again.
+    pub fn end_with_shim(&self) -> Result<(), RuntimeError> {
+        self.kill_shim()?;
+        self.end_orphans(END).map(drop)
     }
 
     /// Kills whatever is left of the container and removes all that was made for it, its log included. The layers of
-    /// its root file system belong to the caller. Deleting a container that is gone already is a success.
+    /// its root file system belong to the caller. Deleting a container that is gone already is a success. A shim that
+    /// does not do its part in time is killed.
     ///
     /// # Errors
     /// `StillRunning` when a process does not die; it can be tried again.
     pub fn delete(&self) -> Result<(), RuntimeError> {
-        let socket = self.connection().take();
-        let socket = socket.or_else(|| protocol::connect(&self.directory, ANSWER).ok());
-        if let Some(socket) = socket
-            && protocol::send(&socket, &Request::Delete).is_ok()
-        {
-            let _ = sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(END));
-            // Anything that still comes is an answer nobody waits for any more.
-            while let Ok(Some(_)) = protocol::receive::<Reply>(&socket) {}
+        if !self.dismiss_shim() {
+            self.kill_shim()?;
         }
         if let Some(Remains { cgroup, .. }) = self.end_orphans(END)? {
             let deadline = Instant::now() + END;
@@ -457,6 +504,36 @@ impl Container {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Tells the shim to end everything and waits until it has left; `false` if it is there and does not.
+    fn dismiss_shim(&self) -> bool {
+        let known = self.connection().take();
+        let socket = match known.map_or_else(|| self.connect(ANSWER), |socket| Ok(Some(socket))) {
+            Ok(Some(socket)) => socket,
+            Ok(None) => return true,
+            Err(error) => return !error.is_silence(),
+        };
+        let _ = sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(LEAVE));
+        let mut answered = protocol::send(&socket, &Request::Delete).map(|()| true);
+        while let Ok(true) = answered {
+            // Anything that still comes is an answer nobody waits for any more; the end says that it has left.
+            answered = protocol::receive::<Reply>(&socket).map(|reply| reply.is_some());
+        }
+        !answered.is_err_and(|error| error::is_timeout(&error))
+    }
+
+    /// Kills the shim, if it still runs.
+    fn kill_shim(&self) -> Result<(), RuntimeError> {
+        let record: Option<InitRecord> = state::read_record(&self.directory.join(INIT_FILE))?;
+        if let Some(record) = record
+            && record.boot_id == read_boot_id()?
+            && record.shim.is_alive()
+        {
+            // Whether it has gone is seen to by whoever asked.
+            let _ = sys::kill(record.shim.pid, libc::SIGKILL);
+        }
+        Ok(())
     }
 
     fn wrong_state(

@@ -77,6 +77,23 @@ pub enum RuntimeError {
     },
 }
 
+impl RuntimeError {
+    /// Whether the container's shim is there but did not answer in time, or did not leave: it hangs, or somebody
+    /// stopped it. Nothing is said about the container by that.
+    pub fn is_silence(&self) -> bool {
+        match self {
+            Self::Control { source, .. } => is_timeout(source),
+            Self::StillRunning { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// What sockets with a time limit say when that has passed.
+pub(crate) fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
 /// One step that failed, in the shim or inside the container: what was attempted, and why it did not work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {

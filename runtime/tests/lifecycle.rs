@@ -305,6 +305,41 @@ fn many_containers_at_once_do_not_get_in_each_others_way() {
 }
 
 #[test]
+fn a_shim_that_was_stopped_does_not_keep_its_container() {
+    let Some(lab) = Lab::new() else { return };
+    // It is deleted, ended by force, and ends by itself.
+    for round in 0..3 {
+        let request = lab.script("one", "sleep 1000 & sleep 1000");
+        let container = lab.containers.create(&request).unwrap();
+        container.start().unwrap();
+        let pid = container.pid().unwrap();
+        let shim = shim_of(pid);
+        let process = container.watch_process().unwrap().unwrap();
+        kill(shim, libc::SIGSTOP);
+        assert!(!is_readable(&process, 0), "it runs, whatever its shim does");
+        if round == 2 {
+            container.signal_past_shim(libc::SIGKILL).unwrap();
+            assert!(is_readable(&process, 5));
+            let later = lab.containers.find("one").unwrap().watch_process().unwrap().unwrap();
+            assert!(is_readable(&later, 0), "an end is seen by whoever comes later, too");
+        }
+        let silent = container.state_within(std::time::Duration::from_millis(50)).unwrap_err();
+        assert!(silent.is_silence(), "{}", chain(&silent));
+        if round > 0 {
+            container.end_with_shim().unwrap();
+            assert_eq!(container.state().unwrap().status, Status::Lost);
+            container.signal_past_shim(libc::SIGKILL).unwrap();
+        }
+        container.delete().unwrap();
+        eventually("both processes are gone", || is_gone(pid) && is_gone(shim));
+        assert!(!container.log_directory().exists());
+        let layout = rswarm_runtime::cgroup::Layout::detect().unwrap();
+        let cgroup = rswarm_runtime::cgroup::Cgroup::at(&layout, &request.cgroup);
+        assert!(cgroup.members.iter().all(|member| !member.directory.exists()));
+    }
+}
+
+#[test]
 fn deletion_leaves_no_process_directory_or_cgroup() {
     let Some(lab) = Lab::new() else { return };
     let request = lab.script("one", "sleep 1000 & sleep 1000");

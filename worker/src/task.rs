@@ -65,6 +65,8 @@ pub enum Done {
     },
     /// Of `Wait`: it ended by itself. Of `Shutdown`: it ended on request, or had ended before.
     Ended(Option<Exit>),
+    /// It ended or was ended, and nobody knows how: its shim did not answer and was killed.
+    EndedByForce,
     Removed,
 }
 
@@ -147,9 +149,15 @@ pub fn conclude(
         }
         (Operation::Wait, Ok(Done::Ended(Some(exit)))) => end_by_itself(&mut next, &exit),
         (Operation::Wait, Ok(Done::Ended(None))) => lose(&mut next, SHIM_ENDED, now),
+        (Operation::Wait, Ok(Done::EndedByForce)) => lose(&mut next, SHIM_SILENT, now),
         (_, Ok(Done::Ended(exit))) => {
             to(TaskState::Shutdown, "shutdown");
             set_exit(&mut next, exit.as_ref());
+        }
+        (_, Ok(Done::EndedByForce)) => {
+            to(TaskState::Shutdown, "shutdown");
+            set_exit(&mut next, None);
+            next.error = format!("task: {SHIM_SILENT}");
         }
         (Operation::Remove, Err(failure)) => {
             next.error = failure.text;
@@ -219,6 +227,9 @@ pub fn adopt(status: &TaskStatus, found: Option<&Found>, now: Timestamp) -> Task
 /// Why a container is lost whose machine is still the same.
 const SHIM_ENDED: &str =
     "its container was ended because its shim, the process beside it, ended unexpectedly";
+
+const SHIM_SILENT: &str = "its shim, the process beside its container, did not answer and was killed; how the \
+                           container ended is not known";
 
 fn lose(status: &mut TaskStatus, cause: &str, now: Timestamp) {
     (status.state, status.at) = (TaskState::Failed, now);

@@ -36,7 +36,7 @@ const IMAGE: &str = "test/box:1";
 
 type Test = fn(&Lab);
 
-const TESTS: [(&str, Test); 8] = [
+const TESTS: [(&str, Test); 9] = [
     (
         "a_task_gets_what_its_spec_says_and_its_end_is_told",
         a_task_gets_what_its_spec_says_and_its_end_is_told,
@@ -47,6 +47,7 @@ const TESTS: [(&str, Test); 8] = [
     ),
     ("containers_outlive_the_worker_and_are_adopted", containers_outlive_the_worker_and_are_adopted),
     ("a_shim_that_does_not_answer_costs_no_task", a_shim_that_does_not_answer_costs_no_task),
+    ("a_stopped_shim_keeps_no_task_from_ending", a_stopped_shim_keeps_no_task_from_ending),
     ("what_cannot_run_is_refused_with_the_reason", what_cannot_run_is_refused_with_the_reason),
     (
         "ports_lead_to_the_container_and_clashes_name_the_holder",
@@ -494,6 +495,61 @@ fn a_shim_that_does_not_answer_costs_no_task(lab: &Lab) {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", pids[2]));
         assert!(stat.map_or(true, |stat| stat.contains(") Z ")), "it still runs");
         assert_eq!(heard.last(1), Some(TaskState::Running));
+        worker.shutdown().await;
+    });
+}
+
+/// One ends by itself, one is stopped, one is taken away; at first the daemon is the one that started them.
+fn a_stopped_shim_keeps_no_task_from_ending(lab: &Lab) {
+    let shared = lab.path("shared");
+    std::fs::create_dir(&shared).unwrap();
+    let polite = |n: u8| {
+        let mut task = on_bridge(script(n, ""));
+        let mut spec = TaskSpec::clone(&task.spec);
+        let text = format!(
+            "trap 'touch /shared/bye-{n}; exit 0' TERM; touch /shared/up-{n}; while :; do sleep 0.05; done"
+        );
+        spec.container.args[2] = text;
+        // An end that is asked for is not waited for as long as that.
+        spec.container.stop_grace_period = Some(Duration::from_secs(60));
+        spec.container.mounts = vec![Mount {
+            kind: MountKind::Bind,
+            source: shared.to_string_lossy().into_owned(),
+            target: "/shared".to_owned(),
+            read_only: false,
+        }];
+        task.spec = Arc::new(spec);
+        task
+    };
+    let tasks = [1, 2, 3].map(polite);
+    block_on(async {
+        let (manager, addr, _serving) = Manager::start(Behaviour::Lead).await;
+        *manager.greeting.lock().unwrap() = vec![assignments(1, true, &tasks, &[])];
+        let worker = lab.worker(&[&addr]).await;
+        let all = |heard: &Heard| (1..4).all(|n| is(n, TaskState::Running)(heard));
+        let heard = manager.until("three tasks", all).await;
+        eventually("the traps", || (1..4).all(|n| shared.join(format!("up-{n}")).exists())).await;
+        let pids = [1, 2, 3].map(|n| heard.full[&id(n)].container.as_ref().unwrap().pid.unwrap());
+        let stopped_shims = pids.map(Stopped::parent_of);
+        let first = rustix::process::Pid::from_raw(pids[0]).unwrap();
+        rustix::process::kill_process(first, rustix::process::Signal::KILL).unwrap();
+        manager.say(assignments(2, false, &[stopped(&tasks[1])], &[3]));
+        let heard = manager.until("the end of the first", is(1, TaskState::Failed)).await;
+        assert!(heard.errors[&id(1)].contains("its shim") && heard.errors[&id(1)].contains("did not answer"));
+        let heard = manager.until("the stop of the second", is(2, TaskState::Shutdown)).await;
+        assert!(heard.errors[&id(2)].contains("did not answer"), "{:?}", heard.errors);
+        assert!(shared.join("bye-2").exists(), "it was asked all the same");
+        // Taken away means ended and deleted.
+        eventually("the removal of the third", || {
+            lab.containers().list().unwrap() == [id(1), id(2)].map(|id| id.to_string())
+        })
+        .await;
+        assert!(shared.join("bye-3").exists());
+        manager.say(assignments(3, false, &[], &[1, 2]));
+        eventually("the removal of the rest", || lab.containers().list().unwrap().is_empty()).await;
+        for shim in &stopped_shims {
+            assert!(!Path::new(&format!("/proc/{}/exe", shim.0.as_raw_nonzero())).exists(), "a shim is left");
+        }
         worker.shutdown().await;
     });
 }

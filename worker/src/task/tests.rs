@@ -157,6 +157,18 @@ fn every_operation_and_outcome_has_its_conclusion() {
             Err(failure(FailureKind::Temporary)),
             "retry in 1s running: before | no such thing",
         ),
+        (
+            S::Running,
+            O::Wait,
+            Ok(Done::EndedByForce),
+            "failed: before | task: its shim, the process beside its container, did not answer and was killed; how the container ended is not known",
+        ),
+        (
+            S::Running,
+            O::Shutdown,
+            Ok(Done::EndedByForce),
+            "shutdown: shutdown | task: its shim, the process beside its container, did not answer and was killed; how the container ended is not known",
+        ),
         (S::Running, O::Shutdown, Ok(Done::Ended(Some(exit(143, false)))), "shutdown: shutdown | "),
         (S::Preparing, O::Shutdown, Ok(Done::Ended(None)), "shutdown: shutdown | "),
         (
@@ -236,6 +248,7 @@ fn states_only_move_forward() {
         Ok(Done::Started { pid: Some(1), ports: vec![] }),
         Ok(Done::Ended(None)),
         Ok(Done::Ended(Some(exit(1, false)))),
+        Ok(Done::EndedByForce),
         Err(failure(FailureKind::Final)),
         Err(failure(FailureKind::Temporary)),
     ];
@@ -250,7 +263,7 @@ fn states_only_move_forward() {
                     (_, Err(_)) => true,
                     (Operation::Prepare, Ok(done)) => *done == Done::Prepared,
                     (Operation::Start, Ok(done)) => matches!(done, Done::Started { .. }),
-                    (_, Ok(done)) => matches!(done, Done::Ended(_)),
+                    (_, Ok(done)) => matches!(done, Done::Ended(_) | Done::EndedByForce),
                 };
                 if !fits || operation == Operation::Remove {
                     continue;

@@ -11,8 +11,8 @@ use rswarm_runtime::{Container, RuntimeError, State, Status};
 use rswarm_types::TaskId;
 
 use super::record::Record;
-use super::{Error, Node, file_error};
-use crate::executor::{FoundState, chain};
+use super::{ContainerExecutor, Error, Node, blocking, file_error};
+use crate::executor::{Failure, Found, FoundState, chain};
 
 /// Containers from before that are looked at at the same time, each in a thread.
 const RECOVERING_MAX: usize = 32;
@@ -20,10 +20,36 @@ const RECOVERING_MAX: usize = 32;
 const RECOVER_ANSWER: Duration = Duration::from_secs(1);
 
 /// A container found at start.
-pub(super) struct Recovered {
-    pub task: TaskId,
-    pub state: FoundState,
-    pub record: Option<Record>,
+struct Recovered {
+    task: TaskId,
+    state: FoundState,
+    record: Option<Record>,
+}
+
+impl ContainerExecutor {
+    /// Takes over what the daemon before left running, with its networks.
+    pub(super) async fn recover(&self) -> Result<Vec<Found>, Failure> {
+        let node = self.node.clone();
+        let recovered = blocking(move || node.take_stock()).await??;
+        let mut found = Vec::new();
+        for Recovered { task, state, record } in recovered {
+            let ports = record.as_ref().map(|record| record.ports.clone()).unwrap_or_default();
+            let pid = match state {
+                FoundState::Running { pid } => Some(pid),
+                FoundState::Unknown { pid } => pid,
+                _ => None,
+            };
+            if let (Some(pid), Some(record)) = (pid, record) {
+                self.networks.adopt(task, pid, &record).await;
+            }
+            found.push(Found { task, state, ports });
+        }
+        // What cannot be mended now is tried again by every repair; the containers go on meanwhile.
+        if let Err(failure) = self.networks.repair().await {
+            tracing::error!(error = %failure.text, "the network of adopted containers could not be checked");
+        }
+        Ok(found)
+    }
 }
 
 impl Node {
@@ -51,7 +77,7 @@ impl Node {
     }
 
     /// Takes stock of all that is there, without any answer from a shim if need be.
-    pub(super) fn recover(&self) -> Result<Vec<Recovered>, Error> {
+    fn take_stock(&self) -> Result<Vec<Recovered>, Error> {
         let mut tasks = Vec::new();
         for id in self.containers.list()? {
             match id.parse::<TaskId>() {

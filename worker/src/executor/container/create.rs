@@ -1,0 +1,182 @@
+//! Making a task's container: its image, its files, its configuration.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rswarm_image::{Digest, Image, PullOptions};
+use rswarm_runtime::{CreateRequest, LogOptions, Rootfs, Status};
+use rswarm_types::Task;
+
+use super::record::Record;
+use super::{
+    ContainerExecutor, Error, Node, SpecError, file_error, files, remove_directory, rootfs, spec, users,
+};
+use crate::executor::Progress;
+
+impl ContainerExecutor {
+    /// The image `reference` names, pulled if the node lacks it.
+    pub(super) async fn image(&self, reference: &str, progress: &Progress) -> Result<Image, Error> {
+        if let Some(image) = self.node.config.images.get(reference) {
+            return Ok(image);
+        }
+        progress.tell(format!("preparing: pulling image `{reference}`"));
+        let options = PullOptions {
+            insecure_registries: self.node.config.insecure_registries.clone(),
+            progress: Some(pull_progress(reference, progress.clone())),
+            ..PullOptions::default()
+        };
+        let image = self.node.config.images.pull(reference, &options).await?;
+        progress.tell("preparing".to_owned());
+        Ok(image)
+    }
+}
+
+impl Node {
+    /// Makes the container of `task`, unless it is there.
+    pub(super) fn create(&self, task: &Task, image: &Image) -> Result<(), Error> {
+        let id = task.id.to_string();
+        if let Some(container) = self.find(task.id)? {
+            match container.state()?.status {
+                Status::Created | Status::Running | Status::Exited(_) => return Ok(()),
+                Status::Lost => container.delete()?,
+            }
+        }
+        let directory = self.directory(task.id);
+        // Of an attempt that was cut short.
+        remove_directory(&directory)?;
+        let (upper, work) = (directory.join("upper"), directory.join("work"));
+        for path in [&upper, &work] {
+            std::fs::create_dir_all(path).map_err(file_error("make directory", path))?;
+        }
+        self.images_in_use
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(task.id, (image.id, task.name()));
+        let lower = self.config.images.rootfs(image)?;
+        let user = resolve_user(task, image, &lower)?;
+        check_mount_sources(task)?;
+        let mode = spec::network_mode(task)?;
+        let hostname = spec::hostname(task, mode, &self.hostname);
+        let files = write_files(&directory, task, mode, &hostname)?;
+        let spec = spec::build(&spec::Inputs {
+            task,
+            image: &image.config,
+            user: &user,
+            hostname: &hostname,
+            files: &files,
+            limits_swap: self.limits_swap,
+            node_hostname: &self.node_hostname,
+        })?;
+        let record = Record {
+            name: task.name(),
+            image: Some(image.id),
+            stop_signal: spec::stop_signal(task, Some(&image.config))?,
+            ..Record::default()
+        };
+        self.write_record(task.id, &record)?;
+        let request = CreateRequest {
+            cgroup: format!("{}/{id}", self.config.cgroup_parent),
+            id,
+            spec,
+            rootfs: Rootfs::Overlay { lower, upper, work },
+            log: LogOptions {
+                max_size_bytes: task.spec.log.max_size_bytes,
+                max_files: task.spec.log.max_files.max(1),
+            },
+        };
+        self.containers.create(&request)?;
+        Ok(())
+    }
+}
+
+fn resolve_user(task: &Task, image: &Image, layers: &[PathBuf]) -> Result<users::User, Error> {
+    let read = |path: &'static str| -> Result<String, Error> {
+        let content = rootfs::read_file(layers, path, users::FILE_BYTES_MAX)
+            .map_err(file_error("read the image's", Path::new(path)))?;
+        Ok(String::from_utf8_lossy(&content.unwrap_or_default()).into_owned())
+    };
+    let words = spec::user_words(task, &image.config);
+    Ok(users::resolve(words, &task.spec.container.groups, &read("/etc/passwd")?, &read("/etc/group")?)?)
+}
+
+/// A bind mount makes no directories on the node. Source: swarm-parity 4.3.
+fn check_mount_sources(task: &Task) -> Result<(), SpecError> {
+    let binds =
+        task.spec.container.mounts.iter().filter(|mount| mount.kind == rswarm_types::task::MountKind::Bind);
+    for mount in binds {
+        if let Err(error) = std::fs::metadata(&mount.source) {
+            let reason = match error.kind() {
+                std::io::ErrorKind::NotFound => "it does not exist on this node".to_owned(),
+                _ => error.to_string(),
+            };
+            return Err(SpecError::MountSource {
+                source_path: mount.source.clone(),
+                target: mount.target.clone(),
+                reason,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Writes the files the node gives to the container; returns where each is and where it belongs.
+fn write_files(
+    directory: &Path,
+    task: &Task,
+    mode: spec::NetworkMode,
+    hostname: &str,
+) -> Result<Vec<(String, &'static str)>, Error> {
+    // A node may lack either file; the container then gets what can be said without it.
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let of_node = mode == spec::NetworkMode::Host;
+    let container = &task.spec.container;
+    let hosts = match of_node {
+        true => files::hosts_of_node(&read("/etc/hosts"), &container.hosts),
+        false => files::hosts(hostname, &task.networks, &container.hosts),
+    };
+    let mut resolv_conf = read("/etc/resolv.conf");
+    if !of_node && files::has_only_loopback_servers(&resolv_conf) {
+        // Where systemd-resolved keeps the servers behind its stub.
+        if let Ok(real) = std::fs::read_to_string("/run/systemd/resolve/resolv.conf") {
+            resolv_conf = real;
+        }
+    }
+    let mut written = Vec::new();
+    for (name, target, content) in [
+        ("hosts", "/etc/hosts", hosts),
+        ("hostname", "/etc/hostname", format!("{hostname}\n")),
+        ("resolv.conf", "/etc/resolv.conf", files::resolv_conf(&resolv_conf, &container.dns, of_node)),
+    ] {
+        let path = directory.join(name);
+        std::fs::write(&path, content).map_err(file_error("write", &path))?;
+        written.push((path.to_string_lossy().into_owned(), target));
+    }
+    Ok(written)
+}
+
+/// Says how far a pull is, as a task's message. Layers report on their own; what is shown is their sum.
+fn pull_progress(reference: &str, progress: Progress) -> rswarm_image::ProgressSink {
+    struct Pull {
+        total: u64,
+        done: HashMap<Digest, u64>,
+        shown: u64,
+    }
+    let pull = Mutex::new(Pull { total: 0, done: HashMap::new(), shown: 0 });
+    let reference = reference.to_owned();
+    Arc::new(move |event| {
+        let mut pull = pull.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            rswarm_image::Progress::Manifest { bytes, .. } => pull.total = bytes,
+            rswarm_image::Progress::Downloading { layer, done, .. } => drop(pull.done.insert(layer, done)),
+            _ => return,
+        }
+        let done: u64 = pull.done.values().sum();
+        let percent = (done.saturating_mul(100)).checked_div(pull.total).unwrap_or_default().min(100);
+        // Ten steps: each one is a write on every manager.
+        if percent >= pull.shown + 10 {
+            pull.shown = percent - percent % 10;
+            progress.tell(format!("preparing: pulling image `{reference}`: {} %", pull.shown));
+        }
+    })
+}
