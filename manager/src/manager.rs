@@ -114,14 +114,14 @@ impl Manager {
         validate::cluster_spec(&options.spec).map_err(StartError::Spec)?;
         let door = Door::open(config).await?;
         let first = first_state(&door.config, &options);
-        let raft = RaftNode::bootstrap(door.raft_config(options.spec.snapshot_interval), first).await;
+        let raft = RaftNode::bootstrap(door.raft_config(), first).await;
         door.complete(raft).await
     }
 
     /// Comes back after a restart of the daemon.
     pub async fn start(config: ManagerConfig) -> Result<Self, StartError> {
         let door = Door::open(config).await?;
-        let raft = RaftNode::start(door.raft_config(ClusterSpec::default().snapshot_interval)).await;
+        let raft = RaftNode::start(door.raft_config()).await;
         door.complete(raft).await
     }
 
@@ -130,7 +130,7 @@ impl Manager {
     pub async fn join(config: ManagerConfig, manager_addr: &str) -> Result<Self, StartError> {
         // The leader dials back before it lets this node in, so the port has to answer first.
         let door = Door::open(config).await?;
-        let config = door.raft_config(ClusterSpec::default().snapshot_interval);
+        let config = door.raft_config();
         let raft = RaftNode::join(config, manager_addr).await;
         door.complete(raft).await
     }
@@ -221,14 +221,14 @@ impl Door {
         Ok(Self { config, slot, gate, connections, parts, ended, stop })
     }
 
-    fn raft_config(&self, snapshot_interval: u64) -> RaftConfig {
+    fn raft_config(&self) -> RaftConfig {
         RaftConfig {
             dir: self.config.dir.clone(),
             cluster_id: self.config.identity.identity().cluster,
             node_id: self.config.identity.identity().node,
             addr: self.config.advertise_addr.clone(),
             timings: Timings::default(),
-            snapshot_interval,
+            snapshot_interval: ClusterSpec::default().snapshot_interval,
             connector: Arc::new(MutualTls(self.config.identity.clone())),
             slot: self.slot.clone(),
         }

@@ -195,6 +195,36 @@ fn a_member_that_lags_gets_a_snapshot() {
 }
 
 #[test]
+fn snapshots_come_as_often_as_the_cluster_says_also_after_a_restart() {
+    runtime().block_on(async {
+        // Started with an interval that no test comes near.
+        let mut group = Group::bootstrap().await;
+        raft_group::set_snapshot_interval(group.node(0), 20).await;
+        let directory = group.dir(0).join("snapshots");
+        let snapshots = || {
+            let names = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name());
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        let mut before = snapshots();
+        for round in 0..2 {
+            for n in 0..80 {
+                write_network(group.node(0), round * 1000 + n).await.unwrap();
+            }
+            eventually("there are two, newer than before", || {
+                let now = snapshots();
+                now.len() == 2 && now.is_disjoint(&before)
+            })
+            .await;
+            before = snapshots();
+            group.kill(0).await;
+            group.restart(0).await;
+            group.node(0).read_barrier().await.unwrap();
+        }
+        assert!(group.has(0, 0) && group.has(0, 1079));
+    });
+}
+
+#[test]
 fn a_follower_that_lost_the_end_of_its_log_gets_it_again_from_the_same_leader() {
     runtime().block_on(async {
         let mut group = Group::of(3).await;

@@ -43,7 +43,7 @@ pub struct RaftConfig {
     /// `IP:PORT` under which the other managers reach this one.
     pub addr: String,
     pub timings: Timings,
-    /// Applied entries between two snapshots; as many are kept behind the newest one, for followers that lag.
+    /// Applied entries between two snapshots, as long as the state holds no cluster whose spec says it.
     pub snapshot_interval: u64,
     pub connector: Arc<dyn Connector>,
     /// Filled when the member runs, emptied when it is shut down.
@@ -62,9 +62,10 @@ impl RaftConfig {
             enable_pre_vote: Some(true),
             // Messages are bounded by bytes when entries are read.
             max_payload_entries: 1024,
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_interval),
-            // So that the snapshot before the newest one can still be started from.
-            max_in_snapshot_log_to_keep: self.snapshot_interval,
+            // Both are seen to by `compaction`, which follows the cluster's spec.
+            snapshot_policy: SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: u64::MAX,
+            // How far behind a new member may be and yet be admitted as a voter.
             replication_lag_threshold: self.snapshot_interval.saturating_mul(2),
             // A follower whose disk lost the end of the log gets it again. Else the leader, which still counts these
             // entries as replicated, would panic or never send them.

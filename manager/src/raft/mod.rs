@@ -5,6 +5,7 @@
 //!
 //! - [`node`]: the handle: start, propose, linearizable reads, who leads.
 //! - [`membership`]: joining, leaving, and bringing every change of the group to its end.
+//! - [`compaction`]: when to make snapshots, and what to keep of the log.
 //! - [`service`], [`network`]: the two ends of the messages between managers.
 //! - [`log`], [`snapshot`], [`key`]: what is on disk, sealed. [`codec`]: the form of all bytes.
 //! - [`state_machine`]: applies and publishes.
@@ -14,6 +15,7 @@
 //! will work on these files; they have no other home.
 
 pub mod codec;
+mod compaction;
 mod config;
 mod files;
 mod key;

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use super::codec::{self, CodecError};
+use super::compaction;
 use super::config::RaftConfig;
 use super::files;
 use super::key::{DataKey, KeyError};
@@ -355,6 +356,7 @@ impl RaftNode {
         };
         tokio::spawn(leadership::watch(raft, progress, leadership_sender, timings, cancelled));
         tokio::spawn(membership::maintain(node.clone()));
+        tokio::spawn(compaction::maintain(node.clone()));
         node.inner.config.slot.set(Some(node.clone()));
         Ok(node)
     }

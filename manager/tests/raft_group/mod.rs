@@ -1,6 +1,7 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 //! A group of managers to experiment on: each with a directory, a loopback server and, while it is up, a member.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,8 +13,8 @@ use rswarm_manager::raft::{
     Connector, Leadership, ProposeError, RaftConfig, RaftError, RaftNode, RaftSlot, Timings, server,
 };
 use rswarm_types::{
-    ClusterId, Labels, Meta, Network, NetworkDriver, NetworkId, NetworkSpec, Node, NodeId, NodeSpec,
-    NodeStatus, Role, Timestamp,
+    Cluster, ClusterId, ClusterSpec, JoinSecrets, Labels, Meta, Network, NetworkDriver, NetworkId,
+    NetworkSpec, Node, NodeId, NodeSpec, NodeStatus, Role, RootCa, Timestamp,
 };
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -70,6 +71,20 @@ pub async fn write_network(node: &RaftNode, n: u128) -> Result<Applied, ProposeE
     };
     let network = Network { id: network_id(n), meta: Meta::default(), spec, ipam: None };
     node.propose(Command::one(Timestamp(1), Write::CreateNetwork(Box::new(network)))).await
+}
+
+/// Writes the cluster, with this in its spec.
+pub async fn set_snapshot_interval(node: &RaftNode, snapshot_interval: u64) {
+    let cluster = Cluster {
+        id: ClusterId::from_bytes([9; 16]),
+        meta: Meta::default(),
+        spec: ClusterSpec { snapshot_interval, ..ClusterSpec::default() },
+        root_ca: RootCa { cert_pem: String::new(), key_pem: String::new() },
+        join_secrets: JoinSecrets { worker: String::new(), manager: String::new() },
+        removed_nodes: BTreeMap::new(),
+    };
+    let write = Write::PutCluster { cluster: Box::new(cluster), expected: None };
+    node.propose(Command::one(Timestamp(1), write)).await.unwrap();
 }
 
 fn node_id(n: usize) -> NodeId {
