@@ -1,12 +1,13 @@
 //! The command line's connection to the daemon on this host, and how its refusals are worded.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use rswarm_api::channel;
 use rswarm_api::v1::control_client::ControlClient;
 use rswarm_api::v1::local_client::LocalClient;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::Status;
 
 /// Largest message either way: lists of ten thousand tasks fit.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -26,6 +27,11 @@ pub enum CallError {
          `rswarm init`", socket.display()
     )]
     Unreachable { socket: PathBuf, reason: String },
+    #[error(
+        "the daemon at `{}` broke off before it answered ({reason}): what was asked for may or may not have been \
+         done, so look before you repeat it; the daemon's log says more", socket.display()
+    )]
+    BrokeOff { socket: PathBuf, reason: String },
     #[error("the daemon's socket `{}` is root's: run this as root or by `sudo`", socket.display())]
     NotRoot { socket: PathBuf },
     #[error("{0}")]
@@ -49,26 +55,31 @@ impl Client {
 
     /// Words a status: a broken connection names the socket, a refusal is the daemon's own text.
     pub fn error(&self, status: &Status) -> CallError {
-        let io = {
-            let mut source = std::error::Error::source(status);
-            let mut found = None;
-            while let Some(error) = source {
-                if let Some(io) = error.downcast_ref::<std::io::Error>() {
-                    found = Some((io.kind(), io.to_string()));
-                }
-                source = error.source();
-            }
-            found
+        let socket = self.socket.clone();
+        // What the daemon itself has said has no cause on this side.
+        let Some(cause) = std::error::Error::source(status) else {
+            return CallError::Refused(in_words(status));
         };
-        match (status.code(), io) {
-            (Code::Unavailable, Some((std::io::ErrorKind::PermissionDenied, _))) => {
-                CallError::NotRoot { socket: self.socket.clone() }
+        let causes = std::iter::successors(Some(cause), |error| error.source());
+        let io = causes.filter_map(|error| error.downcast_ref::<std::io::Error>()).last();
+        match io.map(std::io::Error::kind) {
+            Some(ErrorKind::PermissionDenied) => CallError::NotRoot { socket },
+            Some(ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::TimedOut) => {
+                CallError::Unreachable { socket, reason: io.map(ToString::to_string).unwrap_or_default() }
             }
-            (Code::Unavailable, Some((_, reason))) => {
-                CallError::Unreachable { socket: self.socket.clone(), reason }
+            _ => {
+                let reason = io.map_or_else(|| "connection closed".to_owned(), ToString::to_string);
+                CallError::BrokeOff { socket, reason }
             }
-            _ => CallError::Refused(status.message().to_owned()),
         }
+    }
+}
+
+/// The text of a refusal; of one without a text what its code stands for.
+fn in_words(status: &Status) -> String {
+    match status.message() {
+        "" => status.code().description().to_lowercase(),
+        text => text.to_owned(),
     }
 }
 
@@ -114,4 +125,45 @@ where
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(errors.join("\n"))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    async fn ping(socket: &Path) -> String {
+        let client = Client::new(socket);
+        let answer = call!(client, local.ping(rswarm_api::v1::PingRequest {}));
+        answer.expect_err("nobody answers there").to_string()
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_dies_in_mid_call_is_told_from_one_that_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("rswarm.sock");
+        let words = ping(&socket).await;
+        assert!(words.contains("cannot reach the daemon") && words.contains("rswarm init"), "{words}");
+
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let daemon = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // Something was asked for; it dies over it.
+            stream.read_exact(&mut [0; 64]).await.unwrap();
+        });
+        let words = ping(&socket).await;
+        daemon.await.unwrap();
+        assert!(words.contains("may or may not have been done"), "{words}");
+        assert!(!words.contains("transport error"), "{words}");
+
+        let words = ping(&socket).await;
+        assert!(words.contains("cannot reach the daemon"), "nobody listens any more: {words}");
+    }
+
+    #[test]
+    fn a_refusal_without_a_text_is_still_one_in_words() {
+        assert_eq!(in_words(&Status::already_exists("name `web` is in use")), "name `web` is in use");
+        assert_eq!(in_words(&Status::new(tonic::Code::Unavailable, "")), "the service is currently unavailable");
+    }
 }

@@ -3,10 +3,12 @@
 
 use clap::Args;
 use rswarm_api::v1;
+use rswarm_types::cluster::Subnet;
 use rswarm_types::quantity::{format_bytes, parse_duration};
 use rswarm_types::{Availability, Role};
 
 use crate::client::{CallError, Client, call};
+use crate::daemon::registries;
 use crate::daemon::start::{Started, ensure_running};
 use crate::output;
 use crate::paths::Paths;
@@ -36,7 +38,11 @@ pub struct InitArgs {
     snapshot_interval: u64,
     /// Where addresses of tasks are taken from
     #[arg(long, value_name = "CIDR", default_value = "10.213.0.0/16")]
-    default_addr_pool: String,
+    default_addr_pool: Subnet,
+    /// Registry that may be used over http or with an unknown certificate: HOST, HOST:PORT or CIDR; for the daemon
+    /// that this starts, and kept for those after it
+    #[arg(long = "insecure-registry", value_name = "REGISTRY", value_parser = registries::parse)]
+    insecure_registries: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -53,6 +59,10 @@ pub struct JoinArgs {
     /// Whether this node takes tasks: active, pause or drain
     #[arg(long, default_value = "active")]
     availability: Availability,
+    /// Registry that may be used over http or with an unknown certificate: HOST, HOST:PORT or CIDR; for the daemon
+    /// that this starts, and kept for those after it
+    #[arg(long = "insecure-registry", value_name = "REGISTRY", value_parser = registries::parse)]
+    insecure_registries: Vec<String>,
     /// A manager: HOST or HOST:PORT
     #[arg(value_name = "HOST:PORT")]
     manager: String,
@@ -78,6 +88,13 @@ pub struct LeaveArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct VersionArgs {
+    /// `json` or a Go template
+    #[arg(short, long)]
+    format: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub struct InfoArgs {
     /// `json` or a Go template
     #[arg(short, long)]
@@ -85,7 +102,7 @@ pub struct InfoArgs {
 }
 
 pub async fn init(paths: &Paths, client: &Client, args: InitArgs) -> anyhow::Result<()> {
-    let started = ensure_running(paths)?;
+    let started = ensure_running(paths, &args.insecure_registries)?;
     let request = v1::InitRequest {
         advertise_addr: args.advertise_addr,
         listen_addr: args.listen_addr,
@@ -96,10 +113,10 @@ pub async fn init(paths: &Paths, client: &Client, args: InitArgs) -> anyhow::Res
             node_down_after_nanos: nanos(args.dispatcher_heartbeat * 5),
             node_cert_expiry_nanos: nanos(args.cert_expiry),
             snapshot_interval: args.snapshot_interval,
-            default_address_pool: args.default_addr_pool,
+            default_address_pool: args.default_addr_pool.to_string(),
         }),
     };
-    let response = or_stop(call!(client, local.init(request)), started)?;
+    let response = or_undo(call!(client, local.init(request)), started)?;
     let text = format!(
         "Swarm initialized: current node ({}) is now a manager.\n\n\
          To add a worker to this swarm, run the following command:\n\n    \
@@ -110,18 +127,16 @@ pub async fn init(paths: &Paths, client: &Client, args: InitArgs) -> anyhow::Res
     Ok(output::print(&text)?)
 }
 
-/// Ends the daemon that was started for a call if the call failed.
-fn or_stop<T>(outcome: Result<T, CallError>, started: Option<Started>) -> Result<T, CallError> {
-    if outcome.is_err()
-        && let Some(started) = started
-    {
-        started.stop();
+/// Takes back what was begun for a call if the call failed.
+fn or_undo<T>(outcome: Result<T, CallError>, started: Started) -> Result<T, CallError> {
+    if outcome.is_err() {
+        started.undo();
     }
     outcome
 }
 
 pub async fn join(paths: &Paths, client: &Client, args: JoinArgs) -> anyhow::Result<()> {
-    let started = ensure_running(paths)?;
+    let started = ensure_running(paths, &args.insecure_registries)?;
     let request = v1::JoinRequest {
         token: args.token,
         manager_addr: args.manager,
@@ -129,7 +144,7 @@ pub async fn join(paths: &Paths, client: &Client, args: JoinArgs) -> anyhow::Res
         listen_addr: args.listen_addr,
         availability: v1::Availability::from(args.availability).into(),
     };
-    let response = or_stop(call!(client, local.join(request)), started)?;
+    let response = or_undo(call!(client, local.join(request)), started)?;
     let role = Role::try_from(response.role())?;
     Ok(output::print(&format!("This node joined a swarm as a {role}.\n"))?)
 }
@@ -171,19 +186,36 @@ pub async fn ping(client: &Client) -> anyhow::Result<()> {
     Ok(output::print("OK\n")?)
 }
 
-pub async fn version(client: &Client) -> anyhow::Result<()> {
-    let facts = crate::daemon::platform();
-    let mut text = format!(
-        "Client:\n Version:    {}\n OS/Arch:    {}/{}\n",
-        env!("CARGO_PKG_VERSION"),
-        facts.os,
-        facts.architecture
-    );
-    match call!(client, local.ping(v1::PingRequest {})) {
-        Ok(response) => text.push_str(&format!("\nDaemon:\n Version:    {}\n", response.version)),
-        Err(error) => text.push_str(&format!("\nDaemon:     {error}\n")),
+/// Shows what is known; that the daemon cannot be asked for its version is an error all the same.
+pub async fn version(client: &Client, args: VersionArgs) -> anyhow::Result<()> {
+    let daemon = call!(client, local.ping(v1::PingRequest {}));
+    let theirs = daemon.as_ref().ok().map(|response| response.version.as_str());
+    if args.format.is_some() {
+        inspect_one(args.format.as_deref(), &versions(theirs))?;
+    } else {
+        let platform = crate::daemon::platform();
+        let mut text = format!(
+            "Client:\n Version:    {}\n OS/Arch:    {}/{}\n",
+            env!("CARGO_PKG_VERSION"),
+            platform.os,
+            platform.architecture
+        );
+        if let Some(version) = theirs {
+            text.push_str(&format!("\nServer:\n Version:    {version}\n"));
+        }
+        output::print(&text)?;
     }
-    Ok(output::print(&text)?)
+    Ok(daemon.map(drop)?)
+}
+
+/// Source: `docker version --format`.
+fn versions(daemon: Option<&str>) -> serde_json::Value {
+    let platform = crate::daemon::platform();
+    // Both are this one executable on this one host.
+    let side = |version: &str| {
+        serde_json::json!({ "Version": version, "Os": platform.os, "Arch": platform.architecture })
+    };
+    serde_json::json!({ "Client": side(env!("CARGO_PKG_VERSION")), "Server": daemon.map(side) })
 }
 
 pub async fn info(client: &Client, args: InfoArgs) -> anyhow::Result<()> {
@@ -291,6 +323,12 @@ pub async fn info(client: &Client, args: InfoArgs) -> anyhow::Result<()> {
     line(0, "Total Memory:", &format_bytes(resources.memory_bytes));
     line(0, "Data Root:", &info.data_root);
     line(0, "Run Root:", &info.run_root);
+    if !info.insecure_registries.is_empty() {
+        line(0, "Insecure Registries:", "");
+    }
+    for registry in &info.insecure_registries {
+        line(1, registry, "");
+    }
     if nodes.is_some_and(|nodes| nodes.iter().filter(|node| node.manager.is_some()).count() == 2) {
         eprintln!(
             "WARNING: two managers are worse than one: the loss of either stops all changes; add a third."

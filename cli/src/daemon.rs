@@ -6,6 +6,7 @@
 mod facts;
 mod local;
 mod node;
+pub mod registries;
 mod resolve;
 mod settings;
 mod socket;
@@ -38,7 +39,7 @@ pub struct DaemonArgs {
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
     /// Registry that may be used over http or with an unknown certificate: HOST, HOST:PORT or CIDR
-    #[arg(long = "insecure-registry", value_name = "REGISTRY")]
+    #[arg(long = "insecure-registry", value_name = "REGISTRY", value_parser = registries::parse)]
     insecure_registries: Vec<String>,
 }
 
@@ -69,7 +70,9 @@ async fn serve(mut paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
         labels.insert(key.to_owned(), value.to_owned());
     }
     let images = ImageStore::open(&paths.images())?;
-    let pull = PullOptions { insecure_registries: args.insecure_registries, ..PullOptions::default() };
+    let mut insecure_registries = registries::load(&paths.registries())?;
+    insecure_registries.extend(args.insecure_registries);
+    let pull = PullOptions { insecure_registries, ..PullOptions::default() };
     let control = ControlSwitch::default();
     raise_open_files();
     let node = Node::new(

@@ -54,7 +54,7 @@ enum Command {
     /// Show this host and its cluster
     Info(cluster::InfoArgs),
     /// Show versions
-    Version,
+    Version(cluster::VersionArgs),
     /// Ask whether the daemon answers
     Ping,
     /// Manage nodes
@@ -147,7 +147,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 cluster::leave(&client, args).await
             }
             Command::Info(args) => cluster::info(&client, args).await,
-            Command::Version => cluster::version(&client).await,
+            Command::Version(args) => cluster::version(&client, args).await,
             Command::Ping => cluster::ping(&client).await,
             Command::Node(command) => node::run(&client, command).await,
             Command::Service(command) => service::run(&client, command).await,

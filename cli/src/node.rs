@@ -2,6 +2,9 @@
 
 use std::fmt::Write as _;
 
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use clap::{Args, Subcommand};
 use rswarm_api::v1;
 use rswarm_types::quantity::format_bytes;
@@ -181,6 +184,15 @@ async fn own_id(client: &Client) -> anyhow::Result<String> {
     Ok(call!(client, local.info(v1::InfoRequest {}))?.node_id)
 }
 
+/// Puts this node's id in the place of `self` in filters by node.
+pub async fn resolve_self(client: &Client, filters: &mut [v1::Filter]) -> anyhow::Result<()> {
+    let nodes = filters.iter_mut().filter(|filter| filter.key == "node");
+    for value in nodes.flat_map(|filter| &mut filter.values).filter(|value| *value == "self") {
+        *value = own_id(client).await?;
+    }
+    Ok(())
+}
+
 async fn get(client: &Client, name: &str) -> anyhow::Result<Seen> {
     let node = if name == "self" { own_id(client).await? } else { name.to_owned() };
     let node = call!(client, control.get_node(v1::GetNodeRequest { node }))?.node;
@@ -224,19 +236,67 @@ async fn inspect(client: &Client, args: InspectArgs) -> anyhow::Result<()> {
             Err(error) => errors.push(format!("{error:#}")),
         }
     }
+    let tls = if found.is_empty() { Tls::default() } else { tls(client).await? };
     if args.pretty {
-        for seen in &found {
-            output::print(&pretty(seen))?;
-        }
+        let texts: Vec<String> = found.iter().map(|seen| pretty(seen, &tls)).collect();
+        output::print(&texts.join("\n"))?;
     } else {
-        let shapes: Vec<_> =
-            found.iter().map(|seen| shape::node(&seen.node, seen.leader, seen.reachability)).collect();
+        let shapes: Vec<_> = found
+            .iter()
+            .map(|seen| {
+                let mut shape = shape::node(&seen.node, seen.leader, seen.reachability);
+                if let Some(description) = shape.get_mut("Description") {
+                    description["TLSInfo"] = tls.shape();
+                }
+                shape
+            })
+            .collect();
         output::inspect(args.format.as_deref(), &shapes)?;
     }
     if errors.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(errors.join("\n"))) }
 }
 
-fn pretty(seen: &Seen) -> String {
+/// Whom the nodes of the cluster trust: the authority that issues their certificates.
+#[derive(Debug, Default)]
+struct Tls {
+    /// PEM.
+    trust_root: String,
+    subject: String,
+    /// DER.
+    subject_raw: Vec<u8>,
+    /// DER.
+    public_key: Vec<u8>,
+}
+
+impl Tls {
+    fn read(root_cert_pem: &str) -> anyhow::Result<Self> {
+        let unreadable = || "the cluster's root certificate cannot be read";
+        let (_, pem) = x509_parser::pem::parse_x509_pem(root_cert_pem.as_bytes()).with_context(unreadable)?;
+        let root = pem.parse_x509().with_context(unreadable)?;
+        Ok(Self {
+            trust_root: root_cert_pem.to_owned(),
+            subject: root.subject().to_string(),
+            subject_raw: root.subject().as_raw().to_vec(),
+            public_key: root.public_key().raw.to_vec(),
+        })
+    }
+
+    /// Source: docker-engine-api.yaml, `TLSInfo`.
+    fn shape(&self) -> Value {
+        json!({
+            "TrustRoot": self.trust_root,
+            "CertIssuerSubject": BASE64_STANDARD.encode(&self.subject_raw),
+            "CertIssuerPublicKey": BASE64_STANDARD.encode(&self.public_key),
+        })
+    }
+}
+
+async fn tls(client: &Client) -> anyhow::Result<Tls> {
+    let cluster = call!(client, control.get_cluster(v1::GetClusterRequest {}))?.cluster.unwrap_or_default();
+    Tls::read(&cluster.root_cert_pem)
+}
+
+fn pretty(seen: &Seen, tls: &Tls) -> String {
     let Seen { node, leader, reachability } = seen;
     let mut out = String::new();
     let mut line = |name: &str, value: &str| {
@@ -272,9 +332,19 @@ fn pretty(seen: &Seen) -> String {
         line(" CPUs:", &(description.resources.nano_cpus / 1_000_000_000).to_string());
         line(" Memory:", &format_bytes(description.resources.memory_bytes));
         line("Engine Version:", &description.engine_version);
+        if !description.engine_labels.is_empty() {
+            line("Engine Labels:", "");
+        }
         for (key, value) in &description.engine_labels {
             line(&format!(" - {key}={value}"), "");
         }
+    }
+    line("TLS Info:", "");
+    line(" Issuer Subject:", &tls.subject);
+    line(" Issuer Public Key:", &BASE64_STANDARD.encode(&tls.public_key));
+    line(" Trust Root:", "");
+    for text in tls.trust_root.lines() {
+        line(&format!("  {text}"), "");
     }
     out.lines().map(str::trim_end).collect::<Vec<_>>().join("\n") + "\n"
 }
@@ -352,4 +422,40 @@ async fn set_role(
 pub fn capitalised(word: &str) -> String {
     let mut chars = word.chars();
     chars.next().map(|first| first.to_ascii_uppercase().to_string() + chars.as_str()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use rswarm_types::{NodeDescription, NodeId, NodeSpec, NodeStatus};
+
+    use super::*;
+
+    #[test]
+    fn a_node_for_reading_shows_engine_labels_and_whom_it_trusts() {
+        let description = NodeDescription {
+            hostname: "host-1".to_owned(),
+            platform: crate::daemon::platform(),
+            resources: rswarm_types::node::Resources::default(),
+            engine_version: "1".to_owned(),
+            engine_labels: [("disk".to_owned(), "ssd".to_owned())].into(),
+        };
+        let node = Node {
+            id: NodeId::from_bytes([1; 16]),
+            meta: rswarm_types::Meta::default(),
+            spec: NodeSpec::default(),
+            role: Role::Worker,
+            description: Some(description),
+            status: NodeStatus::default(),
+            manager: None,
+        };
+        let tls = Tls { trust_root: "-----BEGIN\nabc\n".to_owned(), subject: "CN=root".to_owned(), ..Tls::default() };
+        let text = pretty(&Seen { node, leader: false, reachability: "" }, &tls);
+        for part in [
+            "Hostname:               host-1\n",
+            "Engine Labels:\n - disk=ssd\n",
+            "TLS Info:\n Issuer Subject:        CN=root\n Issuer Public Key:\n Trust Root:\n  -----BEGIN\n  abc\n",
+        ] {
+            assert!(text.contains(part), "expected {part:?} in {text}");
+        }
+    }
 }

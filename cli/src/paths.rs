@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 
+/// Under what help lists them, apart from a command's own options.
+const GLOBAL: &str = "Which daemon (for every command)";
+
 /// The roots of one node; global flags of every command.
 #[derive(Debug, Clone, Args)]
 pub struct Paths {
@@ -16,11 +19,19 @@ pub struct Paths {
         global = true,
         env = "RSWARM_DATA_ROOT",
         default_value = "/var/lib/rswarm",
-        value_name = "DIR"
+        value_name = "DIR",
+        help_heading = GLOBAL
     )]
     pub data_root: PathBuf,
     /// Directory for what must not: the socket and the files of running containers
-    #[arg(long, global = true, env = "RSWARM_RUN_ROOT", default_value = "/run/rswarm", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        env = "RSWARM_RUN_ROOT",
+        default_value = "/run/rswarm",
+        value_name = "DIR",
+        help_heading = GLOBAL
+    )]
     pub run_root: PathBuf,
 }
 
@@ -43,6 +54,11 @@ impl Paths {
     /// Addresses of this node and of the managers it knows.
     pub fn settings(&self) -> PathBuf {
         self.data_root.join("node.json")
+    }
+
+    /// Registries that need no verified TLS.
+    pub fn registries(&self) -> PathBuf {
+        self.data_root.join("registries.json")
     }
 
     /// Raft log and snapshots.

@@ -29,7 +29,7 @@ pub enum TaskCommand {
 /// The flags of every list of tasks.
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// Show only tasks that match: id, name, label, service, node, desired-state
+    /// Show only tasks that match: id, name, label, service, node (`self` is this one), desired-state
     #[arg(short, long = "filter", value_name = "KEY=VALUE")]
     pub filter: Vec<String>,
     /// `table`, `table TEMPLATE`, `json` or a Go template
@@ -89,6 +89,7 @@ pub async fn list(client: &Client, args: &ListArgs, selection: v1::Filter) -> an
 
 async fn list_where(client: &Client, args: &ListArgs, selection: Option<v1::Filter>) -> anyhow::Result<()> {
     let mut wanted = filters(&args.filter)?;
+    node::resolve_self(client, &mut wanted).await?;
     let mut narrowed = Vec::new();
     if let Some(selection) = selection {
         // A filter of the same key by the user narrows the selection; as one key it would widen it.

@@ -28,7 +28,19 @@ fn help_and_version_need_no_daemon() {
     check(&["--help"], 0, &["init", "join", "service", "node"]);
     check(&["service", "create", "--help"], 0, &["--replicas", "IMAGE"]);
     check(&["--version"], 0, &["rswarm", env!("CARGO_PKG_VERSION")]);
-    check(&["version"], 0, &["Client:", "cannot reach the daemon"]);
+    check(&["version"], 1, &["Client:", "cannot reach the daemon"]);
+    let own = env!("CARGO_PKG_VERSION");
+    check(&["version", "--format", "{{.Client.Version}}"], 1, &[own, "cannot reach the daemon"]);
+    check(&["version", "--format", "json"], 1, &[&format!(r#""Version":"{own}""#), r#""Server":null"#]);
+}
+
+#[test]
+fn global_options_stand_apart_from_a_command_s_own() {
+    let output = rswarm(&["node", "ls", "--help"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (own, global) = text.split_once("Which daemon").expect("they have a heading of their own");
+    assert!(own.contains("--filter") && !own.contains("--data-root"), "{text}");
+    assert!(global.contains("--data-root") && global.contains("--run-root"), "{text}");
 }
 
 #[test]
@@ -37,6 +49,8 @@ fn exit_codes_tell_bad_flags_from_failures() {
     check(&["service", "create", "--replicas", "-1", "x"], 125, &["-1"]);
     check(&["service", "create", "--replicas", "many", "x"], 125, &["many"]);
     check(&["node", "update", "--availability", "sleepy", "n"], 125, &["sleepy", "active, pause, drain"]);
+    check(&["init", "--default-addr-pool", "10.0.0.1/8"], 125, &["10.0.0.1/8", "expected a subnet"]);
+    check(&["init", "--insecure-registry", "http://x"], 125, &["http://x", "HOST:PORT"]);
     check(&["service", "create"], 1, &["IMAGE"]);
     check(&["node", "rm"], 1, &["NODES"]);
     check(&["nope"], 1, &["nope"]);

@@ -61,8 +61,13 @@ pub(crate) enum WriteError {
 impl Context {
     /// The state with everything that was acknowledged before the call.
     pub(crate) async fn read(&self) -> Result<Arc<State>, Status> {
-        self.raft.read_barrier().await.map_err(|error| read_status(&error))?;
-        Ok(self.store.snapshot())
+        match self.raft.read_barrier().await {
+            Ok(()) => Ok(self.store.snapshot()),
+            Err(ReadError::NoLeader) => {
+                Err(Status::unavailable(format!("{}: {}", ReadError::NoLeader, self.why_no_leader().await)))
+            }
+            Err(error) => Err(Status::unavailable(chain(&error))),
+        }
     }
 
     /// Commits `writes` on behalf of a caller; returns a state that holds them.
@@ -70,7 +75,14 @@ impl Context {
         match self.propose(Command { at: Timestamp::now(), writes }).await {
             Ok(()) => Ok(self.store.snapshot()),
             Err(WriteError::Rejected(reason)) => Err(rejected(&reason)),
-            Err(WriteError::Propose(error)) => Err(propose_status(&error)),
+            Err(WriteError::Propose(error)) => {
+                let status = propose_status(&error);
+                if !matches!(error, ProposeError::NoLeader | ProposeError::Timeout) {
+                    return Err(status);
+                }
+                let why = self.why_no_leader().await;
+                Err(Status::new(status.code(), format!("{}: {why}", status.message())))
+            }
             Err(error @ WriteError::NotCaughtUp) => Err(Status::deadline_exceeded(chain(&error))),
         }
     }
@@ -88,6 +100,16 @@ impl Context {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(WriteError::NotCaughtUp),
         }
+    }
+
+    /// Which managers answer, of how many that are needed.
+    async fn why_no_leader(&self) -> String {
+        let state = self.store.snapshot();
+        let name = |id: NodeId| state.node(id).map_or_else(|| id.to_string(), |node| node.display_name());
+        let managers: Vec<(String, bool)> = (self.raft.roll_call().await.into_iter())
+            .map(|(member, answers)| (format!("`{}` ({})", name(member.node_id), member.addr), answers))
+            .collect();
+        quorum_words(&managers)
     }
 
     /// Finds out who leads, waiting up to `patience` while nobody does.
@@ -159,14 +181,46 @@ fn propose_status(error: &ProposeError) -> Status {
     let text = chain(error);
     match error {
         ProposeError::Rejected(reason) => rejected(reason),
-        ProposeError::NoLeader => Status::unavailable(text),
+        ProposeError::NoLeader | ProposeError::Stopped => Status::unavailable(text),
         ProposeError::Timeout => Status::deadline_exceeded(text),
-        ProposeError::Stopped => Status::unavailable(text),
         ProposeError::TooLarge { .. } => Status::invalid_argument(text),
         ProposeError::Unwritable(_) => Status::internal(text),
     }
 }
 
-fn read_status(error: &ReadError) -> Status {
-    Status::unavailable(chain(error))
+/// What whoever met a cluster without a leader should know: how many managers answer, how many must, and who does not.
+fn quorum_words(managers: &[(String, bool)]) -> String {
+    let silent: Vec<&str> = managers.iter().filter(|(_, answers)| !answers).map(|(name, _)| &**name).collect();
+    let (all, needed) = (managers.len(), managers.len() / 2 + 1);
+    let answering = all - silent.len();
+    if answering >= needed {
+        return format!("{answering} of {all} managers answer, enough to elect one in a moment");
+    }
+    format!(
+        "{answering} of {all} managers answer and {needed} must; start again or reconnect {}",
+        silent.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_quorum_names_who_is_missing() {
+        let check = |answers: &[bool], expected: &str| {
+            let managers: Vec<_> =
+                answers.iter().enumerate().map(|(n, answers)| (format!("`m{}`", n + 1), *answers)).collect();
+            assert_eq!(quorum_words(&managers), expected);
+        };
+        check(
+            &[true, false, false],
+            "1 of 3 managers answer and 2 must; start again or reconnect `m2`, `m3`",
+        );
+        check(&[true, false], "1 of 2 managers answer and 2 must; start again or reconnect `m2`");
+        check(
+            &[true, true, false],
+            "2 of 3 managers answer, enough to elect one in a moment",
+        );
+    }
 }

@@ -36,6 +36,7 @@ impl v1::local_server::Local for LocalService {
     async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, Status> {
         let mut info = self.node.info().await;
         info.images = self.images.list().len() as u64;
+        info.insecure_registries.clone_from(&self.pull.insecure_registries);
         Ok(Response::new(info))
     }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::Context as _;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,25 +21,35 @@ pub struct Settings {
 impl Settings {
     /// Reads the file; `None` if there is none.
     pub fn load(path: &Path) -> anyhow::Result<Option<Self>> {
-        match std::fs::read(path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .with_context(|| format!("`{}` is damaged: expected the node's settings", path.display())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot read `{}`", path.display())),
-        }
+        read(path, "the node's settings")
     }
 
     /// Replaces the file durably.
     pub fn save(&self, path: &Path) -> anyhow::Result<()> {
-        let write = || -> std::io::Result<()> {
-            let next = path.with_extension("json.next");
-            let mut file = std::fs::File::create(&next)?;
-            file.write_all(&serde_json::to_vec_pretty(self)?)?;
-            file.sync_all()?;
-            std::fs::rename(&next, path)?;
-            std::fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-        };
-        write().with_context(|| format!("cannot write `{}`", path.display()))
+        write(path, self)
     }
+}
+
+/// Reads a file of JSON; `None` if there is none. `what` it should hold is named if it is damaged.
+pub fn read<T: DeserializeOwned>(path: &Path, what: &str) -> anyhow::Result<Option<T>> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .with_context(|| format!("`{}` is damaged: expected {what}", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read `{}`", path.display())),
+    }
+}
+
+/// Replaces a file by `value` as JSON, durably: after a power cut it holds the one or the other.
+pub fn write<T: Serialize + ?Sized>(path: &Path, value: &T) -> anyhow::Result<()> {
+    let write = || -> std::io::Result<()> {
+        let next = path.with_extension("json.next");
+        let mut file = std::fs::File::create(&next)?;
+        file.write_all(&serde_json::to_vec_pretty(value)?)?;
+        file.sync_all()?;
+        std::fs::rename(&next, path)?;
+        std::fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    };
+    write().with_context(|| format!("cannot write `{}`", path.display()))
 }

@@ -2,11 +2,12 @@
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
+use super::registries::{self, Remembered};
 use crate::paths::Paths;
 
 /// The unit that packages install.
@@ -16,29 +17,61 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two looks at the socket.
 const POLL: Duration = Duration::from_millis(5);
 
-/// A daemon that was started for a command.
-#[derive(Debug)]
-pub struct Started(std::process::Child);
+/// What was begun for a command: the daemon if this process is its parent, and what it was given to remember.
+#[derive(Debug, Default)]
+pub struct Started {
+    daemon: Option<Child>,
+    remembered: Option<Remembered>,
+}
 
 impl Started {
-    /// Ends it again: the command it was started for has failed, and nothing shall stay of that.
-    pub fn stop(mut self) {
-        let Ok(pid) = i32::try_from(self.0.id()) else { return };
+    /// Takes it back: the command it was done for has failed, and nothing shall stay of that.
+    pub fn undo(mut self) {
+        if let Some(Err(error)) = self.remembered.take().map(Remembered::forget) {
+            eprintln!("{error:#}");
+        }
+        let Some(mut daemon) = self.daemon.take() else { return };
+        let Ok(pid) = i32::try_from(daemon.id()) else { return };
         let asked =
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
-        if asked.is_ok() && self.0.wait().is_ok() {
+        if asked.is_ok() && daemon.wait().is_ok() {
             eprintln!("Stopped the rswarm daemon again (process {pid}).");
         }
     }
 }
 
-/// Makes sure a daemon answers on the socket, and says on standard error if one had to be started. Gives the daemon
-/// if this command is its parent.
-pub fn ensure_running(paths: &Paths) -> anyhow::Result<Option<Started>> {
+/// Makes sure a daemon answers on the socket, and says on standard error if one had to be started.
+///
+/// # Errors
+/// Also if one runs already and does not know all of `registries`: it reads them when it starts.
+pub fn ensure_running(paths: &Paths, registries: &[String]) -> anyhow::Result<Started> {
     if answers(paths) {
-        return Ok(None);
+        let known = registries::load(&paths.registries())?;
+        if let Some(new) = registries.iter().find(|new| !known.contains(new)) {
+            bail!(
+                "the daemon runs already and knows nothing of `--insecure-registry {new}`: stop it and run this again, \
+                 or start it with that flag"
+            );
+        }
+        return Ok(Started::default());
     }
     super::require_root()?;
+    crate::paths::make_private(&paths.data_root)?;
+    let mut started = Started { remembered: registries::remember(&paths.registries(), registries)?, daemon: None };
+    match start(paths) {
+        Ok(daemon) => {
+            started.daemon = daemon;
+            Ok(started)
+        }
+        Err(error) => {
+            started.undo();
+            Err(error)
+        }
+    }
+}
+
+/// Starts the daemon and waits until it answers. Gives it if this process is its parent.
+fn start(paths: &Paths) -> anyhow::Result<Option<Child>> {
     if unit_is_installed() && paths.socket() == Path::new("/run/rswarm/rswarm.sock") {
         let status =
             Command::new("systemctl").args(["start", UNIT]).status().context("cannot run systemctl")?;
@@ -50,7 +83,6 @@ pub fn ensure_running(paths: &Paths) -> anyhow::Result<Option<Started>> {
         return Ok(None);
     }
     let log_path = paths.log();
-    crate::paths::make_private(&paths.data_root)?;
     let log = std::fs::File::options().append(true).create(true).open(&log_path);
     let log = log.with_context(|| format!("cannot write `{}`", log_path.display()))?;
     let mut command = Command::new(std::env::current_exe().context("cannot find the rswarm executable")?);
@@ -69,7 +101,7 @@ pub fn ensure_running(paths: &Paths) -> anyhow::Result<Option<Started>> {
     let mut child = command.spawn().context("cannot start the daemon")?;
     wait(paths, Some(&mut child)).with_context(|| format!("the daemon's log is `{}`", log_path.display()))?;
     eprintln!("Started the rswarm daemon (process {}, log `{}`).", child.id(), log_path.display());
-    Ok(Some(Started(child)))
+    Ok(Some(child))
 }
 
 fn answers(paths: &Paths) -> bool {
@@ -83,7 +115,7 @@ fn unit_is_installed() -> bool {
             .any(|dir| Path::new(dir).join(UNIT).exists())
 }
 
-fn wait(paths: &Paths, mut child: Option<&mut std::process::Child>) -> anyhow::Result<()> {
+fn wait(paths: &Paths, mut child: Option<&mut Child>) -> anyhow::Result<()> {
     let deadline = Instant::now() + START_TIMEOUT;
     while !answers(paths) {
         if let Some(child) = child.as_deref_mut()

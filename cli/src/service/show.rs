@@ -14,7 +14,7 @@ use crate::task::{self, familiar_image};
 
 #[derive(Debug, Args)]
 pub struct LsArgs {
-    /// Show only services that match: id, name, label, mode
+    /// Show only services that match: id, name, label, mode, runtime
     #[arg(short, long = "filter", value_name = "KEY=VALUE")]
     filter: Vec<String>,
     /// `table`, `table TEMPLATE`, `json` or a Go template

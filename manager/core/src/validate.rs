@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 
 use rswarm_types::quantity::{format_bytes, format_duration};
 use rswarm_types::service::{EndpointMode, PublishMode, UpdateConfig, UpdateOrder};
-use rswarm_types::task::Limits;
-use rswarm_types::{ClusterSpec, NetworkSpec, Service, ServiceMode, ServiceSpec};
+use rswarm_types::cluster::Subnet;
+use rswarm_types::kernel::{self, OWN_SYSCTLS, ULIMITS};
+use rswarm_types::task::{ContainerSpec, Limits, Mount, MountKind, Ulimit};
+use rswarm_types::{ClusterSpec, NetworkDriver, NetworkSpec, Service, ServiceMode, ServiceSpec};
 
 use crate::constraint::{Constraint, ConstraintError};
+use crate::state::State;
 
 /// Most characters of a service's or network's name: it becomes a DNS label.
 pub const MAX_NAME_LEN: usize = 63;
@@ -20,6 +23,11 @@ pub const MIN_MEMORY_BYTES: u64 = 4 << 20;
 /// Least life of a node's certificate.
 pub const MIN_CERT_EXPIRY: std::time::Duration = std::time::Duration::from_secs(3600);
 
+/// Longest prefix of an address pool: with the network, the gateway and the broadcast address five are left for tasks.
+/// Source: Swarm's limit of `--default-addr-pool-mask-length`.
+pub const POOL_PREFIX_MAX: u8 = 29;
+/// Shortest one: no private range is larger.
+pub const POOL_PREFIX_MIN: u8 = 8;
 /// What is wrong with a spec.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
@@ -53,12 +61,14 @@ pub enum SpecError {
     Dir(String),
     #[error("unknown capability `{0}`: expected `ALL` or a name from capabilities(7) like `NET_ADMIN`")]
     Capability(String),
-    #[error("invalid mount target `{0}`: expected an absolute path other than `/`")]
+    #[error("invalid mount target `{0}`: expected an absolute path other than `/` without `..`")]
     MountTarget(String),
     #[error("duplicate mount target `{0}`")]
     DuplicateMount(String),
     #[error("invalid mount source `{0}`: expected an absolute path on the node")]
     MountSource(String),
+    #[error("invalid mount source `{0}`: a tmpfs has none")]
+    TmpfsSource(String),
     #[error("duplicate published port {port}/{protocol}")]
     DuplicatePort { port: u16, protocol: String },
     #[error("invalid port 0: expected 1 to 65535")]
@@ -76,12 +86,34 @@ pub enum SpecError {
     Env(String),
     #[error("duplicate network `{0}`")]
     DuplicateNetwork(String),
+    #[error(
+        "network `{first}` cannot be combined with `{second}`: a task uses the node's network or none, or networks \
+         of its own"
+    )]
+    NetworksApart { first: String, second: String },
+    #[error("unknown stop signal `{0}`: expected a name or number from signal(7) like `SIGTERM`")]
+    StopSignal(String),
+    #[error("sysctl `{0}` is the node's, not the container's: expected one of {OWN_SYSCTLS}")]
+    Sysctl(String),
+    #[error("sysctl `{0}` is the node's for tasks on network `host`: leave it out, or use another network")]
+    HostSysctl(String),
+    #[error("unknown ulimit `{found}`: expected one of {}", ULIMITS.join(", "))]
+    Ulimit { found: String },
+    #[error("ulimit `{name}`: expected a soft limit of at most the hard one, found {soft} above {hard}")]
+    SoftAboveHard { name: String, soft: i64, hard: i64 },
     #[error("the name of a service cannot be changed: expected `{expected}`, found `{found}`")]
     Renamed { expected: String, found: String },
     #[error("the mode of a service cannot be changed between replicated and global; create another service")]
     ModeChanged,
     #[error("invalid {what} {}: expected at least {}", format_duration(*.found), format_duration(*.least))]
     Duration { what: &'static str, found: std::time::Duration, least: std::time::Duration },
+    #[error(
+        "invalid address pool `{found}`: expected a network of /{POOL_PREFIX_MIN} to /{POOL_PREFIX_MAX}, so that tasks \
+         find addresses in it"
+    )]
+    PoolSize { found: Subnet },
+    #[error("invalid address pool `{found}`: it overlaps `{reserved}`, {why}")]
+    PoolReserved { found: Subnet, reserved: Subnet, why: &'static str },
 }
 
 /// Checks a service as the user wrote it.
@@ -133,6 +165,22 @@ pub fn service_update(held: &Service, spec: &ServiceSpec) -> Result<(), SpecErro
     service_spec(spec)
 }
 
+/// Checks what depends on the networks a service attaches to. Unknown ones are left to the caller, who looked them up.
+pub fn service_networks(state: &State, spec: &ServiceSpec) -> Result<(), SpecError> {
+    let networks: Vec<_> = spec.task.networks.iter().filter_map(|one| state.network(one.network)).collect();
+    let alone = networks.iter().find(|network| network.spec.driver != NetworkDriver::Bridge);
+    let Some(alone) = alone else { return Ok(()) };
+    if let Some(other) = networks.iter().find(|network| network.id != alone.id) {
+        let (first, second) = (alone.spec.name.clone(), other.spec.name.clone());
+        return Err(SpecError::NetworksApart { first, second });
+    }
+    let shared = |name: &&String| !kernel::is_own_sysctl(name, alone.spec.driver != NetworkDriver::Host);
+    match spec.task.container.sysctls.keys().find(shared) {
+        Some(name) => Err(SpecError::HostSysctl(name.clone())),
+        None => Ok(()),
+    }
+}
+
 /// Checks a network as the user wrote it.
 pub fn network_spec(spec: &NetworkSpec) -> Result<(), SpecError> {
     name(&spec.name)
@@ -146,7 +194,28 @@ pub fn cluster_spec(spec: &ClusterSpec) -> Result<(), SpecError> {
     at_least("certificate expiry", spec.node_cert_expiry, MIN_CERT_EXPIRY)?;
     at_least("heartbeat period", spec.heartbeat_period, std::time::Duration::from_millis(100))?;
     // One lost heartbeat must not make a node look dead.
-    at_least("time after which a node is down", spec.node_down_after, spec.heartbeat_period * 2)
+    at_least("time after which a node is down", spec.node_down_after, spec.heartbeat_period * 2)?;
+    address_pool(spec.default_address_pool)
+}
+
+/// Checks that tasks can be given addresses of a pool. Source: RFC 6890, addresses that no host has.
+fn address_pool(found: Subnet) -> Result<(), SpecError> {
+    if !(POOL_PREFIX_MIN..=POOL_PREFIX_MAX).contains(&found.prefix_len) {
+        return Err(SpecError::PoolSize { found });
+    }
+    const RESERVED: [([u8; 4], u8, &str); 4] = [
+        ([0, 0, 0, 0], 8, "which stands for this network"),
+        ([127, 0, 0, 0], 8, "which is loopback"),
+        ([169, 254, 0, 0], 16, "which is link-local"),
+        ([224, 0, 0, 0], 3, "which is multicast or reserved"),
+    ];
+    for (address, prefix_len, why) in RESERVED {
+        let reserved = Subnet { address: address.into(), prefix_len };
+        if reserved.overlaps(found) {
+            return Err(SpecError::PoolReserved { found, reserved, why });
+        }
+    }
+    Ok(())
 }
 
 /// Checks a name of a service or network: letters and digits, with `-` and `_` inside.
@@ -244,17 +313,50 @@ fn container(spec: &ServiceSpec) -> Result<(), SpecError> {
             return Err(SpecError::Template { what, text: text.clone() });
         }
     }
+    mounts(&container.mounts)?;
+    kernel_settings(container)
+}
+
+fn mounts(mounts: &[Mount]) -> Result<(), SpecError> {
     let mut targets = BTreeSet::new();
-    for mount in &container.mounts {
+    for mount in mounts {
         let target = mount.target.trim_end_matches('/');
-        if !target.starts_with('/') {
+        if !target.starts_with('/') || target.split('/').any(|part| part == "..") {
             return Err(SpecError::MountTarget(mount.target.clone()));
         }
         if !targets.insert(target) {
             return Err(SpecError::DuplicateMount(mount.target.clone()));
         }
-        if mount.kind == rswarm_types::task::MountKind::Bind && !mount.source.starts_with('/') {
-            return Err(SpecError::MountSource(mount.source.clone()));
+        match mount.kind {
+            MountKind::Bind if !mount.source.starts_with('/') => {
+                return Err(SpecError::MountSource(mount.source.clone()));
+            }
+            MountKind::Tmpfs { .. } if !mount.source.is_empty() => {
+                return Err(SpecError::TmpfsSource(mount.source.clone()));
+            }
+            MountKind::Bind | MountKind::Tmpfs { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+/// Checks names that only the kernel of a node gives a meaning.
+fn kernel_settings(container: &ContainerSpec) -> Result<(), SpecError> {
+    let signal = &container.stop_signal;
+    if !signal.is_empty() && kernel::signal(signal).is_none() {
+        return Err(SpecError::StopSignal(signal.clone()));
+    }
+    if let Some(name) = container.sysctls.keys().find(|name| !kernel::is_own_sysctl(name, true)) {
+        return Err(SpecError::Sysctl(name.clone()));
+    }
+    for Ulimit { name, soft, hard } in &container.ulimits {
+        if !ULIMITS.contains(&name.to_ascii_lowercase().as_str()) {
+            return Err(SpecError::Ulimit { found: name.clone() });
+        }
+        // A negative limit is none.
+        let size = |limit: i64| if limit < 0 { i64::MAX } else { limit };
+        if size(*soft) > size(*hard) {
+            return Err(SpecError::SoftAboveHard { name: name.clone(), soft: *soft, hard: *hard });
         }
     }
     Ok(())
@@ -314,7 +416,7 @@ mod tests {
     use super::*;
     use crate::testing::Fixture;
     use rswarm_types::service::{PortConfig, Protocol};
-    use rswarm_types::task::{Mount, MountKind};
+    use rswarm_types::task::NetworkAttachment;
 
     fn message(change: impl FnOnce(&mut ServiceSpec)) -> String {
         service_spec(&Fixture::spec("web", 1, change)).err().map_or(String::new(), |error| error.to_string())
@@ -334,6 +436,7 @@ mod tests {
             target: target.into(),
             read_only: false,
         };
+        let ulimit = |name: &str, soft, hard| Ulimit { name: name.into(), soft, hard };
         type Change = Box<dyn FnOnce(&mut ServiceSpec)>;
         let cases: Vec<(Change, &str)> = vec![
             (Box::new(|_| {}), ""),
@@ -375,6 +478,26 @@ mod tests {
             (Box::new(|s| s.task.container.cap_drop = vec!["FOO".into()]), "unknown capability `FOO`"),
             (Box::new(|s| s.task.container.dir = "rel".into()), "invalid working directory `rel`"),
             (Box::new(|s| s.task.container.init = true), "not supported yet"),
+            (Box::new(|s| s.task.container.stop_signal = "SIGRTMIN+1".into()), ""),
+            (Box::new(|s| s.task.container.stop_signal = "NOPE".into()), "unknown stop signal `NOPE`"),
+            (Box::new(|s| s.task.container.sysctls = [("net.core.somaxconn".into(), "1".into())].into()), ""),
+            (
+                Box::new(|s| s.task.container.sysctls = [("vm.swappiness".into(), "1".into())].into()),
+                "sysctl `vm.swappiness` is the node's",
+            ),
+            (Box::new(|s| s.task.container.ulimits = vec![ulimit("nofile", 10, -1)]), ""),
+            (
+                Box::new(|s| s.task.container.ulimits = vec![ulimit("files", 1, 1)]),
+                "unknown ulimit `files`: expected one of as, core",
+            ),
+            (
+                Box::new(|s| s.task.container.ulimits = vec![ulimit("nofile", -1, 10)]),
+                "found -1 above 10",
+            ),
+            (
+                Box::new(move |s| s.task.container.mounts = vec![bind("/a/../b")]),
+                "invalid mount target `/a/../b`",
+            ),
             (
                 Box::new(|s| s.task.container.hostname = "{{.Node.Hostname}}".into()),
                 "hostname `{{.Node.Hostname}}` holds a template",
@@ -390,6 +513,51 @@ mod tests {
                 found.contains(expected) && found.is_empty() == expected.is_empty(),
                 "{expected}: {found}"
             );
+        }
+    }
+
+    #[test]
+    fn the_node_s_network_excludes_others_and_its_settings() {
+        let mut f = Fixture::new(1);
+        let bridge = f.network("own", "10.1.0.0/24");
+        let mut host = f.network("host", "10.2.0.0/24");
+        (host.id, host.ipam) = (rswarm_types::NetworkId::from_bytes([9; 16]), None);
+        host.spec.driver = NetworkDriver::Host;
+        let ids = [bridge.id, host.id];
+        f.must(vec![
+            crate::Write::CreateNetwork(Box::new(bridge)),
+            crate::Write::CreateNetwork(Box::new(host)),
+        ]);
+        let check = |networks: &[rswarm_types::NetworkId], sysctl: &str| {
+            let spec = Fixture::spec("web", 1, |spec| {
+                let attach = |network: &_| NetworkAttachment { network: *network, aliases: vec![] };
+                spec.task.networks = networks.iter().map(attach).collect();
+                spec.task.container.sysctls = [(sysctl.to_owned(), "1".to_owned())].into();
+            });
+            service_networks(&f.state, &spec).err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        let (net, ipc) = ("net.core.somaxconn", "kernel.shmmax");
+        assert_eq!([check(&[], net), check(&ids[..1], net), check(&ids[1..], ipc)], ["", "", ""]);
+        assert!(check(&ids, ipc).contains("network `host` cannot be combined with `own`"), "{}", check(&ids, ipc));
+        assert!(check(&ids[1..], net).contains("sysctl `net.core.somaxconn` is the node's for tasks on network `host`"));
+    }
+
+    #[test]
+    fn address_pools_have_room_and_are_nobody_else_s() {
+        for (pool, expected) in [
+            ("10.213.0.0/16", ""),
+            ("10.0.0.0/8", ""),
+            ("192.168.7.0/29", ""),
+            ("192.168.7.0/31", "invalid address pool `192.168.7.0/31`: expected a network of /8 to /29"),
+            ("192.168.7.1/32", "invalid address pool"),
+            ("0.0.0.0/0", "invalid address pool"),
+            ("127.1.0.0/16", "it overlaps `127.0.0.0/8`, which is loopback"),
+            ("169.254.1.0/24", "link-local"),
+            ("224.0.0.0/8", "multicast"),
+        ] {
+            let spec = ClusterSpec { default_address_pool: pool.parse().unwrap(), ..ClusterSpec::default() };
+            let found = cluster_spec(&spec).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(found.contains(expected) && found.is_empty() == expected.is_empty(), "{pool}: {found}");
         }
     }
 

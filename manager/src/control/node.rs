@@ -158,16 +158,19 @@ fn may_demote(state: &State, node: &Node, managers: &BTreeMap<NodeId, Standing>)
             node.display_name()
         )));
     }
-    let answers = |other: &&&Node| {
+    let answers = |other: &Node| {
         managers.get(&other.id).is_some_and(|m| m.reachability == v1::Reachability::Reachable)
     };
-    let (reachable, needed) = (staying.iter().filter(answers).count(), staying.len() / 2 + 1);
+    let silent: Vec<_> =
+        staying.iter().filter(|other| !answers(other)).map(|other| format!("`{}`", other.display_name())).collect();
+    let (reachable, needed) = (staying.len() - silent.len(), staying.len() / 2 + 1);
     if reachable < needed {
         return Err(Status::failed_precondition(format!(
             "demoting node `{}` would result in a loss of quorum: expected at least {needed} reachable of the {} \
-             managers that stay, found {reachable}",
+             managers that stay, found {reachable}; start again or reconnect {}",
             node.display_name(),
-            staying.len()
+            staying.len(),
+            silent.join(", ")
         )));
     }
     Ok(())

@@ -100,7 +100,12 @@ impl ControlService {
         &self,
         request: &v1::ListServicesRequest,
     ) -> Result<v1::ListServicesResponse, Status> {
-        let filters = Filters::new(&request.filters, &["id", "name", "label", "mode"])?;
+        let filters = Filters::new(&request.filters, &["id", "name", "label", "mode", "runtime"])?;
+        if let Some(odd) = filters.values("runtime").find(|runtime| !["container", "plugin"].contains(runtime)) {
+            return Err(Status::invalid_argument(format!(
+                "invalid filter `runtime`: expected `container` or `plugin`, found `{odd}`"
+            )));
+        }
         if let Some(mode) = filters.values("mode").find(|mode| !["replicated", "global"].contains(mode)) {
             return Err(Status::invalid_argument(format!(
                 "invalid filter `mode`: expected `replicated` or `global`, found `{mode}`"
@@ -118,6 +123,8 @@ impl ControlService {
                     && filters.prefix("name", &service.spec.name)
                     && filters.label("label", &service.spec.labels)
                     && filters.any("mode", |wanted| wanted == mode)
+                    // Services of plugins are Docker's; here all are of containers.
+                    && filters.any("runtime", |wanted| wanted == "container")
             })
             .map(|service| shown(&state, service))
             .collect();
@@ -145,7 +152,9 @@ impl ControlService {
             }
             attachment.network = network.id.to_string();
         }
-        Ok(ServiceSpec::try_from(wire)?)
+        let spec = ServiceSpec::try_from(wire)?;
+        validate::service_networks(state, &spec).map_err(|error| Status::invalid_argument(chain(&error)))?;
+        Ok(spec)
     }
 
     /// Pins the image to its digest and notes its platforms. What cannot be looked up stays as written, with a

@@ -160,6 +160,17 @@ impl RaftNode {
             .collect()
     }
 
+    /// The members that vote, and whether each answers this one now. Asks them all at once: for the moments in which no
+    /// leader knows.
+    pub async fn roll_call(&self) -> Vec<(Member, bool)> {
+        let voters = self.members().into_iter().filter(|member| member.voter);
+        let calls = voters.map(|member| async {
+            let answers = member.raft_id == self.raft_id() || self.dial(&member.addr).await.is_ok();
+            (member, answers)
+        });
+        futures::future::join_all(calls).await
+    }
+
     /// Members that have lately answered, this one included; `None` unless this one leads.
     fn reachable(&self) -> Option<BTreeSet<u64>> {
         let metrics = self.raft().metrics();

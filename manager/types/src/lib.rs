@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod id;
+pub mod kernel;
 pub mod network;
 pub mod node;
 pub mod quantity;

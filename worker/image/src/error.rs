@@ -124,6 +124,15 @@ pub enum ImageError {
         #[source]
         source: Option<reqwest::Error>,
     },
+    #[error(
+        "no verified TLS connection to registry `{registry}`: if it speaks plain http or has a certificate of its own, \
+         give `--insecure-registry {registry}` to `rswarm daemon`, or to the `rswarm init` or `join` that starts it"
+    )]
+    NotVerified {
+        registry: String,
+        #[source]
+        source: reqwest::Error,
+    },
     #[error("registry `{registry}` broke off while sending {what}")]
     Interrupted {
         registry: String,

@@ -8,6 +8,7 @@ mod port;
 
 use std::net::IpAddr;
 
+use rswarm_types::kernel::ULIMITS;
 use rswarm_types::quantity::ParseQuantityError;
 use rswarm_types::service::{FailureAction, ServiceMode};
 use rswarm_types::task::Ulimit;
@@ -163,25 +164,6 @@ pub fn address(text: &str) -> Parsed<String> {
     let address: IpAddr = text.trim().parse().map_err(|_| ValueError::new("an IP address", text))?;
     Ok(address.to_string())
 }
-
-/// Limits by the name `setrlimit` has for them.
-const ULIMITS: [&str; 15] = [
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "rttime",
-    "sigpending",
-    "stack",
-];
 
 /// `name=soft[:hard]`; -1 is unlimited, and the hard limit is the soft one if left out.
 pub fn ulimit(text: &str) -> Parsed<Ulimit> {

@@ -368,10 +368,11 @@ impl<'a> Session<'a> {
     }
 
     fn unreachable(&self, source: reqwest::Error) -> ImageError {
-        ImageError::Unreachable {
-            registry: self.reference.registry().to_owned(),
-            source: Some(source.without_url()),
+        let (registry, source) = (self.reference.registry().to_owned(), source.without_url());
+        if failed_in_tls(&source) && !self.options.is_insecure(&registry) {
+            return ImageError::NotVerified { registry, source };
         }
+        ImageError::Unreachable { registry, source: Some(source) }
     }
 
     /// Runs `attempt` until it succeeds, fails for good, or has failed [`ATTEMPTS`] times.
@@ -392,6 +393,17 @@ impl<'a> Session<'a> {
         }
         unreachable!("the last attempt returns")
     }
+}
+
+/// Whether a connection came about and then failed as a TLS connection: what came back is no TLS, or its certificate is
+/// not to be trusted.
+fn failed_in_tls(error: &reqwest::Error) -> bool {
+    let mut causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
+    error.is_connect()
+        && causes.any(|error| {
+            let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            matches!(io, Some(std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof))
+        })
 }
 
 /// Whether a registry that may be insecure speaks TLS, remembered; TLS is tried first, as Docker does.

@@ -13,7 +13,7 @@ use oci_spec::runtime::{
 };
 use rswarm_runtime::{DEFAULT_CAPABILITIES, default_spec, set_capabilities};
 use rswarm_types::task::{MountKind, Ulimit};
-use rswarm_types::{NetworkDriver, Task};
+use rswarm_types::{NetworkDriver, Task, kernel};
 
 use super::users::User;
 
@@ -22,43 +22,6 @@ const CPU_PERIOD_MICROS: u64 = 100_000;
 /// The kernel takes no smaller quota.
 const CPU_QUOTA_MIN_MICROS: i64 = 1_000;
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Source: linux/signal.h, the numbers most architectures share.
-const SIGNALS: [(&str, i32); 31] = [
-    ("HUP", 1),
-    ("INT", 2),
-    ("QUIT", 3),
-    ("ILL", 4),
-    ("TRAP", 5),
-    ("ABRT", 6),
-    ("BUS", 7),
-    ("FPE", 8),
-    ("KILL", 9),
-    ("USR1", 10),
-    ("SEGV", 11),
-    ("USR2", 12),
-    ("PIPE", 13),
-    ("ALRM", 14),
-    ("TERM", 15),
-    ("STKFLT", 16),
-    ("CHLD", 17),
-    ("CONT", 18),
-    ("STOP", 19),
-    ("TSTP", 20),
-    ("TTIN", 21),
-    ("TTOU", 22),
-    ("URG", 23),
-    ("XCPU", 24),
-    ("XFSZ", 25),
-    ("VTALRM", 26),
-    ("PROF", 27),
-    ("WINCH", 28),
-    ("IO", 29),
-    ("PWR", 30),
-    ("SYS", 31),
-];
-const SIGRTMIN: i32 = 34;
-const SIGRTMAX: i32 = 64;
-
 /// What is wrong with a task's spec, found on the node.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SpecError {
@@ -154,36 +117,10 @@ pub fn stop_signal(task: &Task, image: Option<&ImageConfiguration>) -> Result<i3
         image.and_then(|image| image.config().as_ref()).and_then(|config| config.stop_signal().as_deref());
     match (task.spec.container.stop_signal.as_str(), of_image) {
         ("", None | Some("")) => Ok(15),
-        ("", Some(signal)) | (signal, _) => parse_signal(signal),
+        ("", Some(signal)) | (signal, _) => {
+            kernel::signal(signal).ok_or_else(|| SpecError::UnknownSignal { signal: signal.to_owned() })
+        }
     }
-}
-
-/// Reads `SIGTERM`, `term`, `15`, `RTMIN+3`.
-fn parse_signal(text: &str) -> Result<i32, SpecError> {
-    let unknown = || SpecError::UnknownSignal { signal: text.to_owned() };
-    let upper = text.trim().to_ascii_uppercase();
-    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    if let Ok(number) = name.parse::<i32>() {
-        return (1..=SIGRTMAX).contains(&number).then_some(number).ok_or_else(unknown);
-    }
-    if let Some((_, number)) = SIGNALS.iter().find(|(known, _)| *known == name) {
-        return Ok(*number);
-    }
-    let offset = |rest: &str, sign: i32| -> Option<i32> {
-        if rest.is_empty() { Some(0) } else { rest.get(1..)?.parse::<i32>().ok()?.checked_mul(sign) }
-    };
-    let number = if let Some(rest) =
-        name.strip_prefix("RTMIN").filter(|rest| rest.is_empty() || rest.starts_with('+'))
-    {
-        offset(rest, 1).map(|n| SIGRTMIN + n)
-    } else if let Some(rest) =
-        name.strip_prefix("RTMAX").filter(|rest| rest.is_empty() || rest.starts_with('-'))
-    {
-        offset(rest, -1).map(|n| SIGRTMAX + n)
-    } else {
-        None
-    };
-    number.filter(|number| (SIGRTMIN..=SIGRTMAX).contains(number)).ok_or_else(unknown)
 }
 
 /// The OCI configuration of a task's container.
@@ -440,29 +377,11 @@ fn rlimit(ulimit: &Ulimit) -> Result<oci_spec::runtime::PosixRlimit, SpecError> 
         .expect("all fields are given"))
 }
 
-/// Source: OCI runtime-spec; namespaces(7): what belongs to the ipc and the network namespace.
 fn check_sysctl(name: &str, mode: NetworkMode) -> Result<(), SpecError> {
-    const IPC: [&str; 8] = [
-        "kernel.msgmax",
-        "kernel.msgmnb",
-        "kernel.msgmni",
-        "kernel.sem",
-        "kernel.shmall",
-        "kernel.shmmax",
-        "kernel.shmmni",
-        "kernel.shm_rmid_forced",
-    ];
-    // Both spellings name the same file.
-    let dotted = name.replace('/', ".");
-    let expected = match mode {
-        NetworkMode::Own => "kernel.msg*, kernel.sem, kernel.shm*, fs.mqueue.*, net.*",
-        NetworkMode::Host => "kernel.msg*, kernel.sem, kernel.shm*, fs.mqueue.* (the network is the host's)",
-    };
-    let own = IPC.contains(&dotted.as_str())
-        || dotted.starts_with("fs.mqueue.")
-        || (mode == NetworkMode::Own && dotted.starts_with("net."));
-    let clean = !dotted.contains("..");
-    if own && clean { Ok(()) } else { Err(SpecError::ForeignSysctl { name: name.to_owned(), expected }) }
+    if kernel::is_own_sysctl(name, mode == NetworkMode::Own) {
+        return Ok(());
+    }
+    Err(SpecError::ForeignSysctl { name: name.to_owned(), expected: kernel::OWN_SYSCTLS })
 }
 
 /// The default mounts, the node's files and the task's mounts, the latter in the order of their depth so that one can
