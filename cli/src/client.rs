@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use rswarm_api::channel;
 use rswarm_api::v1::control_client::ControlClient;
 use rswarm_api::v1::local_client::LocalClient;
-use tonic::transport::Channel;
 use tonic::Status;
+use tonic::transport::Channel;
 
 /// Largest message either way: lists of ten thousand tasks fit.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -26,10 +26,10 @@ pub enum CallError {
         "cannot reach the daemon at `{}`: {reason}; start one with `rswarm daemon`, or create a cluster with \
          `rswarm init`", socket.display()
     )]
-    Unreachable { socket: PathBuf, reason: String },
+    Unreachable { socket: PathBuf, reason: &'static str },
     #[error(
-        "the daemon at `{}` broke off before it answered ({reason}): what was asked for may or may not have been \
-         done, so look before you repeat it; the daemon's log says more", socket.display()
+        "the daemon at `{}` broke off ({reason}): a change that was asked of it may or may not have been made, so \
+         look before you repeat it; its log says more", socket.display()
     )]
     BrokeOff { socket: PathBuf, reason: String },
     #[error("the daemon's socket `{}` is root's: run this as root or by `sudo`", socket.display())]
@@ -64,9 +64,11 @@ impl Client {
         let io = causes.filter_map(|error| error.downcast_ref::<std::io::Error>()).last();
         match io.map(std::io::Error::kind) {
             Some(ErrorKind::PermissionDenied) => CallError::NotRoot { socket },
-            Some(ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::TimedOut) => {
-                CallError::Unreachable { socket, reason: io.map(ToString::to_string).unwrap_or_default() }
+            Some(ErrorKind::NotFound) => CallError::Unreachable { socket, reason: "there is no such socket" },
+            Some(ErrorKind::ConnectionRefused) => {
+                CallError::Unreachable { socket, reason: "nobody listens there any more" }
             }
+            Some(ErrorKind::TimedOut) => CallError::Unreachable { socket, reason: "it does not answer" },
             _ => {
                 let reason = io.map_or_else(|| "connection closed".to_owned(), ToString::to_string);
                 CallError::BrokeOff { socket, reason }
@@ -154,16 +156,19 @@ mod tests {
         });
         let words = ping(&socket).await;
         daemon.await.unwrap();
-        assert!(words.contains("may or may not have been done"), "{words}");
+        assert!(words.contains("may or may not have been made"), "{words}");
         assert!(!words.contains("transport error"), "{words}");
 
         let words = ping(&socket).await;
-        assert!(words.contains("cannot reach the daemon"), "nobody listens any more: {words}");
+        assert!(words.contains("cannot reach the daemon") && words.contains("nobody listens"), "{words}");
     }
 
     #[test]
     fn a_refusal_without_a_text_is_still_one_in_words() {
         assert_eq!(in_words(&Status::already_exists("name `web` is in use")), "name `web` is in use");
-        assert_eq!(in_words(&Status::new(tonic::Code::Unavailable, "")), "the service is currently unavailable");
+        assert_eq!(
+            in_words(&Status::new(tonic::Code::Unavailable, "")),
+            "the service is currently unavailable"
+        );
     }
 }

@@ -212,9 +212,7 @@ pub async fn version(client: &Client, args: VersionArgs) -> anyhow::Result<()> {
 fn versions(daemon: Option<&str>) -> serde_json::Value {
     let platform = crate::daemon::platform();
     // Both are this one executable on this one host.
-    let side = |version: &str| {
-        serde_json::json!({ "Version": version, "Os": platform.os, "Arch": platform.architecture })
-    };
+    let side = |version: &str| serde_json::json!({ "Version": version, "Os": platform.os, "Arch": platform.architecture });
     serde_json::json!({ "Client": side(env!("CARGO_PKG_VERSION")), "Server": daemon.map(side) })
 }
 

@@ -61,6 +61,7 @@ pub fn run(paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
 
 async fn serve(mut paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
     let _lock = lock(&mut paths)?;
+    check_kernel()?;
     let mut labels = Labels::new();
     for label in &args.labels {
         let (key, value) = label
@@ -86,6 +87,9 @@ async fn serve(mut paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
         },
         control.clone(),
     );
+    if rswarm_identity::IdentityDir::new(paths.identity()).load()?.is_some() {
+        control.starting();
+    }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let listener = socket::bind(&paths.socket())?;
     // Who asks meanwhile is told that a change of membership is under way.
@@ -112,6 +116,19 @@ async fn serve(mut paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
     node.shutdown().await;
     let _ = std::fs::remove_file(paths.socket());
     served
+}
+
+/// Fails with what the kernel lacks and every container needs; warns of what only some tasks would ask for.
+fn check_kernel() -> anyhow::Result<()> {
+    let features =
+        rswarm_runtime::Features::of_this_host().context("cannot find out what the kernel offers")?;
+    let (required, others): (Vec<_>, Vec<_>) = features.missing().into_iter().partition(|one| one.required);
+    for missing in others {
+        tracing::warn!("{missing}");
+    }
+    let required: Vec<String> = required.iter().map(ToString::to_string).collect();
+    anyhow::ensure!(required.is_empty(), "{}", required.join("; "));
+    Ok(())
 }
 
 /// Has the allocator share two arenas among all threads and give back what is freed: the daemon idles most of its life,

@@ -448,7 +448,11 @@ mod tests {
             status: NodeStatus::default(),
             manager: None,
         };
-        let tls = Tls { trust_root: "-----BEGIN\nabc\n".to_owned(), subject: "CN=root".to_owned(), ..Tls::default() };
+        let tls = Tls {
+            trust_root: "-----BEGIN\nabc\n".to_owned(),
+            subject: "CN=root".to_owned(),
+            ..Tls::default()
+        };
         let text = pretty(&Seen { node, leader: false, reachability: "" }, &tls);
         for part in [
             "Hostname:               host-1\n",

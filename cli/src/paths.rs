@@ -13,26 +13,29 @@ const GLOBAL: &str = "Which daemon (for every command)";
 /// The roots of one node; global flags of every command.
 #[derive(Debug, Clone, Args)]
 pub struct Paths {
-    /// Directory for what must survive a reboot
+    /// Directory for what must survive a reboot; also by RSWARM_DATA_ROOT
     #[arg(
         long,
         global = true,
-        env = "RSWARM_DATA_ROOT",
-        default_value = "/var/lib/rswarm",
+        default_value_os_t = from_environment("RSWARM_DATA_ROOT", "/var/lib/rswarm"),
         value_name = "DIR",
         help_heading = GLOBAL
     )]
     pub data_root: PathBuf,
-    /// Directory for what must not: the socket and the files of running containers
+    /// Directory for what must not: the socket and the files of running containers; also by RSWARM_RUN_ROOT
     #[arg(
         long,
         global = true,
-        env = "RSWARM_RUN_ROOT",
-        default_value = "/run/rswarm",
+        default_value_os_t = from_environment("RSWARM_RUN_ROOT", "/run/rswarm"),
         value_name = "DIR",
         help_heading = GLOBAL
     )]
     pub run_root: PathBuf,
+}
+
+/// A root's default. Read here and not by the parser, which would repeat such a root in the usage of every mistake.
+fn from_environment(variable: &str, otherwise: &str) -> PathBuf {
+    std::env::var_os(variable).map_or_else(|| otherwise.into(), PathBuf::from)
 }
 
 impl Paths {

@@ -41,6 +41,7 @@ fn global_options_stand_apart_from_a_command_s_own() {
     let (own, global) = text.split_once("Which daemon").expect("they have a heading of their own");
     assert!(own.contains("--filter") && !own.contains("--data-root"), "{text}");
     assert!(global.contains("--data-root") && global.contains("--run-root"), "{text}");
+    check(&["service", "ps"], 1, &["Usage: rswarm service ps <SERVICES>..."]);
 }
 
 #[test]

@@ -85,6 +85,7 @@ fn init_is_refused_on_foreign_addresses_and_roots() {
     lab.start(1);
     lab.refused(1, &["init", "--advertise-addr", "10.99.99.99"], &["10.99.99.99", "address"]);
     lab.refused(1, &["init", "--advertise-addr", "nonsense"], &["nonsense"]);
+    lab.refused(1, &["init", "--default-addr-pool", "10.0.0.0/31"], &["10.0.0.0/31", "/29"]);
     is_outside(&lab, 1);
     lab.refused(1, &["service", "ls"], &["not a member", "init"]);
     lab.refused(1, &["node", "ls"], &["not a member"]);
@@ -167,11 +168,21 @@ fn services_are_refused_when_they_make_no_sense() {
     create(&["--name", "bad", "--publish", "99999:80", image], &["99999"]);
     create(&["--name", "bad", "some/UPPER:1"], &["UPPER"]);
     create(&["--name", "bad"], &["image"]);
+    create(&["--name", "bad", "--stop-signal", "NOPE", image], &["stop signal `NOPE`"]);
+    create(&["--name", "bad", "--sysctl", "vm.swappiness=1", image], &["vm.swappiness"]);
+    let shared = ["--name", "bad", "--network", "host"];
+    create(&[&shared[..], &["--network", "bridge", image]].concat(), &["`host`", "`bridge`"]);
+    create(&[&shared[..], &["--sysctl", "net.core.somaxconn=1", image]].concat(), &["net.core.somaxconn"]);
     assert!(lab.api(1).services().unwrap().is_empty(), "nothing was created");
 
     lab.create(1, "web", 1, &[], &[]);
     lab.create(1, "web-2", 1, &[], &[]);
     lab.until_running(1, "web", 1, SOON);
+    lab.refused(1, &["service", "update", "--stop-signal", "NOPE", "web"], &["stop signal `NOPE`"]);
+    lab.refused(1, &["service", "ls", "--filter", "runtime=wasm"], &["`runtime`", "`container`"]);
+    assert_eq!(lab.ok(1, &["service", "ls", "-q", "--filter", "runtime=container"]).lines().count(), 2);
+    assert_eq!(lab.ok(1, &["service", "ls", "-q", "--filter", "runtime=plugin"]), "");
+    assert_eq!(lab.ok(1, &["service", "ps", "-q", "--filter", "node=self", "web"]).lines().count(), 1);
     create(&["--name", "web", image], &["`web`", "in use"]);
     lab.refused(1, &["service", "scale", "--detach", "nothing=2"], &["nothing"]);
     lab.refused(1, &["service", "scale", "--detach", "web=-1"], &["web"]);
@@ -197,6 +208,25 @@ fn services_are_refused_when_they_make_no_sense() {
     );
     assert_eq!(api.service("web").unwrap().spec.unwrap().labels["a"], "1");
     assert_eq!(api.services().unwrap().len(), 2);
+}
+
+#[test]
+fn a_lost_quorum_says_who_is_missing() {
+    let Some(mut lab) = ClusterLab::form("quorum", 3, 0) else { return };
+    lab.crash(2);
+    lab.crash(3);
+    let missing = ["1 of 3 managers answer", "2 must", "`host-2`", "`host-3`"];
+    lab.wait("the last manager has noticed", SOON, || {
+        if lab.leader(1).is_none() { Ok(()) } else { Err("it leads".to_owned()) }
+    });
+    lab.refused(1, &["node", "ls"], &missing);
+    let message = lab.refused(1, &["join-token", "--rotate", "worker"], &missing);
+    assert!(message.contains("no leader"), "{message}");
+    lab.start(2);
+    lab.wait("two of three are enough", SOON, || {
+        let output = lab.rswarm(1, &["node", "ls"]);
+        if output.code == Some(0) { Ok(()) } else { Err(output.stderr) }
+    });
 }
 
 #[test]

@@ -64,7 +64,7 @@ impl Context {
         match self.raft.read_barrier().await {
             Ok(()) => Ok(self.store.snapshot()),
             Err(ReadError::NoLeader) => {
-                Err(Status::unavailable(format!("{}: {}", ReadError::NoLeader, self.why_no_leader().await)))
+                Err(Status::unavailable(format!("{}: {}", ReadError::NoLeader, self.what_is_wrong().await)))
             }
             Err(error) => Err(Status::unavailable(chain(&error))),
         }
@@ -80,7 +80,7 @@ impl Context {
                 if !matches!(error, ProposeError::NoLeader | ProposeError::Timeout) {
                     return Err(status);
                 }
-                let why = self.why_no_leader().await;
+                let why = self.what_is_wrong().await;
                 Err(Status::new(status.code(), format!("{}: {why}", status.message())))
             }
             Err(error @ WriteError::NotCaughtUp) => Err(Status::deadline_exceeded(chain(&error))),
@@ -102,8 +102,11 @@ impl Context {
         }
     }
 
-    /// Which managers answer, of how many that are needed.
-    async fn why_no_leader(&self) -> String {
+    /// What stands in the way of a change: a full disk here, or managers that do not answer.
+    async fn what_is_wrong(&self) -> String {
+        if let Some(dir) = self.raft.out_of_room() {
+            return format!("no space left on the file system of `{dir}`: free some");
+        }
         let state = self.store.snapshot();
         let name = |id: NodeId| state.node(id).map_or_else(|| id.to_string(), |node| node.display_name());
         let managers: Vec<(String, bool)> = (self.raft.roll_call().await.into_iter())
@@ -185,12 +188,14 @@ fn propose_status(error: &ProposeError) -> Status {
         ProposeError::Timeout => Status::deadline_exceeded(text),
         ProposeError::TooLarge { .. } => Status::invalid_argument(text),
         ProposeError::Unwritable(_) => Status::internal(text),
+        ProposeError::NoRoom(_) => Status::resource_exhausted(text),
     }
 }
 
 /// What whoever met a cluster without a leader should know: how many managers answer, how many must, and who does not.
 fn quorum_words(managers: &[(String, bool)]) -> String {
-    let silent: Vec<&str> = managers.iter().filter(|(_, answers)| !answers).map(|(name, _)| &**name).collect();
+    let silent: Vec<&str> =
+        managers.iter().filter(|(_, answers)| !answers).map(|(name, _)| &**name).collect();
     let (all, needed) = (managers.len(), managers.len() / 2 + 1);
     let answering = all - silent.len();
     if answering >= needed {
@@ -218,9 +223,6 @@ mod tests {
             "1 of 3 managers answer and 2 must; start again or reconnect `m2`, `m3`",
         );
         check(&[true, false], "1 of 2 managers answer and 2 must; start again or reconnect `m2`");
-        check(
-            &[true, true, false],
-            "2 of 3 managers answer, enough to elect one in a moment",
-        );
+        check(&[true, true, false], "2 of 3 managers answer, enough to elect one in a moment");
     }
 }

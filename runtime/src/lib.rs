@@ -2,6 +2,7 @@
 //!
 //! - [`Containers`] creates containers and finds them again; [`Container`] is the handle on one.
 //! - [`shim_main`] is the entry of the helper process, one per container.
+//! - [`Features`] says what the kernel lacks.
 //! - [`default_spec`] is the configuration to start from; [`log`] reads what a container has written.
 //!
 //! Inside, a configuration becomes a [`plan`] (pure), which `run` performs. Only `sys` contains `unsafe`.
@@ -10,6 +11,7 @@ pub mod cgroup;
 mod containers;
 mod defaults;
 mod error;
+mod features;
 pub mod log;
 pub mod plan;
 mod request;
@@ -23,6 +25,7 @@ pub use cgroup::Stats;
 pub use containers::{Container, Containers, ShimCommand};
 pub use defaults::{DEFAULT_CAPABILITIES, default_spec, set_capabilities};
 pub use error::{Cause, Failure, RuntimeError};
+pub use features::{Features, MissingFeature};
 pub use oci_spec::runtime as oci;
 pub use request::{CreateRequest, LogOptions, Rootfs};
 pub use shim::shim_main;

@@ -27,6 +27,8 @@ use crate::client::MAX_MESSAGE_BYTES;
 pub struct ControlSwitch(Arc<RwLock<Target>>);
 
 enum Target {
+    /// A membership is being taken up.
+    Starting,
     /// With the words for whoever asks.
     Off(&'static str),
     On(ControlServer<ControlService>),
@@ -57,6 +59,11 @@ impl ControlSwitch {
         self.set(Target::Off(reason));
     }
 
+    /// Until it is known what this node is.
+    pub fn starting(&self) {
+        self.set(Target::Starting);
+    }
+
     fn set(&self, target: Target) {
         *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = target;
     }
@@ -76,13 +83,12 @@ impl Service<Request<Body>> for ControlSwitch {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        match &*self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner) {
-            Target::On(server) => server.clone().call(request),
-            Target::Off(reason) => {
-                let response = Status::failed_precondition(*reason).into_http();
-                Box::pin(std::future::ready(Ok(response)))
-            }
-        }
+        let status = match &*self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            Target::On(server) => return server.clone().call(request),
+            Target::Starting => Status::unavailable("the daemon is starting: try again in a moment"),
+            Target::Off(reason) => Status::failed_precondition(*reason),
+        };
+        Box::pin(std::future::ready(Ok(status.into_http())))
     }
 }
 
@@ -120,4 +126,26 @@ pub async fn serve(
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), end)
         .await
         .context("the unix socket failed")
+}
+
+#[cfg(test)]
+mod tests {
+    use rswarm_api::v1;
+    use rswarm_api::v1::control_client::ControlClient;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_asks_too_early_is_told_to_come_again_and_not_that_there_is_no_cluster() {
+        let switch = ControlSwitch::default();
+        let code = async || {
+            let mut client = ControlClient::new(switch.clone());
+            client.get_cluster(v1::GetClusterRequest {}).await.expect_err("nothing is there").code()
+        };
+        assert_eq!(code().await, tonic::Code::FailedPrecondition);
+        switch.starting();
+        assert_eq!(code().await, tonic::Code::Unavailable);
+        switch.off(NOT_A_MANAGER);
+        assert_eq!(code().await, tonic::Code::FailedPrecondition);
+    }
 }

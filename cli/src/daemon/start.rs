@@ -57,7 +57,8 @@ pub fn ensure_running(paths: &Paths, registries: &[String]) -> anyhow::Result<St
     }
     super::require_root()?;
     crate::paths::make_private(&paths.data_root)?;
-    let mut started = Started { remembered: registries::remember(&paths.registries(), registries)?, daemon: None };
+    let mut started =
+        Started { remembered: registries::remember(&paths.registries(), registries)?, daemon: None };
     match start(paths) {
         Ok(daemon) => {
             started.daemon = daemon;

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use rswarm_types::quantity::{format_bytes, format_duration};
-use rswarm_types::service::{EndpointMode, PublishMode, UpdateConfig, UpdateOrder};
 use rswarm_types::cluster::Subnet;
 use rswarm_types::kernel::{self, OWN_SYSCTLS, ULIMITS};
+use rswarm_types::quantity::{format_bytes, format_duration};
+use rswarm_types::service::{EndpointMode, PublishMode, UpdateConfig, UpdateOrder};
 use rswarm_types::task::{ContainerSpec, Limits, Mount, MountKind, Ulimit};
 use rswarm_types::{ClusterSpec, NetworkDriver, NetworkSpec, Service, ServiceMode, ServiceSpec};
 
@@ -485,13 +485,13 @@ mod tests {
                 Box::new(|s| s.task.container.sysctls = [("vm.swappiness".into(), "1".into())].into()),
                 "sysctl `vm.swappiness` is the node's",
             ),
-            (Box::new(|s| s.task.container.ulimits = vec![ulimit("nofile", 10, -1)]), ""),
+            (Box::new(move |s| s.task.container.ulimits = vec![ulimit("nofile", 10, -1)]), ""),
             (
-                Box::new(|s| s.task.container.ulimits = vec![ulimit("files", 1, 1)]),
+                Box::new(move |s| s.task.container.ulimits = vec![ulimit("files", 1, 1)]),
                 "unknown ulimit `files`: expected one of as, core",
             ),
             (
-                Box::new(|s| s.task.container.ulimits = vec![ulimit("nofile", -1, 10)]),
+                Box::new(move |s| s.task.container.ulimits = vec![ulimit("nofile", -1, 10)]),
                 "found -1 above 10",
             ),
             (
@@ -538,8 +538,15 @@ mod tests {
         };
         let (net, ipc) = ("net.core.somaxconn", "kernel.shmmax");
         assert_eq!([check(&[], net), check(&ids[..1], net), check(&ids[1..], ipc)], ["", "", ""]);
-        assert!(check(&ids, ipc).contains("network `host` cannot be combined with `own`"), "{}", check(&ids, ipc));
-        assert!(check(&ids[1..], net).contains("sysctl `net.core.somaxconn` is the node's for tasks on network `host`"));
+        assert!(
+            check(&ids, ipc).contains("network `host` cannot be combined with `own`"),
+            "{}",
+            check(&ids, ipc)
+        );
+        assert!(
+            check(&ids[1..], net)
+                .contains("sysctl `net.core.somaxconn` is the node's for tasks on network `host`")
+        );
     }
 
     #[test]

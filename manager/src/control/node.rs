@@ -158,11 +158,13 @@ fn may_demote(state: &State, node: &Node, managers: &BTreeMap<NodeId, Standing>)
             node.display_name()
         )));
     }
-    let answers = |other: &Node| {
-        managers.get(&other.id).is_some_and(|m| m.reachability == v1::Reachability::Reachable)
-    };
-    let silent: Vec<_> =
-        staying.iter().filter(|other| !answers(other)).map(|other| format!("`{}`", other.display_name())).collect();
+    let answers =
+        |other: &Node| managers.get(&other.id).is_some_and(|m| m.reachability == v1::Reachability::Reachable);
+    let silent: Vec<_> = staying
+        .iter()
+        .filter(|other| !answers(other))
+        .map(|other| format!("`{}`", other.display_name()))
+        .collect();
     let (reachable, needed) = (staying.len() - silent.len(), staying.len() / 2 + 1);
     if reachable < needed {
         return Err(Status::failed_precondition(format!(

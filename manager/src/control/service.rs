@@ -101,7 +101,9 @@ impl ControlService {
         request: &v1::ListServicesRequest,
     ) -> Result<v1::ListServicesResponse, Status> {
         let filters = Filters::new(&request.filters, &["id", "name", "label", "mode", "runtime"])?;
-        if let Some(odd) = filters.values("runtime").find(|runtime| !["container", "plugin"].contains(runtime)) {
+        if let Some(odd) =
+            filters.values("runtime").find(|runtime| !["container", "plugin"].contains(runtime))
+        {
             return Err(Status::invalid_argument(format!(
                 "invalid filter `runtime`: expected `container` or `plugin`, found `{odd}`"
             )));

@@ -122,6 +122,9 @@ pub enum ProposeError {
     TooLarge { len: usize },
     #[error("the change cannot be written: {0}")]
     Unwritable(String),
+    /// Nothing was written.
+    #[error("no space left on the file system of `{0}`: free some; nothing was changed")]
+    NoRoom(String),
 }
 
 /// Why a read could not be made linearizable.
@@ -146,6 +149,8 @@ pub(super) enum Outcome {
     Unknown,
     /// Perhaps written; that member has stopped.
     Stopped,
+    /// Not written: that member has no room for it in this place, and there is no other member.
+    NoRoom(String),
 }
 
 /// Who this manager is in the group; written once, before the member first runs.
@@ -388,6 +393,7 @@ impl RaftNode {
                 Outcome::Rejected(rejected) => return Err(ProposeError::Rejected(rejected)),
                 Outcome::Unknown => return Err(ProposeError::Timeout),
                 Outcome::Stopped => return Err(ProposeError::Stopped),
+                Outcome::NoRoom(dir) => return Err(ProposeError::NoRoom(dir)),
                 Outcome::NotLeader if Instant::now() >= deadline => return Err(ProposeError::NoLeader),
                 // No leader, or one that waits for its first answers.
                 Outcome::NotLeader => tokio::time::sleep(RETRY_PAUSE).await,
@@ -397,6 +403,12 @@ impl RaftNode {
 
     /// Writes a command if this member can write now.
     pub(super) async fn propose_here(&self, command: Arc<Command>) -> Outcome {
+        // With others there a majority of them may still have room.
+        if let Some(dir) = self.out_of_room()
+            && self.members().len() == 1
+        {
+            return Outcome::NoRoom(dir);
+        }
         match tokio::time::timeout(LEADER_TIMEOUT, self.inner.raft.client_write(command)).await {
             Ok(Ok(response)) => match response.data {
                 Reply::Applied(applied) => Outcome::Applied(applied),
@@ -407,6 +419,11 @@ impl RaftNode {
             Ok(Err(LibraryError::APIError(_))) | Err(_) => Outcome::Unknown,
             Ok(Err(LibraryError::Fatal(_))) => Outcome::Stopped,
         }
+    }
+
+    /// The directory in which this member's log has no room to go on.
+    pub fn out_of_room(&self) -> Option<String> {
+        self.inner.log.full().map(|dir| dir.display().to_string())
     }
 
     async fn propose_there(&self, leader: &LeaderInfo, encoded: &[u8], deadline: Instant) -> Outcome {

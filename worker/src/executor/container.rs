@@ -75,6 +75,12 @@ pub enum ContainerExecutorError {
 enum Error {
     #[error(transparent)]
     Image(#[from] ImageError),
+    #[error("image `{reference}` is not on this node and cannot be pulled")]
+    Pull {
+        reference: String,
+        #[source]
+        source: ImageError,
+    },
     #[error(transparent)]
     Spec(#[from] SpecError),
     #[error(transparent)]
@@ -95,7 +101,7 @@ impl From<Error> for Failure {
         // Of a transparent error only the causes would be looked at.
         match &error {
             Error::Runtime(inner) => Self::unless_passing(FailureKind::Final, inner),
-            Error::Image(_) | Error::Spec(_) | Error::User(_) | Error::File { .. } => {
+            Error::Image(_) | Error::Pull { .. } | Error::Spec(_) | Error::User(_) | Error::File { .. } => {
                 Self::unless_passing(FailureKind::Final, &error)
             }
         }

@@ -15,6 +15,7 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
@@ -187,9 +188,16 @@ impl Memory {
 struct Shared {
     memory: Mutex<Memory>,
     sealer: Sealer,
+    /// The file system there is no room on for the next segment.
+    full: Mutex<Option<PathBuf>>,
+    closing: AtomicBool,
 }
 
 impl Shared {
+    fn full(&self) -> MutexGuard<'_, Option<PathBuf>> {
+        self.full.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn memory(&self) -> MutexGuard<'_, Memory> {
         // Nothing panics while it holds the lock, and if it did the raft core would stop on its own.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
@@ -231,7 +239,12 @@ impl LogStore {
     pub(super) fn open_with(dir: &Path, sealer: Sealer, segment_len: usize) -> Result<Self, LogError> {
         let (mut memory, disk) = recover::recover(dir, &sealer, segment_len)?;
         memory.shrink();
-        let shared = Arc::new(Shared { memory: Mutex::new(memory), sealer });
+        let shared = Arc::new(Shared {
+            memory: Mutex::new(memory),
+            sealer,
+            full: Mutex::default(),
+            closing: AtomicBool::new(false),
+        });
         let (queue, ops) = mpsc::channel();
         let writer = writer::Writer::new(shared.clone(), disk);
         std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || writer.run(&ops)).map_err(
@@ -240,8 +253,15 @@ impl LogStore {
         Ok(Self { shared, queue })
     }
 
-    /// Waits until all that was queued is on disk, then releases the files. Later calls fail.
+    /// The directory for whose next segment there is no room. What was queued waits until there is.
+    pub fn full(&self) -> Option<PathBuf> {
+        self.shared.full().clone()
+    }
+
+    /// Waits until all that was queued is on disk, then releases the files. What there is no room for is dropped; nobody
+    /// was told that it is written. Later calls fail.
     pub async fn close(&self) {
+        self.shared.closing.store(true, Ordering::Relaxed);
         let (done, closed) = oneshot::channel();
         if self.queue.send(Op::Close { done }).is_ok() {
             let _ = closed.await;

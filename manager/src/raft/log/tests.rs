@@ -321,3 +321,71 @@ async fn a_missing_segment_another_key_and_a_foreign_file_are_refused() {
     dir.open().unwrap().close().await;
     assert_eq!(dir.files().len(), files.len());
 }
+
+/// Runs itself again in a mount namespace of its own, where a small file system can be filled.
+#[test]
+fn a_full_disk_delays_a_segment_until_there_is_room_again() {
+    const INSIDE: &str = "RSWARM_TEST_SMALL_DISK";
+    let name = "raft::log::tests::a_full_disk_delays_a_segment_until_there_is_room_again";
+    if let Some(small) = std::env::var_os(INSIDE) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        return runtime.block_on(fill_and_empty(Path::new(&small)));
+    }
+    let tmp = tempfile::tempdir().unwrap();
+    let output = std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c"])
+        .arg("mount -t tmpfs -o size=1m small \"$0\" && exec \"$@\"")
+        .arg(tmp.path())
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, tmp.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    if text.contains("Operation not permitted") {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stdout));
+}
+
+async fn fill_and_empty(small: &Path) {
+    use std::io::Write as _;
+    let sealer = DataKey::create(small).unwrap().sealer();
+    let open = || LogStore::open_with(&small.join("log"), sealer.clone(), SEGMENT_LEN).unwrap();
+    let mut log = open();
+    append(&mut log, 1, 0..=2).await;
+    let fill = || {
+        let mut filler = fs::File::create(small.join("filler")).unwrap();
+        while filler.write_all(&[0; 4096]).is_ok() {}
+    };
+    let empty = || fs::remove_file(small.join("filler")).unwrap();
+    // More than what is left of the segment.
+    let append_until_full = async |indexes: std::ops::RangeInclusive<u64>| {
+        let mut writing = log.clone();
+        let waiting = tokio::spawn(async move { append(&mut writing, 1, indexes).await });
+        while log.full().is_none() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        assert!(!waiting.is_finished(), "nobody is told of what is not on disk");
+        waiting
+    };
+    fill();
+    let waiting = append_until_full(3..=20).await;
+    empty();
+    waiting.await.unwrap();
+    assert_eq!(log.full(), None);
+
+    // A log that is closed while it waits drops what it has no room for, and nothing else.
+    fill();
+    let waiting = append_until_full(21..=60).await;
+    log.close().await;
+    assert!(waiting.await.is_err(), "not all of it was written");
+    empty();
+    let mut log = open();
+    let contents = contents(&mut log).await;
+    let last = contents.last.unwrap().index;
+    assert!((20..60).contains(&last), "{last}");
+    let indexes: Vec<u64> = contents.entries.iter().map(Entry::index).collect();
+    assert_eq!(indexes, (0..=last).collect::<Vec<_>>(), "without a gap");
+}

@@ -2,14 +2,17 @@
 //!
 //! It takes all that is queued, writes it with one write and one `fdatasync`, and then reports each piece in order.
 //! When a write or a sync fails the process ends: what is on disk is then unknown, and a second sync that succeeds
-//! proves nothing about pages the kernel has already given up on.
+//! proves nothing about pages the kernel has already given up on. Only a lack of room for a new segment is waited out:
+//! what was written before is on disk, and the new file has no name yet.
 
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use openraft::LogIdOptionExt;
 use openraft::storage::IOFlushed;
@@ -29,6 +32,8 @@ use crate::raft::types::{LogId, TypeConfig, Vote};
 pub const SEGMENT_LEN: usize = 4 << 20;
 /// Most that is written before a sync: what a disk takes in some milliseconds.
 const BATCH_BYTES: usize = 4 << 20;
+/// Between two tries to begin a segment on a full file system.
+const FULL_RETRY: Duration = Duration::from_millis(250);
 
 /// A change to the log.
 pub enum Op {
@@ -115,11 +120,20 @@ pub fn begin_segment(
     let temporary = path.with_extension("new");
     files::remove_if_present(&temporary)?;
     let file = files::create_private(&temporary)?;
-    file.write_all_at(&bytes, 0)?;
-    file.sync_all()?;
+    let written = file.write_all_at(&bytes, 0).and_then(|()| file.sync_all());
+    if let Err(error) = written {
+        // What little room there was is for others again.
+        files::remove_if_present(&temporary)?;
+        return Err(error);
+    }
     fs::rename(&temporary, &path)?;
     files::sync_dir(dir)?;
     Ok((Segment { sequence, path, file }, len, end))
+}
+
+/// Whether a write failed for want of room alone.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// `<sequence>-<index of the first entry>.log`, both in decimal with leading zeros.
@@ -166,13 +180,17 @@ impl Writer {
                     closing = Some(done);
                     break;
                 }
-                self.check("write to", |writer| writer.take(op));
+                if !self.check("write to", |writer| writer.take(op)) {
+                    return;
+                }
                 next = if self.buffer.len() < BATCH_BYTES { ops.try_recv().ok() } else { None };
             }
-            self.check("write to", Self::finish_batch);
+            if !self.check("write to", Self::finish_batch) {
+                return;
+            }
         }
-        if closing.is_some() {
-            self.check("close", |writer| writer.flush(true));
+        if closing.is_some() && !self.check("close", |writer| writer.flush(true)) {
+            return;
         }
         drop(self.disk);
         if let Some(done) = closing {
@@ -180,17 +198,21 @@ impl Writer {
         }
     }
 
-    fn check(&mut self, action: &str, step: impl FnOnce(&mut Self) -> io::Result<()>) {
-        if let Err(error) = step(self) {
-            let path = self.current().segment.path.display();
-            tracing::error!(
-                "failed to {action} the raft log `{path}`: {error}; ending, since what is on disk is unknown"
-            );
-            eprintln!(
-                "rswarm: failed to {action} the raft log `{path}`: {error}; ending, since what is on disk is unknown"
-            );
-            std::process::abort();
+    /// Performs a step. False if there is no room for it on a log that is being closed: the rest is then dropped, so
+    /// that nothing is written after a gap.
+    fn check(&mut self, action: &str, step: impl FnOnce(&mut Self) -> io::Result<()>) -> bool {
+        let Err(error) = step(self) else { return true };
+        let path = self.current().segment.path.display();
+        if is_full(&error) && self.shared.closing.load(Ordering::Relaxed) {
+            tracing::warn!("closed the raft log `{path}` with changes there was no room for");
+            return false;
         }
+        let text = format!(
+            "failed to {action} the raft log `{path}`: {error}; ending, since what is on disk is unknown"
+        );
+        tracing::error!("{text}");
+        eprintln!("rswarm: {text}");
+        std::process::abort();
     }
 
     fn current(&self) -> &Written {
@@ -254,13 +276,40 @@ impl Writer {
         // Room for the summary as well, which is a few hundred bytes.
         let len = self.disk.segment_len.max(room + 4096);
         let sequence = self.current().segment.sequence + 1;
-        let (segment, allocated, end) =
-            begin_segment(&self.disk.dir, sequence, len, &self.disk.summary, &self.shared.sealer)?;
+        let (segment, allocated, end) = self.begin_once_there_is_room(sequence, len)?;
         self.disk.segments.push_back(Written { segment: Arc::new(segment), max_index: None });
         self.disk.allocated = allocated;
         self.disk.end = end;
         self.disk.synced = end;
         Ok(())
+    }
+
+    /// Begins a segment, and tries again for as long as there is no room for it and nobody closes the log.
+    fn begin_once_there_is_room(&self, sequence: u64, len: usize) -> io::Result<(Segment, usize, usize)> {
+        let dir = &self.disk.dir;
+        loop {
+            let begun = begin_segment(dir, sequence, len, &self.disk.summary, &self.shared.sealer);
+            let mut full = self.shared.full();
+            match begun {
+                Err(error) if is_full(&error) && !self.shared.closing.load(Ordering::Relaxed) => {
+                    if full.is_none() {
+                        let dir = dir.display();
+                        tracing::error!(
+                            "no room for the raft log in `{dir}`: {error}; nothing can be changed until there is"
+                        );
+                        *full = Some(self.disk.dir.clone());
+                    }
+                }
+                begun => {
+                    if full.take().is_some() && begun.is_ok() {
+                        tracing::info!("there is room for the raft log in `{}` again", dir.display());
+                    }
+                    return begun;
+                }
+            }
+            drop(full);
+            std::thread::sleep(FULL_RETRY);
+        }
     }
 
     fn finish_batch(&mut self) -> io::Result<()> {

@@ -26,7 +26,8 @@ impl ContainerExecutor {
             progress: Some(pull_progress(reference, progress.clone())),
             ..PullOptions::default()
         };
-        let image = self.node.config.images.pull(reference, &options).await?;
+        let pulled = self.node.config.images.pull(reference, &options).await;
+        let image = pulled.map_err(|source| Error::Pull { reference: reference.to_owned(), source })?;
         progress.tell("preparing".to_owned());
         Ok(image)
     }

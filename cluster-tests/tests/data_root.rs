@@ -1,0 +1,128 @@
+//! Data roots that cannot be used, or not any more: full, not writable, another node's.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::mount::{MsFlags, mount};
+use rswarm_cluster_tests::{ClusterLab, workload};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Puts a small file system at the data root of a host; the lab takes it away with the rest.
+fn small_disk(root: &Path, options: &str) {
+    mount(Some("small"), root, Some("tmpfs"), MsFlags::empty(), Some(options)).expect("root may mount");
+}
+
+fn remount(root: &Path, flags: MsFlags, options: &str) {
+    mount(Some("small"), root, Some("tmpfs"), MsFlags::MS_REMOUNT | flags, Some(options))
+        .expect("root may mount");
+}
+
+/// Takes all the room there is; gives it back when dropped.
+struct Filler(PathBuf);
+
+impl Filler {
+    fn new(root: &Path) -> Self {
+        let filler = Self(root.join("filler"));
+        let mut file = fs::File::create(&filler.0).expect("the data root is writable");
+        while file.write_all(&[0; 4096]).is_ok() {}
+        filler
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).expect("it can be removed");
+    }
+}
+
+#[test]
+fn full_data_root_is_named_and_the_daemon_goes_on_when_there_is_room() {
+    let Some(mut lab) = ClusterLab::new("full", 1) else { return };
+    let root = lab.host(1).data_root.clone();
+    let place = root.to_string_lossy().into_owned();
+    let address = lab.host(1).address.to_string();
+    let archive = workload::write_archive(workload::IMAGE, &lab.config().data_dir).unwrap();
+    let archive = archive.to_string_lossy().into_owned();
+
+    // Not even room for a log: nothing of the cluster stays.
+    small_disk(&root, "size=2m,mode=700");
+    lab.start(1);
+    lab.refused(1, &["init", "--advertise-addr", &address], &["no space left", &place]);
+    assert_eq!(lab.api(1).info().unwrap().node_id, "", "it is in no cluster");
+    assert!(!root.join("manager").exists() && !root.join("node.json").exists());
+    remount(&root, MsFlags::empty(), "size=512m");
+    lab.init(1);
+
+    let pid = lab.host_mut(1).daemon_pid();
+    {
+        let _full = Filler::new(&root);
+        lab.refused(1, &["image", "load", "--input", &archive], &["no space left", &place]);
+        assert_eq!(lab.ok(1, &["image", "ls", "-q"]), "", "nothing half loaded");
+    }
+    lab.ok(1, &["image", "load", "--input", &archive]);
+
+    // The log has room of its own for a while; then a change is refused and the rest goes on.
+    let label = format!("big={}", "x".repeat(60 << 10));
+    let mut created = 0;
+    {
+        let _full = Filler::new(&root);
+        let refusal = loop {
+            let name = format!("s{created}");
+            let create =
+                ["service", "create", "--detach", "--replicas", "0", "--label", &label, "--name", &name];
+            let output = lab.rswarm(1, &[&create[..], &[workload::IMAGE]].concat());
+            if output.code != Some(0) {
+                break output.stderr;
+            }
+            created += 1;
+            assert!(created < 200, "the log must want a new segment some time");
+        };
+        assert!(refusal.contains("no space left") && refusal.contains(&place), "{refusal}");
+        lab.refused(1, &["service", "rm", "s0"], &["no space left", &place, "nothing was changed"]);
+        assert!(lab.ok(1, &["service", "ls", "-q"]).lines().count() >= created, "it still answers");
+    }
+    lab.wait("changes are taken again", SOON, || {
+        let output = lab.rswarm(1, &["service", "rm", "s0"]);
+        if output.code == Some(0) { Ok(()) } else { Err(output.stderr) }
+    });
+    lab.create(1, "web", 1, &[], &[]);
+    lab.until_running(1, "web", 1, SOON);
+    assert_eq!(lab.host_mut(1).daemon_pid(), pid, "it is the same daemon");
+}
+
+#[test]
+fn data_root_that_is_not_writable_or_another_node_s_is_refused_by_name() {
+    let Some(mut lab) = ClusterLab::new("roots", 2) else { return };
+    let root = lab.host(1).data_root.clone();
+    let (place, run) =
+        (root.to_string_lossy().into_owned(), lab.host(1).run_root.to_string_lossy().into_owned());
+    let daemon = ["daemon", "--data-root", &place, "--run-root", &run];
+
+    small_disk(&root, "size=64m,mode=700");
+    remount(&root, MsFlags::MS_RDONLY, "");
+    lab.refused(1, &daemon, &[&place, "not writable", "read-only"]);
+    remount(&root, MsFlags::empty(), "");
+
+    for number in 1..=2 {
+        lab.start(number);
+        lab.init(number);
+        lab.host_mut(number).stop();
+    }
+    // The state of one cluster with the certificate of another.
+    let own = root.join("identity");
+    let kept = root.join("identity.own");
+    fs::rename(&own, &kept).unwrap();
+    fs::create_dir(&own).unwrap();
+    for entry in fs::read_dir(lab.host(2).data_root.join("identity")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), own.join(entry.file_name())).unwrap();
+    }
+    lab.refused(1, &daemon, &[&place, "of cluster", "expected", "found"]);
+    fs::remove_dir_all(&own).unwrap();
+    fs::rename(&kept, &own).unwrap();
+    lab.start(1);
+    lab.until_ready(1);
+}
