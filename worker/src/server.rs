@@ -2,18 +2,16 @@
 //! adds are the handles of things under way.
 
 use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
 use futures::future::join_all;
 use rswarm_types::{NodeId, Task, TaskId, TaskStatus, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::agent::{Agent, Counts, Input, Output};
-use crate::executor::{Executor, Failure, FailureKind, Progress};
+use crate::executor::{Executor, Failure, Progress};
 use crate::ledger::Ledger;
 use crate::logs::Subscriptions;
 use crate::session::{Outbox, SessionEvent};
@@ -245,11 +243,7 @@ impl Server {
             }
         };
         let handle = tokio::spawn(async move {
-            // A bug must not leave the task without an answer for ever.
-            let result = AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
-                let text = format!("the worker failed to {operation:?} the task: see its log");
-                Err(Failure { text, kind: FailureKind::Final })
-            });
+            let result = work.await;
             let _ = sender.send(Event::Finished { task: id, attempt, operation, result }).await;
         });
         if let Some((_, superseded)) = self.operations.insert(id, (attempt, handle.abort_handle())) {

@@ -79,7 +79,7 @@ enum Error {
     Pull {
         reference: String,
         #[source]
-        source: ImageError,
+        source: Box<ImageError>,
     },
     #[error(transparent)]
     Spec(#[from] SpecError),

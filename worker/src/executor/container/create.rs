@@ -27,7 +27,8 @@ impl ContainerExecutor {
             ..PullOptions::default()
         };
         let pulled = self.node.config.images.pull(reference, &options).await;
-        let image = pulled.map_err(|source| Error::Pull { reference: reference.to_owned(), source })?;
+        let image = pulled
+            .map_err(|source| Error::Pull { reference: reference.to_owned(), source: Box::new(source) })?;
         progress.tell("preparing".to_owned());
         Ok(image)
     }
