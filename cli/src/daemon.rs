@@ -17,6 +17,7 @@ pub use facts::platform;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -45,6 +46,8 @@ pub struct DaemonArgs {
 
 /// Threads that drive connections; work that blocks has threads of its own.
 const ASYNC_THREADS: usize = 2;
+/// How long the lock of a daemon that is gone may still be held.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub fn run(paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
@@ -170,26 +173,54 @@ fn lock(paths: &mut Paths) -> anyhow::Result<[Flock<File>; 2]> {
     Ok([lock_root(&paths.data_root, "--data-root")?, lock_root(&paths.run_root, "--run-root")?])
 }
 
+/// The lock of a daemon that is gone may be held for a moment by a child that it had just forked, until that runs its
+/// own program: it is waited for.
 fn lock_root(root: &Path, flag: &str) -> anyhow::Result<Flock<File>> {
     let path = root.join("lock");
     let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-    let file = file.with_context(|| format!("root directory `{}` is not writable", root.display()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            lock.set_len(0)?;
-            lock.rewind()?;
-            write!(lock, "{}", std::process::id())
-                .with_context(|| format!("cannot write `{}`", path.display()))?;
-            Ok(lock)
-        }
-        Err((mut file, _)) => {
-            let mut pid = String::new();
-            let _ = file.read_to_string(&mut pid);
+    let mut file = file.with_context(|| format!("root directory `{}` is not writable", root.display()))?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    let mut lock = loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => break lock,
+            Err((file, _)) => file,
+        };
+        let mut pid = String::new();
+        let _ = file.rewind().and_then(|()| file.read_to_string(&mut pid));
+        // One that has ended runs no program any more, even if nobody has waited for it.
+        let gone =
+            pid.parse::<u32>().is_ok_and(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_err());
+        if !gone || Instant::now() > deadline {
             let pid = if pid.is_empty() { String::new() } else { format!(" (process {pid})") };
-            anyhow::bail!(
-                "another daemon{pid} runs on `{}`: stop it, or use another `{flag}`",
-                root.display()
-            )
+            let root = root.display();
+            anyhow::bail!("another daemon{pid} runs on `{root}`: stop it, or use another `{flag}`")
         }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    lock.set_len(0)?;
+    lock.rewind()?;
+    write!(lock, "{}", std::process::id()).with_context(|| format!("cannot write `{}`", path.display()))?;
+    Ok(lock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_of_a_daemon_that_is_gone_is_waited_for_and_that_of_another_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let held = lock_root(root.path(), "--data-root").unwrap();
+        let error = lock_root(root.path(), "--data-root").unwrap_err().to_string();
+        let own = std::process::id();
+        assert!(error.contains(&format!("another daemon (process {own}) runs on")), "{error}");
+        // No process has a number above 2^22. Source: proc(5), `pid_max`.
+        std::fs::write(root.path().join("lock"), "99999999").unwrap();
+        let child = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(held);
+        });
+        lock_root(root.path(), "--data-root").unwrap();
+        child.join().unwrap();
     }
 }
