@@ -4,6 +4,9 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rswarm_cluster_tests::ClusterLab;
 use rswarm_image::Digest;
 
@@ -54,6 +57,20 @@ fn answer(connection: TcpStream) -> std::io::Result<()> {
     )
 }
 
+/// Ends a daemon that `init` has started, and waits until it has let go of its data root.
+fn end_daemon(lab: &ClusterLab, number: usize) {
+    let path = lab.host(number).data_root.join("lock");
+    let pid = std::fs::read_to_string(&path).unwrap().parse().unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    lab.wait("the daemon has ended", SOON, || {
+        let file = std::fs::File::open(&path).map_err(|error| error.to_string())?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(_) => Ok(()),
+            Err((_, error)) => Err(error.to_string()),
+        }
+    });
+}
+
 #[test]
 fn registry_without_tls_is_allowed_by_the_flag_that_its_refusal_names() {
     let Some(mut lab) = ClusterLab::new("plain", 2) else { return };
@@ -74,13 +91,10 @@ fn registry_without_tls_is_allowed_by_the_flag_that_its_refusal_names() {
     let foreign = ["no manifest for linux/", "linux/s390x"];
     lab.refused(1, &["image", "pull", &image], &foreign);
     assert!(lab.ok(1, &["info"]).contains(&registry));
-    let pid: i32 = std::fs::read_to_string(lab.host(1).data_root.join("lock")).unwrap().parse().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();
-    lab.wait("the daemon has ended", SOON, || {
-        if lab.host(1).answers() { Err("it answers".to_owned()) } else { Ok(()) }
-    });
+    end_daemon(&lab, 1);
     lab.start(1);
     lab.refused(1, &["image", "pull", &image], &foreign);
+    lab.until_ready(1);
 
     // A service of that image waits for a machine it could run on.
     lab.ok(1, &["service", "create", "--detach", "--name", "foreign", &image]);

@@ -4,6 +4,7 @@
 
 use std::{
     collections::HashMap,
+    io::ErrorKind,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -400,10 +401,14 @@ impl<'a> Session<'a> {
 fn failed_in_tls(error: &reqwest::Error) -> bool {
     let mut causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
     error.is_connect()
-        && causes.any(|error| {
-            let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-            matches!(io, Some(std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof))
-        })
+        && causes
+            .any(|error| matches!(io_kind(error), Some(ErrorKind::InvalidData | ErrorKind::UnexpectedEof)))
+}
+
+/// The kind of an I/O error; of one that wraps another, which is no cause of it for the standard library, the inner's.
+fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<ErrorKind> {
+    let io = error.downcast_ref::<std::io::Error>()?;
+    io.get_ref().and_then(|inner| io_kind(inner)).or(Some(io.kind()))
 }
 
 /// Whether a registry that may be insecure speaks TLS, remembered; TLS is tried first, as Docker does.
