@@ -328,7 +328,8 @@ fn a_full_disk_delays_a_segment_until_there_is_room_again() {
     const INSIDE: &str = "RSWARM_TEST_SMALL_DISK";
     let name = "raft::log::tests::a_full_disk_delays_a_segment_until_there_is_room_again";
     if let Some(small) = std::env::var_os(INSIDE) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
         return runtime.block_on(fill_and_empty(Path::new(&small)));
     }
     let tmp = tempfile::tempdir().unwrap();
