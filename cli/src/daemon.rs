@@ -3,7 +3,9 @@
 //! Besides the binary's entry this is the only place that knows manager and worker crates. Containers are children of
 //! their own shims, so ending this process, however roughly, ends none of them.
 
+mod enrol;
 mod facts;
+mod journal;
 mod local;
 mod node;
 pub mod registries;

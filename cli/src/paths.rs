@@ -64,6 +64,11 @@ impl Paths {
         self.data_root.join("registries.json")
     }
 
+    /// What the daemon is doing to its membership, while that takes several files.
+    pub fn change(&self) -> PathBuf {
+        self.data_root.join("membership.change")
+    }
+
     /// Raft log and snapshots.
     pub fn manager(&self) -> PathBuf {
         self.data_root.join("manager")

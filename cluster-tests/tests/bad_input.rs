@@ -80,6 +80,31 @@ fn join_is_refused_without_the_right_token_and_address() {
 }
 
 #[test]
+fn join_that_fails_after_it_was_let_in_leaves_no_entry() {
+    let Some(mut lab) = ClusterLab::new("undo", 2) else { return };
+    lab.start(1);
+    lab.start(2);
+    lab.init(1);
+    let manager = format!("{}:2377", lab.host(1).address);
+    // Where the worker keeps its ledger is a file: known only once everything before it has gone well.
+    let worker = lab.host(2).data_root.join("worker");
+    fs::write(&worker, "in the way").unwrap();
+    for role in ["worker", "manager"] {
+        let token = lab.token(1, role);
+        lab.refused(2, &["join", "--token", &token, &manager], &["worker"]);
+        is_outside(&lab, 2);
+        assert!(!lab.host(2).data_root.join("manager").exists());
+        let nodes = lab.api(1).nodes().unwrap();
+        assert_eq!(nodes.len(), 1, "the {role} has left no entry: {nodes:?}");
+    }
+    // Nor does the first manager wait for the second one's vote.
+    lab.create(1, "web", 0, &[], &[]);
+    fs::remove_file(&worker).unwrap();
+    lab.join(2, "manager", 1);
+    lab.until_ready(2);
+}
+
+#[test]
 fn init_is_refused_on_foreign_addresses_and_roots() {
     let Some(mut lab) = ClusterLab::new("init", 2) else { return };
     lab.start(1);

@@ -155,3 +155,65 @@ fn nothing_is_left_of_a_lab() {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains("rswarm-tests"), "{mounts}");
 }
+
+/// Whether the node is in a cluster, once its daemon knows.
+fn is_member(lab: &ClusterLab) -> bool {
+    use rswarm_api::v1::info_response::Membership;
+    lab.wait("the daemon knows what it is", SOON, || {
+        let info = lab.api(1).info().map_err(|status| status.to_string())?;
+        match info.membership() {
+            Membership::Inactive => Ok(false),
+            _ if info.node_id.is_empty() => Err(info.message),
+            _ => Ok(true),
+        }
+    })
+}
+
+/// Gives a command and kills the daemon so much later.
+fn kill_during(lab: &mut ClusterLab, args: &[&str], after: Duration) {
+    let mut command = lab.host(1).rswarm(args).unwrap();
+    let quiet = std::process::Stdio::null;
+    let mut child = command.stdin(quiet()).stdout(quiet()).stderr(quiet()).spawn().unwrap();
+    std::thread::sleep(after);
+    lab.crash(1);
+    let _ = child.wait();
+}
+
+/// Whatever the kill has left, the next daemon makes a whole of it: in a cluster with all that was acknowledged, or in
+/// none and free to found one.
+#[test]
+fn killed_while_it_founds_or_leaves_a_cluster_it_is_a_member_or_none() {
+    let Some(mut lab) = ClusterLab::new("halfway", 1) else { return };
+    let address = lab.host(1).address.to_string();
+    let init = ["init", "--advertise-addr", &address];
+    let leave = ["leave", "--force"];
+    let mut outcomes = [[0; 2]; 2];
+    for round in 0..12 {
+        let after = Duration::from_millis(15 * round);
+        lab.start(1);
+        kill_during(&mut lab, &init, after);
+        lab.start(1);
+        let founded = is_member(&lab);
+        outcomes[0][usize::from(founded)] += 1;
+        if !founded {
+            lab.init(1);
+        }
+        lab.create(1, "web", 0, &[], &[]);
+        kill_during(&mut lab, &leave, after);
+        lab.start(1);
+        let stayed = is_member(&lab);
+        outcomes[1][usize::from(stayed)] += 1;
+        if stayed {
+            lab.wait("what was acknowledged is there", SOON, || match lab.api(1).services() {
+                Ok(services) if services.len() == 1 => Ok(()),
+                other => Err(format!("{other:?}")),
+            });
+            lab.ok(1, &leave);
+        }
+        for name in ["manager", "node.json", "membership.change"] {
+            assert!(!lab.host(1).data_root.join(name).exists(), "`{name}` is left");
+        }
+        lab.host_mut(1).stop();
+    }
+    eprintln!("init: {:?}, leave: {:?} (outside, member)", outcomes[0], outcomes[1]);
+}

@@ -1,7 +1,14 @@
 //! Who may call what: one layer before all services, asked for every request.
 //!
 //! A connection keeps the certificate it was opened with, so the certificate alone does not decide: a node that was
-//! removed is refused, and one that was demoted is a worker at once, whatever its certificate still says.
+//! removed is refused, one that was demoted is a worker at once, whatever its certificate still says, and one whose
+//! certificate has expired can renew it and nothing else.
+//!
+//! Replication is the hard case. A manager that lags behind may still take its leader for the worker that one was
+//! before, and would never learn better if it refused what that leader sends. So between members it is not the role
+//! known here that decides, but when the certificate was issued: it carries the index of the state it was issued from,
+//! and one that says manager counts unless its owner's role has changed since. Whoever was made a manager again shows
+//! a newer one, which no replica can mistake for the old, and no clock is asked.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -11,6 +18,7 @@ use std::task::{Context, Poll};
 
 use rswarm_api::access::{self, Access, Caller};
 use rswarm_core::State;
+use rswarm_identity::NodeCertificate;
 use rswarm_types::{ClusterId, Role};
 use tonic::Status;
 use tonic::body::Body;
@@ -71,7 +79,7 @@ impl Service<http::Request<Body>> for Gate {
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let peer = request.extensions().get::<Peer>().copied();
-        if let Some(identity) = peer.and_then(|peer| peer.identity) {
+        if let Some(identity) = peer.and_then(|peer| peer.identity()) {
             request.extensions_mut().insert(PeerIdentity(identity.node, identity.role));
         }
         match self.admit(peer, request.uri().path()) {
@@ -89,24 +97,28 @@ fn check(state: &State, cluster: ClusterId, peer: Option<Peer>, path: &str) -> R
     let Some(access) = access::of_path(path) else {
         return Err(Status::unimplemented(format!("`{path}` is no call this manager knows")));
     };
-    let caller = match peer.and_then(|peer| peer.identity) {
+    let caller = match peer.and_then(|peer| peer.identity().map(|identity| (peer, identity))) {
         None => Caller::Anonymous,
-        Some(identity) if identity.cluster != cluster => {
+        Some((_, identity)) if identity.cluster != cluster => {
             return Err(Status::permission_denied(format!(
                 "expected a node of cluster `{cluster}`, found one of `{}`",
                 identity.cluster
             )));
         }
-        Some(identity) if state.cluster().is_some_and(|c| c.removed_nodes.contains_key(&identity.node)) => {
+        Some((_, identity))
+            if state.cluster().is_some_and(|c| c.removed_nodes.contains_key(&identity.node)) =>
+        {
             return Err(Status::permission_denied(format!(
                 "node `{}` was removed from the cluster: run `rswarm leave` on it, then join again",
                 identity.node
             )));
         }
-        // A manager that lags behind may still take the new leader for the worker it was, and would never learn better
-        // if it refused what that leader replicates to it.
-        Some(identity) if replicates(path) => Caller::Node(identity.role),
-        Some(identity) => {
+        Some((peer, _)) if peer.expired => Caller::Expired,
+        Some((peer, _)) if peer.certificate.is_some_and(|certificate| is_outdated(state, &certificate)) => {
+            Caller::Node(Role::Worker)
+        }
+        Some((_, identity)) if replicates(path) => Caller::Node(identity.role),
+        Some((_, identity)) => {
             // A node this manager has not heard of yet is what its certificate says: it joined a moment ago.
             let wanted = state.node(identity.node).map_or(identity.role, |node| node.role);
             Caller::Node(identity.role.min(wanted))
@@ -117,22 +129,29 @@ fn check(state: &State, cluster: ClusterId, peer: Option<Peer>, path: &str) -> R
     }
     let who = match caller {
         Caller::Anonymous => "a caller without a certificate of this cluster",
+        Caller::Expired => "a node whose certificate has expired: it has to renew it first",
         Caller::Node(Role::Worker) => "a worker",
         Caller::Node(Role::Manager) => "a manager",
         Caller::LocalRoot => "root",
     };
     let whom = match access {
         Access::Anyone => "anyone",
-        Access::AnyNode => "nodes of this cluster",
+        Access::AnyNode | Access::AnyKey => "nodes of this cluster",
         Access::Manager => "managers",
         Access::LocalRoot => "root on the host itself, through its unix socket",
     };
-    let code = if caller == Caller::Anonymous {
+    let code = if matches!(caller, Caller::Anonymous | Caller::Expired) {
         tonic::Code::Unauthenticated
     } else {
         tonic::Code::PermissionDenied
     };
     Err(Status::new(code, format!("`{path}` is for {whom}, not for {who}")))
+}
+
+/// Whether a certificate says manager although its owner's role has changed since it was issued.
+pub(crate) fn is_outdated(state: &State, certificate: &NodeCertificate) -> bool {
+    certificate.identity.role == Role::Manager
+        && state.node(certificate.identity.node).is_some_and(|node| certificate.index < node.role_since)
 }
 
 /// Whether an RPC carries the log between members, as opposed to asking the leader for something.
@@ -163,10 +182,15 @@ mod tests {
             description: None,
             status: NodeStatus::default(),
             manager: None,
+            role_since: Version::default(),
         }
     }
 
-    /// Node 1 is a manager, 2 a worker, 3 was removed, 4 is not known.
+    /// Index of the state in [`state`].
+    const NOW: u64 = 9;
+
+    /// Node 1 is a manager, 2 a worker, 3 was removed, 4 is not known. Node 5 was a manager until index 9, node 6 was
+    /// one until 8 and is one again since 9.
     fn state() -> State {
         let cluster = rswarm_types::Cluster {
             id: CLUSTER,
@@ -176,56 +200,128 @@ mod tests {
             join_secrets: rswarm_types::JoinSecrets { worker: String::new(), manager: String::new() },
             removed_nodes: [(NodeId::from_bytes([3; 16]), Timestamp(u64::MAX))].into(),
         };
-        let writes = vec![
-            Write::PutCluster { cluster: Box::new(cluster), expected: None },
-            Write::CreateNode(Box::new(node(1, Role::Manager))),
-            Write::CreateNode(Box::new(node(2, Role::Worker))),
+        let mut writes = vec![Write::PutCluster { cluster: Box::new(cluster), expected: None }];
+        for (id, role) in [(1, Role::Manager), (2, Role::Worker), (5, Role::Manager), (6, Role::Manager)] {
+            writes.push(Write::CreateNode(Box::new(node(id, role))));
+        }
+        let role = |id, role| Write::SetNodeRole { id: NodeId::from_bytes([id; 16]), role };
+        let steps = [
+            (1, writes),
+            (8, vec![role(6, Role::Worker), role(1, Role::Manager)]),
+            (NOW, vec![role(5, Role::Worker), role(6, Role::Manager)]),
         ];
-        let (state, applied) = apply(&State::default(), Version(1), &Command { at: Timestamp(1), writes });
-        applied.unwrap();
+        let mut state = State::default();
+        for (index, writes) in steps {
+            let (next, applied) = apply(&state, Version(index), &Command { at: Timestamp(1), writes });
+            applied.unwrap();
+            state = next;
+        }
         state
     }
 
-    fn peer(node: u8, role: Role, cluster: ClusterId) -> Option<Peer> {
-        let identity = Identity { node: NodeId::from_bytes([node; 16]), role, cluster };
-        Some(Peer { addr: "127.0.0.1:1".parse().unwrap(), identity: Some(identity) })
+    fn at() -> std::net::SocketAddr {
+        "127.0.0.1:1".parse().unwrap()
     }
+
+    fn peer_since(index: u64, node: u8, role: Role, cluster: ClusterId) -> Option<Peer> {
+        let identity = Identity { node: NodeId::from_bytes([node; 16]), role, cluster };
+        let (not_before, not_after) = (Timestamp(0), Timestamp(u64::MAX));
+        let certificate = NodeCertificate { identity, index: Version(index), not_before, not_after };
+        Some(Peer { addr: at(), certificate: Some(certificate), expired: false })
+    }
+
+    fn peer(node: u8, role: Role, cluster: ClusterId) -> Option<Peer> {
+        peer_since(1, node, role, cluster)
+    }
+
+    #[track_caller]
+    fn check_all(cases: &[(Option<Peer>, &str, Option<Code>)]) {
+        let state = state();
+        for (peer, path, expected) in cases {
+            let verdict = check(&state, CLUSTER, *peer, path);
+            assert_eq!(verdict.err().map(|status| status.code()), *expected, "{peer:?} {path}");
+        }
+    }
+
+    const LIST: &str = "/rswarm.v1.Control/ListNodes";
+    const SESSION: &str = "/rswarm.v1.Dispatcher/Session";
+    const APPEND: &str = "/rswarm.v1.Raft/AppendEntries";
+    const ISSUE: &str = "/rswarm.v1.Ca/IssueCertificate";
+    const RENEW: &str = "/rswarm.v1.Ca/RenewCertificate";
 
     #[test]
     fn the_cluster_knows_better_than_a_certificate() {
         use Role::{Manager, Worker};
         let other = ClusterId::from_bytes([9; 16]);
-        let (list, session) = ("/rswarm.v1.Control/ListNodes", "/rswarm.v1.Dispatcher/Session");
-        let (append, propose) = ("/rswarm.v1.Raft/AppendEntries", "/rswarm.v1.Raft/Propose");
-        let issue = "/rswarm.v1.Ca/IssueCertificate";
-        let anonymous = Some(Peer { addr: "127.0.0.1:1".parse().unwrap(), identity: None });
-        let cases = [
-            (peer(1, Manager, CLUSTER), list, None),
-            (peer(1, Worker, CLUSTER), list, Some(Code::PermissionDenied)),
-            (peer(2, Worker, CLUSTER), session, None),
-            // Demoted a moment ago.
-            (peer(2, Manager, CLUSTER), list, Some(Code::PermissionDenied)),
-            (peer(2, Manager, CLUSTER), propose, Some(Code::PermissionDenied)),
-            (peer(2, Manager, CLUSTER), session, None),
-            // Promoted in a state this manager has yet to be sent.
-            (peer(2, Manager, CLUSTER), append, None),
-            (peer(2, Worker, CLUSTER), append, Some(Code::PermissionDenied)),
-            (peer(4, Manager, CLUSTER), list, None),
+        let anonymous = Some(Peer { addr: at(), certificate: None, expired: false });
+        check_all(&[
+            (peer(1, Manager, CLUSTER), LIST, None),
+            (peer(1, Manager, CLUSTER), APPEND, None),
+            (peer(1, Worker, CLUSTER), LIST, Some(Code::PermissionDenied)),
+            (peer(2, Worker, CLUSTER), SESSION, None),
+            (peer(2, Worker, CLUSTER), APPEND, Some(Code::PermissionDenied)),
+            (peer(4, Manager, CLUSTER), LIST, None),
             // Removed.
-            (peer(3, Manager, CLUSTER), append, Some(Code::PermissionDenied)),
-            (peer(3, Worker, CLUSTER), session, Some(Code::PermissionDenied)),
-            (peer(3, Worker, CLUSTER), issue, Some(Code::PermissionDenied)),
-            (peer(1, Manager, other), list, Some(Code::PermissionDenied)),
-            (anonymous, issue, None),
-            (anonymous, list, Some(Code::Unauthenticated)),
-            (None, session, Some(Code::Unauthenticated)),
+            (peer(3, Manager, CLUSTER), APPEND, Some(Code::PermissionDenied)),
+            (peer(3, Worker, CLUSTER), SESSION, Some(Code::PermissionDenied)),
+            (peer(3, Worker, CLUSTER), ISSUE, Some(Code::PermissionDenied)),
+            (peer(1, Manager, other), LIST, Some(Code::PermissionDenied)),
+            (anonymous, ISSUE, None),
+            (anonymous, RENEW, Some(Code::Unauthenticated)),
+            (anonymous, LIST, Some(Code::Unauthenticated)),
+            (None, SESSION, Some(Code::Unauthenticated)),
             (peer(1, Manager, CLUSTER), "/rswarm.v1.Local/Leave", Some(Code::PermissionDenied)),
             (peer(1, Manager, CLUSTER), "/grpc.health.v1.Health/Check", Some(Code::Unimplemented)),
-        ];
-        let state = state();
-        for (peer, path, expected) in cases {
-            let verdict = check(&state, CLUSTER, peer, path);
-            assert_eq!(verdict.err().map(|status| status.code()), expected, "{peer:?} {path}");
+        ]);
+    }
+
+    #[test]
+    fn a_demoted_manager_replicates_no_more_and_one_that_is_promoted_again_does() {
+        use Role::Manager;
+        let refused = Some(Code::PermissionDenied);
+        let mut cases = Vec::new();
+        for call in ["AppendEntries", "Vote", "PreVote", "InstallSnapshot", "TransferLeader"] {
+            let path: &str = Box::leak(format!("/rswarm.v1.Raft/{call}").into_boxed_str());
+            cases.extend([
+                // Demoted with index 9: its certificate is from before.
+                (peer_since(8, 5, Manager, CLUSTER), path, refused),
+                // This manager lags: the certificate is from a state that it has not seen, in which the node is one again.
+                (peer_since(NOW + 1, 5, Manager, CLUSTER), path, None),
+                // The same of a node that was a worker all the time, as far as this manager knows.
+                (peer_since(NOW + 1, 2, Manager, CLUSTER), path, None),
+                // Promoted again with index 9: the certificate of its first time gives nothing back.
+                (peer_since(7, 6, Manager, CLUSTER), path, refused),
+                (peer_since(NOW, 6, Manager, CLUSTER), path, None),
+                // A joining manager, which has everything before it.
+                (peer_since(NOW + 1, 4, Manager, CLUSTER), path, None),
+            ]);
         }
+        for path in ["/rswarm.v1.Raft/Propose", "/rswarm.v1.Raft/JoinGroup", LIST] {
+            cases.extend([
+                (peer_since(8, 5, Manager, CLUSTER), path, refused),
+                (peer_since(NOW + 1, 5, Manager, CLUSTER), path, refused),
+                (peer_since(7, 6, Manager, CLUSTER), path, refused),
+                (peer_since(NOW, 6, Manager, CLUSTER), path, None),
+            ]);
+        }
+        // What workers may do is still theirs.
+        cases.extend([
+            (peer_since(8, 5, Manager, CLUSTER), SESSION, None),
+            (peer_since(8, 5, Manager, CLUSTER), RENEW, None),
+        ]);
+        check_all(&cases);
+    }
+
+    #[test]
+    fn an_expired_certificate_is_good_for_another_one_alone() {
+        let expired = |node| peer(node, Role::Manager, CLUSTER).map(|peer| Peer { expired: true, ..peer });
+        check_all(&[
+            (expired(1), RENEW, None),
+            (expired(1), "/rswarm.v1.Ca/GetRootCertificate", None),
+            (expired(1), LIST, Some(Code::Unauthenticated)),
+            (expired(1), APPEND, Some(Code::Unauthenticated)),
+            (expired(1), SESSION, Some(Code::Unauthenticated)),
+            (expired(3), RENEW, Some(Code::PermissionDenied)),
+        ]);
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rswarm_api::v1;
 use rswarm_api::v1::ca_server::CaServer;
 use rswarm_api::v1::control_server::ControlServer;
 use rswarm_api::v1::dispatcher_server::DispatcherServer;
@@ -16,7 +17,7 @@ use rswarm_identity::{Receiver, RootCa, ServerExpectation};
 use rswarm_types::network::Ipam;
 use rswarm_types::{
     Availability, Cluster, ClusterSpec, JoinSecrets, Labels, Meta, Network, NetworkDriver, NetworkId,
-    NetworkSpec, Node, NodeDescription, NodeId, NodeSpec, NodeStatus, Role, Timestamp,
+    NetworkSpec, Node, NodeDescription, NodeId, NodeSpec, NodeStatus, Role, Timestamp, Version,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -25,12 +26,12 @@ use tonic::service::Routes;
 use tonic::transport::Channel;
 use tracing::warn;
 
-use crate::ca::CaService;
+use crate::ca::{self, CaService};
 use crate::context::Context;
 use crate::control::ControlService;
 use crate::dispatcher::DispatcherService;
 use crate::error::chain;
-use crate::gate::Gate;
+use crate::gate::{Gate, is_outdated};
 use crate::image::{BoxFuture, ImageResolver};
 use crate::raft::{Connector, RaftConfig, RaftError, RaftNode, RaftSlot, Timings};
 use crate::server::{self, Connections, ListenError};
@@ -41,6 +42,9 @@ const MESSAGE_MAX: usize = 16 << 20;
 /// Largest message taken from callers that may be anyone: a request for a certificate is below 2 KiB.
 const CSR_MESSAGE_MAX: usize = 64 << 10;
 
+/// From a node's removal or demotion until what it has open is closed: its session can still tell it so, and the answer
+/// to a node that takes itself back can still reach it. It can do nothing new meanwhile.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Between two tries to catch up with the cluster after a start, each of which waits for a leader already.
 const BARRIER_RETRY: Duration = Duration::from_secs(1);
 
@@ -135,7 +139,7 @@ impl Manager {
         door.complete(raft).await
     }
 
-    /// Whether `dir` holds a manager that can be started.
+    /// Whether `dir` holds a manager: one that has run, or was about to.
     pub fn exists(dir: &Path) -> bool {
         RaftNode::exists(dir)
     }
@@ -154,6 +158,16 @@ impl Manager {
             managers: self.context.manager_addrs(&state),
             advertise_addr: self.context.advertise_addr.clone(),
         }
+    }
+
+    /// A new certificate for this node, signed here: without a valid one the managers cannot come together and agree on
+    /// anything, renewals included. It says what the state known here says, and its index tells the other managers
+    /// how old that is.
+    ///
+    /// # Errors
+    /// If the state known here holds no such node, or the request cannot be signed.
+    pub fn renew_own(&self, csr_pem: &str) -> Result<v1::RenewCertificateResponse, tonic::Status> {
+        ca::renewed(&self.context.store.snapshot(), self.context.node, csr_pem)
     }
 
     /// Turns to `Some` when the manager ended by itself. It still has to be shut down.
@@ -261,7 +275,7 @@ impl Door {
             self.parts.spawn(async { until_stop.await.unwrap_or_default() });
         };
         spawn(Box::pin(leader::run(context.clone(), lead_sender)));
-        spawn(Box::pin(close_removed(context.clone(), self.connections)));
+        spawn(Box::pin(close_outlawed(context.clone(), self.connections)));
         spawn(Box::pin(watch_own_end(context.clone(), self.ended.clone())));
         Ok(Manager { context, parts: self.parts, ended: self.ended.subscribe() })
     }
@@ -286,20 +300,28 @@ fn routes(context: &Arc<Context>) -> Routes {
         .add_service(dispatcher.max_decoding_message_size(MESSAGE_MAX))
 }
 
-/// Closes the connections of nodes that are removed, so that no stream outlives its node's membership.
-async fn close_removed(context: Arc<Context>, connections: Arc<Connections>) {
+/// Closes the connections of nodes that are removed, and those that a manager opened before it was demoted: no stream
+/// outlives the right by which it was opened. Requests of their own the gate refuses by itself.
+async fn close_outlawed(context: Arc<Context>, connections: Arc<Connections>) {
     let mut changes = context.store.subscribe();
-    let mut seen = BTreeSet::new();
+    let mut seen = Arc::new(State::default());
     loop {
         let state = changes.borrow_and_update().clone();
-        let removed: BTreeSet<NodeId> = state
-            .cluster()
-            .map(|cluster| cluster.removed_nodes.keys().copied().collect())
-            .unwrap_or_default();
-        for node in removed.difference(&seen) {
-            connections.close_of(*node);
+        let removed = |state: &State| -> BTreeSet<NodeId> {
+            state.cluster().map(|cluster| cluster.removed_nodes.keys().copied().collect()).unwrap_or_default()
+        };
+        let gone: Vec<NodeId> = removed(&state).difference(&removed(&seen)).copied().collect();
+        let changed = rswarm_core::dispatch::role_changes(&seen, &state);
+        if !(gone.is_empty() && changed.is_empty()) {
+            tokio::time::sleep(LAST_WORDS).await;
         }
-        seen = removed;
+        for node in gone {
+            connections.close_of(node, |_| true);
+        }
+        for node in changed {
+            connections.close_of(node, |certificate| is_outdated(&state, certificate));
+        }
+        seen = state;
         if changes.changed().await.is_err() {
             return;
         }
@@ -352,6 +374,7 @@ fn first_state(config: &ManagerConfig, options: &InitOptions) -> Command {
         status: NodeStatus::default(),
         // Said by the group itself as soon as it is one.
         manager: None,
+        role_since: Version::default(),
     };
     let pool = options.spec.default_address_pool;
     let ipam = pool.nth(1).map(|gateway| Ipam { subnet: pool, gateway });

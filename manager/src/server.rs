@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rswarm_identity::{Identity, Receiver, peer_certificate};
-use rswarm_types::NodeId;
+use rswarm_identity::{Identity, NodeCertificate, Receiver, peer_certificate};
+use rswarm_types::{NodeId, Timestamp};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -173,18 +173,29 @@ async fn handshake(
     tcp.set_nodelay(true)?;
     let stream = acceptor.accept(tcp).await?;
     let certificate = peer_certificate(stream.get_ref().1.peer_certificates()).map_err(io::Error::other)?;
-    Ok((stream, Peer { addr, identity: certificate.map(|c| c.identity) }))
+    let expired = certificate.is_some_and(|certificate| certificate.is_expired(Timestamp::now()));
+    Ok((stream, Peer { addr, certificate, expired }))
 }
 
 /// The other end of a connection: in the extensions of every request that came over it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer {
     pub addr: SocketAddr,
-    /// What its certificate said when the connection was opened; `None` if it showed none.
-    pub identity: Option<Identity>,
+    /// The certificate it was opened with; `None` if it showed none.
+    pub certificate: Option<NodeCertificate>,
+    /// Whether that had expired already. One that expires later does not end the connection: whoever opened it has
+    /// renewed meanwhile.
+    pub expired: bool,
 }
 
-/// The open connections, so that those of a removed node can be closed.
+impl Peer {
+    /// Who that is, as the certificate says.
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        self.certificate.map(|certificate| certificate.identity)
+    }
+}
+
+/// The open connections, so that those of a node that was removed or demoted can be closed.
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
     open: Mutex<Open>,
@@ -193,30 +204,38 @@ pub(crate) struct Connections {
 #[derive(Debug, Default)]
 struct Open {
     next: u64,
-    by_node: BTreeMap<(Option<NodeId>, u64), CancellationToken>,
+    by_node: BTreeMap<(Option<NodeId>, u64), Handle>,
+}
+
+#[derive(Debug)]
+struct Handle {
+    certificate: Option<NodeCertificate>,
+    close: CancellationToken,
 }
 
 impl Connections {
     fn register(self: &Arc<Self>, stream: TlsStream<TcpStream>, peer: Peer) -> Connection {
         let token = CancellationToken::new();
         let mut open = self.lock();
-        let key = (peer.identity.map(|identity| identity.node), open.next);
+        let key = (peer.identity().map(|identity| identity.node), open.next);
         open.next += 1;
-        open.by_node.insert(key, token.clone());
+        open.by_node.insert(key, Handle { certificate: peer.certificate, close: token.clone() });
         drop(open);
         Connection { stream, peer, closed: Box::pin(token.cancelled_owned()), key, connections: self.clone() }
     }
 
-    /// Closes every connection that `node` opened.
-    pub(crate) fn close_of(&self, node: NodeId) {
-        for (_, token) in self.lock().by_node.range((Some(node), 0)..=(Some(node), u64::MAX)) {
-            token.cancel();
+    /// Closes the connections that `node` opened with such a certificate.
+    pub(crate) fn close_of(&self, node: NodeId, such: impl Fn(&NodeCertificate) -> bool) {
+        for (_, handle) in self.lock().by_node.range((Some(node), 0)..=(Some(node), u64::MAX)) {
+            if handle.certificate.as_ref().is_some_and(&such) {
+                handle.close.cancel();
+            }
         }
     }
 
     fn close_all(&self) {
-        for token in self.lock().by_node.values() {
-            token.cancel();
+        for handle in self.lock().by_node.values() {
+            handle.close.cancel();
         }
     }
 

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rswarm_types::{NodeDescription, NodeId, Role, Task, TaskStatus, Timestamp};
+use rswarm_types::{NodeDescription, NodeId, Role, Task, TaskStatus, Timestamp, Version};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
@@ -75,8 +75,8 @@ pub struct ClusterView {
     pub root_cert_pem: String,
     /// The role this node should have; `None` until the first session.
     pub role: Option<Role>,
-    /// Raised when this node should renew its certificate at once.
-    pub renew_generation: u64,
+    /// A certificate issued from a state below this index is outdated: the node renews it at once.
+    pub renew_below: Version,
 }
 
 /// Whether the leader is being heard.

@@ -10,7 +10,7 @@ use rswarm_api::v1;
 use rswarm_api::v1::agent_message::Message as FromAgent;
 use rswarm_api::v1::dispatcher_client::DispatcherClient;
 use rswarm_api::v1::manager_message::Message as FromManager;
-use rswarm_types::{NodeDescription, Role, Task, TaskId, TaskState, TaskStatus, Timestamp};
+use rswarm_types::{NodeDescription, Role, Task, TaskId, TaskState, TaskStatus, Timestamp, Version};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -253,7 +253,7 @@ impl Session {
                 Ok(v1::Role::Manager) => next.role = Some(Role::Manager),
                 Ok(v1::Role::Unspecified) | Err(_) => {}
             }
-            next.renew_generation = view.renew_generation;
+            next.renew_below = Version(view.renew_below);
             let changed = *present != next;
             *present = next;
             changed

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rswarm_api::v1;
 use rswarm_api::v1::manager_message::{self, Message as FromManager};
-use rswarm_types::{NodeDescription, NodeId, Role, Task, TaskState};
+use rswarm_types::{NodeDescription, NodeId, Role, Task, TaskState, Version};
 
 use crate::testing::manager::{Behaviour, DEADLINE, Heard, Manager, assignments, id, task};
 use crate::testing::{Fake, FakeExecutor};
@@ -87,7 +87,7 @@ async fn the_leader_is_found_by_redirect_and_again_when_it_is_gone() {
             root_cert_pem: "PEM".to_owned(),
             role: v1::Role::Manager.into(),
             heartbeat_period_nanos: 30_000_000,
-            renew_generation: 4,
+            renew_below: 4,
         }),
         assignments(1, true, &[task(1)], &[]),
     ];
@@ -97,7 +97,7 @@ async fn the_leader_is_found_by_redirect_and_again_when_it_is_gone() {
     assert_eq!(*worker.session_state().borrow(), SessionState::Connected { leader: first_addr.clone() });
     let view = worker.cluster_view().borrow().clone();
     assert_eq!((view.managers.len(), view.root_cert_pem.as_str()), (2, "PEM"));
-    assert_eq!((view.role, view.renew_generation), (Some(Role::Manager), 4));
+    assert_eq!((view.role, view.renew_below), (Some(Role::Manager), Version(4)));
 
     *second.behaviour.lock().unwrap() = Behaviour::Lead;
     *first.behaviour.lock().unwrap() = Behaviour::Redirect(second_addr.clone());

@@ -7,29 +7,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use rswarm_api::v1::ca_client::CaClient;
 use rswarm_api::{channel, v1};
 use rswarm_identity as identity;
-use rswarm_identity::{Credentials, Identity, IdentityDir, JoinToken, NodeKey, ServerExpectation};
+use rswarm_identity::{Credentials, Identity, IdentityDir, JoinToken, NodeKey};
 use rswarm_image::{ImageStore, PullOptions};
 use rswarm_manager::{Ended, InitOptions, Manager, ManagerConfig};
 use rswarm_net::NetworkConfig;
 use rswarm_runtime::ShimCommand;
-use rswarm_types::{Availability, ClusterId, ClusterSpec, NodeDescription, NodeId, Role, Timestamp};
+use rswarm_types::{Availability, ClusterId, ClusterSpec, NodeDescription, NodeId, Role, Timestamp, Version};
 use rswarm_worker::{ContainerExecutorConfig, SessionState, Worker, WorkerConfig};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
+use super::journal::{Change, remove};
 use super::resolve::Resolver;
 use super::settings::Settings;
 use super::socket::{ControlSwitch, NOT_A_MANAGER, NOT_A_MEMBER};
-use super::{facts, local};
+use super::{enrol, facts, journal};
 use crate::paths::Paths;
 
 /// Where managers listen. Source: Swarm's port.
 pub const DEFAULT_PORT: u16 = 2377;
-/// A manager that takes longer to answer a join is as good as unreachable.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two attempts to renew a certificate or to take up a role.
 const RETRY: Duration = Duration::from_secs(5);
 /// How long tasks get to stop when the node leaves before they are killed.
@@ -93,6 +91,7 @@ impl Node {
     /// Takes up the membership that is on disk, if there is one.
     pub async fn resume(&self) -> anyhow::Result<()> {
         let mut state = self.shared.state.lock().await;
+        journal::settle(self.paths())?;
         let Some(credentials) = self.identity_dir().load()? else { return Ok(()) };
         let path = self.paths().settings();
         let settings = Settings::load(&path)?.with_context(|| {
@@ -101,13 +100,25 @@ impl Node {
         let role = credentials.identity().role;
         let (store, receiver) = identity::Store::new(credentials);
         let manager = match role {
-            Role::Worker => None,
+            // Killed before the group had let it in: the keeper asks again.
+            Role::Manager if !Manager::exists(&self.paths().manager()) => None,
             Role::Manager => {
                 Some(Manager::start(self.manager_config(&receiver, &settings)).await.context("manager")?)
             }
+            Role::Worker => None,
         };
-        *state = self.enter(store, receiver, settings, manager).await?;
-        Ok(())
+        match self.start_worker(&receiver, &settings).await {
+            Ok(worker) => {
+                *state = self.enter(store, receiver, settings, manager, worker);
+                Ok(())
+            }
+            Err(error) => {
+                if let Some(manager) = manager {
+                    manager.shutdown().await;
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Creates a cluster with this node as its first manager.
@@ -128,27 +139,33 @@ impl Node {
             cluster: ClusterId::from_bytes(random()?),
         };
         let key = NodeKey::generate()?;
-        let certificate = root.issue(&key.csr_pem()?, &claims, spec.node_cert_expiry, now, &[])?;
+        // Before the first index there is none.
+        let index = Version::default();
+        let certificate = root.issue(&key.csr_pem()?, &claims, spec.node_cert_expiry, now, index, &[])?;
         let credentials = Credentials::new(root.cert_pem(), &certificate.pem, key)?;
         let settings = Settings { listen_addr, advertise_addr, managers: vec![advertise_addr.to_string()] };
         let (store, receiver) = identity::Store::new(credentials.clone());
         let options = InitOptions { spec, root_ca: root, availability };
+        let mut manager = None;
+        journal::begin(self.paths(), Change::Founding)?;
         let entered = async {
-            let manager = Manager::init(self.manager_config(&receiver, &settings), options).await?;
-            let control = manager.control();
-            let member = self.enter_first(store, &credentials, settings.clone(), Some(manager)).await?;
+            let started = Manager::init(self.manager_config(&receiver, &settings), options).await?;
+            let manager = manager.insert(started);
+            journal::enter(self.paths(), &settings, &credentials)?;
             let tokens = rswarm_api::v1::control_server::Control::get_join_tokens(
-                &control,
+                &manager.control(),
                 tonic::Request::new(v1::GetJoinTokensRequest {}),
             )
             .await
             .map_err(|status| anyhow::anyhow!(status.message().to_owned()))?
             .into_inner();
-            Ok::<_, anyhow::Error>((member, tokens))
+            let worker = self.start_worker(&receiver, &settings).await?;
+            journal::end(self.paths())?;
+            Ok::<_, anyhow::Error>((worker, tokens))
         };
         match entered.await {
-            Ok((member, tokens)) => {
-                *state = member;
+            Ok((worker, tokens)) => {
+                *state = self.enter(store, receiver, settings, manager, worker);
                 Ok(v1::InitResponse {
                     node_id: claims.node.to_string(),
                     cluster_id: claims.cluster.to_string(),
@@ -157,7 +174,7 @@ impl Node {
                     manager_token: tokens.manager,
                 })
             }
-            Err(error) => Err(self.undo(error)),
+            Err(error) => Err(self.undo(error, manager).await),
         }
     }
 
@@ -182,37 +199,54 @@ impl Node {
         // Known before the cluster is asked, so that a node that cannot serve never becomes an entry there.
         ensure_free(listen_addr, advertise_addr)?;
 
-        let joined = tokio::time::timeout(JOIN_TIMEOUT, enrol(&token, &manager_addr, request.availability))
-            .await
-            .with_context(|| {
-                format!("the manager at `{manager_addr}` did not answer within {JOIN_TIMEOUT:?}")
-            })??;
+        let enrolment = enrol::enrol(&token, &manager_addr, request.availability, Timestamp::now);
+        let joined = tokio::time::timeout(enrol::ANSWER_TIMEOUT, enrolment).await.with_context(|| {
+            format!("the manager at `{manager_addr}` did not answer within {:?}", enrol::ANSWER_TIMEOUT)
+        })??;
         let identity = joined.credentials.identity();
         let mut managers = joined.managers;
         managers.retain(|addr| *addr != manager_addr);
         managers.insert(0, manager_addr.clone());
         let settings = Settings { listen_addr, advertise_addr, managers };
         let (store, receiver) = identity::Store::new(joined.credentials.clone());
+        let mut manager = None;
         let entered = async {
-            let manager = match identity.role {
-                Role::Worker => None,
-                Role::Manager => {
-                    let config = self.manager_config(&receiver, &settings);
-                    Some(Manager::join(config, &manager_addr).await?)
-                }
-            };
-            self.enter_first(store, &joined.credentials, settings.clone(), manager).await
+            // First on disk: a daemon that is killed from here on comes back as the node the cluster knows.
+            journal::enter(self.paths(), &settings, &joined.credentials)?;
+            if identity.role == Role::Manager {
+                let config = self.manager_config(&receiver, &settings);
+                manager = Some(Manager::join(config, &manager_addr).await?);
+            }
+            self.start_worker(&receiver, &settings).await
         };
         match entered.await {
-            Ok(member) => {
-                *state = member;
+            Ok(worker) => {
+                *state = self.enter(store, receiver, settings, manager, worker);
                 Ok(v1::JoinResponse {
                     node_id: identity.node.to_string(),
                     cluster_id: identity.cluster.to_string(),
                     role: v1::Role::from(identity.role).into(),
                 })
             }
-            Err(error) => Err(self.undo(error)),
+            Err(error) => {
+                // Whatever happens now, no later daemon is to take this up again.
+                if let Err(error) = journal::begin(self.paths(), Change::Leaving) {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "a join that failed could not be marked as such"
+                    );
+                }
+                // While its manager still runs: the group may need this one's voice to let it go.
+                let withdrawn = enrol::withdraw(&settings.managers, &receiver).await;
+                let error = match withdrawn {
+                    Ok(()) => error,
+                    Err(reason) => error.context(format!(
+                        "node `{}` stays known to the cluster, remove it there by `rswarm node rm`: {reason:#}",
+                        identity.node
+                    )),
+                };
+                Err(self.undo(error, manager).await)
+            }
         }
     }
 
@@ -244,7 +278,7 @@ impl Node {
         if let Some(manager) = manager {
             manager.shutdown().await;
         }
-        self.forget()?;
+        journal::forget(self.paths())?;
         removed.context("the node has left, but not all of its tasks could be removed")
     }
 
@@ -335,36 +369,12 @@ impl Node {
         }
     }
 
-    /// Writes a new membership down and enters it.
-    async fn enter_first(
+    /// Starts the worker of a member; it adopts the containers that are there.
+    async fn start_worker(
         &self,
-        store: identity::Store,
-        credentials: &Credentials,
-        settings: Settings,
-        manager: Option<Manager>,
-    ) -> anyhow::Result<State> {
-        // The certificate is what makes a restarted daemon a member, so it comes last.
-        let written = settings
-            .save(&self.paths().settings())
-            .and_then(|()| self.identity_dir().save(credentials).map_err(anyhow::Error::new));
-        if let Err(error) = written {
-            if let Some(manager) = manager {
-                manager.shutdown().await;
-            }
-            return Err(error);
-        }
-        let receiver = store.receiver();
-        self.enter(store, receiver, settings, manager).await
-    }
-
-    /// Starts the worker and the keeper of a member.
-    async fn enter(
-        &self,
-        credentials: identity::Store,
-        identity: identity::Receiver,
-        settings: Settings,
-        manager: Option<Manager>,
-    ) -> anyhow::Result<State> {
+        identity: &identity::Receiver,
+        settings: &Settings,
+    ) -> anyhow::Result<Worker> {
         let config = &self.shared.config;
         let started = Worker::start(WorkerConfig {
             node_id: identity.identity().node,
@@ -383,37 +393,36 @@ impl Node {
                 bridge_prefix: BRIDGE_PREFIX.to_owned(),
             },
         });
-        let worker = match started.await {
-            Ok(worker) => worker,
-            Err(error) => {
-                if let Some(manager) = manager {
-                    manager.shutdown().await;
-                }
-                return Err(anyhow::Error::new(error).context("worker"));
-            }
-        };
+        started.await.map_err(|error| anyhow::Error::new(error).context("worker"))
+    }
+
+    /// Makes a member of what was started for it, and has its certificate and role kept.
+    fn enter(
+        &self,
+        credentials: identity::Store,
+        identity: identity::Receiver,
+        settings: Settings,
+        manager: Option<Manager>,
+        worker: Worker,
+    ) -> State {
         match &manager {
             Some(manager) => self.shared.control.on(manager.control()),
             None => self.shared.control.off(NOT_A_MANAGER),
         }
         let keeper = tokio::spawn(keep(self.clone(), identity.clone(), worker.cluster_view()));
-        Ok(State::Member(Box::new(Member { credentials, identity, settings, worker, manager, keeper })))
+        State::Member(Box::new(Member { credentials, identity, settings, worker, manager, keeper }))
     }
 
     /// Takes back a membership that did not come about.
-    fn undo(&self, error: anyhow::Error) -> anyhow::Error {
+    async fn undo(&self, error: anyhow::Error, manager: Option<Manager>) -> anyhow::Error {
         self.shared.control.off(NOT_A_MEMBER);
-        match self.forget() {
+        if let Some(manager) = manager {
+            manager.shutdown().await;
+        }
+        match journal::forget(self.paths()) {
             Ok(()) => error,
             Err(undo) => error.context(format!("also, cleaning up failed: {undo:#}")),
         }
-    }
-
-    /// Removes all traces of a membership from disk.
-    fn forget(&self) -> anyhow::Result<()> {
-        self.identity_dir().clear()?;
-        remove(&self.paths().settings(), |path| std::fs::remove_file(path))?;
-        remove(&self.paths().manager(), |path| std::fs::remove_dir_all(path))
     }
 
     /// Stores what the leader told of the managers.
@@ -428,18 +437,40 @@ impl Node {
     }
 
     /// Obtains a new certificate, in whatever role the cluster wants for this node now, and takes that role up.
-    async fn renew(&self) -> anyhow::Result<()> {
+    ///
+    /// One that was issued before `since` is outdated: the node's role has changed meanwhile, perhaps more than once.
+    async fn renew(&self, since: Version) -> anyhow::Result<()> {
         let mut state = self.shared.state.lock().await;
         let State::Member(member) = &mut *state else { return Ok(()) };
+        let former = member.identity.credentials();
         let key = NodeKey::generate()?;
         let csr_pem = key.csr_pem()?;
-        let response = renewed_certificate(&member.settings.managers, &member.identity, csr_pem).await?;
-        let credentials = Credentials::new(&response.root_cert_pem, &response.cert_pem, key)?;
+        let response = match &member.manager {
+            // Where all have expired nobody could be asked: managers hold the root's key.
+            Some(manager) if former.certificate().is_expired(Timestamp::now()) => {
+                manager.renew_own(&csr_pem).map_err(|status| anyhow::anyhow!(status.message().to_owned()))?
+            }
+            _ => enrol::renew(&member.settings.managers, &member.identity, &csr_pem).await?,
+        };
+        let credentials = enrol::renewed(&response, key, &former)?;
         let role = credentials.identity().role;
+        if former.certificate().index < since
+            && let Some(manager) = member.manager.take()
+        {
+            // A member of an earlier time: even if the node is a manager again, the group no longer knows this one.
+            self.end_manager(manager).await?;
+        }
         self.identity_dir().save(&credentials)?;
         member.credentials.publish(credentials);
         tracing::info!(%role, "certificate renewed");
         self.take_up_role(member).await
+    }
+
+    /// Ends the manager of a node that is none any more, and deletes its log: the group has removed this member.
+    async fn end_manager(&self, manager: Manager) -> anyhow::Result<()> {
+        self.shared.control.off(NOT_A_MANAGER);
+        manager.shutdown().await;
+        remove(&self.paths().manager(), |path| std::fs::remove_dir_all(path))
     }
 
     /// Starts or stops the manager, as the certificate says.
@@ -463,9 +494,7 @@ impl Node {
                 tracing::info!("this node is a manager now");
             }
             (Role::Worker, Some(manager)) => {
-                self.shared.control.off(NOT_A_MANAGER);
-                manager.shutdown().await;
-                remove(&self.paths().manager(), |path| std::fs::remove_dir_all(path))?;
+                self.end_manager(manager).await?;
                 tracing::info!("this node is a worker now");
             }
             (_, manager) => member.manager = manager,
@@ -505,7 +534,6 @@ async fn keep(
     identity: identity::Receiver,
     mut view: watch::Receiver<rswarm_worker::ClusterView>,
 ) {
-    let mut generation = view.borrow().renew_generation;
     let chance =
         random().map_or(0.5, |bytes: [u8; 4]| f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX));
     loop {
@@ -516,10 +544,9 @@ async fn keep(
         let certificate = identity.certificate();
         let due = identity::renew_at(certificate.not_before, certificate.not_after, chance);
         let now = Timestamp::now();
-        let role_differs = seen.role.is_some_and(|role| role != certificate.identity.role);
-        let wanted = role_differs || seen.renew_generation > generation || now >= due;
+        let wanted = certificate.index < seen.renew_below || now >= due;
         let outcome = if wanted {
-            node.renew().await
+            node.renew(seen.renew_below).await
         } else if node.role_is_unsettled().await {
             match &mut *node.shared.state.lock().await {
                 State::Member(member) => node.take_up_role(member).await,
@@ -529,10 +556,8 @@ async fn keep(
             Ok(())
         };
         let wait = match outcome {
-            Ok(()) => {
-                generation = generation.max(seen.renew_generation);
-                if wanted { Duration::ZERO } else { due.since(now) }
-            }
+            Ok(()) if wanted => Duration::ZERO,
+            Ok(()) => due.since(now),
             Err(error) => {
                 tracing::warn!(
                     error = format!("{error:#}"),
@@ -555,69 +580,6 @@ async fn keep(
             () = tokio::time::sleep(wait) => {}
         }
     }
-}
-
-/// What a manager gave to a joining node.
-struct Enrolled {
-    credentials: Credentials,
-    managers: Vec<String>,
-}
-
-/// Proves the token to the manager and receives a certificate. The manager is trusted by the digest in the token,
-/// before anything is sent to it.
-async fn enrol(token: &JoinToken, addr: &str, availability: i32) -> anyhow::Result<Enrolled> {
-    let config = identity::bootstrap_client_config(token.digest);
-    let mut ca = CaClient::new(channel::tls(addr, move || config.clone()));
-    let root = ca
-        .get_root_certificate(v1::GetRootCertificateRequest {})
-        .await
-        .map_err(|status| unreachable(addr, &status))?
-        .into_inner();
-    identity::verify_root(&root.root_cert_pem, token.digest)?;
-    identity::check_clock(Timestamp(root.server_at), Timestamp::now())?;
-    let key = NodeKey::generate()?;
-    let request =
-        v1::IssueCertificateRequest { csr_pem: key.csr_pem()?, token: token.to_string(), availability };
-    let issued =
-        ca.issue_certificate(request).await.map_err(|status| unreachable(addr, &status))?.into_inner();
-    let credentials = Credentials::new(&issued.root_cert_pem, &issued.cert_pem, key)?;
-    Ok(Enrolled { credentials, managers: issued.manager_addrs })
-}
-
-/// Words a failed first contact: what the handshake met says more than the status does.
-fn unreachable(addr: &str, status: &tonic::Status) -> anyhow::Error {
-    if let Some(reason) = identity::diagnose(status) {
-        return anyhow::Error::new(reason).context(format!("cannot join through `{addr}`"));
-    }
-    match status.code() {
-        tonic::Code::Unavailable | tonic::Code::Unknown => {
-            anyhow::anyhow!("cannot reach a manager at `{addr}`: {}", local::chain(status))
-        }
-        _ => anyhow::anyhow!(status.message().to_owned()),
-    }
-}
-
-/// Asks one manager after the other for a new certificate until one answers.
-async fn renewed_certificate(
-    managers: &[String],
-    identity: &identity::Receiver,
-    csr_pem: String,
-) -> anyhow::Result<v1::RenewCertificateResponse> {
-    let mut last = anyhow::anyhow!("no manager is known");
-    for addr in managers {
-        let receiver = identity.clone();
-        let channel = channel::tls(addr, move || receiver.client_config(ServerExpectation::Manager));
-        let mut ca = CaClient::new(channel);
-        let request = v1::RenewCertificateRequest { csr_pem: csr_pem.clone() };
-        match tokio::time::timeout(JOIN_TIMEOUT, ca.renew_certificate(request)).await {
-            Ok(Ok(response)) => return Ok(response.into_inner()),
-            Ok(Err(status)) => last = unreachable(addr, &status),
-            Err(_) => {
-                last = anyhow::anyhow!("the manager at `{addr}` did not answer within {JOIN_TIMEOUT:?}");
-            }
-        }
-    }
-    Err(last)
 }
 
 async fn local_address_to(addr: &str) -> std::io::Result<IpAddr> {
@@ -695,18 +657,6 @@ fn ensure_free(listen: SocketAddr, advertise: SocketAddr) -> anyhow::Result<()> 
         advertise.ip()
     );
     std::net::TcpListener::bind(listen).map(drop).with_context(|| format!("cannot listen on `{listen}`"))
-}
-
-fn remove(
-    path: &std::path::Path,
-    how: impl FnOnce(&std::path::Path) -> std::io::Result<()>,
-) -> anyhow::Result<()> {
-    match how(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove `{}`", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -60,6 +60,7 @@ fn node(number: u8, state: NodeState) -> Node {
         description: None,
         status: rswarm_types::NodeStatus { state, ..Default::default() },
         manager: None,
+        role_since: Version::default(),
     }
 }
 

@@ -9,6 +9,8 @@ pub enum Caller {
     LocalRoot,
     /// A node of this cluster, by its certificate.
     Node(Role),
+    /// A node of this cluster whose certificate has expired: it has proved its key, and that is all.
+    Expired,
     /// Someone without a certificate of this cluster.
     Anonymous,
 }
@@ -20,6 +22,8 @@ pub enum Access {
     Anyone,
     /// Nodes of this cluster, whatever their role.
     AnyNode,
+    /// The same, and nodes whose certificate has expired.
+    AnyKey,
     /// Managers, and root on a manager's host.
     Manager,
     /// Root on this host alone.
@@ -32,9 +36,10 @@ impl Access {
         match (self, caller) {
             (Self::Anyone, _)
             | (Self::AnyNode, Caller::Node(_))
+            | (Self::AnyKey, Caller::Node(_) | Caller::Expired)
             | (Self::Manager, Caller::LocalRoot | Caller::Node(Role::Manager))
             | (Self::LocalRoot, Caller::LocalRoot) => true,
-            (Self::AnyNode | Self::Manager | Self::LocalRoot, _) => false,
+            (Self::AnyNode | Self::AnyKey | Self::Manager | Self::LocalRoot, _) => false,
         }
     }
 }
@@ -45,7 +50,8 @@ pub fn of_path(path: &str) -> Option<Access> {
     let (service, method) = path.strip_prefix("/rswarm.v1.")?.split_once('/')?;
     Some(match (service, method) {
         ("Ca", "GetRootCertificate" | "IssueCertificate") => Access::Anyone,
-        ("Ca", "RenewCertificate") => Access::AnyNode,
+        ("Ca", "RenewCertificate") => Access::AnyKey,
+        ("Ca", "Withdraw") => Access::AnyNode,
         ("Dispatcher", "Session" | "PublishLogs") => Access::AnyNode,
         (
             "Control",
@@ -108,6 +114,7 @@ mod tests {
                 "/rswarm.v1.Ca/GetRootCertificate",
                 "/rswarm.v1.Ca/IssueCertificate",
                 "/rswarm.v1.Ca/RenewCertificate",
+                "/rswarm.v1.Ca/Withdraw",
                 "/rswarm.v1.Dispatcher/Session",
                 "/rswarm.v1.Dispatcher/PublishLogs",
             ]
@@ -121,5 +128,17 @@ mod tests {
             .filter(|path| of_path(path).is_some_and(|a| a.admits(Caller::Anonymous)))
             .collect();
         assert_eq!(admitted, ["/rswarm.v1.Ca/GetRootCertificate", "/rswarm.v1.Ca/IssueCertificate"]);
+    }
+
+    #[test]
+    fn an_expired_certificate_can_only_be_renewed() {
+        let admitted = |caller: Caller| -> Vec<_> {
+            every_rpc().into_iter().filter(|path| of_path(path).is_some_and(|a| a.admits(caller))).collect()
+        };
+        let beyond: Vec<_> = {
+            let anonymous = admitted(Caller::Anonymous);
+            admitted(Caller::Expired).into_iter().filter(|path| !anonymous.contains(path)).collect()
+        };
+        assert_eq!(beyond, ["/rswarm.v1.Ca/RenewCertificate"]);
     }
 }

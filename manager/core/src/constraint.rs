@@ -174,7 +174,7 @@ impl Cidr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rswarm_types::{NodeDescription, NodeId, NodeSpec, NodeStatus};
+    use rswarm_types::{NodeDescription, NodeId, NodeSpec, NodeStatus, Version};
 
     fn node() -> Node {
         let mut node = Node {
@@ -185,6 +185,7 @@ mod tests {
             description: Some(NodeDescription { hostname: "Alpha".into(), ..Default::default() }),
             status: NodeStatus { addr: Some("10.1.2.3".parse().unwrap()), ..Default::default() },
             manager: None,
+            role_since: Version::default(),
         };
         node.spec.labels.insert("Zone".into(), "eu-1".into());
         node

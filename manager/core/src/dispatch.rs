@@ -286,6 +286,17 @@ pub fn touched(old: &State, new: &State) -> BTreeSet<NodeId> {
     touched
 }
 
+/// Nodes whose role changed between two states. Costs the difference.
+pub fn role_changes(old: &State, new: &State) -> Vec<NodeId> {
+    let changed = old.nodes.diff(&new.nodes).filter_map(|item| match item {
+        DiffItem::Update { old: (_, before), new: (id, after) } => {
+            (before.role_since != after.role_since).then_some(*id)
+        }
+        DiffItem::Add(..) | DiffItem::Remove(..) => None,
+    });
+    changed.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -71,6 +71,7 @@ impl Fixture {
             }),
             status: NodeStatus { state: NodeState::Ready, ..NodeStatus::default() },
             manager: None,
+            role_since: Version::default(),
         };
         change(&mut node);
         self.must(vec![Write::CreateNode(Box::new(node))]);

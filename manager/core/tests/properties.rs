@@ -36,6 +36,7 @@ fn start() -> State {
                 description: Some(NodeDescription::default()),
                 status: NodeStatus { state: NodeState::Ready, ..NodeStatus::default() },
                 manager: None,
+                role_since: Version::default(),
             }))
         })
         .collect();

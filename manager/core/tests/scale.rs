@@ -36,6 +36,7 @@ fn cluster(nodes: u64) -> State {
             }),
             status: NodeStatus { state: NodeState::Ready, ..NodeStatus::default() },
             manager: None,
+            role_since: Version::default(),
         }))
     });
     commit(&mut state, Timestamp::from_millis(1), nodes.collect());

@@ -5,12 +5,12 @@
 
 use std::time::Duration;
 
-use rswarm_types::{ClusterId, NodeId, Role, Timestamp};
+use rswarm_types::{ClusterId, NodeId, Role, Timestamp, Version};
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::{AttributeTypeAndValue, X509Name};
 
-use crate::clock::{BACKDATE, from_asn1};
+use crate::clock::{BACKDATE, CLOCK_LEEWAY, from_asn1};
 
 /// Who a node is: subject CN, OU and O of its certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,6 +24,9 @@ pub struct Identity {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NodeCertificate {
     pub identity: Identity,
+    /// Index of the cluster's state from which it was issued: the first half of its serial number. Unlike a time it
+    /// tells without any clock what its issuer knew, such as the last change of the node's role.
+    pub index: Version,
     /// Start of its validity, which is [`BACKDATE`] before it was issued.
     pub not_before: Timestamp,
     /// End of its validity.
@@ -66,7 +69,12 @@ impl NodeCertificate {
             cluster: cluster.parse().map_err(|_| IdentityError::Cluster(cluster.to_owned()))?,
         };
         let (not_before, not_after) = validity(&certificate);
-        Ok(Self { identity, not_before, not_after })
+        Ok(Self { identity, index: index_of(certificate.raw_serial()), not_before, not_after })
+    }
+
+    /// Whether it has expired, give or take [`CLOCK_LEEWAY`]. It then still proves its owner's key.
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        now > self.not_after.after(CLOCK_LEEWAY)
     }
 }
 
@@ -90,6 +98,15 @@ pub fn renew_at(not_before: Timestamp, not_after: Timestamp, random: f64) -> Tim
     let issued = not_before.after(BACKDATE).min(not_after);
     let fraction = 0.5 + 0.3 * random.clamp(0.0, 1.0);
     issued.after(Duration::from_secs_f64(not_after.since(issued).as_secs_f64() * fraction))
+}
+
+/// Length of a serial number's second half, which is random.
+pub(crate) const SERIAL_RANDOM_LEN: usize = 8;
+
+/// The first half of a serial number, whose leading zeros DER leaves out.
+fn index_of(serial: &[u8]) -> Version {
+    let first = &serial[..serial.len().saturating_sub(SERIAL_RANDOM_LEN)];
+    Version(first.iter().fold(0, |index, byte| (index << 8) | u64::from(*byte)))
 }
 
 /// The organizational unit that stands for a role.

@@ -1,8 +1,9 @@
 //! Reaching a manager before one has a certificate, with nothing but a join token.
 //!
-//! [`bootstrap_client_config`] is the way to join: managers show their root in the handshake, and it is accepted only
-//! if its digest is the token's, so nothing is sent to a stranger. On that connection the root's PEM is fetched,
-//! compared with [`verify_root`], and the certificate requested.
+//! Managers show their root in the handshake, and it is accepted only if its digest is the token's, so nothing is sent
+//! to a stranger. First comes [`probe_client_config`], which does not judge times, for the clocks may disagree: over it
+//! the manager's time and the root's PEM are fetched and compared ([`crate::check_clock`], [`verify_root`]). Then the
+//! certificate is requested, and the token shown, on a connection of [`bootstrap_client_config`].
 
 use std::sync::Arc;
 
@@ -14,12 +15,17 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use crate::clock::from_unix;
 use crate::tls::{client_builder, finish_client, require_manager, signature_checks};
 use crate::token::RootDigest;
-use crate::verify::{Roots, RootsError, VerifyError, verify};
+use crate::verify::{Roots, RootsError, VerifyError, verify, verify_at_any_time};
 
 /// A configuration without a client certificate that accepts exactly a manager of the cluster whose root has this
 /// digest.
 pub fn bootstrap_client_config(expected_digest: RootDigest) -> Arc<ClientConfig> {
-    anonymous(Arc::new(ServerWithRoot { expected: expected_digest }))
+    anonymous(Arc::new(ServerWithRoot { expected: expected_digest, at_any_time: false }))
+}
+
+/// The same, but valid or not: for asking a manager for its time and its root. Nothing secret may be sent over it.
+pub fn probe_client_config(expected_digest: RootDigest) -> Arc<ClientConfig> {
+    anonymous(Arc::new(ServerWithRoot { expected: expected_digest, at_any_time: true }))
 }
 
 /// Why a root certificate was not taken.
@@ -51,6 +57,7 @@ fn anonymous(verifier: Arc<dyn ServerCertVerifier>) -> Arc<ClientConfig> {
 #[derive(Debug)]
 struct ServerWithRoot {
     expected: RootDigest,
+    at_any_time: bool,
 }
 
 impl ServerCertVerifier for ServerWithRoot {
@@ -67,7 +74,12 @@ impl ServerCertVerifier for ServerWithRoot {
             let found = intermediates.last().map(|der| RootDigest::of_der(der));
             return Err(VerifyError::WrongRoot { expected: self.expected, found }.into());
         };
-        let found = verify(std::slice::from_ref(root), leaf, intermediates, from_unix(now))?;
+        let roots = std::slice::from_ref(root);
+        let found = if self.at_any_time {
+            verify_at_any_time(roots, leaf, intermediates)?
+        } else {
+            verify(roots, leaf, intermediates, from_unix(now))?
+        };
         require_manager(&found.identity)?;
         Ok(ServerCertVerified::assertion())
     }

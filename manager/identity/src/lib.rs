@@ -26,7 +26,7 @@ pub use clock::{BACKDATE, CLOCK_LEEWAY, ClockSkew, check_clock};
 pub use credentials::{Credentials, CredentialsError};
 pub use dir::{DirError, IdentityDir};
 pub use handshake::{HandshakeError, diagnose};
-pub use join::{VerifyRootError, bootstrap_client_config, verify_root};
+pub use join::{VerifyRootError, bootstrap_client_config, probe_client_config, verify_root};
 pub use key::{KeyError, NodeKey};
 pub use root::{Claims, IssueError, IssuedCertificate, RootCa, RootCaError};
 pub use tls::{Receiver, ServerExpectation, Store};

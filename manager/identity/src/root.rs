@@ -8,11 +8,11 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData,
     SanType, SerialNumber,
 };
-use rswarm_types::{NodeId, Role, Timestamp};
+use rswarm_types::{NodeId, Role, Timestamp, Version};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use crate::certificate::{Identity, IdentityError, parse_x509, unit_of_role, validity};
+use crate::certificate::{Identity, IdentityError, SERIAL_RANDOM_LEN, parse_x509, unit_of_role, validity};
 use crate::clock::{BACKDATE, asn1};
 use crate::key::{KeyError, NodeKey};
 use crate::token::RootDigest;
@@ -108,7 +108,7 @@ impl RootCa {
         let mut params = CertificateParams::default();
         params.not_before = asn1(now.before(BACKDATE)).to_datetime();
         params.not_after = asn1(now.after(ROOT_LIFE)).to_datetime();
-        params.serial_number = Some(random_serial().map_err(RootCaError::Random)?);
+        params.serial_number = Some(serial(Version(0)).map_err(RootCaError::Random)?);
         params.distinguished_name = name([(DnType::CommonName, CA_NAME.to_owned())]);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -161,7 +161,8 @@ impl RootCa {
     /// Of the request only the key is used; its signature proves that the sender holds the private half. Subject: CN
     /// node id, OU role, O cluster id. Names: role, node id, `rswarm-ca` for managers, and `extra_sans` (DNS names or
     /// IP addresses). Usable on both ends of a connection. Valid from [`BACKDATE`] before `now` until `validity` after
-    /// it, or until the root itself ends.
+    /// it, or until the root itself ends. `index` is that of the state from which the claims were taken, see
+    /// [`NodeCertificate::index`](crate::NodeCertificate::index).
     ///
     /// Source: swarm-parity 3.13.
     pub fn issue(
@@ -170,6 +171,7 @@ impl RootCa {
         claims: &Claims,
         validity: Duration,
         now: Timestamp,
+        index: Version,
         extra_sans: &[String],
     ) -> Result<IssuedCertificate, IssueError> {
         let mut request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(IssueError::Request)?;
@@ -181,7 +183,7 @@ impl RootCa {
         let mut params = CertificateParams::default();
         params.not_before = asn1(now.before(BACKDATE)).to_datetime();
         params.not_after = expires_at.to_datetime();
-        params.serial_number = Some(random_serial().map_err(IssueError::Random)?);
+        params.serial_number = Some(serial(index).map_err(IssueError::Random)?);
         params.distinguished_name = name([
             (DnType::OrganizationName, claims.cluster.to_string()),
             (DnType::OrganizationalUnitName, unit_of_role(claims.role).to_owned()),
@@ -228,10 +230,13 @@ fn alt_names(claims: &Claims, extra: &[String]) -> Result<Vec<SanType>, IssueErr
         .collect()
 }
 
-/// 127 random bits: positive, as RFC 5280, 4.1.2.2 asks. Without it two certificates over one key had one number.
-fn random_serial() -> Result<SerialNumber, getrandom::Error> {
-    let mut bytes = [0u8; 16];
-    getrandom::fill(&mut bytes)?;
-    bytes[0] &= 0x7f;
+/// The index, then 64 random bits: positive, as RFC 5280, 4.1.2.2 asks. Without them two certificates over one key had
+/// one number.
+fn serial(index: Version) -> Result<SerialNumber, getrandom::Error> {
+    let mut bytes = [0u8; 8 + SERIAL_RANDOM_LEN];
+    let (first, second) = bytes.split_at_mut(8);
+    // Raft indexes begin at 1 and are counted one by one: the highest bit is never reached.
+    first.copy_from_slice(&(index.0 & (u64::MAX >> 1)).to_be_bytes());
+    getrandom::fill(second)?;
     Ok(SerialNumber::from_slice(&bytes))
 }

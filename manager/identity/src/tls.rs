@@ -23,7 +23,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use crate::certificate::{Identity, NodeCertificate};
 use crate::clock::from_unix;
 use crate::credentials::Credentials;
-use crate::verify::{PROVIDER, Roots, VerifyError, verify};
+use crate::verify::{PROVIDER, Roots, VerifyError, verify, verify_or_expired};
 
 const ALPN_HTTP2: &[u8] = b"h2";
 
@@ -88,7 +88,9 @@ impl Receiver {
     /// The configuration for the next accepted connection.
     ///
     /// A client need not show a certificate, for joining nodes have none: whether a call needs one is in the role
-    /// table. One that is shown must be of this cluster and valid. Read it with [`crate::peer_certificate`].
+    /// table. One that is shown must be of this cluster, and valid or expired: an expired one proves the key, and with
+    /// that its owner may renew it and do nothing else. That is the caller's part: read it with
+    /// [`crate::peer_certificate`] and ask [`NodeCertificate::is_expired`].
     pub fn server_config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.shared.current.load().server)
     }
@@ -220,7 +222,7 @@ impl ServerCertVerifier for ExpectedServer {
     signature_checks!();
 }
 
-/// Accepts any node of the cluster, and clients without a certificate.
+/// Accepts any node of the cluster, also with an expired certificate, and clients without one.
 #[derive(Debug)]
 struct ClusterClient {
     roots: Roots,
@@ -242,7 +244,8 @@ impl ClientCertVerifier for ClusterClient {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let found = verify(self.roots.certificates(), leaf, intermediates, from_unix(now))?.identity;
+        let found =
+            verify_or_expired(self.roots.certificates(), leaf, intermediates, from_unix(now))?.identity;
         same_cluster(&self.own, &found)?;
         Ok(ClientCertVerified::assertion())
     }

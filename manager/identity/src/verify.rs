@@ -150,18 +150,30 @@ pub(crate) fn verify(
     intermediates: &[CertificateDer<'_>],
     now: Timestamp,
 ) -> Result<NodeCertificate, VerifyError> {
-    let certificate = verify_at_any_time(roots, leaf, intermediates)?;
-    let NodeCertificate { not_before, not_after, .. } = certificate;
-    if now > not_after.after(CLOCK_LEEWAY) {
-        Err(VerifyError::Expired { not_after, now })
-    } else if now < not_before.before(CLOCK_LEEWAY) {
-        Err(VerifyError::NotYetValid { not_before, now })
-    } else {
-        Ok(certificate)
+    let certificate = verify_or_expired(roots, leaf, intermediates, now)?;
+    if certificate.is_expired(now) {
+        return Err(VerifyError::Expired { not_after: certificate.not_after, now });
     }
+    Ok(certificate)
 }
 
-/// The same for a certificate that may have expired: what a node finds on its disk after a long sleep.
+/// The same, or one that was valid earlier: whoever shows it still proves the key.
+pub(crate) fn verify_or_expired(
+    roots: &[CertificateDer<'_>],
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: Timestamp,
+) -> Result<NodeCertificate, VerifyError> {
+    let certificate = verify_at_any_time(roots, leaf, intermediates)?;
+    let not_before = certificate.not_before;
+    if now < not_before.before(CLOCK_LEEWAY) {
+        return Err(VerifyError::NotYetValid { not_before, now });
+    }
+    Ok(certificate)
+}
+
+/// Whether `leaf` is a node certificate that `roots` stand for, whatever any clock says: what a node finds on its disk
+/// after a long sleep.
 pub(crate) fn verify_at_any_time(
     roots: &[CertificateDer<'_>],
     leaf: &CertificateDer<'_>,

@@ -12,7 +12,7 @@ use rswarm_identity::{
     BACKDATE, Credentials, CredentialsError, Identity, IssueError, NodeCertificate, NodeKey, RootCa,
     RootCaError, RootDigest,
 };
-use rswarm_types::{Role, Timestamp};
+use rswarm_types::{Role, Timestamp, Version};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::extensions::GeneralName;
@@ -63,7 +63,8 @@ fn a_certificate_says_what_the_managers_decided() {
         let key = NodeKey::generate().unwrap();
         let extra = ["a.example".to_owned(), "10.0.0.1".to_owned()];
         let claims = cluster.claims(7, role);
-        let issued = cluster.ca.issue(&key.csr_pem().unwrap(), &claims, HOUR, now, &extra).unwrap();
+        let issued =
+            cluster.ca.issue(&key.csr_pem().unwrap(), &claims, HOUR, now, Version(5), &extra).unwrap();
         let der = der(&issued.pem);
         let whole_seconds = Timestamp::from_millis(now.as_millis() / 1000 * 1000);
         assert_eq!(issued.expires_at, whole_seconds.after(HOUR));
@@ -71,6 +72,7 @@ fn a_certificate_says_what_the_managers_decided() {
             NodeCertificate::from_der(&der).unwrap(),
             NodeCertificate {
                 identity: Identity { node: node_id(7), role, cluster: cluster.id },
+                index: Version(5),
                 not_before: whole_seconds.before(BACKDATE),
                 not_after: issued.expires_at,
             }
@@ -83,6 +85,18 @@ fn a_certificate_says_what_the_managers_decided() {
         assert!(!x509.is_ca());
         let again = cluster.issue(&key, &claims, now);
         assert_ne!(Serial::of(&issued.pem), Serial::of(&again.pem), "one key, two certificates, two numbers");
+    }
+}
+
+#[test]
+fn the_index_of_any_state_is_read_back() {
+    let cluster = Cluster::new(1);
+    let csr = NodeKey::generate().unwrap().csr_pem().unwrap();
+    let claims = cluster.claims(1, Role::Manager);
+    // DER drops leading zeros, which a random half may begin with: hence many.
+    for index in [0, 1, 0x7f, 0x80, 0xff, 0x100, u64::MAX >> 1].into_iter().cycle().take(700) {
+        let issued = cluster.ca.issue(&csr, &claims, HOUR, Timestamp::now(), Version(index), &[]).unwrap();
+        assert_eq!(NodeCertificate::from_der(&der(&issued.pem)).unwrap().index, Version(index));
     }
 }
 
@@ -106,7 +120,7 @@ fn the_wishes_of_a_request_are_ignored() {
     wishes.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let csr = wishes.serialize_request(&pair).unwrap().pem().unwrap();
     let claims = cluster.claims(2, Role::Worker);
-    let issued = cluster.ca.issue(&csr, &claims, HOUR, Timestamp::now(), &[]).unwrap();
+    let issued = cluster.ca.issue(&csr, &claims, HOUR, Timestamp::now(), Version(0), &[]).unwrap();
     let der = der(&issued.pem);
     let (_, x509) = X509Certificate::from_der(&der).unwrap();
     assert_eq!(
@@ -142,7 +156,10 @@ impl SigningKey for Thief {
 fn a_request_without_proof_of_its_key_is_refused() {
     let cluster = Cluster::new(1);
     let issue = |csr: &str| {
-        cluster.ca.issue(csr, &cluster.claims(1, Role::Worker), HOUR, Timestamp::now(), &[]).unwrap_err()
+        cluster
+            .ca
+            .issue(csr, &cluster.claims(1, Role::Worker), HOUR, Timestamp::now(), Version(0), &[])
+            .unwrap_err()
     };
     let thief = Thief { own: KeyPair::generate().unwrap(), stolen: KeyPair::generate().unwrap() };
     let tampered = CertificateParams::default().serialize_request(&thief).unwrap().pem().unwrap();
@@ -162,9 +179,11 @@ fn names_that_are_none_and_lives_beyond_the_root_are_bounded() {
     let cluster = Cluster::new(1);
     let csr = NodeKey::generate().unwrap().csr_pem().unwrap();
     let claims = cluster.claims(1, Role::Worker);
-    let error = cluster.ca.issue(&csr, &claims, HOUR, Timestamp::now(), &["ä".to_owned()]).unwrap_err();
+    let error =
+        cluster.ca.issue(&csr, &claims, HOUR, Timestamp::now(), Version(0), &["ä".to_owned()]).unwrap_err();
     assert!(matches!(error, IssueError::Name(name) if name == "ä"));
-    let long = cluster.ca.issue(&csr, &claims, HOUR * 24 * 365 * 100, Timestamp::now(), &[]).unwrap();
+    let long =
+        cluster.ca.issue(&csr, &claims, HOUR * 24 * 365 * 100, Timestamp::now(), Version(0), &[]).unwrap();
     let root = der(cluster.ca.cert_pem());
     let (_, root) = X509Certificate::from_der(&root).unwrap();
     assert_eq!(long.expires_at.as_millis() / 1000, root.validity().not_after.timestamp() as u64);

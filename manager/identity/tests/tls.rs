@@ -11,7 +11,7 @@ use common::{Cluster, HOUR, MINUTE, node_id};
 use rswarm_identity::{
     BACKDATE, CLOCK_LEEWAY, Credentials, HandshakeError, Identity, NodeCertificate, NodeKey, Receiver,
     RootDigest, ServerExpectation, Store, VerifyError, VerifyRootError, bootstrap_client_config, diagnose,
-    peer_certificate, verify_root,
+    peer_certificate, probe_client_config, verify_root,
 };
 use rswarm_types::{Role, Timestamp};
 use rustls::time_provider::TimeProvider;
@@ -247,14 +247,50 @@ async fn validity_is_judged_with_leeway_and_the_error_names_the_clock() {
 }
 
 #[tokio::test]
-async fn an_expired_client_is_refused() {
+async fn an_expired_client_still_proves_its_key_and_is_known_as_expired() {
     let cluster = Cluster::new(1);
     let now = Timestamp::now();
     let manager = receiver(cluster.node(1, Role::Manager));
     let worker = receiver(cluster.node_at(2, Role::Worker, now.before(3 * HOUR)));
     let outcome = handshake(manager.server_config(), worker.client_config(ServerExpectation::Manager)).await;
-    assert!(matches!(outcome.server_error(), HandshakeError::Refused(VerifyError::Expired { .. })));
-    assert_eq!(outcome.client_error(), HandshakeError::PeerSaysExpired);
+    let shown = outcome.server.unwrap().unwrap();
+    assert_eq!(shown.identity, worker.identity());
+    assert!(shown.is_expired(now) && !manager.certificate().is_expired(now));
+
+    // Of another cluster it proves nothing, and an expired server is no server.
+    let root = rswarm_identity::RootCa::generate(now.before(4 * HOUR)).unwrap();
+    let theirs = Cluster { ca: root, ..Cluster::new(2) };
+    let stranger = receiver(theirs.node_at(2, Role::Worker, now.before(3 * HOUR)));
+    let mut config = ClientConfig::clone(&bootstrap_client_config(cluster.ca.digest()));
+    config.client_auth_cert_resolver =
+        stranger.client_config(ServerExpectation::Manager).client_auth_cert_resolver.clone();
+    let outcome = handshake(manager.server_config(), Arc::new(config)).await;
+    assert_eq!(outcome.server_error(), HandshakeError::Refused(VerifyError::UnknownIssuer));
+    let expired = receiver(cluster.node_at(1, Role::Manager, now.before(3 * HOUR)));
+    let worker = receiver(cluster.node(2, Role::Worker));
+    let outcome = handshake(expired.server_config(), worker.client_config(ServerExpectation::Manager)).await;
+    assert!(matches!(outcome.client_error(), HandshakeError::Refused(VerifyError::Expired { .. })));
+}
+
+/// However wrong a clock is, the manager's time can be asked for; the token is shown to nobody by then.
+#[tokio::test]
+async fn a_joining_node_can_compare_clocks_that_are_years_apart() {
+    let cluster = Cluster::new(1);
+    let digest = cluster.ca.digest();
+    let now = Timestamp::now();
+    for issued in [now.after(1000 * 24 * HOUR), now.before(1000 * 24 * HOUR)] {
+        let manager = receiver(cluster.node_at(1, Role::Manager, issued));
+        let outcome = handshake(manager.server_config(), bootstrap_client_config(digest)).await;
+        assert!(matches!(
+            outcome.client_error(),
+            HandshakeError::Refused(VerifyError::Expired { .. } | VerifyError::NotYetValid { .. })
+        ));
+        let (server, client) = handshake(manager.server_config(), probe_client_config(digest)).await.both();
+        assert_eq!((server, client), (manager.identity(), None));
+        let others = probe_client_config(Cluster::new(2).ca.digest());
+        let outcome = handshake(manager.server_config(), others).await;
+        assert!(matches!(outcome.client_error(), HandshakeError::Refused(VerifyError::WrongRoot { .. })));
+    }
 }
 
 #[tokio::test]

@@ -118,7 +118,7 @@ fn cluster_view(state: &State, node: NodeId) -> v1::manager_message::ClusterView
         root_cert_pem: state.cluster().map(|cluster| cluster.root_ca.cert_pem.clone()).unwrap_or_default(),
         role: v1::Role::from(state.node(node).map_or(Role::Worker, |node| node.role)).into(),
         heartbeat_period_nanos: nanos(heartbeat_period(state)),
-        renew_generation: 0,
+        renew_below: state.node(node).map_or(0, |node| node.role_since.0),
     }
 }
 
@@ -140,6 +140,6 @@ fn nanos(span: Duration) -> u64 {
 /// Who opened a stream. The role table lets only nodes call here, so a caller without identity is a fault of ours.
 fn caller<T>(request: &Request<T>) -> Result<(Peer, NodeId), Status> {
     let peer = request.extensions().get::<Peer>().copied();
-    peer.and_then(|peer| peer.identity.map(|identity| (peer, identity.node)))
+    peer.and_then(|peer| peer.identity().map(|identity| (peer, identity.node)))
         .ok_or_else(|| Status::unauthenticated("expected a certificate of this cluster, found none"))
 }

@@ -35,17 +35,27 @@ pub(super) async fn run(context: &Context) -> Result<(), WriteError> {
     }
 }
 
-/// Nodes whose role differs from the one wanted.
+/// Nodes whose role differs from the one wanted, and workers that are members of the group all the same: they were
+/// taken in while they were being demoted.
 fn pending(state: &State) -> impl Iterator<Item = &Node> {
-    state.nodes().map(|node| &**node).filter(|node| node.role != node.spec.role)
+    state
+        .nodes()
+        .map(|node| &**node)
+        .filter(|node| node.role != node.spec.role || (node.role == Role::Worker && node.manager.is_some()))
 }
 
 /// Takes a node the next step towards its role; `false` if that has to be tried again.
 async fn reconcile(context: &Context, node: &Node) -> Result<bool, WriteError> {
     let id = node.id;
     let mut writes = vec![Write::SetNodeRole { id, role: node.spec.role }];
-    if let Some(manager) = node.manager.as_ref().filter(|_| node.spec.role == Role::Worker) {
-        match context.raft.remove_member(manager.raft_id).await {
+    if node.spec.role == Role::Worker {
+        // The node object does not tell of learners, the group does.
+        let member = context.raft.members().into_iter().find(|member| member.node_id == id);
+        let removed = match member {
+            Some(member) => context.raft.remove_member(member.raft_id).await,
+            None => Ok(Removal::Done),
+        };
+        match removed {
             Ok(Removal::Done) | Err(RemoveError::NoMember(_)) => {}
             // The next leader completes it; this unit ends when that one takes over.
             Ok(Removal::Transferred { .. }) => return Ok(false),

@@ -233,9 +233,10 @@ impl RaftNode {
         Self::open(config, identity.raft_id).await
     }
 
-    /// Whether `dir` holds a member that can be started.
+    /// Whether `dir` holds a member. One that was killed before it first ran has neither an identity nor the log that
+    /// comes after it.
     pub fn exists(dir: &Path) -> bool {
-        dir.join("member").exists()
+        dir.join("member").exists() || dir.join("log").exists()
     }
 
     /// Becomes a member of the group that the manager at `addr` belongs to, and returns once this one is a voter that
@@ -614,7 +615,7 @@ mod tests {
     use std::net::{Ipv4Addr, TcpListener};
 
     use rswarm_core::state::Write;
-    use rswarm_types::{Meta, Node, NodeSpec, NodeStatus, Role, Timestamp};
+    use rswarm_types::{Meta, Node, NodeSpec, NodeStatus, Role, Timestamp, Version};
     use tonic::transport::{Channel, Endpoint};
 
     use super::super::config::Timings;
@@ -653,6 +654,7 @@ mod tests {
             description: None,
             status: NodeStatus::default(),
             manager: None,
+            role_since: Version::default(),
         };
         let first = Command::one(Timestamp(1), Write::CreateNode(Box::new(node)));
         RaftNode::bootstrap(config, first).await.unwrap()

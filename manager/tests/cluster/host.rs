@@ -16,7 +16,7 @@ use rswarm_manager::{
     BoxFuture, ImageResolver, InitOptions, Manager, ManagerConfig, ResolveError, ResolvedImage,
 };
 use rswarm_types::node::{Platform, Resources};
-use rswarm_types::{Availability, ClusterId, ClusterSpec, NodeDescription, NodeId, Role, Timestamp};
+use rswarm_types::{Availability, ClusterId, ClusterSpec, NodeDescription, NodeId, Role, Timestamp, Version};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -24,6 +24,9 @@ use tonic::{Request, Status};
 
 /// Long enough for a machine shared with other builds; nothing waits this long when all is well.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Life of the certificates that tests sign themselves.
+pub const LIFE: Duration = Duration::from_secs(3600);
 
 /// Polls until `look` finds something.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
@@ -100,6 +103,11 @@ pub fn config(dir: &std::path::Path, identity: &Receiver, addr: &str) -> Manager
 impl Host {
     /// A new cluster of one manager, which takes no tasks.
     pub async fn found() -> Self {
+        Self::found_with_root().await.0
+    }
+
+    /// The same with the cluster's root, to sign certificates by hand.
+    pub async fn found_with_root() -> (Self, RootCa) {
         let now = Timestamp::now();
         let root = RootCa::generate(now).unwrap();
         let claims = Claims {
@@ -108,15 +116,15 @@ impl Host {
             cluster: ClusterId::from_bytes(random()),
         };
         let key = NodeKey::generate().unwrap();
-        let issued =
-            root.issue(&key.csr_pem().unwrap(), &claims, Duration::from_secs(3600), now, &[]).unwrap();
+        let issued = root.issue(&key.csr_pem().unwrap(), &claims, LIFE, now, Version(0), &[]).unwrap();
         let credentials = Credentials::new(root.cert_pem(), &issued.pem, key).unwrap();
         let (_, identity) = Store::new(credentials);
         let dir = tempfile::tempdir().unwrap();
+        let own_root = RootCa::from_pem(root.cert_pem(), root.key_pem()).unwrap();
         let options = InitOptions { spec: quick(), root_ca: root, availability: Availability::Drain };
         let manager = Manager::init(config(dir.path(), &identity, "127.0.0.1:0"), options).await.unwrap();
         let addr = manager.info().advertise_addr;
-        Self { manager, identity, addr, dir }
+        (Self { manager, identity, addr, dir }, own_root)
     }
 
     /// Another manager of the same cluster.
@@ -160,6 +168,14 @@ impl Host {
         .await;
         worker
     }
+}
+
+/// Credentials of a node, signed by hand three hours ago: they have expired.
+pub fn expired(root: &RootCa, claims: &Claims) -> Credentials {
+    let issued = Timestamp::now().before(3 * LIFE);
+    let key = NodeKey::generate().unwrap();
+    let issued = root.issue(&key.csr_pem().unwrap(), claims, LIFE, issued, Version(0), &[]).unwrap();
+    Credentials::new(root.cert_pem(), &issued.pem, key).unwrap()
 }
 
 pub fn random() -> [u8; 16] {

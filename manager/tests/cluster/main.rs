@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod certificates;
 mod host;
 mod membership;
 mod services;

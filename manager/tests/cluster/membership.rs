@@ -11,7 +11,7 @@ use crate::host::{Host, PATIENCE, Worker, channel, config, eventually};
 use crate::services::{create, spec, wait_running};
 
 /// A new certificate, in whatever role the cluster wants.
-async fn renew(addr: &str, identity: &Receiver) -> Receiver {
+pub async fn renew(addr: &str, identity: &Receiver) -> Receiver {
     let key = NodeKey::generate().unwrap();
     let request = v1::RenewCertificateRequest { csr_pem: key.csr_pem().unwrap() };
     let mut ca = CaClient::new(channel(addr, identity));
@@ -19,7 +19,7 @@ async fn renew(addr: &str, identity: &Receiver) -> Receiver {
     Store::new(Credentials::new(&issued.root_cert_pem, &issued.cert_pem, key).unwrap()).1
 }
 
-async fn set_role(via: &Host, id: &str, role: v1::Role) -> Result<(), tonic::Status> {
+pub async fn set_role(via: &Host, id: &str, role: v1::Role) -> Result<(), tonic::Status> {
     let node = via.node(id).await?;
     let spec = v1::NodeSpec { role: role.into(), ..node.spec.unwrap() };
     let version = node.meta.unwrap().version;

@@ -14,7 +14,7 @@ use rswarm_manager::raft::{
 };
 use rswarm_types::{
     Cluster, ClusterId, ClusterSpec, JoinSecrets, Labels, Meta, Network, NetworkDriver, NetworkId,
-    NetworkSpec, Node, NodeId, NodeSpec, NodeStatus, Role, RootCa, Timestamp,
+    NetworkSpec, Node, NodeId, NodeSpec, NodeStatus, Role, RootCa, Timestamp, Version,
 };
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -100,6 +100,7 @@ fn node_object(id: NodeId) -> Node {
         description: None,
         status: NodeStatus::default(),
         manager: None,
+        role_since: Version::default(),
     }
 }
 

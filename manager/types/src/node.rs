@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Labels, Meta, NodeId, Timestamp};
+use crate::{Labels, Meta, NodeId, Timestamp, Version};
 
 /// A member of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +14,10 @@ pub struct Node {
     pub spec: NodeSpec,
     /// The role its present certificate carries; follows `spec.role`.
     pub role: Role,
+    /// Index at which `role` last changed; 0 if it never has. Certificates issued from an older state are outdated: the
+    /// node renews its own, and one that says manager gives no rights.
+    #[serde(default)]
+    pub role_since: Version,
     /// What the node said of itself when it last registered; `None` until its first session.
     pub description: Option<NodeDescription>,
     pub status: NodeStatus,

@@ -73,6 +73,8 @@ impl TryFrom<v1::Node> for Node {
                 .transpose()?,
             status: or_default("status", wire.status)?,
             manager: wire.manager.map(|m| ManagerStatus { raft_id: m.raft_id, addr: m.addr }),
+            // The managers' own business.
+            role_since: types::Version::default(),
         })
     }
 }

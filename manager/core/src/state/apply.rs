@@ -9,7 +9,7 @@ use std::time::Duration;
 use rswarm_types::service::UpdateState;
 use rswarm_types::task::TaskNetwork;
 use rswarm_types::{
-    Availability, Cluster, Meta, Network, Node, NodeId, NodeState, Service, ServiceId, ServiceMode,
+    Availability, Cluster, Meta, Network, Node, NodeId, NodeState, Role, Service, ServiceId, ServiceMode,
     ServiceSpec, Task, TaskId, TaskState, TaskStatus, Timestamp, UpdateStatus, Version,
 };
 
@@ -67,7 +67,7 @@ impl Writer {
             Write::SetNodeDescription { id, description } => self.note_node(*id, |node| {
                 node.description = Some(description.clone());
             }),
-            Write::SetNodeRole { id, role } => self.note_node(*id, |node| node.role = *role),
+            Write::SetNodeRole { id, role } => self.set_node_role(*id, *role),
             Write::SetNodeManager { id, manager } => self.note_node(*id, |node| {
                 node.manager.clone_from(manager);
             }),
@@ -184,6 +184,16 @@ impl Writer {
             change(node);
             node.meta.updated_at = self.at;
         }
+    }
+
+    fn set_node_role(&mut self, id: NodeId, role: Role) {
+        let index = self.index;
+        self.note_node(id, |node| {
+            if node.role != role {
+                node.role = role;
+                node.role_since = index;
+            }
+        });
     }
 
     fn create_network(&mut self, network: &Network) -> Result<(), Rejected> {

@@ -103,6 +103,7 @@ impl World {
             }),
             status: NodeStatus::default(),
             manager: None,
+            role_since: Version::default(),
         };
         self.commit(vec![Write::CreateNode(Box::new(node))]).unwrap();
         self.workers.insert(id, Worker::new(id));

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use rswarm_identity::{Claims, Credentials, IssuedCertificate, NodeKey, RootCa};
-use rswarm_types::{ClusterId, NodeId, Role, Timestamp};
+use rswarm_types::{ClusterId, NodeId, Role, Timestamp, Version};
 
 pub const HOUR: Duration = Duration::from_secs(3600);
 pub const MINUTE: Duration = Duration::from_secs(60);
@@ -24,7 +24,7 @@ impl Cluster {
     }
 
     pub fn issue(&self, key: &NodeKey, claims: &Claims, now: Timestamp) -> IssuedCertificate {
-        self.ca.issue(&key.csr_pem().unwrap(), claims, HOUR, now, &[]).unwrap()
+        self.ca.issue(&key.csr_pem().unwrap(), claims, HOUR, now, Version(0), &[]).unwrap()
     }
 
     /// Credentials issued at `now`, valid for an hour.
