@@ -56,6 +56,22 @@ impl Api {
         self.wait(LocalClient::new(self.channel.clone()).info(v1::InfoRequest {}))
     }
 
+    /// Founds a cluster, without starting a daemon where none runs as the command would.
+    pub fn init(&self, advertise_addr: &str) -> Result<v1::InitResponse, Status> {
+        let request = v1::InitRequest {
+            advertise_addr: advertise_addr.to_owned(),
+            spec: Some((&rswarm_types::ClusterSpec::default()).into()),
+            ..v1::InitRequest::default()
+        };
+        self.wait(LocalClient::new(self.channel.clone()).init(request))
+    }
+
+    /// Leaves the cluster, whatever that costs it.
+    pub fn leave(&self) -> Result<(), Status> {
+        let request = v1::LeaveRequest { force: true };
+        self.wait(LocalClient::new(self.channel.clone()).leave(request)).map(drop)
+    }
+
     pub fn nodes(&self) -> Result<Vec<v1::Node>, Status> {
         self.wait(self.control().list_nodes(v1::ListNodesRequest::default())).map(|answer| answer.nodes)
     }

@@ -169,14 +169,12 @@ fn is_member(lab: &ClusterLab) -> bool {
     })
 }
 
-/// Gives a command and kills the daemon so much later.
-fn kill_during(lab: &mut ClusterLab, args: &[&str], after: Duration) {
-    let mut command = lab.host(1).rswarm(args).unwrap();
-    let quiet = std::process::Stdio::null;
-    let mut child = command.stdin(quiet()).stdout(quiet()).stderr(quiet()).spawn().unwrap();
+/// Makes a call and kills the daemon so much later.
+fn kill_during(lab: &mut ClusterLab, after: Duration, call: impl FnOnce() + Send + 'static) {
+    let caller = std::thread::spawn(call);
     std::thread::sleep(after);
     lab.crash(1);
-    let _ = child.wait();
+    caller.join().unwrap();
 }
 
 /// Whatever the kill has left, the next daemon makes a whole of it: in a cluster with all that was acknowledged, or in
@@ -185,30 +183,36 @@ fn kill_during(lab: &mut ClusterLab, args: &[&str], after: Duration) {
 fn killed_while_it_founds_or_leaves_a_cluster_it_is_a_member_or_none() {
     let Some(mut lab) = ClusterLab::new("halfway", 1) else { return };
     let address = lab.host(1).address.to_string();
-    let init = ["init", "--advertise-addr", &address];
-    let leave = ["leave", "--force"];
     let mut outcomes = [[0; 2]; 2];
-    for round in 0..12 {
-        let after = Duration::from_millis(15 * round);
+    for round in 0..8 {
+        let after = Duration::from_millis(30 * round);
         lab.start(1);
-        kill_during(&mut lab, &init, after);
+        assert!(!is_member(&lab));
+        let (api, address) = (lab.api(1), address.clone());
+        // Its answer, if there is one, is the daemon's word that there is a cluster.
+        let (tell, told) = std::sync::mpsc::channel();
+        kill_during(&mut lab, after, move || tell.send(api.init(&address).is_ok()).unwrap());
         lab.start(1);
         let founded = is_member(&lab);
+        assert!(founded || !told.recv().unwrap(), "what was acknowledged is there");
         outcomes[0][usize::from(founded)] += 1;
         if !founded {
             lab.init(1);
         }
         lab.create(1, "web", 0, &[], &[]);
-        kill_during(&mut lab, &leave, after);
+        let api = lab.api(1);
+        let (tell, told) = std::sync::mpsc::channel();
+        kill_during(&mut lab, after, move || tell.send(api.leave().is_ok()).unwrap());
         lab.start(1);
         let stayed = is_member(&lab);
+        assert!(!(stayed && told.recv().unwrap()), "it had left");
         outcomes[1][usize::from(stayed)] += 1;
         if stayed {
             lab.wait("what was acknowledged is there", SOON, || match lab.api(1).services() {
                 Ok(services) if services.len() == 1 => Ok(()),
                 other => Err(format!("{other:?}")),
             });
-            lab.ok(1, &leave);
+            lab.ok(1, &["leave", "--force"]);
         }
         for name in ["manager", "node.json", "membership.change"] {
             assert!(!lab.host(1).data_root.join(name).exists(), "`{name}` is left");

@@ -63,7 +63,8 @@ pub async fn withdraw(managers: &[String], identity: &identity::Receiver) -> any
             answer => answer.map(drop),
         }
     };
-    ask_each(managers, identity, ask).await
+    // Twice, for what a node has open is closed soon after it was removed, its answer perhaps with it.
+    ask_each(&[managers, managers].concat(), identity, ask).await
 }
 
 /// Asks for a new certificate over a key of its own.
@@ -189,13 +190,15 @@ mod tests {
             nodes.into_inner().nodes.len()
         };
         let behind = |span: Duration| move || Timestamp::now().before(span);
+        // The manager is asked a moment before the host's clock is.
         for (hours, expected) in [(1, "60 minutes behind"), (24 * 400, "576000 minutes behind")] {
-            let refused = enrol(&token, &addr, 0, behind(hours * HOUR)).await.unwrap_err().to_string();
+            let wrong = behind(hours * HOUR + HOUR / 120);
+            let refused = enrol(&token, &addr, 0, wrong).await.unwrap_err().to_string();
             assert!(refused.contains(expected) && refused.contains("set this host's clock"), "{refused}");
         }
         let ahead = || Timestamp::now().after(HOUR);
         let refused = enrol(&token, &addr, 0, ahead).await.unwrap_err().to_string();
-        assert!(refused.contains("minutes ahead"), "{refused}");
+        assert!(refused.contains("60 minutes ahead"), "{refused}");
         assert_eq!(nodes().await, 1, "nobody was let in");
 
         let joined = enrol(&token, &addr, 0, behind(Duration::from_secs(600))).await.unwrap();
