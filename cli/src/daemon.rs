@@ -92,6 +92,7 @@ async fn serve(mut paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
         },
         control.clone(),
     );
+    journal::settle(&paths)?;
     if rswarm_identity::IdentityDir::new(paths.identity()).load()?.is_some() {
         control.starting();
     }

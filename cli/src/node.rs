@@ -447,6 +447,7 @@ mod tests {
             description: Some(description),
             status: NodeStatus::default(),
             manager: None,
+            role_since: rswarm_types::Version::default(),
         };
         let tls = Tls {
             trust_root: "-----BEGIN\nabc\n".to_owned(),

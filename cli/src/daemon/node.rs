@@ -91,7 +91,6 @@ impl Node {
     /// Takes up the membership that is on disk, if there is one.
     pub async fn resume(&self) -> anyhow::Result<()> {
         let mut state = self.shared.state.lock().await;
-        journal::settle(self.paths())?;
         let Some(credentials) = self.identity_dir().load()? else { return Ok(()) };
         let path = self.paths().settings();
         let settings = Settings::load(&path)?.with_context(|| {
