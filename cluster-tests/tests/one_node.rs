@@ -174,7 +174,7 @@ fn kill_during(lab: &mut ClusterLab, after: Duration, call: impl FnOnce() + Send
     let caller = std::thread::spawn(call);
     std::thread::sleep(after);
     lab.crash(1);
-    caller.join().unwrap();
+    caller.join().expect("the caller has not panicked");
 }
 
 /// Whatever the kill has left, the next daemon makes a whole of it: in a cluster with all that was acknowledged, or in

@@ -17,16 +17,17 @@ const TLS_HANDSHAKE: u8 = 22;
 
 /// Serves one image for a platform nobody has, over http, for as long as the test runs.
 fn serve_foreign_image(lab: &ClusterLab, number: usize) -> String {
-    let listener = lab.host(number).run(|| TcpListener::bind(("0.0.0.0", PORT))).unwrap().unwrap();
+    let listener = lab.host(number).run(|| TcpListener::bind(("0.0.0.0", PORT)));
+    let listener = listener.expect("the host's namespace").expect("a free port");
     std::thread::spawn(move || {
         for connection in listener.incoming().flatten() {
-            std::thread::spawn(move || drop(answer(connection)));
+            std::thread::spawn(move || drop(answer(&connection)));
         }
     });
     format!("{}:{PORT}", lab.host(number).address)
 }
 
-fn answer(connection: TcpStream) -> std::io::Result<()> {
+fn answer(connection: &TcpStream) -> std::io::Result<()> {
     const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
     let config =
         r#"{"architecture":"s390x","os":"linux","rootfs":{"type":"layers","diff_ids":[]},"config":{}}"#;
@@ -38,7 +39,7 @@ fn answer(connection: TcpStream) -> std::io::Result<()> {
     let mut first = [0];
     connection.peek(&mut first)?;
     if first == [TLS_HANDSHAKE] {
-        return (&connection).write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+        return (&mut &*connection).write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
     }
     let mut reader = BufReader::new(connection.try_clone()?);
     let mut request = String::new();
@@ -51,8 +52,9 @@ fn answer(connection: TcpStream) -> std::io::Result<()> {
         _ => ("400 Bad Request", "text/plain", "this is http"),
     };
     let length = body.len();
+    let mut connection = connection;
     write!(
-        &connection,
+        connection,
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
     )
 }
@@ -60,8 +62,8 @@ fn answer(connection: TcpStream) -> std::io::Result<()> {
 /// Ends a daemon that `init` has started, and waits until it has let go of its data root.
 fn end_daemon(lab: &ClusterLab, number: usize) {
     let path = lab.host(number).data_root.join("lock");
-    let pid = std::fs::read_to_string(&path).unwrap().parse().unwrap();
-    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    let pid = std::fs::read_to_string(&path).expect("a lock file").parse().expect("a process id");
+    kill(Pid::from_raw(pid), Signal::SIGTERM).expect("a daemon that runs");
     lab.wait("the daemon has ended", SOON, || {
         let file = std::fs::File::open(&path).map_err(|error| error.to_string())?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

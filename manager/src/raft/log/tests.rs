@@ -362,6 +362,7 @@ async fn fill_and_empty(small: &Path) {
     };
     let empty = || fs::remove_file(small.join("filler")).unwrap();
     // More than what is left of the segment.
+    #[allow(clippy::async_yields_async, reason = "the caller waits for it later")]
     let append_until_full = async |indexes: std::ops::RangeInclusive<u64>| {
         let mut writing = log.clone();
         let waiting = tokio::spawn(async move { append(&mut writing, 1, indexes).await });
