@@ -31,8 +31,20 @@ async fn replicate(addr: &str, identity: &Receiver) -> Code {
     refused
 }
 
+/// Asks again where its connection was closed, since the node was demoted or removed, before it had the answer. Who is
+/// then refused as a stranger has what it asked for.
 async fn withdraw(addr: &str, identity: &Receiver) -> Result<(), Status> {
-    CaClient::new(channel(addr, identity)).withdraw(v1::WithdrawRequest {}).await.map(drop)
+    let mut asked_before = false;
+    loop {
+        let answer = CaClient::new(channel(addr, identity)).withdraw(v1::WithdrawRequest {}).await;
+        match answer.map(drop) {
+            Err(status) if asked_before && status.code() == Code::PermissionDenied => return Ok(()),
+            Err(status) if !asked_before && matches!(status.code(), Code::Unknown | Code::Unavailable) => {
+                asked_before = true;
+            }
+            answer => return answer,
+        }
+    }
 }
 
 /// The certificate that the server at `addr` shows.
