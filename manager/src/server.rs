@@ -39,6 +39,9 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// A client that answers no ping for these two together is gone, and its streams end.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Life of a connection that was opened with an expired certificate: enough to renew it. Whoever goes on with it, as a
+/// manager would with the one it replicates over, is to come back with the new certificate.
+const EXPIRED_LIFE: Duration = Duration::from_secs(1);
 /// How long requests in flight may take to end when the manager stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -221,6 +224,13 @@ impl Connections {
         open.next += 1;
         open.by_node.insert(key, Handle { certificate: peer.certificate, close: token.clone() });
         drop(open);
+        if peer.expired {
+            let token = token.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(EXPIRED_LIFE).await;
+                token.cancel();
+            });
+        }
         Connection { stream, peer, closed: Box::pin(token.cancelled_owned()), key, connections: self.clone() }
     }
 
