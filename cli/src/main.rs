@@ -69,6 +69,9 @@ enum Command {
     /// Manage the images of this host
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Run containers with runc's command line (see `rswarm runtime --help`)
+    #[command(disable_help_flag = true)]
+    Runtime,
     /// Run the daemon of this host in the foreground
     Daemon(daemon::DaemonArgs),
     /// Make several hosts on this machine with a cluster and a service on them, to try things on
@@ -87,8 +90,15 @@ enum SwarmCommand {
 const EXIT_BAD_FLAG: u8 = 125;
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|first| first == "shim") {
-        std::process::exit(rswarm_runtime::shim_main(std::env::args_os().skip(2)));
+    let mut args = std::env::args_os();
+    let name = args.next();
+    if is_runc(name.as_deref()) {
+        std::process::exit(rswarm_runtime::runc_main(args));
+    }
+    match args.next().as_deref().and_then(std::ffi::OsStr::to_str) {
+        Some("shim") => std::process::exit(rswarm_runtime::shim_main(args)),
+        Some("runtime") => std::process::exit(rswarm_runtime::runc_main(args)),
+        _ => {}
     }
     if std::env::args_os()
         .skip(1)
@@ -112,6 +122,12 @@ fn main() -> ExitCode {
     }
 }
 
+/// Whether this program was called by the name that makes it runc's stand-in.
+fn is_runc(name: Option<&std::ffi::OsStr>) -> bool {
+    let name = name.and_then(|name| std::path::Path::new(name).file_name());
+    name.is_some_and(|name| name == rswarm_runtime::RUNC_PROGRAM)
+}
+
 fn usage(error: &clap::Error) -> ExitCode {
     // Nothing can be done if the terminal does not take it.
     let _ = error.print();
@@ -127,8 +143,11 @@ fn usage(error: &clap::Error) -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     let Cli { paths, command } = cli;
-    if let Command::Daemon(args) = command {
-        return daemon::run(paths, args);
+    match command {
+        Command::Daemon(args) => return daemon::run(paths, args),
+        // It has global options of its own.
+        Command::Runtime => anyhow::bail!("`runtime` has to be the first word: rswarm runtime …"),
+        _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -154,7 +173,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Task(command) => task::run(&client, command).await,
             Command::Image(command) => image::run(&client, command).await,
             Command::Playground(args) => playground::run(args).await,
-            Command::Daemon(_) => unreachable!("the daemon was started above"),
+            Command::Daemon(_) | Command::Runtime => unreachable!("these were started above"),
         }
     })
 }

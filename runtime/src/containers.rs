@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,19 +12,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::mount::OpenTreeFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::cgroup::{Cgroup, Layout, Stats};
 use crate::error::{self, Failure, RuntimeError};
 use crate::request::{CreateRequest, ShimRequest};
+use crate::seal::seal;
 use crate::shim::protocol::{self, Reply, Request};
 use crate::state::{
     self, CONFIG_FILE, EXIT_FILE, ExitStatus, INIT_FILE, InitRecord, REQUEST_FILE, ROOTFS_DIRECTORY, State,
     Status,
 };
-use crate::sys::{self, MountAttributes};
+use crate::sys;
 
 /// How long a shim may take to create a container or to run its program. Only a hanging file system gets near it.
 const WORK: Duration = Duration::from_secs(60);
@@ -210,16 +210,6 @@ impl Containers {
         }
         Ok(self.root.join(id))
     }
-}
-
-/// A read-only mount of `executable` that is in no namespace: nobody can find it to make it writable, and a program
-/// run from it cannot be written to through `/proc/<pid>/exe`.
-fn seal(executable: &Path) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let mount = rustix::mount::open_tree(rustix::fs::CWD, executable, flags)?;
-    let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
-    sys::mount_setattr(mount.as_fd(), attributes, false)?;
-    Ok(mount)
 }
 
 fn write<T: serde::Serialize>(path: PathBuf, value: &T) -> Result<(), RuntimeError> {

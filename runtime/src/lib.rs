@@ -3,25 +3,30 @@
 //! - [`Containers`] creates containers and finds them again; [`Container`] is the handle on one.
 //! - [`shim_main`] is the entry of the helper process, one per container.
 //! - [`Features`] says what the kernel lacks.
+//! - [`runc_main`] is runc's command line over the same plan and steps, for callers that bring a parent of their own.
 //! - [`default_spec`] is the configuration to start from; [`log`] reads what a container has written.
 //!
 //! Inside, a configuration becomes a [`plan`] (pure), which `run` performs. Only `sys` contains `unsafe`.
 
 pub mod cgroup;
+mod cli;
 mod containers;
 mod defaults;
 mod error;
 mod features;
+mod hooks;
 pub mod log;
 pub mod plan;
 mod request;
 mod run;
+mod seal;
 pub mod seccomp;
 mod shim;
 mod state;
 mod sys;
 
 pub use cgroup::Stats;
+pub use cli::{PROGRAM as RUNC_PROGRAM, runc_main};
 pub use containers::{Container, Containers, ShimCommand};
 pub use defaults::{DEFAULT_CAPABILITIES, default_spec, set_capabilities};
 pub use error::{Cause, Failure, RuntimeError};

@@ -94,16 +94,29 @@ pub(crate) struct ProcessIdentity {
 
 impl ProcessIdentity {
     pub fn of(pid: i32) -> io::Result<Self> {
+        Self::read(pid).map(|(found, _)| found)
+    }
+
+    /// The same for a process that has not ended: one that only waits to be waited for is not found.
+    pub fn of_running(pid: i32) -> io::Result<Self> {
+        match Self::read(pid)? {
+            (_, b'Z' | b'X') => Err(io::ErrorKind::NotFound.into()),
+            (found, _) => Ok(found),
+        }
+    }
+
+    /// With its state letter.
+    fn read(pid: i32) -> io::Result<(Self, u8)> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
         // The second field is a name in brackets that may itself hold spaces and brackets.
-        let start_time = stat
-            .rsplit_once(')')
-            .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19))
-            .and_then(|field| field.parse().ok())
-            .ok_or_else(|| {
-                io::Error::new(io::ErrorKind::InvalidData, format!("unexpected `/proc/{pid}/stat`"))
-            })?;
-        Ok(Self { pid, start_time })
+        let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_ascii_whitespace());
+        let mut fields = fields.into_iter().flatten();
+        let state = fields.next().and_then(|field| field.bytes().next());
+        let start_time = fields.nth(18).and_then(|field| field.parse().ok());
+        match (state, start_time) {
+            (Some(state), Some(start_time)) => Ok((Self { pid, start_time }, state)),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("unexpected `/proc/{pid}/stat`"))),
+        }
     }
 
     pub fn is_alive(self) -> bool {

@@ -11,6 +11,9 @@ pub struct Layout {
     pub v1: Vec<Hierarchy>,
     /// Mount point of the v2 tree.
     pub unified: Option<PathBuf>,
+    /// Controllers of the v2 tree: all on a v2 host, those without a v1 hierarchy of their own on a hybrid one.
+    #[serde(default)]
+    pub unified_controllers: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,10 +32,20 @@ impl Layout {
     /// # Errors
     /// When `/proc` is not there.
     pub fn detect() -> io::Result<Self> {
-        std::fs::read_to_string("/proc/self/mountinfo").map(|text| Self::parse(&text))
+        let mut layout = std::fs::read_to_string("/proc/self/mountinfo").map(|text| Self::parse(&text))?;
+        if let Some(unified) = &layout.unified {
+            let names = std::fs::read_to_string(unified.join("cgroup.controllers")).unwrap_or_default();
+            layout.unified_controllers = names.split_ascii_whitespace().map(str::to_owned).collect();
+        }
+        Ok(layout)
     }
 
-    /// From the text of `/proc/<pid>/mountinfo`. Of several mounts of one hierarchy the first counts.
+    /// Every controller is on v2.
+    pub fn is_v2(&self) -> bool {
+        self.v1.is_empty() && self.unified.is_some()
+    }
+
+    /// From the text of `/proc/<pid>/mountinfo`, which does not tell the v2 tree's controllers. Of several mounts of one hierarchy the first counts.
     pub fn parse(mountinfo: &str) -> Self {
         let mut layout = Self::default();
         for line in mountinfo.lines() {

@@ -1,15 +1,24 @@
 //! From OCI resources to the values of cgroup files. Pure.
+//!
+//! A zero that the specification does not give a meaning to is "not set", as in runc: engines send it.
+//!
+//! Source: OCI runtime-spec, "Control groups"; Linux `Documentation/admin-guide/cgroup-v1` and `cgroup-v2.rst`.
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxCpu, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxResources};
+use oci_spec::runtime::{
+    LinuxCpu, LinuxDeviceCgroup, LinuxDeviceType, LinuxHugepageLimit, LinuxMemory, LinuxNetwork,
+    LinuxResources,
+};
 
-use super::{Cgroup, Layout};
+use super::{Cgroup, Layout, Member};
 
 /// The cgroup to make and what to write into it, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CgroupPlan {
     pub cgroup: Cgroup,
+    /// v2 controllers to hand down from the root.
+    pub controllers: Vec<&'static str>,
     pub limits: Vec<Write>,
     /// Device rules that files cannot express: on v2 they are a program.
     pub device_program: Option<Vec<LinuxDeviceCgroup>>,
@@ -29,13 +38,22 @@ pub enum CgroupError {
         "invalid cgroup path `{path}`: expected an absolute path without `..`, such as `/rswarm/node/task`"
     )]
     Path { path: String },
-    #[error("resource `{name}` is not supported yet")]
-    NotSupported { name: &'static str },
+    #[error("resource `{name}` is not supported: {reason}")]
+    NotSupported { name: &'static str, reason: &'static str },
     #[error("resource `{name}` needs the cgroup controller `{controller}`, which this host does not have")]
     NoController { name: &'static str, controller: &'static str },
-    #[error("resource `{name}` has the invalid value `{value}`")]
-    Invalid { name: &'static str, value: String },
+    #[error(
+        "resource `unified` needs the cgroup controller `{controller}`, which the v2 tree of this host does not have"
+    )]
+    NotUnified { controller: String },
+    #[error("resource `{name}` has the invalid value `{value}`: expected {expected}")]
+    Invalid { name: &'static str, value: String, expected: &'static str },
 }
+
+/// Controllers that are switched on for our part of a v2 host's tree, and those that `unified` keys may ask for.
+const CONTROLLERS: [&str; 8] = ["cpu", "cpuset", "io", "memory", "pids", "hugetlb", "rdma", "misc"];
+/// Of these, as many as every container gets.
+const ALWAYS: usize = 5;
 
 /// What to make and write for a container with `resources` in the cgroup `path`.
 ///
@@ -52,11 +70,22 @@ pub fn plan(
     if !ordinary {
         return Err(CgroupError::Path { path: path.to_owned() });
     }
-    let cgroup = Cgroup::at(layout, path);
-    let mut files = Files { cgroup: &cgroup, v2: layout.v1.is_empty(), writes: Vec::new() };
+    update(layout, Cgroup::at(layout, path), resources)
+}
+
+/// What to write for new `resources` of a container that exists.
+///
+/// # Errors
+/// As [`plan`].
+pub fn update(
+    layout: &Layout,
+    cgroup: Cgroup,
+    resources: Option<&LinuxResources>,
+) -> Result<CgroupPlan, CgroupError> {
+    let controllers = if layout.is_v2() { CONTROLLERS[..ALWAYS].to_vec() } else { Vec::new() };
+    let mut files = Files { cgroup: &cgroup, layout, controllers, writes: Vec::new() };
     let mut device_program = None;
     if let Some(resources) = resources {
-        refuse_unsupported(resources, files.v2)?;
         if let Some(memory) = resources.memory() {
             files.memory(memory)?;
         }
@@ -68,8 +97,18 @@ pub fn plan(
             let value = if limit > 0 { limit.to_string() } else { "max".to_owned() };
             files.write("pids.limit", "pids", "pids.max", value)?;
         }
+        if let Some(block_io) = resources.block_io() {
+            files.block_io(block_io)?;
+        }
+        for limit in resources.hugepage_limits().iter().flatten() {
+            files.huge_pages(limit)?;
+        }
+        if let Some(network) = resources.network() {
+            files.network(network)?;
+        }
+        files.rdma(resources)?;
         if let Some(rules) = resources.devices().as_ref().filter(|rules| !rules.is_empty()) {
-            if files.v2 {
+            if layout.is_v2() {
                 device_program = Some(rules.clone());
             } else {
                 for rule in rules {
@@ -78,88 +117,186 @@ pub fn plan(
                 }
             }
         }
-        for (name, value) in resources.unified().iter().flatten() {
-            if name.contains('/') || !name.contains('.') {
-                return Err(CgroupError::Invalid { name: "unified", value: name.clone() });
-            }
-            files.write("unified", "unified", name, value.clone())?;
+        let mut unified: Vec<_> = resources.unified().iter().flatten().collect();
+        unified.sort();
+        for (key, value) in unified {
+            files.unified(key, value)?;
         }
     }
-    let limits = files.writes;
-    Ok(CgroupPlan { cgroup, limits, device_program })
-}
-
-fn refuse_unsupported(resources: &LinuxResources, v2: bool) -> Result<(), CgroupError> {
-    let refused = [
-        ("blockIO", resources.block_io().is_some()),
-        ("hugepageLimits", resources.hugepage_limits().as_ref().is_some_and(|list| !list.is_empty())),
-        ("network", resources.network().is_some()),
-        ("rdma", resources.rdma().as_ref().is_some_and(|map| !map.is_empty())),
-        ("memory.kernelTCP", resources.memory().as_ref().is_some_and(|memory| memory.kernel_tcp().is_some())),
-        ("unified", !v2 && resources.unified().as_ref().is_some_and(|map| !map.is_empty())),
-    ];
-    refused.iter().find(|(_, set)| *set).map_or(Ok(()), |(name, _)| Err(CgroupError::NotSupported { name }))
+    let Files { writes: limits, controllers, .. } = files;
+    Ok(CgroupPlan { cgroup, controllers, limits, device_program })
 }
 
 /// Collects values for the files of one cgroup.
-struct Files<'a> {
+pub(super) struct Files<'a> {
     cgroup: &'a Cgroup,
-    v2: bool,
+    layout: &'a Layout,
+    controllers: Vec<&'static str>,
     writes: Vec<Write>,
 }
 
 impl Files<'_> {
-    fn write(
+    pub(super) fn write(
         &mut self,
         name: &'static str,
         controller: &'static str,
         file: &str,
         value: String,
     ) -> Result<(), CgroupError> {
-        let member = self
-            .cgroup
-            .members
-            .iter()
-            .find(|member| if self.v2 { member.is_unified() } else { member.has(controller) });
-        let Some(member) = member else { return Err(CgroupError::NoController { name, controller }) };
-        self.writes.push(Write { path: member.directory.join(file), value });
+        let path = self.member(name, controller)?.directory.join(file);
+        self.use_unified(controller);
+        self.writes.push(Write { path, value });
+        Ok(())
+    }
+
+    /// Whether this controller is on v2.
+    pub(super) fn is_v2(&self, name: &'static str, controller: &'static str) -> Result<bool, CgroupError> {
+        self.member(name, controller).map(Member::is_unified)
+    }
+
+    fn member(&self, name: &'static str, controller: &'static str) -> Result<&Member, CgroupError> {
+        let v2_name = if controller == "blkio" { "io" } else { controller };
+        let v1 = self.cgroup.members.iter().find(|member| member.has(controller));
+        let unified = || {
+            let there =
+                self.layout.is_v2() || self.layout.unified_controllers.iter().any(|found| found == v2_name);
+            self.cgroup.members.iter().find(|member| there && member.is_unified())
+        };
+        v1.or_else(unified).ok_or(CgroupError::NoController { name, controller: v2_name })
+    }
+
+    /// Makes sure that the files of a controller appear where the v2 tree has it.
+    fn use_unified(&mut self, controller: &str) {
+        let name = if controller == "blkio" { "io" } else { controller };
+        let v1 = self.cgroup.members.iter().any(|member| member.has(controller));
+        let known = CONTROLLERS.iter().find(|known| **known == name);
+        if let Some(known) = known.filter(|known| !v1 && !self.controllers.contains(known)) {
+            self.controllers.push(known);
+        }
+    }
+
+    /// A raw v2 file, as `memory.high`.
+    fn unified(&mut self, key: &str, value: &str) -> Result<(), CgroupError> {
+        let expected = "the name of a v2 file, such as `memory.high`";
+        let invalid = || CgroupError::Invalid { name: "unified", value: key.to_owned(), expected };
+        let (controller, _) = key.split_once('.').ok_or_else(invalid)?;
+        if key.contains('/') || value.contains('\0') {
+            return Err(invalid());
+        }
+        let there = controller == "cgroup"
+            || self.layout.is_v2()
+            || self.layout.unified_controllers.iter().any(|found| found == controller);
+        let member = self.cgroup.members.iter().find(|member| there && member.is_unified());
+        let Some(member) = member else {
+            return Err(CgroupError::NotUnified { controller: controller.to_owned() });
+        };
+        let path = member.directory.join(key);
+        self.use_unified(controller);
+        self.writes.push(Write { path, value: value.to_owned() });
+        Ok(())
+    }
+
+    fn huge_pages(&mut self, limit: &LinuxHugepageLimit) -> Result<(), CgroupError> {
+        let size = limit.page_size();
+        let expected = "a page size such as `2MB`";
+        if !size.ends_with('B') || !size.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Err(CgroupError::Invalid { name: "hugepageLimits", value: size.clone(), expected });
+        }
+        let v2 = self.is_v2("hugepageLimits", "hugetlb")?;
+        let file = if v2 { format!("hugetlb.{size}.max") } else { format!("hugetlb.{size}.limit_in_bytes") };
+        let none = if v2 { "max" } else { "-1" };
+        let value = if limit.limit() < 0 { none.to_owned() } else { limit.limit().to_string() };
+        self.write("hugepageLimits", "hugetlb", &file, value)
+    }
+
+    fn network(&mut self, network: &LinuxNetwork) -> Result<(), CgroupError> {
+        if let Some(class) = network.class_id().filter(|class| *class != 0) {
+            self.write("network.classID", "net_cls", "net_cls.classid", class.to_string())?;
+        }
+        for priority in network.priorities().iter().flatten() {
+            let value = format!("{} {}", priority.name(), priority.priority());
+            self.write("network.priorities", "net_prio", "net_prio.ifpriomap", value)?;
+        }
+        Ok(())
+    }
+
+    fn rdma(&mut self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        let mut devices: Vec<_> = resources.rdma().iter().flatten().collect();
+        devices.sort_by_key(|(device, _)| device.as_str());
+        for (device, limits) in devices {
+            // The library keeps these two to itself, but not from its own serializer.
+            let limits = serde_json::to_value(limits).unwrap_or_default();
+            let part = |key: &str, name: &str| limits.get(key).map(|number| format!(" {name}={number}"));
+            let parts = [part("hcaHandles", "hca_handle"), part("hcaObjects", "hca_object")];
+            let value = parts.into_iter().flatten().fold(device.clone(), |text, part| text + &part);
+            self.write("rdma", "rdma", "rdma.max", value)?;
+        }
         Ok(())
     }
 
     fn memory(&mut self, memory: &LinuxMemory) -> Result<(), CgroupError> {
         let bytes = |value: i64, none: &str| if value < 0 { none.to_owned() } else { value.to_string() };
-        if self.v2 {
-            if let Some(limit) = memory.limit() {
+        let set = |value: Option<i64>| value.filter(|value| *value != 0);
+        let kernel = [("memory.kernel", memory.kernel()), ("memory.kernelTCP", memory.kernel_tcp())];
+        for (name, value) in kernel {
+            if set(value).is_some_and(|value| value > 0) {
+                return Err(CgroupError::NotSupported { name, reason: "kernels have given up this limit" });
+            }
+        }
+        let (limit, total, reservation) =
+            (set(memory.limit()), set(memory.swap()), set(memory.reservation()));
+        let swappiness = memory.swappiness();
+        let nothing = limit.or(total).or(reservation).is_none()
+            && swappiness.is_none()
+            && memory.disable_oom_killer() != Some(true);
+        if nothing {
+            return Ok(());
+        }
+        if let Some(value) = swappiness.filter(|value| *value > 100) {
+            let expected = "0 to 100";
+            return Err(CgroupError::Invalid {
+                name: "memory.swappiness",
+                value: value.to_string(),
+                expected,
+            });
+        }
+        if self.is_v2("memory", "memory")? {
+            if let Some(limit) = limit {
                 self.write("memory.limit", "memory", "memory.max", bytes(limit, "max"))?;
             }
-            if let Some(total) = memory.swap() {
+            if let Some(total) = total {
                 // OCI and v1 count memory and swap together, v2 swap alone.
-                let swap = match (total, memory.limit()) {
+                let swap = match (total, limit) {
                     (total, _) if total < 0 => -1,
                     (total, Some(limit)) if limit >= 0 && total >= limit => total - limit,
-                    _ => return Err(CgroupError::Invalid { name: "memory.swap", value: total.to_string() }),
+                    _ => {
+                        let (value, expected) =
+                            (total.to_string(), "memory and swap together, so at least the limit");
+                        return Err(CgroupError::Invalid { name: "memory.swap", value, expected });
+                    }
                 };
                 self.write("memory.swap", "memory", "memory.swap.max", bytes(swap, "max"))?;
             }
-            if let Some(reservation) = memory.reservation() {
+            if let Some(reservation) = reservation {
                 self.write("memory.reservation", "memory", "memory.low", bytes(reservation, "max"))?;
             }
-            if memory.swappiness().is_some() {
-                return Err(CgroupError::NotSupported { name: "memory.swappiness" });
-            }
-            if memory.disable_oom_killer() == Some(true) {
-                return Err(CgroupError::NotSupported { name: "memory.disableOOMKiller" });
+            let refused = [
+                ("memory.swappiness", swappiness.is_some()),
+                ("memory.disableOOMKiller", memory.disable_oom_killer() == Some(true)),
+            ];
+            if let Some((name, _)) = refused.iter().find(|(_, set)| *set) {
+                return Err(CgroupError::NotSupported { name, reason: "cgroup v2 has no such setting" });
             }
             return Ok(());
         }
-        if let Some(limit) = memory.limit() {
+        if let Some(limit) = limit {
             self.write("memory.limit", "memory", "memory.limit_in_bytes", bytes(limit, "-1"))?;
         }
-        if let Some(total) = memory.swap() {
+        if let Some(total) = total {
             // After the limit: the kernel refuses a total below it.
             self.write("memory.swap", "memory", "memory.memsw.limit_in_bytes", bytes(total, "-1"))?;
         }
-        if let Some(reservation) = memory.reservation() {
+        if let Some(reservation) = reservation {
             self.write(
                 "memory.reservation",
                 "memory",
@@ -167,7 +304,7 @@ impl Files<'_> {
                 bytes(reservation, "-1"),
             )?;
         }
-        if let Some(swappiness) = memory.swappiness() {
+        if let Some(swappiness) = swappiness {
             self.write("memory.swappiness", "memory", "memory.swappiness", swappiness.to_string())?;
         }
         if memory.disable_oom_killer() == Some(true) {
@@ -177,36 +314,48 @@ impl Files<'_> {
     }
 
     fn cpu(&mut self, cpu: &LinuxCpu) -> Result<(), CgroupError> {
-        let realtime = cpu.realtime_period().is_some_and(|value| value > 0)
-            || cpu.realtime_runtime().is_some_and(|value| value != 0);
-        if realtime {
-            return Err(CgroupError::NotSupported { name: "cpu.realtimeRuntime" });
-        }
         let period = cpu.period().filter(|period| *period > 0);
-        if self.v2 {
-            if let Some(shares) = cpu.shares().filter(|shares| *shares > 0) {
+        let quota = cpu.quota().filter(|quota| *quota != 0);
+        let burst = cpu.burst();
+        let realtime_period = cpu.realtime_period().filter(|value| *value > 0);
+        let realtime_runtime = cpu.realtime_runtime().filter(|value| *value != 0);
+        let shares = cpu.shares().filter(|shares| *shares > 0);
+        let any = shares.is_some() || period.is_some() || quota.is_some() || burst.is_some();
+        let any = any || realtime_period.is_some() || realtime_runtime.is_some();
+        if any && self.is_v2("cpu", "cpu")? {
+            if realtime_period.is_some() || realtime_runtime.is_some() {
+                let reason = "cgroup v2 has no such setting";
+                return Err(CgroupError::NotSupported { name: "cpu.realtimeRuntime", reason });
+            }
+            if let Some(shares) = shares {
                 self.write("cpu.shares", "cpu", "cpu.weight", weight(shares).to_string())?;
             }
-            if cpu.quota().is_some() || period.is_some() {
-                let quota =
-                    cpu.quota().filter(|quota| *quota > 0).map_or("max".to_owned(), |q| q.to_string());
-                let value = format!("{quota} {}", period.unwrap_or(100_000));
-                self.write("cpu.quota", "cpu", "cpu.max", value)?;
+            if quota.is_some() || period.is_some() {
+                let quota = quota.filter(|quota| *quota > 0).map_or("max".to_owned(), |q| q.to_string());
+                // Without a period the present one stays.
+                let period = period.map_or(String::new(), |period| format!(" {period}"));
+                self.write("cpu.quota", "cpu", "cpu.max", format!("{quota}{period}"))?;
             }
-            if let Some(burst) = cpu.burst() {
+            if let Some(burst) = burst {
                 self.write("cpu.burst", "cpu", "cpu.max.burst", burst.to_string())?;
             }
-        } else {
-            if let Some(shares) = cpu.shares().filter(|shares| *shares > 0) {
+        } else if any {
+            if let Some(period) = realtime_period {
+                self.write("cpu.realtimePeriod", "cpu", "cpu.rt_period_us", period.to_string())?;
+            }
+            if let Some(runtime) = realtime_runtime {
+                self.write("cpu.realtimeRuntime", "cpu", "cpu.rt_runtime_us", runtime.to_string())?;
+            }
+            if let Some(shares) = shares {
                 self.write("cpu.shares", "cpu", "cpu.shares", shares.to_string())?;
             }
             if let Some(period) = period {
                 self.write("cpu.period", "cpu", "cpu.cfs_period_us", period.to_string())?;
             }
-            if let Some(quota) = cpu.quota().filter(|quota| *quota != 0) {
+            if let Some(quota) = quota {
                 self.write("cpu.quota", "cpu", "cpu.cfs_quota_us", quota.to_string())?;
             }
-            if let Some(burst) = cpu.burst() {
+            if let Some(burst) = burst {
                 self.write("cpu.burst", "cpu", "cpu.cfs_burst_us", burst.to_string())?;
             }
         }
@@ -235,7 +384,10 @@ fn device_rule(rule: &LinuxDeviceCgroup) -> Result<String, CgroupError> {
         LinuxDeviceType::A => "a",
         LinuxDeviceType::B => "b",
         LinuxDeviceType::C | LinuxDeviceType::U => "c",
-        LinuxDeviceType::P => return Err(CgroupError::Invalid { name: "devices", value: "p".to_owned() }),
+        LinuxDeviceType::P => {
+            let expected = "the type `a`, `b` or `c`";
+            return Err(CgroupError::Invalid { name: "devices", value: "p".to_owned(), expected });
+        }
     };
     let number = |number: Option<i64>| match number {
         Some(number) if number >= 0 => number.to_string(),
@@ -243,7 +395,8 @@ fn device_rule(rule: &LinuxDeviceCgroup) -> Result<String, CgroupError> {
     };
     let access = rule.access().as_deref().filter(|access| !access.is_empty()).unwrap_or("rwm");
     if !access.chars().all(|letter| "rwm".contains(letter)) {
-        return Err(CgroupError::Invalid { name: "devices", value: access.to_owned() });
+        let expected = "an access out of `r`, `w` and `m`";
+        return Err(CgroupError::Invalid { name: "devices", value: access.to_owned(), expected });
     }
     Ok(format!("{kind} {}:{} {access}", number(rule.major()), number(rule.minor())))
 }

@@ -2,22 +2,27 @@
 //!
 //! [`plan`] is pure: it says which directories there are to be and what is written into which file. [`Cgroup`]
 //! performs it and is the handle on the result. A *hybrid* host has its controllers on v1 and an (almost) empty v2
-//! tree beside them; the container joins that too, because it can be killed as a whole there.
+//! tree beside them; the container joins that too, because it can be killed as a whole there, and because controllers
+//! that no v1 hierarchy has may be found there.
 //!
-//! Left out: block I/O, huge pages, network classes and RDMA (refused by name).
+//! Left out: kernel memory limits, which kernels have given up, and systemd as the manager (refused by name).
 //!
 //! Source: Linux `Documentation/admin-guide/cgroup-v1` and `cgroup-v2.rst`; OCI runtime-spec, "Control groups".
 
+mod block_io;
 mod devices;
+mod freezer;
 mod layout;
 mod limits;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -25,12 +30,11 @@ use crate::error::{Failure, Step};
 use crate::sys;
 
 pub use layout::{Hierarchy, Layout};
-pub use limits::{CgroupError, CgroupPlan, Write, plan};
+pub use limits::{CgroupError, CgroupPlan, Write, plan, update};
+pub use usage::Usage;
 
 /// The name of the v2 tree among a cgroup's members.
 const UNIFIED: &str = "unified";
-/// Controllers that are switched on for our part of a v2 tree.
-const WANTED: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 /// How often in a row a parent may be pruned before a directory in it is given up. Each time is the end of another
 /// container, so that more than one or two are not met in practice.
 const PRUNED_MAX: u32 = 100;
@@ -79,16 +83,57 @@ impl Cgroup {
         Self { members }
     }
 
-    /// Makes the directories, empty ones that were left over included, and applies the limits.
+    /// Removes directories left by a container that was killed with its shim: their counters must not be taken for
+    /// this one's.
+    ///
+    /// # Errors
+    /// A directory that is in use; whoever uses it is left alone.
+    pub fn clear(&self) -> Result<(), Failure> {
+        for member in &self.members {
+            if let Err(error) = fs::remove_dir(&member.directory)
+                && error.raw_os_error() == Some(libc::EBUSY)
+            {
+                return Err(Failure::new(
+                    format!("create cgroup `{}`", member.directory.display()),
+                    "it is in use by other processes or groups",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the directories, hands the v2 `controllers` down to them and applies the limits.
     ///
     /// # Errors
     /// A limit that cannot be set is an error that names file and value. Undo with [`Self::remove`].
-    pub fn create(&self, limits: &[Write]) -> Result<(), Failure> {
-        let pure_v2 = self.members.iter().all(Member::is_unified);
+    pub fn create(&self, controllers: &[&str], limits: &[Write]) -> Result<(), Failure> {
         for member in &self.members {
-            member.create(pure_v2)?;
+            unless_pruned(|| member.make_missing())?;
+            if member.is_unified() && !controllers.is_empty() {
+                member.enable_controllers(controllers)?;
+            }
         }
-        limits.iter().try_for_each(Write::perform)
+        let mut open: Option<(&Path, fs::File)> = None;
+        for write in limits {
+            // Rules come in rows for one file.
+            let at = Some(write.path.as_path());
+            if open.as_ref().map(|(path, _)| *path) != at {
+                open = Some((&write.path, write.open()?));
+            }
+            if let Some((_, file)) = &mut open {
+                write.perform_on(file)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Directories above this cgroup that do not exist yet, deepest first.
+    pub fn missing_parents(&self) -> Vec<PathBuf> {
+        let parents = self.members.iter().flat_map(|member| {
+            let above = member.directory.ancestors().skip(1);
+            above.take_while(|directory| directory.starts_with(&member.mount) && !directory.exists())
+        });
+        parents.map(Path::to_owned).collect()
     }
 
     /// The files through which a process of one thread joins the v1 directories, by writing `0`. (A container is born
@@ -96,6 +141,11 @@ impl Cgroup {
     pub fn v1_task_files(&self) -> Vec<PathBuf> {
         let v1 = self.members.iter().filter(|member| !member.is_unified());
         v1.map(|member| member.directory.join("tasks")).collect()
+    }
+
+    /// The part of it in the v2 tree.
+    pub fn unified_member(&self) -> Option<&Member> {
+        self.members.iter().find(|member| member.is_unified())
     }
 
     /// The v2 directory, for a `clone` straight into it.
@@ -122,14 +172,10 @@ impl Cgroup {
         {
             return Ok(());
         }
-        let Some(member) = self.members.iter().find(|member| member.has("pids")).or(self.members.first())
-        else {
-            return Ok(());
-        };
         let mut signalled = std::collections::BTreeSet::from([done]);
         loop {
             let mut fresh = false;
-            for pid in member.processes()? {
+            for pid in self.pids()? {
                 if signalled.insert(pid) {
                     fresh = true;
                     // It may be gone by now, which is what is wanted.
@@ -140,6 +186,24 @@ impl Cgroup {
                 return Ok(());
             }
         }
+    }
+
+    /// Host pids of its processes, those in cgroups below it included, in order.
+    ///
+    /// # Errors
+    /// The file system's; a cgroup that does not exist has no processes.
+    pub fn pids(&self) -> io::Result<Vec<i32>> {
+        let Some(member) = self.main_member() else { return Ok(Vec::new()) };
+        let mut pids = Vec::new();
+        collect_pids(&member.directory, &mut pids)?;
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    /// The member that every process of the container is in and that no container moves its processes out of.
+    fn main_member(&self) -> Option<&Member> {
+        self.members.iter().find(|member| member.has("pids")).or(self.members.first())
     }
 
     /// Processes in any of the directories.
@@ -203,6 +267,24 @@ impl Cgroup {
         result
     }
 
+    /// The same, for which processes on their way out are given `limit`.
+    ///
+    /// # Errors
+    /// As [`Self::remove`], at the end of that time.
+    pub fn remove_soon(&self, limit: Duration) -> Result<(), Failure> {
+        let deadline = Instant::now() + limit;
+        let mut pause = Duration::from_micros(200);
+        loop {
+            match self.remove() {
+                Err(failure) if failure.errno() == Some(libc::EBUSY) && Instant::now() + pause < deadline => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(20));
+                }
+                other => return other,
+            }
+        }
+    }
+
     /// Removes parents that nobody uses any more, and the shims' cgroup beside, as far as they are empty.
     pub fn prune_parents(&self) {
         for member in &self.members {
@@ -249,23 +331,6 @@ impl Member {
         self.controllers.iter().any(|name| name == controller)
     }
 
-    fn create(&self, pure_v2: bool) -> Result<(), Failure> {
-        // A directory left by a container that was killed with its shim: its counters must not be taken for ours.
-        if let Err(error) = fs::remove_dir(&self.directory)
-            && error.raw_os_error() == Some(libc::EBUSY)
-        {
-            return Err(Failure::new(
-                format!("create cgroup `{}`", self.directory.display()),
-                "it is in use by other processes or groups",
-            ));
-        }
-        unless_pruned(|| self.make_missing())?;
-        if pure_v2 {
-            self.enable_controllers()?;
-        }
-        Ok(())
-    }
-
     /// Makes this directory and those above it that are not there.
     fn make_missing(&self) -> Result<(), Failure> {
         let mut missing: Vec<&Path> =
@@ -284,11 +349,11 @@ impl Member {
         Ok(())
     }
 
-    /// v2: hands the controllers we use down from the root to the parent of this directory.
-    fn enable_controllers(&self) -> Result<(), Failure> {
+    /// v2: hands these controllers, as far as there are, down from the root to the parent of this directory.
+    fn enable_controllers(&self, controllers: &[&str]) -> Result<(), Failure> {
         let available = fs::read_to_string(self.mount.join("cgroup.controllers"))
             .step(|| format!("read the controllers of cgroup `{}`", self.mount.display()))?;
-        let wanted: Vec<String> = WANTED
+        let wanted: Vec<String> = controllers
             .iter()
             .filter(|name| available.split_ascii_whitespace().any(|found| found == **name))
             .map(|name| format!("+{name}"))
@@ -332,7 +397,7 @@ impl CgroupPlan {
     /// # Errors
     /// As [`Cgroup::create`]. Undo with [`Cgroup::remove`].
     pub fn perform(&self) -> Result<(), Failure> {
-        self.cgroup.create(&self.limits)?;
+        self.cgroup.create(&self.controllers, &self.limits)?;
         let Some(rules) = &self.device_program else { return Ok(()) };
         let step = || "control the devices of the cgroup".to_owned();
         let program = devices::compile(rules);
@@ -345,14 +410,32 @@ impl CgroupPlan {
 
 impl Write {
     fn perform(&self) -> Result<(), Failure> {
-        use io::Write as _;
-        // Not created when missing: a kernel without the feature must be noticed on any file system.
-        fs::OpenOptions::new()
-            .write(true)
-            .open(&self.path)
-            .and_then(|mut file| file.write_all(self.value.as_bytes()))
-            .step(|| format!("write `{}` to `{}`", self.value, self.path.display()))
+        self.perform_on(&mut self.open()?)
     }
+
+    fn open(&self) -> Result<fs::File, Failure> {
+        // Not created when missing: a kernel without the feature must be noticed on any file system.
+        fs::OpenOptions::new().write(true).open(&self.path).step(|| self.describe())
+    }
+
+    fn perform_on(&self, file: &mut fs::File) -> Result<(), Failure> {
+        use io::Write as _;
+        file.write_all(self.value.as_bytes()).step(|| self.describe())
+    }
+
+    fn describe(&self) -> String {
+        format!("write `{}` to `{}`", self.value, self.path.display())
+    }
+}
+
+/// Writes values that may depend on each other's order, as a limit and the higher one above it do: what is refused at
+/// first is tried once more.
+///
+/// # Errors
+/// The first value that was refused twice; those before and after may have been taken.
+pub fn rewrite(writes: &[Write]) -> Result<(), Failure> {
+    let refused: Vec<&Write> = writes.iter().filter(|write| write.perform().is_err()).collect();
+    refused.into_iter().try_for_each(Write::perform)
 }
 
 /// Does `work`, and does it again when somebody pruned a parent in the middle of it, as the removal of the last container
@@ -405,6 +488,22 @@ fn remove_tree(directory: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+fn collect_pids(directory: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
+    match fs::read_to_string(directory.join("cgroup.procs")) {
+        Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // Its threads are in groups of their own.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+        Err(error) => return Err(error),
+    }
+    for entry in fs::read_dir(directory)?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect_pids(&entry.path(), pids)?;
+        }
+    }
+    Ok(())
 }
 
 fn read_number(path: &Path) -> Option<u64> {

@@ -82,7 +82,7 @@ fn limits_on_v1() {
 
 #[test]
 fn limits_on_v2() {
-    let layout = Layout { v1: Vec::new(), unified: Some("/c".into()) };
+    let layout = Layout { unified: Some("/c".into()), ..Default::default() };
     let plan = plan(&layout, "/rswarm/n/t", Some(&resources())).unwrap();
     let expected = [
         "/c/rswarm/n/t/memory.max = 1000",
@@ -114,22 +114,24 @@ fn limits_that_cannot_be_kept_are_refused() {
     }
     let mut unified = LinuxResources::default();
     unified.set_unified(Some([("memory.max".to_owned(), "1".to_owned())].into_iter().collect()));
-    assert_eq!(refusal("/t", &unified), "resource `unified` is not supported yet");
+    assert_eq!(
+        refusal("/t", &unified),
+        "resource `unified` needs the cgroup controller `memory`, which the v2 tree of this host does not have"
+    );
 }
 
 /// A directory tree that looks like a v2 host. Unlike the kernel's, its files must be made by hand.
 fn fake_v2(root: &Path) -> Layout {
     fs::write(root.join("cgroup.controllers"), "cpuset cpu io memory hugetlb pids\n").unwrap();
     fs::write(root.join("cgroup.subtree_control"), "").unwrap();
-    Layout { v1: Vec::new(), unified: Some(root.to_owned()) }
+    Layout { unified: Some(root.to_owned()), ..Default::default() }
 }
 
 #[test]
 fn v2_controllers_are_handed_down_to_the_parent_only() {
     let root = tempfile::tempdir().unwrap();
     let layout = fake_v2(root.path());
-    let cgroup = plan(&layout, "/rswarm/n/t", None).unwrap().cgroup;
-    cgroup.create(&[]).unwrap();
+    plan(&layout, "/rswarm/n/t", None).unwrap().perform().unwrap();
     let enabled = |path: &str| fs::read_to_string(root.path().join(path).join("cgroup.subtree_control")).ok();
     let expected = Some("+cpu +cpuset +io +memory +pids".to_owned());
     assert_eq!(enabled(""), expected);
@@ -145,7 +147,7 @@ fn limit_without_its_file_is_an_error_that_names_both() {
     let mut resources = LinuxResources::default();
     resources.set_pids(Some(LinuxPidsBuilder::default().limit(7i64).build().unwrap()));
     let plan = plan(&layout, "/t", Some(&resources)).unwrap();
-    let failure = plan.cgroup.create(&plan.limits).unwrap_err().to_string();
+    let failure = plan.perform().unwrap_err().to_string();
     let file = root.path().join("t/pids.max");
     assert_eq!(failure, format!("write `7` to `{}`: no such file or directory", file.display()));
     fs::write(&file, "").unwrap();
@@ -181,7 +183,7 @@ fn counters_are_read_on_both_versions() {
     assert_eq!(v2.stats(), expected);
 
     let hierarchy = Hierarchy { controllers: vec!["memory".to_owned()], mount: root.path().to_owned() };
-    let v1 = Cgroup::at(&Layout { v1: vec![hierarchy], unified: None }, "/t");
+    let v1 = Cgroup::at(&Layout { v1: vec![hierarchy], ..Default::default() }, "/t");
     fs::write(directory.join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n").unwrap();
     fs::write(directory.join("memory.usage_in_bytes"), "10\n").unwrap();
     fs::write(directory.join("memory.limit_in_bytes"), "9223372036854771712\n").unwrap();
@@ -266,7 +268,7 @@ fn parents_that_are_pruned_meanwhile_are_made_again() {
     let come_and_go = |name: &str| -> Vec<String> {
         let cgroup = Cgroup::at(&layout, &format!("/{parent}/node/{name}"));
         let come = |_| {
-            let made = cgroup.create(&[]);
+            let made = cgroup.create(&[], &[]);
             cgroup.remove().unwrap();
             cgroup.prune_parents();
             made.err().map(|failure| failure.to_string())

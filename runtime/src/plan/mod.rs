@@ -6,6 +6,8 @@
 //!
 //! A part of the configuration that is not supported is refused here by name, before anything is touched.
 
+mod exec;
+mod lifecycle;
 mod mounts;
 #[cfg(test)]
 mod tests;
@@ -22,7 +24,10 @@ use crate::request::Rootfs;
 use crate::seccomp::{self, Program, SeccompError};
 use crate::sys::CapabilityBits;
 
-pub use mounts::{MountKind, MountPlan};
+pub use exec::enter;
+pub use lifecycle::{Callers, HookStep, Shape, complete, refuse_callers_parts};
+pub(crate) use lifecycle::{annotations, hooks_of};
+pub use mounts::{MountKind, MountPlan, mount_options};
 
 /// What the plan needs to know about the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +49,8 @@ pub enum Outside {
     MakeCgroup(CgroupPlan),
     /// Make the container's first process with these new namespaces (`CLONE_NEW*`), in the v2 cgroup if there is one.
     SpawnInit { namespaces: u64 },
+    /// Wait until its root file system is complete, run these hooks on the host, and let it go on.
+    RunHooks(HookStep),
     /// Wait until it has done everything but exec.
     AwaitReady,
 }
@@ -62,7 +69,7 @@ impl Outside {
         match self {
             Self::MakeCgroup(_) => Undo::RemoveCgroup,
             Self::SpawnInit { .. } => Undo::KillInit,
-            Self::AwaitReady => Undo::Nothing,
+            Self::RunHooks(_) | Self::AwaitReady => Undo::Nothing,
         }
     }
 }
@@ -70,6 +77,10 @@ impl Outside {
 /// A step of the container's first process.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Inside {
+    /// Enter these namespaces (`CLONE_NEW*`) of a running container; its first process is the target descriptor.
+    EnterNamespaces(u64),
+    /// Leave the caller's session keyring for a new one of this name.
+    SessionKeyring(String),
     /// Enter an existing namespace.
     JoinNamespace {
         kind: i32,
@@ -105,8 +116,23 @@ pub enum Inside {
     },
     MaskPath(PathBuf),
     ReadonlyPath(PathBuf),
+    /// Say that the root file system is complete, and wait until the hooks on the host have run.
+    AwaitHooks,
+    /// Run hooks from in here.
+    RunHooks(HookStep),
+    /// Make a terminal, send its master over the console socket, and have the other end as standard descriptors.
+    Terminal {
+        /// Columns and rows.
+        size: Option<(u16, u16)>,
+        /// Whether it also appears as `/dev/console`.
+        console: bool,
+        /// Who may open it.
+        uid: u32,
+    },
     /// Make the root file system the root, and drop the host's.
     PivotRoot,
+    /// The same where the root cannot be pivoted (an initramfs): it covers the host's, which stays beneath.
+    MoveRoot,
     ReadonlyRoot,
     Rlimit {
         name: String,
@@ -255,7 +281,8 @@ pub fn create(
     if spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true) {
         inside.push(Inside::ReadonlyRoot);
     }
-    process_steps(process, linux, &mut inside)?;
+    let filter = linux.seccomp().as_ref().map(seccomp::compile).transpose()?;
+    process_steps(process, filter, &mut inside)?;
 
     Ok(Plan {
         outside: vec![
@@ -269,7 +296,11 @@ pub fn create(
 
 /// From being in the new root to running the program. The order matters: what needs privileges comes before they
 /// go, and the filter comes last of what may be privileged.
-fn process_steps(process: &Process, linux: &Linux, inside: &mut Vec<Inside>) -> Result<(), PlanError> {
+fn process_steps(
+    process: &Process,
+    filter: Option<Program>,
+    inside: &mut Vec<Inside>,
+) -> Result<(), PlanError> {
     let args = process.args().clone().unwrap_or_default();
     let name =
         args.first().filter(|name| !name.is_empty()).ok_or(PlanError::Missing { field: "process.args" })?;
@@ -303,7 +334,7 @@ fn process_steps(process: &Process, linux: &Linux, inside: &mut Vec<Inside>) -> 
         inside.push(Inside::StdioOwner { uid: user.uid() });
     }
     let no_new_privileges = process.no_new_privileges() == Some(true);
-    let filter = linux.seccomp().as_ref().map(seccomp::compile).transpose()?.map(Inside::Seccomp);
+    let filter = filter.map(Inside::Seccomp);
     let (late, early) = if no_new_privileges { (filter, None) } else { (None, filter) };
     // Without no-new-privileges only a privileged process may install a filter, so this must precede the loss of
     // privileges; with it the filter can be the very last thing and need not allow what we still do.
@@ -500,7 +531,6 @@ fn not_supported(field: &str) -> PlanError {
 fn refuse_unsupported(spec: &Spec, process: &Process, linux: &Linux) -> Result<(), PlanError> {
     let some = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     let refused = [
-        ("hooks", spec.hooks().as_ref().is_some_and(|hooks| *hooks != oci_spec::runtime::Hooks::default())),
         (
             "uidMappings",
             spec.uid_mappings().is_some() || linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty()),
@@ -509,7 +539,6 @@ fn refuse_unsupported(spec: &Spec, process: &Process, linux: &Linux) -> Result<(
             "gidMappings",
             spec.gid_mappings().is_some() || linux.gid_mappings().as_ref().is_some_and(|m| !m.is_empty()),
         ),
-        ("process.terminal", process.terminal() == Some(true)),
         ("process.apparmorProfile", some(process.apparmor_profile())),
         ("process.selinuxLabel", some(process.selinux_label())),
         ("process.ioPriority", process.io_priority().is_some()),

@@ -80,6 +80,15 @@ pub(super) fn root_propagation(option: Option<&str>) -> Result<u64, PlanError> {
     }
 }
 
+/// Names of all mount options that are neither a file system's own nor `key=value`.
+pub fn mount_options() -> Vec<String> {
+    let flags = ATTRIBUTES.iter().map(|(name, ..)| *name).chain(PROPAGATIONS.iter().map(|(name, _)| *name));
+    let both = flags.flat_map(|name| [name.to_owned(), format!("r{name}")]);
+    let mut all: Vec<String> = both.chain(["bind", "rbind", "defaults"].map(str::to_owned)).collect();
+    all.sort();
+    all
+}
+
 impl MountPlan {
     pub(super) fn of(mount: &Mount, cgroup: &Cgroup) -> Result<Self, PlanError> {
         let target = mount.destination().clone();

@@ -13,7 +13,9 @@ fn host() -> HostFacts {
         controllers: vec![name.to_owned()],
         mount: PathBuf::from(format!("/sys/fs/cgroup/{name}")),
     };
-    HostFacts { cgroups: Layout { v1: vec![hierarchy("devices"), hierarchy("memory")], unified: None } }
+    HostFacts {
+        cgroups: Layout { v1: vec![hierarchy("devices"), hierarchy("memory")], ..Default::default() },
+    }
 }
 
 fn position(plan: &Plan, what: &str, wanted: impl Fn(&Inside) -> bool) -> usize {

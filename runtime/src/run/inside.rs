@@ -10,8 +10,9 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::{Gid, Uid};
 
 use super::root::{self, Root};
-use super::{FAILED, Message, READY, START, receive, send};
+use super::{FAILED, HOOKS, HOOKS_DONE, Message, READY, START, receive, send, terminal};
 use crate::error::{Cause, Failure, Step};
+use crate::hooks;
 use crate::plan::Inside;
 use crate::request::Rootfs;
 use crate::sys::{self, MountAttributes};
@@ -21,21 +22,35 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// Performs all steps, the last of which replaces this process. Returns only when one failed and was reported, with the
 /// exit code that shells give: 127 for something that was not found, else 126.
-pub(super) fn run(steps: &[Inside], channel: OwnedFd) -> i32 {
-    let mut process = Process { channel, root: None, executable: None };
+pub(super) fn run(steps: &[Inside], lines: Lines, preserved: u32) -> i32 {
+    let mut process = Process { lines, preserved, root: None, executable: None };
     if let Err(failure) =
         process.prepare().and_then(|()| steps.iter().try_for_each(|step| process.perform(step)))
     {
         let mut message = vec![FAILED];
         let _ = serde_json::to_writer(&mut message, &failure);
-        let _ = send(process.channel.as_fd(), &message);
+        let _ = send(process.lines.channel.as_fd(), &message);
         return if failure.errno() == Some(libc::ENOENT) { 127 } else { 126 };
     }
     126
 }
 
+/// Descriptors of the process's own. Exec closes them.
+pub(super) struct Lines {
+    /// To whoever is waiting for this process.
+    pub channel: OwnedFd,
+    /// Listens for who will start it; else that is its creator.
+    pub start: Option<OwnedFd>,
+    /// Takes the master of its terminal.
+    pub console: Option<OwnedFd>,
+    /// The process whose namespaces it enters.
+    pub target: Option<OwnedFd>,
+}
+
 struct Process {
-    channel: OwnedFd,
+    lines: Lines,
+    /// Inherited descriptors after the standard ones.
+    preserved: u32,
     root: Option<Root>,
     executable: Option<CString>,
 }
@@ -51,6 +66,8 @@ impl Process {
 
     fn perform(&mut self, step: &Inside) -> Result<(), Failure> {
         match step {
+            Inside::EnterNamespaces(kinds) => self.enter_namespaces(*kinds),
+            Inside::SessionKeyring(name) => session_keyring(name),
             Inside::JoinNamespace { kind, path } => join_namespace(*kind, path),
             Inside::OomScoreAdj(adjustment) => oom_score_adj(*adjustment),
             Inside::Propagation(flags) => {
@@ -79,7 +96,14 @@ impl Process {
             Inside::DeviceLink { name, target } => self.root()?.device_link(name, target),
             Inside::MaskPath(path) => self.root()?.mask(path),
             Inside::ReadonlyPath(path) => self.root()?.make_readonly(path),
+            Inside::AwaitHooks => {
+                send(self.lines.channel.as_fd(), &[HOOKS]).step(|| "report to the creator".to_owned())?;
+                self.await_byte(HOOKS_DONE)
+            }
+            Inside::RunHooks(step) => hooks::run(step, Some(std::process::id() as i32)),
+            Inside::Terminal { size, console, uid } => self.terminal(*size, *console, *uid),
             Inside::PivotRoot => self.pivot_root(),
+            Inside::MoveRoot => self.move_root(),
             Inside::ReadonlyRoot => readonly_root(),
             Inside::Rlimit { name, resource, soft, hard } => rlimit(name, *resource, *soft, *hard),
             Inside::WorkingDirectory(path) => working_directory(path),
@@ -106,7 +130,7 @@ impl Process {
                 Ok(())
             }
             Inside::AwaitStart => {
-                send(self.channel.as_fd(), &[READY]).step(|| "report to the shim".to_owned())?;
+                send(self.lines.channel.as_fd(), &[READY]).step(|| "report to the creator".to_owned())?;
                 self.await_start()
             }
             Inside::Exec { args, env } => self.exec(args, env),
@@ -119,14 +143,57 @@ impl Process {
             .ok_or_else(|| Failure::new("set up the container", "no root file system is mounted yet"))
     }
 
-    /// Waits for a word of the shim. If the shim has gone, so does this process.
-    fn await_start(&self) -> Result<(), Failure> {
-        match receive(self.channel.as_fd())? {
-            Message::Byte(START) => Ok(()),
+    /// Waits for a word of the creator. If that has gone, so does this process.
+    fn await_byte(&self, expected: u8) -> Result<(), Failure> {
+        match receive(self.lines.channel.as_fd())? {
+            Message::Byte(byte) if byte == expected => Ok(()),
             Message::Closed => sys::exit_now(70),
             Message::Byte(byte) => Err(super::unexpected(byte)),
             Message::Failed(failure) => Err(failure),
         }
+    }
+
+    /// Waits to be started, by the creator or by the first who comes for it. That is also who hears of a failure.
+    fn await_start(&mut self) -> Result<(), Failure> {
+        let Some(listener) = self.lines.start.take() else { return self.await_byte(START) };
+        sys::trim_heap();
+        loop {
+            let accepted = rustix::net::accept_with(&listener, rustix::net::SocketFlags::CLOEXEC);
+            match accepted {
+                Ok(caller) => self.lines.channel = caller,
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => continue,
+                Err(error) => return Err(error).step(|| "wait for the start".to_owned()),
+            }
+            // One that leaves without the word changes nothing.
+            if let Ok(Message::Byte(START)) = receive(self.lines.channel.as_fd()) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn enter_namespaces(&self, kinds: u64) -> Result<(), Failure> {
+        let step = || "enter the container's namespaces".to_owned();
+        let Some(target) = self.lines.target.as_ref() else {
+            return Err(Failure::new(step(), "no container was given"));
+        };
+        if kinds == 0 {
+            return Ok(());
+        }
+        // All at once: the kernel checks them before it changes any, and knows the right order.
+        sys::set_namespace(target.as_fd(), kinds as i32).step(step)
+    }
+
+    fn terminal(&mut self, size: Option<(u16, u16)>, console: bool, uid: u32) -> Result<(), Failure> {
+        let Some(socket) = self.lines.console.take() else {
+            return Err(Failure::new("make the terminal", "there is no console socket to send it to"));
+        };
+        let own = match &self.root {
+            Some(_) => None,
+            None => Some(Root::new(open_directory(Path::new("/"))?)),
+        };
+        let root = self.root.as_ref().or(own.as_ref());
+        let Some(root) = root else { return Ok(()) };
+        terminal::set_up(root, socket.as_fd(), size, console, uid)
     }
 
     fn mount_root(&mut self, rootfs: &Rootfs, at: &Path) -> Result<(), Failure> {
@@ -134,9 +201,7 @@ impl Process {
             Rootfs::Directory(path) => root::mount_directory(path, at)?,
             Rootfs::Overlay { lower, upper, work } => root::mount_overlay(lower, upper, work, at)?,
         }
-        let fd = rustix::fs::open(at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .step(|| format!("open `{}`", at.display()))?;
-        self.root = Some(Root::new(fd));
+        self.root = Some(Root::new(open_directory(at)?));
         Ok(())
     }
 
@@ -151,6 +216,18 @@ impl Process {
         Ok(())
     }
 
+    /// Source: Linux `Documentation/filesystems/ramfs-rootfs-initramfs.rst`: the first root cannot be pivoted, but
+    /// covered.
+    fn move_root(&mut self) -> Result<(), Failure> {
+        let step = || "cover the host's root file system".to_owned();
+        rustix::process::fchdir(self.root()?.fd()).step(step)?;
+        rustix::mount::mount_move(".", "/").step(step)?;
+        rustix::process::chroot(".").step(step)?;
+        rustix::process::chdir("/").step(step)?;
+        self.root = None;
+        Ok(())
+    }
+
     fn exec(&mut self, args: &[String], env: &[String]) -> Result<(), Failure> {
         let executable = self.executable.take().unwrap_or_default();
         let strings = |list: &[String]| -> Result<Vec<CString>, Failure> {
@@ -159,9 +236,23 @@ impl Process {
         };
         let (args, env) = (strings(args)?, strings(env)?);
         sys::reset_signals();
-        let error =
-            sys::close_on_exec_from(3).map_or_else(|error| error, |()| sys::exec(&executable, &args, &env));
+        let error = sys::close_on_exec_from(3 + self.preserved)
+            .map_or_else(|error| error, |()| sys::exec(&executable, &args, &env));
         Err(error).step(|| format!("exec `{}`", executable.to_string_lossy()))
+    }
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, Failure> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .step(|| format!("open `{}`", path.display()))
+}
+
+/// What the caller keeps in its session keyring is none of the container's business.
+fn session_keyring(name: &str) -> Result<(), Failure> {
+    match sys::join_session_keyring(name) {
+        // A kernel without keyrings, or a seccomp filter around us that forbids them.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(()),
+        other => other.step(|| format!("make the session keyring `{name}`")),
     }
 }
 

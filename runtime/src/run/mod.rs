@@ -1,29 +1,40 @@
 //! Performs a [`Plan`]: the outside steps here, in the shim; the inside ones in the process that is made on the way.
 //!
-//! If a step fails, those done before are undone in reverse. Shim and new process talk over a pair of sockets:
-//! the process says "ready" or what went wrong, and is told "start". Exec closes its end.
+//! If a step fails, those done before are undone in reverse. Creator and new process talk over a pair of sockets:
+//! the process says "ready" or what went wrong, and is told "start". Exec closes its end. Where the creator does not
+//! stay, "start" comes by a connection to a listening socket that the process has inherited.
+//!
+//! [`enter`] makes one more process in a container that runs.
 
 mod inside;
 mod root;
+mod terminal;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use crate::cgroup::Cgroup;
 use crate::error::{Failure, Step};
-use crate::plan::{Outside, Plan, Undo};
+use crate::hooks;
+use crate::plan::{Inside, Outside, Plan, Undo};
 use crate::sys::{self, Fork};
 
-/// The one message to the new process.
+/// Messages to the new process.
 const START: u8 = b'S';
+const HOOKS_DONE: u8 = b'D';
 /// Messages from it; a failure is followed by its JSON.
+const HOOKS: u8 = b'H';
 const READY: u8 = b'R';
 const FAILED: u8 = b'E';
 
 /// A failure's text is short; what does not fit is cut off by the kernel and reported as such.
 const MESSAGE_MAX: usize = 8192;
+/// How long the last processes of a container that failed may take to leave its cgroup.
+const CGROUP_END: Duration = Duration::from_secs(2);
 
 /// A container whose first process waits to be started.
 #[derive(Debug)]
@@ -41,26 +52,45 @@ pub(crate) struct Stdio<'a> {
     pub stderr: BorrowedFd<'a>,
 }
 
+/// What a new process is given.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Given<'a> {
+    pub stdio: Stdio<'a>,
+    /// How many descriptors from 3 on it has in common with its creator, and keeps.
+    pub preserved: u32,
+    /// Where it listens for the word to start; without, the word comes from its creator.
+    pub start: Option<BorrowedFd<'a>>,
+    /// Where it sends the master of its terminal.
+    pub console: Option<BorrowedFd<'a>>,
+}
+
+impl<'a> Given<'a> {
+    pub fn stdio(stdio: Stdio<'a>) -> Self {
+        Self { stdio, preserved: 0, start: None, console: None }
+    }
+}
+
 /// Creates the container. `meanwhile` is called with pid and cgroup while the new process is busy with itself.
 ///
 /// # Errors
 /// What failed, outside or inside; everything done until then was undone.
 pub(crate) fn create(
     plan: &Plan,
-    stdio: Stdio<'_>,
+    given: Given<'_>,
     meanwhile: impl FnOnce(i32, &Cgroup) -> Result<(), Failure>,
 ) -> Result<Created, Failure> {
-    let mut host = Host { cgroup: Cgroup { members: Vec::new() }, init: None };
+    let mut host =
+        Host { cgroup: Cgroup { members: Vec::new() }, made: Vec::new(), init: None, paused: false };
     let mut meanwhile = Some(meanwhile);
     for (at, step) in plan.outside.iter().enumerate() {
-        if let Err(failure) = host.perform(step, plan, stdio, &mut meanwhile) {
+        if let Err(failure) = host.perform(step, plan, given, &mut meanwhile) {
             for done in plan.outside[..=at].iter().rev() {
                 host.undo(done.undo());
             }
             return Err(failure);
         }
     }
-    let Host { cgroup, init } = host;
+    let Host { cgroup, init, .. } = host;
     let Some(Init { pid, channel }) = init else {
         return Err(Failure::new("create the container", "the plan makes no process"));
     };
@@ -73,13 +103,49 @@ impl Created {
     /// # Errors
     /// When exec failed; the process is gone then.
     pub fn start(self) -> Result<(), Failure> {
-        send(self.channel.as_fd(), &[START]).step(|| "start the container's process".to_owned())?;
-        match receive(self.channel.as_fd())? {
-            Message::Closed => Ok(()),
-            Message::Failed(failure) => Err(failure),
-            Message::Byte(byte) => Err(unexpected(byte)),
-        }
+        start(self.channel.as_fd())
     }
+}
+
+/// Lets the process at the other end run its program.
+///
+/// # Errors
+/// When exec, or a hook before it, failed; the process is gone then.
+pub(crate) fn start(channel: BorrowedFd<'_>) -> Result<(), Failure> {
+    send(channel, &[START]).step(|| "start the container's process".to_owned())?;
+    await_exec(channel)
+}
+
+fn await_exec(channel: BorrowedFd<'_>) -> Result<(), Failure> {
+    match receive(channel)? {
+        Message::Closed => Ok(()),
+        Message::Failed(failure) => Err(failure),
+        Message::Byte(byte) => Err(unexpected(byte)),
+    }
+}
+
+/// Makes a process that performs `steps`, which enter the container of the process `target`, and returns its pid once
+/// it runs its program. If `target` has a pid namespace of its own (`own_pids`), the caller can make no processes
+/// outside of it afterwards.
+///
+/// # Errors
+/// What failed, here or there; the process is gone then.
+pub(crate) fn enter(
+    steps: &[Inside],
+    target: BorrowedFd<'_>,
+    own_pids: bool,
+    cgroup: Option<BorrowedFd<'_>>,
+    given: Given<'_>,
+) -> Result<i32, Failure> {
+    if own_pids {
+        sys::set_namespace(target, libc::CLONE_NEWPID)
+            .step(|| "enter the container's pid namespace".to_owned())?;
+    }
+    let init = spawn(steps, 0, cgroup, given, Some(target))?;
+    await_exec(init.channel.as_fd()).inspect_err(|_| {
+        let _ = sys::wait_for(init.pid);
+    })?;
+    Ok(init.pid)
 }
 
 struct Init {
@@ -90,7 +156,11 @@ struct Init {
 /// What the outside steps have made so far.
 struct Host {
     cgroup: Cgroup,
+    /// Directories above the cgroup that were made for it, deepest first.
+    made: Vec<PathBuf>,
     init: Option<Init>,
+    /// The process waits for the end of the hooks.
+    paused: bool,
 }
 
 impl Host {
@@ -98,28 +168,53 @@ impl Host {
         &mut self,
         step: &Outside,
         plan: &Plan,
-        stdio: Stdio<'_>,
+        given: Given<'_>,
         meanwhile: &mut Option<impl FnOnce(i32, &Cgroup) -> Result<(), Failure>>,
     ) -> Result<(), Failure> {
         match step {
             Outside::MakeCgroup(cgroup) => {
+                // Another's is not ours to take back.
+                cgroup.cgroup.clear()?;
                 self.cgroup = cgroup.cgroup.clone();
+                self.made = self.cgroup.missing_parents();
                 cgroup.perform()
             }
             Outside::SpawnInit { namespaces } => {
-                self.init = Some(spawn(plan, *namespaces, &self.cgroup, stdio)?);
+                let unified = self.cgroup.unified()?;
+                self.init =
+                    Some(spawn(&plan.inside, *namespaces, unified.as_ref().map(AsFd::as_fd), given, None)?);
                 Ok(())
+            }
+            Outside::RunHooks(hooks) => {
+                let init = self.init()?;
+                let pid = init.pid;
+                let meanwhile = meanwhile.take().map_or(Ok(()), |work| work(pid, &self.cgroup));
+                if !self.paused {
+                    self.await_byte(HOOKS)?;
+                    self.paused = true;
+                }
+                meanwhile?;
+                hooks::run(hooks, Some(pid))
             }
             Outside::AwaitReady => {
                 let init = self.init()?;
-                let meanwhile = meanwhile.take().map_or(Ok(()), |work| work(init.pid, &self.cgroup));
-                match receive(init.channel.as_fd())? {
-                    Message::Byte(READY) => meanwhile,
-                    Message::Byte(byte) => Err(unexpected(byte)),
-                    Message::Failed(failure) => Err(failure),
-                    Message::Closed => Err(Failure::new("set up the container", self.reason_of_death())),
+                if self.paused {
+                    send(init.channel.as_fd(), &[HOOKS_DONE])
+                        .step(|| "let the container go on".to_owned())?;
                 }
+                let meanwhile = meanwhile.take().map_or(Ok(()), |work| work(init.pid, &self.cgroup));
+                self.await_byte(READY)?;
+                meanwhile
             }
+        }
+    }
+
+    fn await_byte(&self, expected: u8) -> Result<(), Failure> {
+        match receive(self.init()?.channel.as_fd())? {
+            Message::Byte(byte) if byte == expected => Ok(()),
+            Message::Byte(byte) => Err(unexpected(byte)),
+            Message::Failed(failure) => Err(failure),
+            Message::Closed => Err(Failure::new("set up the container", self.reason_of_death())),
         }
     }
 
@@ -139,8 +234,10 @@ impl Host {
         match undo {
             Undo::Nothing => {}
             Undo::RemoveCgroup => {
-                let _ = self.cgroup.remove();
-                self.cgroup.prune_parents();
+                let _ = self.cgroup.remove_soon(CGROUP_END);
+                for directory in self.made.drain(..) {
+                    let _ = std::fs::remove_dir(directory);
+                }
             }
             Undo::KillInit => {
                 if let Some(init) = self.init.take() {
@@ -152,21 +249,30 @@ impl Host {
     }
 }
 
-fn spawn(plan: &Plan, namespaces: u64, cgroup: &Cgroup, stdio: Stdio<'_>) -> Result<Init, Failure> {
-    let unified = cgroup.unified()?;
+fn spawn(
+    steps: &[Inside],
+    namespaces: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+    given: Given<'_>,
+    target: Option<BorrowedFd<'_>>,
+) -> Result<Init, Failure> {
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .step(|| "make a pair of sockets".to_owned())?;
-    let fork = sys::clone_single_threaded(namespaces, unified.as_ref().map(AsFd::as_fd))
+    let fork = sys::clone_single_threaded(namespaces, cgroup)
         .step(|| format!("make a process with new namespaces ({})", names(namespaces)))?;
     match fork {
         Fork::Parent(pid) => Ok(Init { pid, channel: ours }),
         Fork::Child => {
-            // Nothing may run up into the shim's code from here, not even a panic.
+            // Nothing may run up into the creator's code from here, not even a panic.
             let code = std::panic::catch_unwind(AssertUnwindSafe(|| {
-                let stdio = [stdio.stdin, stdio.stdout, stdio.stderr];
-                sys::keep_only(stdio, theirs.as_fd())
-                    .map_or(126, |channel| inside::run(&plan.inside, channel))
+                let Stdio { stdin, stdout, stderr } = given.stdio;
+                let own = [Some(theirs.as_fd()), given.start, given.console, target];
+                sys::keep_only([stdin, stdout, stderr], given.preserved, own).map_or(126, |own| {
+                    let [Some(channel), start, console, target] = own else { return 126 };
+                    let lines = inside::Lines { channel, start, console, target };
+                    inside::run(steps, lines, given.preserved)
+                })
             }));
             sys::exit_now(code.unwrap_or(126))
         }

@@ -40,7 +40,7 @@ impl Root {
         self.open(path, OFlags::PATH, Mode::empty())
     }
 
-    fn open(&self, path: &Path, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
+    pub fn open(&self, path: &Path, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
         loop {
             let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
             // AGAIN: something was renamed during the walk, so the kernel could not vouch for the result.
@@ -152,6 +152,14 @@ impl Root {
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Makes the terminal `end` appear at `path`.
+    pub fn console(&self, path: &Path, end: BorrowedFd<'_>) -> Result<(), Failure> {
+        let step = || format!("mount the terminal on `{}`", path.display());
+        let place = self.file(path).step(step)?;
+        let mount = clone_mount(end, OsStr::new(""), false).step(step)?;
+        attach(mount.as_fd(), place.as_fd()).step(step)
     }
 
     /// Makes a device node. One that is there already must be the same.

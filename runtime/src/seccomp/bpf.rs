@@ -15,6 +15,20 @@ pub struct Instruction {
     pub k: u32,
 }
 
+impl Instruction {
+    /// As in memory.
+    pub fn to_bytes(&self) -> [u8; 8] {
+        let (code, k) = (self.code.to_ne_bytes(), self.k.to_ne_bytes());
+        [code[0], code[1], self.jump_true, self.jump_false, k[0], k[1], k[2], k[3]]
+    }
+
+    /// From what [`Self::to_bytes`] gave on this machine.
+    pub fn from_bytes(bytes: [u8; 8]) -> Self {
+        let [c0, c1, jump_true, jump_false, k @ ..] = bytes;
+        Self { code: u16::from_ne_bytes([c0, c1]), jump_true, jump_false, k: u32::from_ne_bytes(k) }
+    }
+}
+
 pub(super) const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
 pub(super) const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
 pub(super) const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA

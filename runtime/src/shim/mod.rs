@@ -22,7 +22,7 @@ use crate::error::{Failure, Step};
 use crate::log::Writer;
 use crate::plan::{self, HostFacts};
 use crate::request::ShimRequest;
-use crate::run::{self, Stdio};
+use crate::run::{self, Given, Stdio};
 use crate::state::{
     self, CONFIG_FILE, INIT_FILE, InitRecord, ProcessIdentity, REQUEST_FILE, ROOTFS_DIRECTORY,
 };
@@ -94,7 +94,8 @@ fn set_up(directory: &Path) -> Result<Server, Failure> {
     let layout = Layout::detect().step(|| "look for cgroups in `/proc/self/mountinfo`".to_owned())?;
     let host = HostFacts { cgroups: layout };
     let mount_point = directory.join(ROOTFS_DIRECTORY);
-    let plan = plan::create(&spec, &request.rootfs, mount_point, &request.cgroup, &host)
+    let plan = plan::refuse_callers_parts(&spec)
+        .and_then(|()| plan::create(&spec, &request.rootfs, mount_point, &request.cgroup, &host))
         .map_err(|error| Failure::new("read the container's configuration", error.to_string()))?;
     drop(spec);
     let log =
@@ -104,7 +105,7 @@ fn set_up(directory: &Path) -> Result<Server, Failure> {
     let (stderr, stderr_end) = pipe()?;
     let stdio = Stdio { stdin: sys::standard(0), stdout: stdout_end.as_fd(), stderr: stderr_end.as_fd() };
     let created_at = sys::unix_nanos();
-    let created = run::create(&plan, stdio, |pid, cgroup| {
+    let created = run::create(&plan, Given::stdio(stdio), |pid, cgroup| {
         cgroup.move_self_beside()?;
         record(directory, pid, cgroup, created_at)
     })?;

@@ -116,6 +116,13 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     check(c_long::from(unsafe { libc::kill(pid, signal) })).map(drop)
 }
 
+/// Sends `signal` (0 only checks) to the process that `fd` stands for. Real-time signals are as good as any.
+pub fn pidfd_kill(fd: &OwnedFd, signal: i32) -> io::Result<()> {
+    let none = std::ptr::null::<c_void>();
+    // SAFETY: no information goes with the signal.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), signal, none, 0) }).map(drop)
+}
+
 /// One ended child, if there is one: `(pid, raw wait status)`. Never blocks.
 pub fn reap() -> Option<(i32, c_int)> {
     let mut status = 0;
@@ -185,23 +192,52 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
         .map(drop)
 }
 
-/// Leaves a new process with exactly these descriptors: 0, 1 and 2 as given, kept across exec, and `channel` as the
-/// returned one, closed by exec. Everything else is closed, so the process must never return to code that owned it.
-pub fn keep_only(stdio: [BorrowedFd<'_>; 3], channel: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    // Out of the way of 0 to 3 first, so that no source is overwritten before it was copied.
+/// Leaves a new process with these descriptors: 0, 1 and 2 as given and `preserved` ones from 3 on as they are, all
+/// kept across exec, and `own` ones behind, closed by exec. Everything else is closed, so the process must never
+/// return to code that owned it.
+pub fn keep_only<const N: usize>(
+    stdio: [BorrowedFd<'_>; 3],
+    preserved: u32,
+    own: [Option<BorrowedFd<'_>>; N],
+) -> io::Result<[Option<OwnedFd>; N]> {
+    let first = 3 + preserved as RawFd;
+    // Out of the way first, so that no source is overwritten before it was copied.
+    let aside = first + N as RawFd;
     // SAFETY: no pointers; whoever owned the closed descriptors never runs in this process again (see above).
     unsafe {
-        let mut copies = [0; 4];
-        for (copy, fd) in copies.iter_mut().zip([stdio[0], stdio[1], stdio[2], channel]) {
-            *copy = check(c_long::from(libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 10)))? as RawFd;
+        let copy = |fd: BorrowedFd<'_>| {
+            check(c_long::from(libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, aside)))
+        };
+        let mut standard = [0; 3];
+        for (to, fd) in standard.iter_mut().zip(stdio) {
+            *to = copy(fd)? as RawFd;
         }
-        for (to, copy) in copies[..3].iter().enumerate() {
+        let mut copies = [None; N];
+        for (to, fd) in copies.iter_mut().zip(own) {
+            *to = fd.map(copy).transpose()?;
+        }
+        for (to, copy) in standard.iter().enumerate() {
             check(c_long::from(libc::dup2(*copy, to as RawFd)))?;
         }
-        check(c_long::from(libc::dup3(copies[3], 3, libc::O_CLOEXEC)))?;
-        check(libc::syscall(libc::SYS_close_range, 4u32, u32::MAX, 0u32))?;
-        Ok(OwnedFd::from_raw_fd(3))
+        let mut owned = [const { None }; N];
+        let mut next = first;
+        for (to, copy) in owned.iter_mut().zip(copies) {
+            if let Some(copy) = copy {
+                check(c_long::from(libc::dup3(copy as RawFd, next, libc::O_CLOEXEC)))?;
+                *to = Some(OwnedFd::from_raw_fd(next));
+                next += 1;
+            }
+        }
+        check(libc::syscall(libc::SYS_close_range, next as u32, u32::MAX, 0u32))?;
+        Ok(owned)
     }
+}
+
+/// Makes a new session keyring and leaves the old one. Source: `keyctl(2)`, `KEYCTL_JOIN_SESSION_KEYRING`.
+pub fn join_session_keyring(name: &str) -> io::Result<()> {
+    let name = CString::new(name)?;
+    // SAFETY: `name` outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, 1, name.as_ptr()) }).map(drop)
 }
 
 /// Takes over the descriptor this process was started with as number `fd`, moved away from the standard ones.
@@ -395,7 +431,7 @@ pub fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
-/// A watch of the files in a directory, readable when one changes.
+/// A watch of a file, or of the files in a directory, readable when one changes.
 pub fn watch_directory(path: &CStr) -> io::Result<OwnedFd> {
     // SAFETY: `path` is a C string; the descriptor is owned by the handle made from it.
     unsafe {

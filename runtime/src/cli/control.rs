@@ -1,0 +1,157 @@
+//! `pause`, `resume` and `update`.
+
+use std::io::Read;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxPidsBuilder, LinuxResources};
+
+use super::Context;
+use super::container::{Container, Phase};
+use super::error::{CommandError, During, OnFile};
+use super::options::{Parsed, UsageError};
+use crate::cgroup::{self, Layout};
+
+/// `pause`.
+pub(super) fn pause(context: &Context, parsed: &Parsed) -> Result<(), CommandError> {
+    let container = context.load(parsed)?;
+    match container.phase() {
+        Phase::Running | Phase::Created => Ok(container.record.cgroup.freeze()?),
+        phase => Err(CommandError::NotRunning { id: container.record.id, found: phase.name() }),
+    }
+}
+
+/// `resume`.
+pub(super) fn resume(context: &Context, parsed: &Parsed) -> Result<(), CommandError> {
+    let container = context.load(parsed)?;
+    match container.phase() {
+        Phase::Paused => Ok(container.record.cgroup.thaw()?),
+        // Created and paused: it is frozen all the same.
+        Phase::Created if container.record.cgroup.is_frozen() => Ok(container.record.cgroup.thaw()?),
+        phase => Err(CommandError::NotPaused { id: container.record.id, found: phase.name() }),
+    }
+}
+
+/// `update`.
+pub(super) fn update(context: &Context, parsed: &Parsed) -> Result<(), CommandError> {
+    let container = context.load(parsed)?;
+    if container.phase() == Phase::Stopped {
+        let found = Phase::Stopped.name();
+        return Err(CommandError::NotRunning { id: container.record.id, found });
+    }
+    let mut resources = resources(parsed)?;
+    keep_quota(&container, &mut resources);
+    let layout = Layout::detect().on("read", "/proc/self/mountinfo")?;
+    let plan = cgroup::update(&layout, container.record.cgroup.clone(), Some(&resources))?;
+    Ok(cgroup::rewrite(&plan.limits)?)
+}
+
+/// A period alone must not take the quota away, which v2 writes into the same file.
+fn keep_quota(container: &Container, resources: &mut LinuxResources) {
+    let Some(cpu) = resources.cpu_mut() else { return };
+    let alone = cpu.period().is_some_and(|period| period > 0) && cpu.quota().is_none_or(|quota| quota == 0);
+    let member = container.record.cgroup.unified_member().filter(|_| alone);
+    let text = member.and_then(|member| std::fs::read_to_string(member.directory.join("cpu.max")).ok());
+    let quota = text.as_deref().and_then(|text| text.split_ascii_whitespace().next()?.parse().ok());
+    if quota.is_some() {
+        cpu.set_quota(quota);
+    }
+}
+
+fn resources(parsed: &Parsed) -> Result<LinuxResources, CommandError> {
+    if let Some(path) = parsed.value("resources") {
+        let path = PathBuf::from(path);
+        let mut bytes = Vec::new();
+        if path.as_os_str() == "-" {
+            std::io::stdin()
+                .lock()
+                .read_to_end(&mut bytes)
+                .during("read the resources from standard input")?;
+        } else {
+            bytes = std::fs::read(&path).on("read", &path)?;
+        }
+        return serde_json::from_slice(&bytes).map_err(|source| CommandError::Json { path, source });
+    }
+    for flag in ["l3-cache-schema", "mem-bw-schema"] {
+        if let Some(value) = parsed.value(flag) {
+            let expected = "nothing: caches and bandwidth are not divided";
+            return Err(UsageError::InvalidValue { flag, value: value.to_owned(), expected }.into());
+        }
+    }
+    let mut all = LinuxResources::default();
+    let mut cpu = LinuxCpu::default();
+    cpu.set_shares(parsed.number("cpu-share")?);
+    cpu.set_period(parsed.number("cpu-period")?);
+    cpu.set_quota(parsed.number("cpu-quota")?);
+    cpu.set_burst(parsed.number("cpu-burst")?);
+    cpu.set_realtime_period(parsed.number("cpu-rt-period")?);
+    cpu.set_realtime_runtime(parsed.number("cpu-rt-runtime")?);
+    cpu.set_idle(parsed.number("cpu-idle")?);
+    cpu.set_cpus(parsed.value("cpuset-cpus").map(str::to_owned));
+    cpu.set_mems(parsed.value("cpuset-mems").map(str::to_owned));
+    all.set_cpu(Some(cpu));
+    let mut memory = LinuxMemory::default();
+    memory.set_limit(bytes(parsed, "memory")?);
+    memory.set_reservation(bytes(parsed, "memory-reservation")?);
+    memory.set_swap(bytes(parsed, "memory-swap")?);
+    memory.set_kernel(bytes(parsed, "kernel-memory")?);
+    memory.set_kernel_tcp(bytes(parsed, "kernel-memory-tcp")?);
+    all.set_memory(Some(memory));
+    if let Some(limit) = parsed.number::<i64>("pids-limit")? {
+        all.set_pids(Some(LinuxPidsBuilder::default().limit(limit).build().expect("all fields are set")));
+    }
+    if let Some(weight) = parsed.number("blkio-weight")? {
+        let mut block_io = LinuxBlockIo::default();
+        block_io.set_weight(Some(weight));
+        all.set_block_io(Some(block_io));
+    }
+    Ok(all)
+}
+
+/// A size such as `67108864`, `64m` or `1.5GiB`; -1 stands for no limit.
+fn bytes(parsed: &Parsed, flag: &'static str) -> Result<Option<i64>, UsageError> {
+    let Some(text) = parsed.value(flag) else { return Ok(None) };
+    let expected = "a size such as 512m, or -1";
+    parse_bytes(text).map(Some).ok_or_else(|| UsageError::InvalidValue {
+        flag,
+        value: text.to_owned(),
+        expected,
+    })
+}
+
+fn parse_bytes(text: &str) -> Option<i64> {
+    if text == "-1" {
+        return Some(-1);
+    }
+    let lower = text.to_ascii_lowercase();
+    let digits = lower.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(lower.len());
+    let (number, unit) = lower.split_at(digits);
+    let unit = unit.trim().trim_end_matches('b').trim_end_matches('i');
+    let shift = ["", "k", "m", "g", "t", "p"].iter().position(|known| *known == unit)? * 10;
+    if let Ok(whole) = number.parse::<i64>() {
+        return whole.checked_mul(1 << shift);
+    }
+    let bytes = number.parse::<f64>().ok()? * (1u64 << shift) as f64;
+    (bytes.is_finite() && bytes < i64::MAX as f64).then_some(bytes as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_docker_writes_them() {
+        for (text, expected) in [
+            ("67108864", Some(64 << 20)),
+            ("64m", Some(64 << 20)),
+            ("64MB", Some(64 << 20)),
+            ("1.5GiB", Some(3 << 29)),
+            ("0", Some(0)),
+            ("-1", Some(-1)),
+            ("-2", None),
+            ("x", None),
+            ("9999999999999g", None),
+        ] {
+            assert_eq!(parse_bytes(text), expected, "{text}");
+        }
+    }
+}

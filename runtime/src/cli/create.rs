@@ -1,0 +1,392 @@
+//! `create`, `start` and `run`.
+//!
+//! The first process is a child of this program, and once that has left, of whoever collects orphans for the caller:
+//! its exit status is the caller's. Until it is started it waits on a socket in the state directory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{
+    LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxNamespaceType, Spec,
+};
+
+use super::Context;
+use super::console::{self, Console};
+use super::container::{self, Container, Phase, Record};
+use super::end;
+use super::error::{CommandError, During, OnFile};
+use super::options::Parsed;
+use super::time::rfc3339;
+use crate::cgroup::{Cgroup, Layout};
+use crate::error::{Failure, Step};
+use crate::hooks;
+use crate::plan::{self, Callers, HookStep, HostFacts, Inside, Plan, PlanError};
+use crate::request::Rootfs;
+use crate::run::{self, Given, Stdio};
+use crate::state::{self, ProcessIdentity};
+use crate::sys;
+
+/// `create`.
+pub(super) fn create(context: &Context, parsed: &Parsed) -> Result<(), CommandError> {
+    make(context, parsed, false).map(drop)
+}
+
+/// `start`.
+pub(super) fn start(context: &Context, parsed: &Parsed) -> Result<(), CommandError> {
+    start_container(context, &context.load(parsed)?)
+}
+
+/// `run`: gives the exit code of the container.
+pub(super) fn run(context: &Context, parsed: &Parsed) -> Result<i32, CommandError> {
+    let foreground = !parsed.is_on("detach");
+    let signals = foreground.then(console::watch_signals).transpose()?;
+    if foreground && !parsed.is_on("no-subreaper") {
+        sys::set_child_subreaper().during("become the parent of orphans")?;
+    }
+    let (container, terminal) = make(context, parsed, foreground)?;
+    let result = start_container(context, &container).and_then(|()| match &signals {
+        Some(signals) => console::attend(container.record.init_process_pid, signals, terminal),
+        None => Ok(0),
+    });
+    if (foreground && !parsed.is_on("keep")) || result.is_err() {
+        let ended = end::destroy(context, &container);
+        return result.and_then(|code| ended.map(|()| code));
+    }
+    result
+}
+
+fn start_container(context: &Context, container: &Container) -> Result<(), CommandError> {
+    let id = || container.record.id.clone();
+    match container.phase() {
+        Phase::Created => {}
+        Phase::Stopped => return Err(CommandError::HasStopped { id: id() }),
+        phase => return Err(CommandError::AlreadyRunning { id: id(), found: phase.name() }),
+    }
+    let Some(line) = container::claim_start(&container.directory).on("connect to", &container.directory)?
+    else {
+        return Err(CommandError::AlreadyRunning { id: id(), found: "being started" });
+    };
+    run::start(line.as_fd())?;
+    if let Err(failure) = run_hooks(container, "poststart", Some(container.record.init_process_pid)) {
+        // Source: OCI runtime-spec, "Lifecycle" 9: a warning, and life goes on.
+        context.log.warn(&failure.to_string());
+    }
+    Ok(())
+}
+
+/// Runs hooks that follow an operation: each of them, even if one before it failed. Gives the first failure.
+pub(super) fn run_hooks(container: &Container, kind: &'static str, pid: Option<i32>) -> Result<(), Failure> {
+    let HookStep { kind, hooks, state } = container.hooks(kind);
+    hooks.into_iter().fold(Ok(()), |result, hook| {
+        let ran = hooks::run(&HookStep { kind, hooks: vec![hook], state: state.clone() }, pid);
+        result.and(ran)
+    })
+}
+
+/// Makes a container up to the point where it waits to be started. Nothing is left of one that could not be made.
+/// In the foreground the master of its terminal, if it has one, comes back too.
+fn make(
+    context: &Context,
+    parsed: &Parsed,
+    foreground: bool,
+) -> Result<(Container, Option<OwnedFd>), CommandError> {
+    let id = context.id(parsed);
+    let preserved = check_preserved(parsed)?;
+    let pid_file = parsed.value("pid-file").map(absolute).transpose()?;
+    let bundle = absolute(parsed.value("bundle").unwrap_or("."))?;
+    let bundle = bundle.canonicalize().on("find the bundle", &bundle)?;
+    let directory = context.store.directory(id)?;
+    if directory.exists() {
+        return Err(CommandError::Exists { id: id.to_owned() });
+    }
+    let config = Config::read(id, &bundle)?;
+    let plan = config.plan(parsed)?;
+    let console = Console::open(config.has_terminal(), parsed.value("console-socket"), foreground)?;
+
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(&context.store.root).on("make", &context.store.root)?;
+    builder.recursive(false).mode(0o711);
+    match builder.create(&directory) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(CommandError::Exists { id: id.to_owned() });
+        }
+        other => other.on("make", &directory)?,
+    }
+    let made = config.perform(&plan, &directory, preserved, &console).and_then(|container| {
+        let terminal = console.master()?;
+        if let Some(path) = &pid_file {
+            write_pid_file(path, container.record.init_process_pid)?;
+        }
+        Ok((container, terminal))
+    });
+    made.inspect_err(|_| {
+        // What the plan made it has undone; with a record there is more, the hooks of the end among it.
+        match context.store.load(id) {
+            Ok(container) => drop(end::destroy(context, &container)),
+            Err(_) => drop(fs::remove_dir_all(&directory)),
+        }
+    })
+}
+
+/// A configuration with what its place adds to it.
+struct Config {
+    id: String,
+    bundle: PathBuf,
+    rootfs: PathBuf,
+    cgroup: String,
+    spec: Spec,
+}
+
+impl Config {
+    fn read(id: &str, bundle: &Path) -> Result<Self, CommandError> {
+        let path = bundle.join("config.json");
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(CommandError::NoSpec { path });
+            }
+            other => other.on("read", &path)?,
+        };
+        let mut spec: Spec =
+            serde_json::from_slice(&bytes).map_err(|source| CommandError::Json { path, source })?;
+        let invalid = |field, value: &str, expected| {
+            Err(CommandError::Config { field, value: value.to_owned(), expected })
+        };
+        // A minor release adds, and never changes what there was.
+        if spec.version().split('.').next() != Some("1") || spec.version().split('.').count() < 3 {
+            return invalid("ociVersion", spec.version(), "a version 1.x.y");
+        }
+        let Some(root) = spec.root() else {
+            return Err(PlanError::Missing { field: "root" }.into());
+        };
+        let rootfs = bundle.join(root.path());
+        if !rootfs.is_dir() {
+            return invalid("root.path", &root.path().display().to_string(), "a directory");
+        }
+        let linux = spec.linux().as_ref().ok_or(PlanError::Missing { field: "linux" })?;
+        let cgroup = match linux.cgroups_path() {
+            // From the top of each hierarchy, whether the path says so or not.
+            Some(path) if !path.as_os_str().is_empty() => Path::new("/").join(path).display().to_string(),
+            _ => format!("/{id}"),
+        };
+        allow_default_devices(&mut spec);
+        Ok(Self { id: id.to_owned(), bundle: bundle.to_owned(), rootfs, cgroup, spec })
+    }
+
+    fn has_terminal(&self) -> bool {
+        self.spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal) == Some(true)
+    }
+
+    fn plan(&self, parsed: &Parsed) -> Result<Plan, CommandError> {
+        let layout = Layout::detect().on("read", "/proc/self/mountinfo")?;
+        let rootfs = Rootfs::Directory(self.rootfs.clone());
+        let host = HostFacts { cgroups: layout };
+        let mut plan = plan::create(&self.spec, &rootfs, self.rootfs.clone(), &self.cgroup, &host)?;
+        let callers = Callers {
+            id: self.id.clone(),
+            bundle: self.bundle.clone(),
+            no_pivot: parsed.is_on("no-pivot"),
+            keep_keyring: parsed.is_on("no-new-keyring"),
+        };
+        plan::complete(&mut plan, &self.spec, &callers)?;
+        Ok(plan)
+    }
+
+    fn perform(
+        &self,
+        plan: &Plan,
+        directory: &Path,
+        preserved: u32,
+        console: &Console,
+    ) -> Result<Container, CommandError> {
+        let filter = plan.inside.iter().find_map(|step| match step {
+            Inside::Seccomp(program) => Some(program),
+            _ => None,
+        });
+        if let Some(filter) = filter {
+            container::write_filter(directory, filter)?;
+        }
+        let listener = container::listen(directory).on("listen in", directory)?;
+        let given = Given {
+            stdio: Stdio { stdin: sys::standard(0), stdout: sys::standard(1), stderr: sys::standard(2) },
+            preserved,
+            start: Some(listener.as_fd()),
+            console: console.end(),
+        };
+        let mut record = self.record(filter.map(|filter| filter.flags))?;
+        run::create(plan, given, |pid, cgroup| {
+            let fill = |record: &mut Record| -> io::Result<()> {
+                let identity = ProcessIdentity::of(pid)?;
+                (record.init_process_pid, record.init_process_start) = (pid, identity.start_time);
+                record.cgroup = cgroup.clone();
+                let members = cgroup.members.iter().flat_map(|member| {
+                    member.controllers.iter().map(|name| (name.clone(), member.directory.clone()))
+                });
+                record.cgroup_paths = members.collect();
+                record.namespace_paths = namespace_paths(pid);
+                container::write_record(directory, record)
+            };
+            fill(&mut record).step(|| format!("write the state to `{}`", directory.display()))
+        })?;
+        container::allow_start(directory)?;
+        Ok(Container { directory: directory.to_owned(), record })
+    }
+
+    fn record(&self, seccomp_flags: Option<u32>) -> Result<Record, CommandError> {
+        let listed = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+        let kinds = listed.into_iter().flatten().map(|namespace| namespace_kind(namespace.typ()));
+        let owns_pids = listed
+            .into_iter()
+            .flatten()
+            .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none());
+        Ok(Record {
+            id: self.id.clone(),
+            oci_version: self.spec.version().clone(),
+            init_process_pid: 0,
+            init_process_start: 0,
+            boot_id: state::boot_id().on("read", "/proc/sys/kernel/random/boot_id")?,
+            created: rfc3339(sys::unix_nanos()),
+            bundle: self.bundle.clone(),
+            rootfs: self.rootfs.clone(),
+            annotations: plan::annotations(&self.spec),
+            cgroup_paths: BTreeMap::new(),
+            namespace_paths: BTreeMap::new(),
+            cgroup: Cgroup { members: Vec::new() },
+            namespaces: kinds.fold(0, |bits, (_, bit, _)| bits | bit as u64),
+            owns_pids,
+            process: self.spec.process().clone().ok_or(PlanError::Missing { field: "process" })?,
+            seccomp_flags,
+            poststart: plan::hooks_of(&self.spec, "poststart")?,
+            poststop: plan::hooks_of(&self.spec, "poststop")?,
+        })
+    }
+}
+
+const CLONE_NEWTIME: i32 = 0x80;
+
+/// Name in runc's state, `CLONE_NEW*` bit, and name in `/proc/<pid>/ns`.
+fn namespace_kind(kind: LinuxNamespaceType) -> (&'static str, i32, &'static str) {
+    match kind {
+        LinuxNamespaceType::Mount => ("NEWNS", libc::CLONE_NEWNS, "mnt"),
+        LinuxNamespaceType::Cgroup => ("NEWCGROUP", libc::CLONE_NEWCGROUP, "cgroup"),
+        LinuxNamespaceType::Uts => ("NEWUTS", libc::CLONE_NEWUTS, "uts"),
+        LinuxNamespaceType::Ipc => ("NEWIPC", libc::CLONE_NEWIPC, "ipc"),
+        LinuxNamespaceType::User => ("NEWUSER", libc::CLONE_NEWUSER, "user"),
+        LinuxNamespaceType::Pid => ("NEWPID", libc::CLONE_NEWPID, "pid"),
+        LinuxNamespaceType::Network => ("NEWNET", libc::CLONE_NEWNET, "net"),
+        LinuxNamespaceType::Time => ("NEWTIME", CLONE_NEWTIME, "time"),
+    }
+}
+
+fn namespace_paths(pid: i32) -> BTreeMap<String, PathBuf> {
+    let all = [
+        LinuxNamespaceType::Mount,
+        LinuxNamespaceType::Cgroup,
+        LinuxNamespaceType::Uts,
+        LinuxNamespaceType::Ipc,
+        LinuxNamespaceType::User,
+        LinuxNamespaceType::Pid,
+        LinuxNamespaceType::Network,
+        LinuxNamespaceType::Time,
+    ];
+    let path = |(name, _, file): (&str, i32, &str)| {
+        (name.to_owned(), PathBuf::from(format!("/proc/{pid}/ns/{file}")))
+    };
+    all.into_iter().map(namespace_kind).map(path).collect()
+}
+
+/// Puts the rules about devices that no configuration has to name around those it names: nothing else may be used,
+/// every node may be made, and what every container has may be used.
+///
+/// Source: OCI runtime-spec, "Default Devices"; runc, `specconv.AllowedDevices`.
+fn allow_default_devices(spec: &mut Spec) {
+    let rule = |allow, kind, major: i64, minor: i64, access: &str| -> LinuxDeviceCgroup {
+        let builder = LinuxDeviceCgroupBuilder::default().allow(allow).typ(kind).access(access);
+        builder.major(major).minor(minor).build().expect("all fields are set")
+    };
+    let Some(linux) = spec.linux_mut() else { return };
+    let mut resources = linux.resources().clone().unwrap_or_default();
+    let mut rules = vec![rule(false, LinuxDeviceType::A, -1, -1, "rwm")];
+    rules.extend(resources.devices().iter().flatten().cloned());
+    rules.extend([LinuxDeviceType::C, LinuxDeviceType::B].map(|kind| rule(true, kind, -1, -1, "m")));
+    // null, zero, full, random, urandom, tty, ptmx, and all pseudo terminals.
+    let nodes = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (136, -1)];
+    rules.extend(nodes.map(|(major, minor)| rule(true, LinuxDeviceType::C, major, minor, "rwm")));
+    resources.set_devices(Some(rules));
+    linux.set_resources(Some(resources));
+}
+
+/// The number of `--preserve-fds`, all of which must be open: another descriptor would end up in their place.
+pub(super) fn check_preserved(parsed: &Parsed) -> Result<u32, CommandError> {
+    let count: u32 = parsed.number("preserve-fds")?.unwrap_or(0);
+    let missing =
+        (3..).take(count as usize).find(|number| !Path::new(&format!("/proc/self/fd/{number}")).exists());
+    match missing {
+        Some(number) => Err(CommandError::Descriptor { number }),
+        None => Ok(count),
+    }
+}
+
+pub(super) fn absolute(path: impl AsRef<Path>) -> Result<PathBuf, CommandError> {
+    std::path::absolute(path.as_ref()).on("find", path.as_ref())
+}
+
+/// Readers wait for the file to appear, so it appears with its content.
+pub(super) fn write_pid_file(path: &Path, pid: i32) -> Result<(), CommandError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}"));
+    fs::write(&temporary, pid.to_string())
+        .and_then(|()| fs::rename(&temporary, path))
+        .inspect_err(|_| drop(fs::remove_file(&temporary)))
+        .on("write the pid to", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Outside;
+
+    #[test]
+    fn device_rules_of_the_configuration_stand_between_those_of_every_container() {
+        let mut spec = crate::default_spec();
+        let own = LinuxDeviceCgroupBuilder::default()
+            .allow(true)
+            .typ(LinuxDeviceType::C)
+            .major(10i64)
+            .minor(229i64);
+        let mut resources = oci_spec::runtime::LinuxResources::default();
+        resources.set_devices(Some(vec![own.access("rw").build().unwrap()]));
+        spec.linux_mut().as_mut().unwrap().set_resources(Some(resources));
+        allow_default_devices(&mut spec);
+        let layout = Layout::parse("34 30 0:30 / /c/devices rw - cgroup cgroup rw,devices");
+        let plan = plan::create(
+            &spec,
+            &Rootfs::Directory("/".into()),
+            "/".into(),
+            "/t",
+            &HostFacts { cgroups: layout },
+        );
+        let Some(Outside::MakeCgroup(cgroup)) = plan.unwrap().outside.into_iter().next() else {
+            panic!("no cgroup")
+        };
+        let rules: Vec<&str> = cgroup.limits.iter().map(|write| write.value.as_str()).collect();
+        let expected = [
+            "a *:* rwm",
+            "c 10:229 rw",
+            "c *:* m",
+            "b *:* m",
+            "c 1:3 rwm",
+            "c 1:5 rwm",
+            "c 1:7 rwm",
+            "c 1:8 rwm",
+            "c 1:9 rwm",
+            "c 5:0 rwm",
+            "c 5:2 rwm",
+            "c 136:* rwm",
+        ];
+        assert_eq!(rules, expected);
+    }
+}

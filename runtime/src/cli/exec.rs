@@ -1,0 +1,198 @@
+//! `exec`: one more process in a running container.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Capability, LinuxCapabilities, Process};
+
+use super::Context;
+use super::console::{self, Console};
+use super::container::{Container, Phase};
+use super::create::{absolute, check_preserved, write_pid_file};
+use super::error::{CommandError, During, OnFile};
+use super::options::Parsed;
+use crate::cgroup::Cgroup;
+use crate::plan;
+use crate::run::{self, Given, Stdio};
+use crate::sys;
+
+/// `exec`: gives the exit code of the process, or 0 if it is left alone.
+pub(super) fn exec(context: &Context, parsed: &Parsed) -> Result<i32, CommandError> {
+    let container = context.load(parsed)?;
+    let id = || container.record.id.clone();
+    match container.phase() {
+        Phase::Stopped => return Err(CommandError::ExecStopped { id: id() }),
+        Phase::Paused if !parsed.is_on("ignore-paused") => return Err(CommandError::ExecPaused { id: id() }),
+        _ => {}
+    }
+    let preserved = check_preserved(parsed)?;
+    let pid_file = parsed.value("pid-file").map(absolute).transpose()?;
+    let foreground = !parsed.is_on("detach");
+    let process = process(&container, parsed)?;
+    let console =
+        Console::open(process.terminal() == Some(true), parsed.value("console-socket"), foreground)?;
+    let Some(target) = container.pidfd() else { return Err(CommandError::ExecStopped { id: id() }) };
+    let cgroup = below(&container.record.cgroup, parsed.value("cgroup"))?;
+    let namespaces = joinable(container.record.namespaces, container.record.init_process_pid);
+    let own_pids = namespaces & libc::CLONE_NEWPID as u64 != 0;
+    let others = namespaces & !(libc::CLONE_NEWPID as u64);
+    let steps = plan::enter(&process, others, cgroup.v1_task_files(), container.filter()?)?;
+
+    let signals = foreground.then(console::watch_signals).transpose()?;
+    if foreground && !parsed.is_on("no-subreaper") {
+        sys::set_child_subreaper().during("become the parent of orphans")?;
+    }
+    let given = Given {
+        stdio: Stdio { stdin: sys::standard(0), stdout: sys::standard(1), stderr: sys::standard(2) },
+        preserved,
+        start: None,
+        console: console.end(),
+    };
+    let unified = v2_place(&cgroup, container.record.init_process_pid)?;
+    let unified = unified.as_ref().map(AsFd::as_fd);
+    let pid = run::enter(&steps, target.as_fd(), own_pids, unified, given)?;
+    let terminal = console.master()?;
+    if let Some(path) = pid_file {
+        write_pid_file(&path, pid)?;
+    }
+    match &signals {
+        Some(signals) => console::attend(pid, signals, terminal),
+        None => Ok(0),
+    }
+}
+
+/// The process as JSON, or the container's own with what the command line changes.
+fn process(container: &Container, parsed: &Parsed) -> Result<Process, CommandError> {
+    if let Some(path) = parsed.value("process") {
+        let path = PathBuf::from(path);
+        let bytes = fs::read(&path).on("read", &path)?;
+        return serde_json::from_slice(&bytes).map_err(|source| CommandError::Json { path, source });
+    }
+    let mut process = container.record.process.clone();
+    let invalid =
+        |field, value: &str, expected| CommandError::Config { field, value: value.to_owned(), expected };
+    if parsed.arguments.len() < 2 {
+        return Err(invalid("exec", "", "a command, or --process"));
+    }
+    process.set_args(Some(parsed.arguments[1..].to_vec()));
+    process.set_terminal(Some(parsed.is_on("tty")));
+    if let Some(cwd) = parsed.value("cwd") {
+        process.set_cwd(cwd.into());
+    }
+    if let Some(profile) = parsed.value("apparmor") {
+        process.set_apparmor_profile(Some(profile.to_owned()));
+    }
+    if let Some(label) = parsed.value("process-label") {
+        process.set_selinux_label(Some(label.to_owned()));
+    }
+    if parsed.value("no-new-privs").is_some() {
+        process.set_no_new_privileges(Some(parsed.is_on("no-new-privs")));
+    }
+    let mut env = process.env().clone().unwrap_or_default();
+    env.extend(parsed.values("env").map(str::to_owned));
+    process.set_env(Some(env));
+
+    let number = |field, text: &str| -> Result<u32, CommandError> {
+        text.parse().map_err(|_| invalid(field, text, "a numeric id"))
+    };
+    if let Some(user) = parsed.value("user") {
+        let (uid, gid) = user.split_once(':').map_or((user, None), |(uid, gid)| (uid, Some(gid)));
+        process.user_mut().set_uid(number("--user", uid)?);
+        if let Some(gid) = gid {
+            process.user_mut().set_gid(number("--user", gid)?);
+        }
+    }
+    let more = parsed.values("additional-gids").map(|gid| number("--additional-gids", gid));
+    let more = more.collect::<Result<Vec<_>, _>>()?;
+    if !more.is_empty() {
+        let mut groups = process.user().additional_gids().clone().unwrap_or_default();
+        groups.extend(more);
+        process.user_mut().set_additional_gids(Some(groups));
+    }
+    let added = parsed.values("cap").map(|name| {
+        let full = if name.starts_with("CAP_") { name.to_owned() } else { format!("CAP_{name}") };
+        serde_json::from_value::<Capability>(full.into())
+            .map_err(|_| invalid("--cap", name, "a capability such as CAP_NET_RAW"))
+    });
+    let added = added.collect::<Result<Vec<_>, _>>()?;
+    if !added.is_empty() {
+        process.set_capabilities(Some(with(process.capabilities().clone().unwrap_or_default(), &added)));
+    }
+    Ok(process)
+}
+
+/// Not the inheritable ones, which would outlive a change of the user (CVE-2022-29162).
+fn with(mut sets: LinuxCapabilities, added: &[Capability]) -> LinuxCapabilities {
+    let join = |set: &Option<oci_spec::runtime::Capabilities>| {
+        let mut set = set.clone().unwrap_or_default();
+        set.extend(added);
+        Some(set)
+    };
+    sets.set_bounding(join(sets.bounding()));
+    sets.set_effective(join(sets.effective()));
+    sets.set_permitted(join(sets.permitted()));
+    sets
+}
+
+/// The container's cgroup, or one below it: for all controllers or for those named before a colon.
+fn below(cgroup: &Cgroup, option: Option<&str>) -> Result<Cgroup, CommandError> {
+    let Some(option) = option else { return Ok(cgroup.clone()) };
+    let invalid = |expected| CommandError::Config { field: "--cgroup", value: option.to_owned(), expected };
+    let (controllers, path) =
+        option.split_once(':').map_or((None, option), |(list, path)| (Some(list), path));
+    if Path::new(path).components().any(|part| part == std::path::Component::ParentDir) {
+        return Err(invalid("a path without `..`"));
+    }
+    let relative = path.trim_start_matches('/');
+    let mut found = cgroup.clone();
+    let mut matched = false;
+    for member in &mut found.members {
+        let chosen = controllers
+            .is_none_or(|list| list.split(',').any(|name| member.controllers.iter().any(|own| own == name)));
+        if chosen && !relative.is_empty() {
+            matched |= member.directory.join(relative).is_dir();
+            if member.directory.join(relative).is_dir() {
+                member.directory.push(relative);
+            } else if controllers.is_some() {
+                return Err(invalid("an existing cgroup below the container's"));
+            }
+        }
+    }
+    if relative.is_empty() || matched {
+        Ok(found)
+    } else {
+        Err(invalid("an existing cgroup below the container's"))
+    }
+}
+
+/// The v2 cgroup to be born in. One that has controllers handed down takes no processes itself: then that of the
+/// container's first process.
+fn v2_place(cgroup: &Cgroup, init: i32) -> Result<Option<OwnedFd>, CommandError> {
+    let Some(own) = cgroup.unified()? else { return Ok(None) };
+    let Some(member) = cgroup.unified_member() else { return Ok(Some(own)) };
+    let handed = fs::read_to_string(member.directory.join("cgroup.subtree_control")).unwrap_or_default();
+    if handed.trim().is_empty() {
+        return Ok(Some(own));
+    }
+    let text =
+        fs::read_to_string(format!("/proc/{init}/cgroup")).on("read", format!("/proc/{init}/cgroup"))?;
+    let Some(path) = text.lines().find_map(|line| line.strip_prefix("0::/")) else { return Ok(Some(own)) };
+    let path = member.mount.join(path);
+    File::open(&path).on("open the cgroup", path).map(|file| Some(file.into()))
+}
+
+/// Those of the container's namespaces that are not ours already: a user namespace cannot be entered twice.
+fn joinable(namespaces: u64, init: i32) -> u64 {
+    const USER: u64 = libc::CLONE_NEWUSER as u64;
+    let identity = |who: &str| -> io::Result<(u64, u64)> {
+        let stat = rustix::fs::stat(format!("/proc/{who}/ns/user"))?;
+        Ok((stat.st_dev, stat.st_ino))
+    };
+    let same = match (identity("self"), identity(&init.to_string())) {
+        (Ok(own), Ok(theirs)) => own == theirs,
+        _ => false,
+    };
+    if same { namespaces & !USER } else { namespaces }
+}

@@ -1,0 +1,156 @@
+//! What a configuration asks of whoever creates the container without a shim: hooks, a terminal, a keyring. Pure.
+//!
+//! Source: OCI runtime-spec, "Lifecycle" and "POSIX-platform Hooks"; runc's `--no-pivot` and `--no-new-keyring`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{Hook, Spec};
+
+use super::{Inside, Outside, Plan, PlanError};
+
+/// Hooks of one kind, to be run one after the other until one fails.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HookStep {
+    /// The kind, as in the configuration.
+    pub kind: &'static str,
+    pub hooks: Vec<Hook>,
+    pub state: Shape,
+}
+
+/// What a hook learns of the container, but for its pid, which whoever runs the hook knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shape {
+    pub oci_version: String,
+    pub id: String,
+    /// `creating`, `created`, `running` or `stopped`.
+    pub status: &'static str,
+    pub bundle: PathBuf,
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// What the caller decides beside the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Callers {
+    pub id: String,
+    pub bundle: PathBuf,
+    /// Use [`Inside::MoveRoot`] for [`Inside::PivotRoot`].
+    pub no_pivot: bool,
+    /// Leave the container in the caller's session keyring.
+    pub keep_keyring: bool,
+}
+
+/// Adds hooks, terminal and keyring to a plan of [`super::create`].
+///
+/// # Errors
+/// Hooks that cannot be run, by name and before anything is touched.
+pub fn complete(plan: &mut Plan, spec: &Spec, callers: &Callers) -> Result<(), PlanError> {
+    let state = |status| Shape {
+        oci_version: spec.version().clone(),
+        id: callers.id.clone(),
+        status,
+        bundle: callers.bundle.clone(),
+        annotations: annotations(spec),
+    };
+    let step = |kind, status| -> Result<Option<HookStep>, PlanError> {
+        let hooks = hooks_of(spec, kind)?;
+        Ok((!hooks.is_empty()).then(|| HookStep { kind, hooks, state: state(status) }))
+    };
+    let outside = [step("prestart", "creating")?, step("createRuntime", "creating")?];
+    let create_container = step("createContainer", "creating")?;
+    let start_container = step("startContainer", "created")?;
+    // Run by others and later, but refused now.
+    hooks_of(spec, "poststart")?;
+    hooks_of(spec, "poststop")?;
+
+    let mut sysctls = Vec::new();
+    let mut steps = Vec::with_capacity(plan.inside.len() + 4);
+    if !callers.keep_keyring {
+        steps.push(Inside::SessionKeyring(format!("_ses.{}", callers.id)));
+    }
+    for step in plan.inside.drain(..) {
+        match step {
+            // Interfaces that some sysctls are about come by way of hooks.
+            Inside::Sysctl { .. } => sysctls.push(step),
+            Inside::PivotRoot => {
+                steps.extend(terminal(spec));
+                if outside.iter().any(Option::is_some) {
+                    steps.push(Inside::AwaitHooks);
+                }
+                steps.append(&mut sysctls);
+                steps.extend(create_container.clone().map(Inside::RunHooks));
+                steps.push(if callers.no_pivot { Inside::MoveRoot } else { Inside::PivotRoot });
+            }
+            Inside::AwaitStart => {
+                steps.push(Inside::AwaitStart);
+                steps.extend(start_container.clone().map(Inside::RunHooks));
+            }
+            other => steps.push(other),
+        }
+    }
+    plan.inside = steps;
+    let ready = plan.outside.iter().position(|step| matches!(step, Outside::AwaitReady));
+    let ready = ready.unwrap_or(plan.outside.len());
+    // One pause for both kinds.
+    let mut all: Vec<HookStep> = outside.into_iter().flatten().collect();
+    if !all.is_empty() {
+        let steps = all.drain(..).map(Outside::RunHooks);
+        plan.outside.splice(ready..ready, steps);
+    }
+    Ok(())
+}
+
+/// Refuses by name what [`complete`] would add: a shim runs no hooks and keeps no terminal.
+pub fn refuse_callers_parts(spec: &Spec) -> Result<(), PlanError> {
+    let hooks = spec.hooks().as_ref().is_some_and(|hooks| *hooks != oci_spec::runtime::Hooks::default());
+    let terminal = spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal) == Some(true);
+    let refused = [("hooks", hooks), ("process.terminal", terminal)];
+    refused.iter().find(|(_, set)| *set).map_or(Ok(()), |(field, _)| Err(super::not_supported(field)))
+}
+
+pub(crate) fn annotations(spec: &Spec) -> BTreeMap<String, String> {
+    spec.annotations().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// The hooks of one kind, checked.
+pub(crate) fn hooks_of(spec: &Spec, kind: &'static str) -> Result<Vec<Hook>, PlanError> {
+    let Some(all) = spec.hooks() else { return Ok(Vec::new()) };
+    #[allow(deprecated)]
+    let (field, hooks) = match kind {
+        "prestart" => ("hooks.prestart", all.prestart()),
+        "createRuntime" => ("hooks.createRuntime", all.create_runtime()),
+        "createContainer" => ("hooks.createContainer", all.create_container()),
+        "startContainer" => ("hooks.startContainer", all.start_container()),
+        "poststart" => ("hooks.poststart", all.poststart()),
+        _ => ("hooks.poststop", all.poststop()),
+    };
+    let hooks = hooks.clone().unwrap_or_default();
+    for hook in &hooks {
+        let invalid =
+            |value: String, reason: &str| PlanError::Invalid { field, value, reason: reason.to_owned() };
+        if !hook.path().is_absolute() {
+            return Err(invalid(hook.path().display().to_string(), "expected an absolute path"));
+        }
+        if let Some(timeout) = hook.timeout().filter(|timeout| *timeout <= 0) {
+            return Err(invalid(timeout.to_string(), "expected a timeout of more than 0 seconds"));
+        }
+        let texts = hook.args().iter().flatten().chain(hook.env().iter().flatten());
+        if let Some(bad) = texts.into_iter().find(|text| text.contains('\0')) {
+            return Err(invalid(bad.replace('\0', "\\0"), "it contains a zero byte"));
+        }
+    }
+    Ok(hooks)
+}
+
+fn terminal(spec: &Spec) -> Option<Inside> {
+    let process = spec.process().as_ref().filter(|process| process.terminal() == Some(true))?;
+    Some(terminal_of(process, true))
+}
+
+pub(super) fn terminal_of(process: &oci_spec::runtime::Process, console: bool) -> Inside {
+    let size = process.console_size().map(|size| {
+        let cells = |number: u64| u16::try_from(number).unwrap_or(u16::MAX);
+        (cells(size.width()), cells(size.height()))
+    });
+    Inside::Terminal { size, console, uid: process.user().uid() }
+}
