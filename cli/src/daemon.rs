@@ -127,7 +127,7 @@ async fn serve(mut paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
 /// Fails with what the kernel lacks and every container needs; warns of what only some tasks would ask for.
 fn check_kernel() -> anyhow::Result<()> {
     let features =
-        rswarm_runtime::Features::of_this_host().context("cannot find out what the kernel offers")?;
+        rswarm_runtime::KernelFeatures::of_this_host().context("cannot find out what the kernel offers")?;
     let (required, others): (Vec<_>, Vec<_>) = features.missing().into_iter().partition(|one| one.required);
     for missing in others {
         tracing::warn!("{missing}");

@@ -1,207 +1,181 @@
-//! What the kernel must offer to containers, looked at once when a daemon starts: a feature that is not there is named
-//! then, and not by the first task that fails. [`Features::missing`] is pure; [`Features::of_this_host`] finds out.
+//! What this runtime can do, for whoever wants to know before asking it to.
 //!
-//! What networks need is found out by `rswarm-net`, which knows it.
+//! A pure function: it speaks of the runtime, not of the host it is on. Every list comes from the table the code itself
+//! works with, where there is one.
+//!
+//! Source: OCI runtime-spec, "Features" and "Linux Features".
 
-use std::collections::BTreeSet;
-use std::io;
-use std::path::Path;
+use serde_json::{Value, json};
 
-use rustix::mount::{FsOpenFlags, fsopen};
+use crate::defaults::ALL_CAPABILITIES;
+use crate::plan;
 
-use crate::cgroup::Layout;
-
-/// What was found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Features {
-    /// Whether the file system type `overlay` is there.
-    pub overlay: bool,
-    pub seccomp: bool,
-    /// As in `/proc/self/ns`.
-    pub namespaces: BTreeSet<String>,
-    /// Controllers of all hierarchies; those of v2 as in `cgroup.controllers`.
-    pub controllers: BTreeSet<String>,
-    /// Whether there is a v2 tree; it controls devices without a controller of that name.
-    pub unified: bool,
+/// The features document. `annotations` are ours to choose; the caller may add its version.
+pub fn features() -> Value {
+    let capabilities: Vec<String> = ALL_CAPABILITIES.iter().map(ToString::to_string).collect();
+    json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": "1.3.0",
+        "hooks": [
+            "prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop",
+        ],
+        "mountOptions": plan::known_options(),
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
+            "capabilities": capabilities,
+            "cgroup": {
+                "v1": true,
+                "v2": true,
+                "systemd": false,
+                "systemdUser": false,
+                "rdma": true,
+            },
+            "seccomp": {
+                "enabled": true,
+                "actions": [
+                    "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS",
+                    "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG", "SCMP_ACT_NOTIFY", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP",
+                ],
+                "operators": [
+                    "SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT",
+                    "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE",
+                ],
+                "archs": architectures(),
+                "knownFlags": SECCOMP_FLAGS,
+                "supportedFlags": SECCOMP_FLAGS,
+            },
+            "apparmor": { "enabled": true },
+            "selinux": { "enabled": true },
+            "intelRdt": { "enabled": false },
+            "memoryPolicy": {
+                "modes": [
+                    "MPOL_DEFAULT", "MPOL_BIND", "MPOL_INTERLEAVE", "MPOL_WEIGHTED_INTERLEAVE", "MPOL_PREFERRED",
+                    "MPOL_PREFERRED_MANY", "MPOL_LOCAL",
+                ],
+                "flags": ["MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"],
+            },
+            "mountExtensions": { "idmap": { "enabled": true } },
+            "netDevices": { "enabled": false },
+        },
+        "potentiallyUnsafeConfigAnnotations": [],
+    })
 }
 
-/// A feature that is not there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("kernel lacks {name} ({option}): {advice}")]
-pub struct MissingFeature {
-    pub name: &'static str,
-    /// Of the kernel's configuration.
-    pub option: &'static str,
-    /// What to do, or what cannot be had without it.
-    pub advice: &'static str,
-    /// No container runs without it; else only what asks for it does not.
-    pub required: bool,
-}
-
-const ENABLE: &str = "enable it or load its module, then start again";
-
-/// By their name in `/proc/self/ns`.
-const NAMESPACES: [(&str, &str, &str); 6] = [
-    ("mnt", "mount namespaces", "CONFIG_NAMESPACES"),
-    ("pid", "process namespaces", "CONFIG_PID_NS"),
-    ("net", "network namespaces", "CONFIG_NET_NS"),
-    ("ipc", "IPC namespaces", "CONFIG_IPC_NS"),
-    ("uts", "UTS namespaces", "CONFIG_UTS_NS"),
-    ("cgroup", "cgroup namespaces", "CONFIG_CGROUPS"),
+const SECCOMP_FLAGS: [&str; 4] = [
+    "SECCOMP_FILTER_FLAG_LOG",
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+    "SECCOMP_FILTER_FLAG_TSYNC",
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
 ];
 
-/// By the name of the controller, with what cannot be had without it.
-const CONTROLLERS: [(&str, &str, &str, &str); 3] = [
-    (
-        "memory",
-        "the cgroup controller for memory",
-        "CONFIG_MEMCG",
-        "tasks with a memory limit will be rejected here; boot with cgroup_enable=memory",
-    ),
-    (
-        "cpu",
-        "the cgroup controller for CPU",
-        "CONFIG_CGROUP_SCHED",
-        "tasks with a CPU limit will be rejected here",
-    ),
-    (
-        "pids",
-        "the cgroup controller for processes",
-        "CONFIG_CGROUP_PIDS",
-        "tasks with a limit of processes will be rejected here",
-    ),
-];
-
-impl Features {
-    /// Looks at the running kernel. Needs root; loads modules where the kernel can.
-    ///
-    /// # Errors
-    /// When `/proc` cannot be read, or a file system type cannot be asked for.
-    pub fn of_this_host() -> io::Result<Self> {
-        let layout = Layout::detect()?;
-        let mut controllers: BTreeSet<String> =
-            layout.v1.iter().flat_map(|hierarchy| hierarchy.controllers.iter().cloned()).collect();
-        if let Some(unified) = &layout.unified {
-            let text = std::fs::read_to_string(unified.join("cgroup.controllers"))?;
-            controllers.extend(text.split_whitespace().map(str::to_owned));
-        }
-        let namespaces = std::fs::read_dir("/proc/self/ns")?
-            .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
-            .collect::<io::Result<_>>()?;
-        Ok(Self {
-            overlay: has_overlay()?,
-            seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
-            namespaces,
-            controllers,
-            unified: layout.unified.is_some(),
-        })
-    }
-
-    /// What is not there, that without which nothing runs first.
-    pub fn missing(&self) -> Vec<MissingFeature> {
-        let required = |name, option| MissingFeature { name, option, advice: ENABLE, required: true };
-        let mut missing = Vec::new();
-        if !self.overlay {
-            missing.push(required("overlayfs", "CONFIG_OVERLAY_FS"));
-        }
-        if !self.seccomp {
-            missing.push(required("seccomp filters", "CONFIG_SECCOMP_FILTER"));
-        }
-        let namespaces = NAMESPACES.iter().filter(|(key, ..)| !self.namespaces.contains(*key));
-        missing.extend(namespaces.map(|(_, name, option)| required(name, option)));
-        if self.controllers.is_empty() && !self.unified {
-            let advice = "mount /sys/fs/cgroup, as systemd does, then start again";
-            missing.push(MissingFeature {
-                advice,
-                ..required("control groups, or none are mounted", "CONFIG_CGROUPS")
-            });
-            return missing;
-        }
-        if !self.unified && !self.controllers.contains("devices") {
-            missing.push(required("the cgroup controller for devices", "CONFIG_CGROUP_DEVICE"));
-        }
-        let controllers = CONTROLLERS.iter().filter(|(key, ..)| !self.controllers.contains(*key));
-        missing.extend(controllers.map(|(_, name, option, advice)| MissingFeature {
-            name,
-            option,
-            advice,
-            required: false,
-        }));
-        missing
-    }
-}
-
-/// Asking for the type loads its module, which reading `/proc/filesystems` would not.
-fn has_overlay() -> io::Result<bool> {
-    match fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
-        Ok(_) => Ok(true),
-        Err(rustix::io::Errno::NODEV) => Ok(false),
-        Err(error) => Err(error.into()),
+fn architectures() -> &'static [&'static str] {
+    if cfg!(target_arch = "aarch64") {
+        &["SCMP_ARCH_AARCH64"]
+    } else {
+        &["SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"]
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::defaults::default_spec;
+    use crate::oci::{LinuxSeccomp, Spec};
 
-    fn set(words: &str) -> BTreeSet<String> {
-        words.split_whitespace().map(str::to_owned).collect()
+    /// A configuration with `value` at `pointer`, as the plan sees it. Without a host name, which needs a namespace.
+    fn accepted(pointer: &str, value: Value) -> Result<(), String> {
+        let mut config = serde_json::to_value(default_spec()).unwrap();
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        config.as_object_mut().unwrap().remove("hostname");
+        config.pointer_mut(parent).unwrap()[name] = value;
+        let (spec, unknown) =
+            plan::parse(config.to_string().as_bytes()).map_err(|error| error.to_string())?;
+        assert!(unknown.is_empty(), "{unknown:?}");
+        check(&spec)
     }
 
-    fn good() -> Features {
-        Features {
-            overlay: true,
-            seccomp: true,
-            namespaces: set("cgroup ipc mnt net pid user uts"),
-            controllers: set("cpu cpuset memory pids"),
-            unified: true,
-        }
+    fn check(spec: &Spec) -> Result<(), String> {
+        let hierarchy = crate::cgroup::Hierarchy {
+            controllers: vec!["devices".to_owned()],
+            mount: "/sys/fs/cgroup/devices".into(),
+        };
+        let cgroups = crate::cgroup::Layout { v1: vec![hierarchy], ..Default::default() };
+        let host = plan::HostFacts { cgroups, ..Default::default() };
+        let rootfs = crate::Rootfs::Directory("/image".into());
+        plan::create(spec, &rootfs, "/rootfs".into(), "/a/b", &host)
+            .map(drop)
+            .map_err(|error| error.to_string())
     }
 
-    fn check(change: impl FnOnce(&mut Features), expected: &[(&str, bool)]) {
-        let mut features = good();
-        change(&mut features);
-        let missing = features.missing();
-        let found: Vec<_> = missing.iter().map(|one| (one.name, one.required)).collect();
-        assert_eq!(found, expected);
-    }
-
-    #[test]
-    fn what_is_missing_is_named() {
-        check(|_| {}, &[]);
-        check(|f| f.overlay = false, &[("overlayfs", true)]);
-        check(|f| f.seccomp = false, &[("seccomp filters", true)]);
-        check(|f| assert!(f.namespaces.remove("pid")), &[("process namespaces", true)]);
-        check(|f| assert!(f.controllers.remove("memory")), &[("the cgroup controller for memory", false)]);
-        // Of v1 devices have a controller, which every container needs.
-        check(
-            |f| {
-                f.unified = false;
-                f.controllers = set("cpu memory pids");
-            },
-            &[("the cgroup controller for devices", true)],
-        );
-        check(
-            |f| {
-                f.unified = false;
-                f.controllers.clear();
-            },
-            &[("control groups, or none are mounted", true)],
-        );
-        let words = Features { overlay: false, ..good() }.missing()[0].to_string();
-        assert_eq!(
-            words,
-            "kernel lacks overlayfs (CONFIG_OVERLAY_FS): enable it or load its module, then start again"
-        );
+    fn strings(pointer: &str) -> Vec<String> {
+        let all = features();
+        let list = all.pointer(pointer).unwrap().as_array().unwrap();
+        list.iter().map(|entry| entry.as_str().unwrap().to_owned()).collect()
     }
 
     #[test]
-    fn this_host_has_what_its_tests_need() {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: needs root");
-            return;
+    fn what_is_listed_is_accepted() {
+        for option in strings("/mountOptions") {
+            let bind = !matches!(option.as_str(), "tmpcopyup");
+            let ids = json!([{ "containerID": 0, "hostID": 1000, "size": 1 }]);
+            let mut mount =
+                json!({ "destination": "/x", "source": "/s", "type": "tmpfs", "options": [option] });
+            if bind {
+                mount["type"] = "bind".into();
+                mount["uidMappings"] = ids.clone();
+                mount["gidMappings"] = ids;
+            }
+            assert_eq!(accepted("/mounts", json!([mount])), Ok(()), "{option}");
         }
-        let missing = Features::of_this_host().unwrap().missing();
-        assert!(!missing.iter().any(|one| one.required), "{missing:?}");
+        for name in strings("/linux/namespaces").into_iter().filter(|name| name != "user") {
+            let list = if name == "mount" { json!([]) } else { json!([{ "type": name }]) };
+            let mut list = list.as_array().unwrap().clone();
+            list.push(json!({ "type": "mount" }));
+            assert_eq!(accepted("/linux/namespaces", list.into()), Ok(()), "{name}");
+        }
+        for name in strings("/linux/capabilities") {
+            assert_eq!(accepted("/process/capabilities/bounding", json!([name])), Ok(()), "{name}");
+        }
+        for action in strings("/linux/seccomp/actions") {
+            let rule = json!({ "names": ["mkdir"], "action": action });
+            let profile = json!({
+                "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/agent", "syscalls": [rule],
+                "flags": strings("/linux/seccomp/supportedFlags"), "architectures": strings("/linux/seccomp/archs"),
+            });
+            assert_eq!(accepted("/linux/seccomp", profile), Ok(()), "{action}");
+        }
+        for op in strings("/linux/seccomp/operators") {
+            let rule = json!({
+                "names": ["mkdir"], "action": "SCMP_ACT_ERRNO",
+                "args": [{ "index": 0, "value": 1, "valueTwo": 1, "op": op }],
+            });
+            let profile = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule] });
+            assert!(serde_json::from_value::<LinuxSeccomp>(profile.clone()).is_ok());
+            assert_eq!(accepted("/linux/seccomp", profile), Ok(()), "{op}");
+        }
+        for mode in strings("/linux/memoryPolicy/modes") {
+            let nodes = if matches!(mode.as_str(), "MPOL_DEFAULT" | "MPOL_LOCAL") { "" } else { "0" };
+            let flags = strings("/linux/memoryPolicy/flags");
+            let policy = json!({ "mode": mode, "nodes": nodes, "flags": flags });
+            assert_eq!(accepted("/linux/memoryPolicy", policy), Ok(()), "{mode}");
+        }
+        for version in ["ociVersionMin", "ociVersionMax"] {
+            assert_eq!(accepted("/ociVersion", features()[version].clone()), Ok(()), "{version}");
+        }
+    }
+
+    #[test]
+    fn capabilities_are_listed_by_number() {
+        for (number, capability) in ALL_CAPABILITIES.iter().enumerate() {
+            assert_eq!(crate::defaults::capability_number(*capability) as usize, number);
+        }
+    }
+
+    #[test]
+    fn what_is_listed_as_missing_is_refused() {
+        let refused = |pointer, value| accepted(pointer, value).unwrap_err();
+        assert!(refused("/linux/intelRdt", json!({ "closID": "x" })).contains("`linux.intelRdt`"));
+        assert!(refused("/linux/netDevices", json!({ "eth0": {} })).contains("`linux.netDevices`"));
+        assert!(refused("/ociVersion", "1.4.0".into()).contains("expected 1.0.0 to 1.3.x"));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! - [`Containers`] creates containers and finds them again; [`Container`] is the handle on one.
 //! - [`shim_main`] is the entry of the helper process, one per container.
-//! - [`Features`] says what the kernel lacks.
 //! - [`runc_main`] is runc's command line over the same plan and steps, for callers that bring a parent of their own.
+//! - [`features`] is what this runtime can do, [`KernelFeatures`] what the kernel cannot.
 //! - [`default_spec`] is the configuration to start from; [`log`] reads what a container has written.
 //!
 //! Inside, a configuration becomes a [`plan`] (pure), which `run` performs. Only `sys` contains `unsafe`.
@@ -17,6 +17,7 @@ mod features;
 mod hooks;
 pub mod log;
 pub mod plan;
+mod probe;
 mod request;
 mod run;
 mod seal;
@@ -30,8 +31,9 @@ pub use cli::{PROGRAM as RUNC_PROGRAM, runc_main};
 pub use containers::{Container, Containers, ShimCommand};
 pub use defaults::{DEFAULT_CAPABILITIES, default_spec, set_capabilities};
 pub use error::{Cause, Failure, RuntimeError};
-pub use features::{Features, MissingFeature};
+pub use features::features;
 pub use oci_spec::runtime as oci;
+pub use probe::{KernelFeatures, MissingFeature};
 pub use request::{CreateRequest, LogOptions, Rootfs};
 pub use shim::shim_main;
 pub use state::{ExitStatus, State, Status};

@@ -165,7 +165,7 @@ fn seccomp_refuses_what_docker_refuses() {
     // A profile that kills.
     let mut request = lab.script("three", "mkdir /tmp/x 2>/dev/null; busybox mkdir /tmp/x; exit 3");
     let mut profile = rswarm_runtime::seccomp::docker_default(&[]);
-    profile.set_default_action(LinuxSeccompAction::ScmpActAllow);
+    profile.set_default_action(LinuxSeccompAction::ScmpActAllow).set_default_errno_ret(None);
     let kill = rswarm_runtime::oci::LinuxSyscallBuilder::default()
         .names(vec!["mkdir".to_owned(), "mkdirat".to_owned()])
         .action(LinuxSeccompAction::ScmpActKillProcess)

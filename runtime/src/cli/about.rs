@@ -3,14 +3,13 @@
 use oci_spec::runtime::{
     Linux, LinuxIdMappingBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, Spec,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::create::absolute;
 use super::error::{CommandError, OnFile};
 use super::options::Parsed;
 use super::show::print;
 use crate::default_spec;
-use crate::plan::mount_options;
 
 /// The runtime specification that is implemented.
 const SPECIFICATION: &str = "1.2.0";
@@ -94,65 +93,14 @@ fn without_group(mount: &mut Mount) {
 
 /// `features`.
 pub(super) fn features() -> Result<(), CommandError> {
-    print(&(serde_json::to_string_pretty(&list()).unwrap_or_default() + "\n"))
+    let mut all = crate::features();
+    all["annotations"] = json!({ "io.github.rswarm.version": env!("CARGO_PKG_VERSION") });
+    print(&(serde_json::to_string_pretty(&all).unwrap_or_default() + "\n"))
 }
-
-/// Source: OCI runtime-spec, "Features Structure".
-fn list() -> Value {
-    let capabilities: Vec<String> =
-        CAPABILITIES.split_whitespace().map(|name| format!("CAP_{name}")).collect();
-    json!({
-        "ociVersionMin": "1.0.0",
-        "ociVersionMax": SPECIFICATION,
-        "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
-        "mountOptions": mount_options(),
-        "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
-            "capabilities": capabilities,
-            "cgroup": { "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true },
-            "seccomp": {
-                "enabled": true,
-                "actions": [
-                    "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS",
-                    "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP",
-                ],
-                "operators": [
-                    "SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT",
-                    "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE",
-                ],
-                "archs": ["SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"],
-                "knownFlags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC"],
-                "supportedFlags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC"],
-            },
-            "apparmor": { "enabled": false },
-            "selinux": { "enabled": false },
-            "intelRdt": { "enabled": false },
-            "mountExtensions": { "idmap": { "enabled": false } },
-        },
-        "annotations": { "io.github.rswarm.version": env!("CARGO_PKG_VERSION") },
-    })
-}
-
-/// All that can be given, by number. Source: linux/capability.h.
-const CAPABILITIES: &str = "
-CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE
-NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN
-SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE
-MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE";
 
 #[cfg(test)]
 mod tests {
-    use oci_spec::runtime::Capability;
-
     use super::*;
-
-    #[test]
-    fn capabilities_are_listed_by_number() {
-        for (number, name) in list()["linux"]["capabilities"].as_array().unwrap().iter().enumerate() {
-            let capability: Capability = serde_json::from_value(name.clone()).unwrap();
-            assert_eq!(crate::defaults::capability_number(capability) as usize, number, "{name}");
-        }
-    }
 
     #[test]
     fn specs_are_configurations_that_can_be_planned() {
@@ -170,6 +118,7 @@ mod tests {
                 cgroups: crate::cgroup::Layout::parse(
                     "34 30 0:30 / /c/devices rw - cgroup cgroup rw,devices",
                 ),
+                ..Default::default()
             },
         )
         .unwrap();

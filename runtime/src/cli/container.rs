@@ -59,6 +59,9 @@ pub(super) struct Record {
     pub process: Process,
     /// Flags of the filter in `seccomp.bpf`.
     pub seccomp_flags: Option<u32>,
+    /// Who is asked by it.
+    #[serde(default)]
+    pub seccomp_listener: Option<crate::plan::Listener>,
     pub poststart: Vec<Hook>,
     pub poststop: Vec<Hook>,
 }

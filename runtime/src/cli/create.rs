@@ -21,10 +21,10 @@ use super::end;
 use super::error::{CommandError, During, OnFile};
 use super::options::Parsed;
 use super::time::rfc3339;
-use crate::cgroup::{Cgroup, Layout};
+use crate::cgroup::Cgroup;
 use crate::error::{Failure, Step};
 use crate::hooks;
-use crate::plan::{self, Callers, HookStep, HostFacts, Inside, Plan, PlanError};
+use crate::plan::{self, Callers, HookStep, HostFacts, Inside, Listener, Plan, PlanError};
 use crate::request::Rootfs;
 use crate::run::{self, Given, Stdio};
 use crate::state::{self, ProcessIdentity};
@@ -103,7 +103,7 @@ fn make(
     if directory.exists() {
         return Err(CommandError::Exists { id: id.to_owned() });
     }
-    let config = Config::read(id, &bundle)?;
+    let config = Config::read(context, id, &bundle)?;
     let plan = config.plan(parsed)?;
     let console = Console::open(config.has_terminal(), parsed.value("console-socket"), foreground)?;
 
@@ -142,7 +142,7 @@ struct Config {
 }
 
 impl Config {
-    fn read(id: &str, bundle: &Path) -> Result<Self, CommandError> {
+    fn read(context: &Context, id: &str, bundle: &Path) -> Result<Self, CommandError> {
         let path = bundle.join("config.json");
         let bytes = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -150,15 +150,14 @@ impl Config {
             }
             other => other.on("read", &path)?,
         };
-        let mut spec: Spec =
-            serde_json::from_slice(&bytes).map_err(|source| CommandError::Json { path, source })?;
+        let (mut spec, unknown) =
+            plan::parse(&bytes).map_err(|source| CommandError::Spec { path, source })?;
+        for name in unknown {
+            context.log.warn(&format!("nobody can grant the capability `{name}`: it is left out"));
+        }
         let invalid = |field, value: &str, expected| {
             Err(CommandError::Config { field, value: value.to_owned(), expected })
         };
-        // A minor release adds, and never changes what there was.
-        if spec.version().split('.').next() != Some("1") || spec.version().split('.').count() < 3 {
-            return invalid("ociVersion", spec.version(), "a version 1.x.y");
-        }
         let Some(root) = spec.root() else {
             return Err(PlanError::Missing { field: "root" }.into());
         };
@@ -173,6 +172,7 @@ impl Config {
             _ => format!("/{id}"),
         };
         allow_default_devices(&mut spec);
+        absolute_sources(&mut spec, bundle);
         Ok(Self { id: id.to_owned(), bundle: bundle.to_owned(), rootfs, cgroup, spec })
     }
 
@@ -181,9 +181,8 @@ impl Config {
     }
 
     fn plan(&self, parsed: &Parsed) -> Result<Plan, CommandError> {
-        let layout = Layout::detect().on("read", "/proc/self/mountinfo")?;
+        let host = HostFacts::detect(&self.spec, &self.cgroup)?;
         let rootfs = Rootfs::Directory(self.rootfs.clone());
-        let host = HostFacts { cgroups: layout };
         let mut plan = plan::create(&self.spec, &rootfs, self.rootfs.clone(), &self.cgroup, &host)?;
         let callers = Callers {
             id: self.id.clone(),
@@ -217,6 +216,10 @@ impl Config {
             console: console.end(),
         };
         let mut record = self.record(filter.map(|filter| filter.flags))?;
+        record.seccomp_listener = plan.inside.iter().find_map(|step| match step {
+            Inside::ConnectListener(listener) => Some(Listener { given: None, ..listener.clone() }),
+            _ => None,
+        });
         run::create(plan, given, |pid, cgroup| {
             let fill = |record: &mut Record| -> io::Result<()> {
                 let identity = ProcessIdentity::of(pid)?;
@@ -259,6 +262,7 @@ impl Config {
             owns_pids,
             process: self.spec.process().clone().ok_or(PlanError::Missing { field: "process" })?,
             seccomp_flags,
+            seccomp_listener: None,
             poststart: plan::hooks_of(&self.spec, "poststart")?,
             poststop: plan::hooks_of(&self.spec, "poststop")?,
         })
@@ -296,6 +300,18 @@ fn namespace_paths(pid: i32) -> BTreeMap<String, PathBuf> {
         (name.to_owned(), PathBuf::from(format!("/proc/{pid}/ns/{file}")))
     };
     all.into_iter().map(namespace_kind).map(path).collect()
+}
+
+/// Sources of bind mounts may be relative to the bundle. Source: OCI runtime-spec, "Mounts".
+fn absolute_sources(spec: &mut Spec, bundle: &Path) {
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        let bind = |option: &String| option == "bind" || option == "rbind";
+        let is_bind = mount.typ().as_deref() == Some("bind") || mount.options().iter().flatten().any(bind);
+        if let Some(source) = mount.source().as_ref().filter(|_| is_bind) {
+            let source = bundle.join(source);
+            mount.set_source(Some(source));
+        }
+    }
 }
 
 /// Puts the rules about devices that no configuration has to name around those it names: nothing else may be used,
@@ -347,6 +363,7 @@ pub(super) fn write_pid_file(path: &Path, pid: i32) -> Result<(), CommandError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroup::Layout;
     use crate::plan::Outside;
 
     #[test]
@@ -367,7 +384,7 @@ mod tests {
             &Rootfs::Directory("/".into()),
             "/".into(),
             "/t",
-            &HostFacts { cgroups: layout },
+            &HostFacts { cgroups: layout, ..Default::default() },
         );
         let Some(Outside::MakeCgroup(cgroup)) = plan.unwrap().outside.into_iter().next() else {
             panic!("no cgroup")

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use super::options::UsageError;
 use crate::cgroup::CgroupError;
 use crate::error::Failure;
-use crate::plan::PlanError;
+use crate::plan::{ConfigError, PlanError};
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CommandError {
@@ -56,6 +56,12 @@ pub(super) enum CommandError {
         path: PathBuf,
         #[source]
         source: serde_json::Error,
+    },
+    #[error("`{path}` is not valid")]
+    Spec {
+        path: PathBuf,
+        #[source]
+        source: ConfigError,
     },
     #[error("`{field}` has the invalid value `{value}`: expected {expected}")]
     Config { field: &'static str, value: String, expected: &'static str },

@@ -38,7 +38,13 @@ pub(super) fn exec(context: &Context, parsed: &Parsed) -> Result<i32, CommandErr
     let namespaces = joinable(container.record.namespaces, container.record.init_process_pid);
     let own_pids = namespaces & libc::CLONE_NEWPID as u64 != 0;
     let others = namespaces & !(libc::CLONE_NEWPID as u64);
-    let steps = plan::enter(&process, others, cgroup.v1_task_files(), container.filter()?)?;
+    let entry = plan::Entry {
+        namespaces: others,
+        cgroup_files: cgroup.v1_task_files(),
+        filter: container.filter()?,
+        listener: container.record.seccomp_listener.clone(),
+    };
+    let steps = plan::enter(&process, entry, &plan::HostFacts::labels(&process))?;
 
     let signals = foreground.then(console::watch_signals).transpose()?;
     if foreground && !parsed.is_on("no-subreaper") {

@@ -63,6 +63,18 @@ pub fn complete(plan: &mut Plan, spec: &Spec, callers: &Callers) -> Result<(), P
     hooks_of(spec, "poststart")?;
     hooks_of(spec, "poststop")?;
 
+    if !plan.inside.contains(&Inside::PivotRoot) {
+        // The file systems are others', and so are the devices and programs in them.
+        let hooks = outside.iter().any(Option::is_some) || create_container.is_some();
+        let process = spec.process().as_ref();
+        let terminal = process.and_then(oci_spec::runtime::Process::terminal) == Some(true);
+        let parts = [("hooks", hooks), ("process.terminal", terminal)];
+        if let Some((field, _)) = parts.iter().find(|(_, set)| *set) {
+            let field = format!("{field}, for a container that joins a mount namespace,");
+            return Err(super::not_supported(&field));
+        }
+    }
+    super::identify(plan, &callers.id, &callers.bundle);
     let mut sysctls = Vec::new();
     let mut steps = Vec::with_capacity(plan.inside.len() + 4);
     if !callers.keep_keyring {
@@ -70,6 +82,8 @@ pub fn complete(plan: &mut Plan, spec: &Spec, callers: &Callers) -> Result<(), P
     }
     for step in plan.inside.drain(..) {
         match step {
+            // Before it, nothing can be done.
+            Inside::AwaitAdmission { .. } => steps.insert(0, step),
             // Interfaces that some sysctls are about come by way of hooks.
             Inside::Sysctl { .. } => sysctls.push(step),
             Inside::PivotRoot => {

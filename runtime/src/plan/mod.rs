@@ -6,33 +6,49 @@
 //!
 //! A part of the configuration that is not supported is refused here by name, before anything is touched.
 
+mod devices;
 mod exec;
 mod lifecycle;
 mod mounts;
+mod namespaces;
+mod process;
+mod sysctl;
 #[cfg(test)]
 mod tests;
+mod validate;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Capabilities, Linux, LinuxCapabilities, LinuxDeviceType, LinuxNamespaceType, PosixRlimitType, Process,
-    Spec,
+    Capabilities, Linux, LinuxCapabilities, LinuxResources, PosixRlimitType, Process, Spec,
 };
 
 use crate::cgroup::{self, CgroupError, CgroupPlan, Layout};
 use crate::request::Rootfs;
 use crate::seccomp::{self, Program, SeccompError};
-use crate::sys::CapabilityBits;
+use crate::sys::{CapabilityBits, Scheduling};
 
-pub use exec::enter;
+use namespaces::Namespaces;
+
+pub use exec::{Entry, enter};
 pub use lifecycle::{Callers, HookStep, Shape, complete, refuse_callers_parts};
 pub(crate) use lifecycle::{annotations, hooks_of};
-pub use mounts::{MountKind, MountPlan, mount_options};
+pub(crate) use mounts::known_options;
+pub use mounts::{IdSource, MountIds, MountKind, MountPlan};
+pub use namespaces::{Birth, IdMap, IdMaps, host_id, map_text, name as namespace_name};
+pub use validate::{ConfigError, check, parse};
 
 /// What the plan needs to know about the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostFacts {
+    /// Hierarchies the container may have a cgroup in.
     pub cgroups: Layout,
+    /// Whoever creates the container has no privileges on this host, so that it needs a user namespace.
+    pub rootless: bool,
+    /// Security modules that are switched on.
+    pub apparmor: bool,
+    pub selinux: bool,
 }
 
 /// Steps in the order of their execution. `outside` holds one [`Outside::SpawnInit`], which sets `inside` going.
@@ -47,8 +63,12 @@ pub struct Plan {
 pub enum Outside {
     /// Make the cgroup and set its limits.
     MakeCgroup(CgroupPlan),
+    /// Open what the new process could not open, or not in this form. They are numbered in this order.
+    OpenSources(Vec<Source>),
     /// Make the container's first process with these new namespaces (`CLONE_NEW*`), in the v2 cgroup if there is one.
-    SpawnInit { namespaces: u64 },
+    SpawnInit { namespaces: u64, birth: Option<Birth> },
+    /// Give it what its own privileges do not reach, and let it begin.
+    Admit(Admission),
     /// Wait until its root file system is complete, run these hooks on the host, and let it go on.
     RunHooks(HookStep),
     /// Wait until it has done everything but exec.
@@ -69,9 +89,55 @@ impl Outside {
         match self {
             Self::MakeCgroup(_) => Undo::RemoveCgroup,
             Self::SpawnInit { .. } => Undo::KillInit,
-            Self::RunHooks(_) | Self::AwaitReady => Undo::Nothing,
+            Self::OpenSources(_) | Self::Admit(_) | Self::RunHooks(_) | Self::AwaitReady => Undo::Nothing,
         }
     }
+}
+
+/// Something that is opened for the new process, by whoever has the right to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The root file system, mounted nowhere; `propagation` is that of its mounts.
+    Root { rootfs: Rootfs, propagation: u64 },
+    /// A copy of the mount at `path`, mounted nowhere. `propagation` 0 keeps what it has.
+    Tree { path: PathBuf, recursive: bool, ids: Option<MountIds>, propagation: u64 },
+    /// An existing file, for writing.
+    File(PathBuf),
+    /// A connection to a listening socket.
+    Connection(PathBuf),
+}
+
+/// What a new process cannot do for itself, because it is in another user or mount namespace than its creator.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// Ids of its new user namespace.
+    pub maps: Option<IdMaps>,
+    pub oom_score_adj: Option<i32>,
+    pub rlimits: Vec<Rlimit>,
+    /// Who owns its standard descriptors, as ids of the container.
+    pub stdio_owner: Option<(u32, u32)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rlimit {
+    pub name: String,
+    pub resource: u32,
+    pub soft: u64,
+    pub hard: u64,
+}
+
+/// Who is told of system calls that the seccomp profile wants to be asked about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Listener {
+    pub path: PathBuf,
+    pub metadata: Option<String>,
+    /// See [`identify`].
+    pub id: String,
+    pub bundle: PathBuf,
+    pub oci_version: String,
+    pub annotations: std::collections::BTreeMap<String, String>,
+    /// The number of the descriptor that the creator hands over, where it is the one to connect.
+    pub given: Option<usize>,
 }
 
 /// A step of the container's first process.
@@ -81,6 +147,18 @@ pub enum Inside {
     EnterNamespaces(u64),
     /// Leave the caller's session keyring for a new one of this name.
     SessionKeyring(String),
+    /// Wait for so many descriptors of the creator, and until it has done its part; be root of the user namespace.
+    AwaitAdmission {
+        descriptors: usize,
+        user: bool,
+    },
+    /// Connect to the seccomp agent, while its socket can be reached.
+    ConnectListener(Listener),
+    /// Write below `/proc/self/attr`: a security label.
+    Label {
+        file: &'static str,
+        value: String,
+    },
     /// Enter an existing namespace.
     JoinNamespace {
         kind: i32,
@@ -89,6 +167,8 @@ pub enum Inside {
     OomScoreAdj(i32),
     /// Keep mounts from spreading to the host: `MS_*` propagation for the whole tree.
     Propagation(u64),
+    /// Use the root file system that the creator has opened.
+    TakeRoot(usize),
     /// Make the root file system appear at the mount point.
     MountRoot {
         rootfs: Rootfs,
@@ -105,6 +185,20 @@ pub enum Inside {
     /// Move to the v1 cgroups by writing to these `tasks` files. A process that moves itself, alone, is spared the
     /// kernel-wide lock (and the grace period of some milliseconds) that moving another process takes.
     JoinCgroup(Vec<PathBuf>),
+    /// The same by files that the creator has opened.
+    JoinCgroupBy(Vec<usize>),
+    Scheduling(Scheduling),
+    /// As `ioprio_set(2)` takes it.
+    IoPriority(u32),
+    /// `MPOL_*` with its flags, and a bit per node.
+    MemoryPolicy {
+        mode: u32,
+        nodes: Vec<u64>,
+    },
+    /// A bit per CPU.
+    CpuAffinity(Vec<u64>),
+    /// `PER_*`.
+    Personality(u32),
     /// A new cgroup namespace, rooted at the container's cgroup.
     UnshareCgroup,
     Mount(MountPlan),
@@ -133,13 +227,10 @@ pub enum Inside {
     PivotRoot,
     /// The same where the root cannot be pivoted (an initramfs): it covers the host's, which stays beneath.
     MoveRoot,
+    /// How mounts spread to and from the container's root: `MS_*`.
+    RootPropagation(u64),
     ReadonlyRoot,
-    Rlimit {
-        name: String,
-        resource: u32,
-        soft: u64,
-        hard: u64,
-    },
+    Rlimit(Rlimit),
     WorkingDirectory(PathBuf),
     StdioOwner {
         uid: u32,
@@ -199,30 +290,6 @@ pub enum PlanError {
     Seccomp(#[from] SeccompError),
 }
 
-/// The device nodes every container has. Source: OCI runtime-spec, "Default Devices".
-const DEFAULT_DEVICES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
-
-const DEVICE_LINKS: [(&str, &str); 5] = [
-    ("fd", "/proc/self/fd"),
-    ("stdin", "/proc/self/fd/0"),
-    ("stdout", "/proc/self/fd/1"),
-    ("stderr", "/proc/self/fd/2"),
-    ("ptmx", "pts/ptmx"),
-];
-
-/// Sysctls that belong to the IPC namespace, beside all of `fs.mqueue`.
-const IPC_SYSCTLS: [&str; 8] = [
-    "kernel.msgmax",
-    "kernel.msgmnb",
-    "kernel.msgmni",
-    "kernel.sem",
-    "kernel.shmall",
-    "kernel.shmmax",
-    "kernel.shmmni",
-    "kernel.shm_rmid_forced",
-];
-
 /// The steps that create the container `spec` describes, with its root file system mounted at `mount_point`
 /// (an empty directory) and in the cgroup `cgroup`.
 ///
@@ -235,11 +302,19 @@ pub fn create(
     cgroup: &str,
     host: &HostFacts,
 ) -> Result<Plan, PlanError> {
+    validate::check(spec)?;
     let process = spec.process().as_ref().ok_or(PlanError::Missing { field: "process" })?;
     let linux = spec.linux().as_ref().ok_or(PlanError::Missing { field: "linux" })?;
-    refuse_unsupported(spec, process, linux)?;
+    refuse_unsupported(linux)?;
     let namespaces = Namespaces::of(linux)?;
-    let cgroup = cgroup::plan(&host.cgroups, cgroup, linux.resources().as_ref())?;
+    validate::check_namespaces(spec, process, &namespaces, host)?;
+    let cgroup = cgroup::plan(&host.cgroups, cgroup, resources(linux, host).as_deref())?;
+    let propagation = mounts::root_propagation(linux.rootfs_propagation().as_deref())?;
+    let user = namespaces.has(libc::CLONE_NEWUSER);
+    let own_mounts = namespaces.creates(libc::CLONE_NEWNS);
+    // Whether the creator can do more than the process, or sees more.
+    let far = (user && !host.rootless) || !own_mounts;
+    let mut sources = Sources::default();
 
     let mut inside = Vec::new();
     inside.extend(
@@ -251,8 +326,21 @@ pub fn create(
     if let Some(adjustment) = process.oom_score_adj() {
         inside.push(Inside::OomScoreAdj(adjustment));
     }
-    inside.push(Inside::Propagation(mounts::root_propagation(linux.rootfs_propagation().as_deref())?));
-    inside.push(Inside::MountRoot { rootfs: rootfs.clone(), at: mount_point });
+    let filter = linux.seccomp().as_ref().map(seccomp::compile).transpose()?;
+    if let Some(path) = listener_path(linux, filter.as_ref()) {
+        let given = far.then(|| sources.add(Source::Connection(path.clone())));
+        inside.push(Inside::ConnectListener(listener(spec, linux, path.clone(), given)));
+    }
+    inside.extend(process::labels(process, host)?);
+    if own_mounts {
+        inside.push(Inside::Propagation(propagation.tree));
+        inside.push(if far {
+            let propagation = propagation.tree;
+            Inside::TakeRoot(sources.add(Source::Root { rootfs: rootfs.clone(), propagation }))
+        } else {
+            Inside::MountRoot { rootfs: rootfs.clone(), at: mount_point }
+        });
+    }
     if namespaces.creates(libc::CLONE_NEWNET) {
         inside.push(Inside::LoopbackUp);
     }
@@ -264,34 +352,153 @@ pub fn create(
         namespaces.require(libc::CLONE_NEWUTS, "domainname", name)?;
         inside.push(Inside::Domainname(name.clone()));
     }
-    sysctls(linux, &namespaces, &mut inside)?;
-    let mounts = spec.mounts().as_deref().unwrap_or_default();
-    for mount in mounts {
-        inside.push(Inside::Mount(MountPlan::of(mount, &cgroup.cgroup)?));
+    sysctl::sysctls(linux, &namespaces, &mut inside)?;
+    if own_mounts {
+        let shared = propagation.root == Some(libc::MS_SHARED);
+        let mounts = spec.mounts().as_deref().unwrap_or_default();
+        for mount in mounts {
+            let mut mount = MountPlan::of(mount, &cgroup.cgroup, &namespaces)?;
+            if let MountKind::Bind { source, recursive, ids, given } = &mut mount.kind
+                && (far || (shared && !host.rootless) || ids.is_some())
+            {
+                if host.rootless {
+                    let reason = "without privileges on the host ids cannot be mapped".to_owned();
+                    let value = mount.target.display().to_string();
+                    return Err(PlanError::Invalid { field: "mounts", value, reason });
+                }
+                let (path, recursive, ids) = (source.clone(), *recursive, ids.clone());
+                // In a shared tree a mount stays what it is on the host.
+                let propagation = if shared { 0 } else { propagation.tree };
+                *given = Some(sources.add(Source::Tree { path, recursive, ids, propagation }));
+            }
+            mount_label(&mut mount, linux, host)?;
+            inside.push(Inside::Mount(mount));
+        }
+        devices::devices(linux, mounts, &mut inside)?;
     }
-    devices(linux, mounts, &mut inside)?;
     // After the devices, for the rules of the cgroup may forbid to make them.
-    inside.push(Inside::JoinCgroup(cgroup.cgroup.v1_task_files()));
+    let files = cgroup.cgroup.v1_task_files();
+    inside.push(if far {
+        Inside::JoinCgroupBy(files.into_iter().map(|file| sources.add(Source::File(file))).collect())
+    } else {
+        Inside::JoinCgroup(files)
+    });
     if namespaces.cgroup {
         inside.push(Inside::UnshareCgroup);
     }
-    inside.extend(linux.readonly_paths().iter().flatten().map(|path| Inside::ReadonlyPath(path.into())));
-    inside.extend(linux.masked_paths().iter().flatten().map(|path| Inside::MaskPath(path.into())));
-    inside.push(Inside::PivotRoot);
-    if spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true) {
-        inside.push(Inside::ReadonlyRoot);
+    inside.extend(process::scheduling(process, Some(linux))?);
+    if own_mounts {
+        inside.extend(linux.readonly_paths().iter().flatten().map(|path| Inside::ReadonlyPath(path.into())));
+        inside.extend(linux.masked_paths().iter().flatten().map(|path| Inside::MaskPath(path.into())));
+        inside.push(Inside::PivotRoot);
+        inside.extend(propagation.root.map(Inside::RootPropagation));
+        if spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true) {
+            inside.push(Inside::ReadonlyRoot);
+        }
     }
-    let filter = linux.seccomp().as_ref().map(seccomp::compile).transpose()?;
+    inside.extend(process::personality(linux)?);
     process_steps(process, filter, &mut inside)?;
 
-    Ok(Plan {
-        outside: vec![
-            Outside::MakeCgroup(cgroup),
-            Outside::SpawnInit { namespaces: namespaces.created },
-            Outside::AwaitReady,
-        ],
-        inside,
-    })
+    let Namespaces { created, birth, maps, .. } = namespaces;
+    let birth = (birth != Birth::default()).then_some(birth);
+    let spawn = Outside::SpawnInit { namespaces: created, birth };
+    let made_user = created & libc::CLONE_NEWUSER as u64 != 0;
+    let mut admission = Admission { maps: maps.filter(|_| made_user), ..Admission::default() };
+    if far {
+        move_out(&mut inside, process, &mut admission);
+    }
+    let mut outside = vec![Outside::MakeCgroup(cgroup)];
+    let descriptors = sources.0.len();
+    if descriptors > 0 {
+        outside.push(Outside::OpenSources(sources.0));
+    }
+    outside.push(spawn);
+    if user || far || descriptors > 0 {
+        outside.push(Outside::Admit(admission));
+        inside.insert(0, Inside::AwaitAdmission { descriptors, user });
+    }
+    outside.push(Outside::AwaitReady);
+    Ok(Plan { outside, inside })
+}
+
+/// Tells a seccomp agent which container it is asked about; [`create`] does not know.
+pub fn identify(plan: &mut Plan, id: &str, bundle: &std::path::Path) {
+    for step in &mut plan.inside {
+        if let Inside::ConnectListener(listener) = step {
+            id.clone_into(&mut listener.id);
+            bundle.clone_into(&mut listener.bundle);
+        }
+    }
+}
+
+/// What the creator opens, by number.
+#[derive(Default)]
+struct Sources(Vec<Source>);
+
+impl Sources {
+    fn add(&mut self, source: Source) -> usize {
+        self.0.push(source);
+        self.0.len() - 1
+    }
+}
+
+/// Leaves to the creator what takes privileges of the host.
+fn move_out(inside: &mut Vec<Inside>, process: &Process, admission: &mut Admission) {
+    inside.retain(|step| match step {
+        Inside::OomScoreAdj(adjustment) => {
+            admission.oom_score_adj = Some(*adjustment);
+            false
+        }
+        Inside::Rlimit(limit) => {
+            admission.rlimits.push(limit.clone());
+            false
+        }
+        Inside::StdioOwner { .. } => false,
+        _ => true,
+    });
+    admission.stdio_owner = Some((process.user().uid(), process.user().gid()));
+}
+
+/// The agent's socket, if any rule of the profile needs it.
+fn listener_path<'a>(linux: &'a Linux, filter: Option<&Program>) -> Option<&'a PathBuf> {
+    filter.filter(|filter| filter.notifies())?;
+    linux.seccomp().as_ref()?.listener_path().as_ref()
+}
+
+fn listener(spec: &Spec, linux: &Linux, path: PathBuf, given: Option<usize>) -> Listener {
+    Listener {
+        path,
+        metadata: linux.seccomp().as_ref().and_then(|profile| profile.listener_metadata().clone()),
+        oci_version: spec.version().clone(),
+        annotations: spec.annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        given,
+        ..Listener::default()
+    }
+}
+
+/// Resources without what nobody but the host's root can have: rules for devices, where an unprivileged container has
+/// no way to a device anyway.
+fn resources<'a>(linux: &'a Linux, host: &HostFacts) -> Option<Cow<'a, LinuxResources>> {
+    let mut resources = Cow::Borrowed(linux.resources().as_ref()?);
+    if host.rootless {
+        resources.to_mut().set_devices(None);
+    }
+    Some(resources)
+}
+
+/// `linux.mountLabel`: the SELinux context of the files in file systems that are the container's alone.
+fn mount_label(mount: &mut MountPlan, linux: &Linux, host: &HostFacts) -> Result<(), PlanError> {
+    let Some(label) = linux.mount_label().as_ref().filter(|label| !label.is_empty()) else { return Ok(()) };
+    if !host.selinux {
+        let reason = "this kernel has SELinux neither built in nor switched on".to_owned();
+        return Err(PlanError::Invalid { field: "linux.mountLabel", value: label.clone(), reason });
+    }
+    if let MountKind::FileSystem { name, options, .. } = &mut mount.kind
+        && matches!(name.as_str(), "tmpfs" | "devpts" | "mqueue")
+    {
+        options.push(("context".to_owned(), Some(label.clone())));
+    }
+    Ok(())
 }
 
 /// From being in the new root to running the program. The order matters: what needs privileges comes before they
@@ -326,7 +533,7 @@ fn process_steps(
             let reason = format!("{name} is above its hard limit {}", limit.hard());
             return Err(PlanError::Invalid { field: "process.rlimits", value, reason });
         }
-        inside.push(Inside::Rlimit { name, resource, soft: limit.soft(), hard: limit.hard() });
+        inside.push(Inside::Rlimit(Rlimit { name, resource, soft: limit.soft(), hard: limit.hard() }));
     }
     inside.push(Inside::WorkingDirectory(process.cwd().clone()));
     let user = process.user();
@@ -407,149 +614,14 @@ fn rlimit(kind: PosixRlimitType) -> (String, u32) {
     (kind.to_string(), number)
 }
 
-/// The namespaces of a container, by what happens to them.
-struct Namespaces {
-    /// `CLONE_NEW*` bits, without the cgroup namespace: that one can only be made inside the cgroup.
-    created: u64,
-    cgroup: bool,
-    joined: Vec<(i32, PathBuf)>,
-}
-
-impl Namespaces {
-    fn of(linux: &Linux) -> Result<Self, PlanError> {
-        let mut all = Self { created: 0, cgroup: false, joined: Vec::new() };
-        for namespace in linux.namespaces().iter().flatten() {
-            let kind = match namespace.typ() {
-                LinuxNamespaceType::Mount => libc::CLONE_NEWNS,
-                LinuxNamespaceType::Cgroup => libc::CLONE_NEWCGROUP,
-                LinuxNamespaceType::Uts => libc::CLONE_NEWUTS,
-                LinuxNamespaceType::Ipc => libc::CLONE_NEWIPC,
-                LinuxNamespaceType::Pid => libc::CLONE_NEWPID,
-                LinuxNamespaceType::Network => libc::CLONE_NEWNET,
-                LinuxNamespaceType::User | LinuxNamespaceType::Time => {
-                    return Err(not_supported(&format!("linux.namespaces: {:?}", namespace.typ())));
-                }
-            };
-            match namespace.path() {
-                None if kind == libc::CLONE_NEWCGROUP => all.cgroup = true,
-                None => all.created |= kind as u64,
-                // Joining a pid namespace takes another fork, and another mount namespace has another root.
-                Some(_) if matches!(kind, libc::CLONE_NEWPID | libc::CLONE_NEWNS) => {
-                    return Err(not_supported(&format!("linux.namespaces: path of {:?}", namespace.typ())));
-                }
-                Some(path) => all.joined.push((kind, path.clone())),
-            }
-        }
-        if !all.creates(libc::CLONE_NEWNS) {
-            return Err(PlanError::Missing { field: "linux.namespaces: mount" });
-        }
-        Ok(all)
-    }
-
-    fn creates(&self, kind: i32) -> bool {
-        self.created & kind as u64 != 0
-    }
-
-    /// The container must have its own namespace of this kind, or `field` would change the host.
-    fn require(&self, kind: i32, field: &'static str, value: &str) -> Result<(), PlanError> {
-        if self.creates(kind) || self.joined.iter().any(|(joined, _)| *joined == kind) {
-            return Ok(());
-        }
-        let reason = "the container shares this namespace with the host".to_owned();
-        Err(PlanError::Invalid { field, value: value.to_owned(), reason })
-    }
-}
-
-fn sysctls(linux: &Linux, namespaces: &Namespaces, inside: &mut Vec<Inside>) -> Result<(), PlanError> {
-    let mut all: Vec<_> = linux.sysctl().iter().flatten().collect();
-    all.sort();
-    for (name, value) in all {
-        let field = "linux.sysctl";
-        if name.contains('/') || name.split('.').any(str::is_empty) {
-            let reason = "expected names separated by dots".to_owned();
-            return Err(PlanError::Invalid { field, value: name.clone(), reason });
-        }
-        if name.starts_with("net.") {
-            namespaces.require(libc::CLONE_NEWNET, field, name)?;
-        } else if name.starts_with("fs.mqueue.") || IPC_SYSCTLS.contains(&name.as_str()) {
-            namespaces.require(libc::CLONE_NEWIPC, field, name)?;
-        } else {
-            let reason = "it is not a setting of a namespace, so it would change the host".to_owned();
-            return Err(PlanError::Invalid { field, value: name.clone(), reason });
-        }
-        inside.push(Inside::Sysctl { name: name.clone(), value: value.clone() });
-    }
-    Ok(())
-}
-
-fn devices(
-    linux: &Linux,
-    mounts: &[oci_spec::runtime::Mount],
-    inside: &mut Vec<Inside>,
-) -> Result<(), PlanError> {
-    // A /dev of the host has its nodes, and must not get ours.
-    let host_dev = mounts.iter().any(|mount| {
-        let bind = |option: &String| option == "bind" || option == "rbind";
-        mount.destination().as_path() == "/dev" && mount.options().iter().flatten().any(bind)
-    });
-    if !host_dev {
-        inside.extend(DEFAULT_DEVICES.iter().map(|(name, major, minor)| {
-            let path = PathBuf::from(format!("/dev/{name}"));
-            let (major, minor) = (*major, *minor);
-            Inside::Device(Device { path, kind: libc::S_IFCHR, major, minor, mode: 0o666, uid: 0, gid: 0 })
-        }));
-        inside.extend(DEVICE_LINKS.iter().map(|(name, target)| Inside::DeviceLink { name, target }));
-    }
-    for device in linux.devices().iter().flatten() {
-        let kind = match device.typ() {
-            LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
-            LinuxDeviceType::B => libc::S_IFBLK,
-            LinuxDeviceType::P => libc::S_IFIFO,
-            LinuxDeviceType::A => {
-                let value = device.path().display().to_string();
-                let reason = "type `a` is only for rules".to_owned();
-                return Err(PlanError::Invalid { field: "linux.devices", value, reason });
-            }
-        };
-        inside.push(Inside::Device(Device {
-            path: device.path().clone(),
-            kind,
-            major: u32::try_from(device.major()).unwrap_or(0),
-            minor: u32::try_from(device.minor()).unwrap_or(0),
-            mode: device.file_mode().unwrap_or(0o666) & 0o7777,
-            uid: device.uid().unwrap_or(0),
-            gid: device.gid().unwrap_or(0),
-        }));
-    }
-    Ok(())
-}
-
 fn not_supported(field: &str) -> PlanError {
     PlanError::NotSupported { field: field.to_owned() }
 }
 
-fn refuse_unsupported(spec: &Spec, process: &Process, linux: &Linux) -> Result<(), PlanError> {
-    let some = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+fn refuse_unsupported(linux: &Linux) -> Result<(), PlanError> {
     let refused = [
-        (
-            "uidMappings",
-            spec.uid_mappings().is_some() || linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty()),
-        ),
-        (
-            "gidMappings",
-            spec.gid_mappings().is_some() || linux.gid_mappings().as_ref().is_some_and(|m| !m.is_empty()),
-        ),
-        ("process.apparmorProfile", some(process.apparmor_profile())),
-        ("process.selinuxLabel", some(process.selinux_label())),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),
-        ("linux.mountLabel", some(linux.mount_label())),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
-        ("linux.personality", linux.personality().is_some()),
-        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty())),
     ];
     refused.iter().find(|(_, set)| *set).map_or(Ok(()), |(field, _)| Err(not_supported(field)))
 }

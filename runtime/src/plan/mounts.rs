@@ -1,12 +1,13 @@
 //! From an OCI mount to what the kernel is asked for. Pure.
 //!
-//! Source: OCI runtime-spec, "Mounts" with its table of options; `mount_setattr(2)`.
+//! Source: OCI runtime-spec, "Mounts" with its table of options; `mount_setattr(2)`; runc for `tmpcopyup`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 
 use super::PlanError;
+use super::namespaces::{IdMaps, Namespaces, id_maps};
 use crate::cgroup::Cgroup;
 use crate::sys::MountAttributes;
 
@@ -25,11 +26,39 @@ pub struct MountPlan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MountKind {
     /// A new instance of a file system; `options` are its own, with or without a value.
-    FileSystem { name: String, source: Option<String>, options: Vec<(String, Option<String>)> },
-    /// A file or directory of the host; `recursive` brings the mounts below along.
-    Bind { source: PathBuf, recursive: bool },
+    FileSystem {
+        name: String,
+        source: Option<String>,
+        options: Vec<(String, Option<String>)>,
+        /// What the image has at the target is copied into it (`tmpcopyup`).
+        copy_up: bool,
+    },
+    /// A file or directory of the host.
+    Bind {
+        source: PathBuf,
+        /// Mounts below come along.
+        recursive: bool,
+        ids: Option<MountIds>,
+        /// The number of the descriptor that the creator hands over, where it is the one to open the source.
+        given: Option<usize>,
+    },
     /// The container's own part of each cgroup hierarchy.
     Cgroup(Cgroup),
+}
+
+/// How the owners of a mount's files appear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountIds {
+    pub maps: IdSource,
+    /// Also on the mounts below.
+    pub recursive: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IdSource {
+    Maps(IdMaps),
+    /// Those of an existing user namespace.
+    Namespace(PathBuf),
 }
 
 const ATIME_MASK: u64 = libc::MOUNT_ATTR__ATIME;
@@ -63,90 +92,192 @@ const PROPAGATIONS: [(&str, u64); 4] = [
     ("unbindable", libc::MS_UNBINDABLE),
 ];
 
-/// Options of OCI or other runtimes that are neither the kernel's nor ours.
-const REFUSED: [&str; 5] = ["idmap", "ridmap", "tmpcopyup", "copy-symlink", "src-nofollow"];
+/// Options of a whole file system, not of a mount: on a bind mount they change nothing, as with `mount(8)`.
+const FILE_SYSTEM_OPTIONS: [&str; 8] =
+    ["sync", "async", "dirsync", "lazytime", "nolazytime", "mand", "nomand", "iversion"];
+/// Options that say nothing that is not so anyway.
+const EMPTY_OPTIONS: [&str; 3] = ["defaults", "silent", "loud"];
 
-/// The propagation of the container's whole tree: private when not given. `shared` would carry the container's mounts
-/// to the host, and the kernel cannot pivot out of it.
-pub(super) fn root_propagation(option: Option<&str>) -> Result<u64, PlanError> {
-    match option.unwrap_or_default() {
-        "" | "private" | "rprivate" => Ok(libc::MS_PRIVATE),
-        "slave" | "rslave" => Ok(libc::MS_SLAVE),
-        other => Err(PlanError::Invalid {
-            field: "linux.rootfsPropagation",
-            value: other.to_owned(),
-            reason: "expected private or slave".to_owned(),
-        }),
-    }
-}
+/// Options of other runtimes, and one that makes no sense for a new mount.
+const REFUSED: [&str; 4] = ["copy-symlink", "src-nofollow", "dest-nofollow", "remount"];
 
-/// Names of all mount options that are neither a file system's own nor `key=value`.
-pub fn mount_options() -> Vec<String> {
-    let flags = ATTRIBUTES.iter().map(|(name, ..)| *name).chain(PROPAGATIONS.iter().map(|(name, _)| *name));
-    let both = flags.flat_map(|name| [name.to_owned(), format!("r{name}")]);
-    let mut all: Vec<String> = both.chain(["bind", "rbind", "defaults"].map(str::to_owned)).collect();
+/// Every option that has a meaning for any mount, as `features` reports them. File systems have more of their own.
+pub(crate) fn known_options() -> Vec<String> {
+    let attributes = ATTRIBUTES.iter().map(|(name, ..)| *name);
+    let propagations = PROPAGATIONS.iter().map(|(name, _)| *name);
+    let both = attributes.chain(propagations);
+    let recursive = both.clone().map(|name| format!("r{name}"));
+    let others = ["bind", "rbind", "idmap", "ridmap", "tmpcopyup"];
+    let others = others.into_iter().chain(EMPTY_OPTIONS).chain(FILE_SYSTEM_OPTIONS);
+    let mut all: Vec<String> = both.chain(others).map(str::to_owned).chain(recursive).collect();
     all.sort();
     all
 }
 
-impl MountPlan {
-    pub(super) fn of(mount: &Mount, cgroup: &Cgroup) -> Result<Self, PlanError> {
-        let target = mount.destination().clone();
-        let invalid = |reason: &str| PlanError::Invalid {
-            field: "mounts",
-            value: target.display().to_string(),
-            reason: reason.to_owned(),
-        };
-        if !target.is_absolute() {
-            return Err(invalid("expected an absolute destination"));
+/// How mounts spread between the host, the container's set-up and the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Propagation {
+    /// For all mounts that the process has from the host, before anything is mounted: never shared, or the
+    /// container's own mounts would appear on the host.
+    pub tree: u64,
+    /// For the container's root, once it is that.
+    pub root: Option<u64>,
+}
+
+/// `linux.rootfsPropagation`: private when not given.
+pub(super) fn root_propagation(option: Option<&str>) -> Result<Propagation, PlanError> {
+    let name = option.unwrap_or_default();
+    Ok(match name.strip_prefix('r').unwrap_or(name) {
+        "" | "private" => Propagation { tree: libc::MS_PRIVATE, root: None },
+        "slave" => Propagation { tree: libc::MS_SLAVE, root: None },
+        "shared" => Propagation { tree: libc::MS_SLAVE, root: Some(libc::MS_SHARED) },
+        "unbindable" => Propagation { tree: libc::MS_PRIVATE, root: Some(libc::MS_UNBINDABLE) },
+        _ => {
+            return Err(PlanError::Invalid {
+                field: "linux.rootfsPropagation",
+                value: name.to_owned(),
+                reason: "expected private, slave, shared or unbindable, or one of them with an `r` in front"
+                    .to_owned(),
+            });
         }
-        let mapped =
-            |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|list: &Vec<_>| !list.is_empty());
-        if mapped(mount.uid_mappings()) || mapped(mount.gid_mappings()) {
-            return Err(invalid("id-mapped mounts are not supported yet"));
+    })
+}
+
+/// What the options of a mount say, each for itself.
+#[derive(Default)]
+struct Options {
+    attributes: MountAttributes,
+    recursive: MountAttributes,
+    /// Whether recursively, if at all.
+    bind: Option<bool>,
+    ids: Option<bool>,
+    copy_up: bool,
+    /// Of the file system.
+    own: Vec<(String, Option<String>)>,
+    /// Of a file system too, but harmless on a bind mount.
+    general: Vec<(String, Option<String>)>,
+}
+
+impl Options {
+    fn add(&mut self, option: &str) -> Result<(), String> {
+        if option.contains('\0') {
+            return Err("an option contains a zero byte".to_owned());
         }
-        let mut attributes = MountAttributes::default();
-        let mut recursive = MountAttributes::default();
-        let mut bind = None;
-        let mut options = Vec::new();
-        for option in mount.options().iter().flatten().map(String::as_str) {
-            if matches!(option, "bind" | "rbind") {
-                bind = Some(option == "rbind" || bind == Some(true));
-            } else if option == "defaults" {
-                // Says nothing.
-            } else if REFUSED.iter().any(|name| option.split('=').next() == Some(name)) {
-                return Err(invalid(&format!("option `{option}` is not supported yet")));
-            } else if apply_attribute(option, &mut attributes) || apply_propagation(option, &mut attributes) {
-            } else if let Some(inner) = option.strip_prefix('r')
-                && (apply_attribute(inner, &mut recursive) || apply_propagation(inner, &mut recursive))
-            {
-            } else {
+        let name = option.split('=').next().unwrap_or_default();
+        match option {
+            "bind" | "rbind" => self.bind = Some(option == "rbind" || self.bind == Some(true)),
+            "idmap" | "ridmap" => self.ids = Some(option == "ridmap"),
+            "tmpcopyup" => self.copy_up = true,
+            _ if EMPTY_OPTIONS.contains(&option) => {}
+            _ if REFUSED.contains(&name) => return Err(format!("option `{option}` is not supported")),
+            _ if FILE_SYSTEM_OPTIONS.contains(&option) => self.general.push((option.to_owned(), None)),
+            _ if apply_attribute(option, &mut self.attributes)
+                || apply_propagation(option, &mut self.attributes) => {}
+            _ if option.strip_prefix('r').is_some_and(|inner| {
+                apply_attribute(inner, &mut self.recursive) || apply_propagation(inner, &mut self.recursive)
+            }) => {}
+            _ => {
                 let (key, value) =
                     option.split_once('=').map_or((option, None), |(k, v)| (k, Some(v.to_owned())));
-                options.push((key.to_owned(), value));
+                if key.is_empty() {
+                    return Err("an option has no name".to_owned());
+                }
+                self.own.push((key.to_owned(), value));
             }
         }
+        Ok(())
+    }
+}
+
+impl MountPlan {
+    pub(super) fn of(mount: &Mount, cgroup: &Cgroup, namespaces: &Namespaces) -> Result<Self, PlanError> {
+        let given = mount.destination();
+        let invalid = |reason: &str| PlanError::Invalid {
+            field: "mounts",
+            value: given.display().to_string(),
+            reason: reason.to_owned(),
+        };
+        if given.as_os_str().is_empty() {
+            return Err(invalid("expected a destination"));
+        }
+        // A relative one is allowed for old configurations, and means this.
+        let target = Path::new("/").join(given);
+        let has_zero = |path: &Path| path.as_os_str().as_encoded_bytes().contains(&0);
+        if has_zero(&target) || mount.source().as_deref().is_some_and(has_zero) {
+            return Err(invalid("a path contains a zero byte"));
+        }
+        let mut options = Options::default();
+        for option in mount.options().iter().flatten() {
+            options.add(option).map_err(|reason| invalid(&reason))?;
+        }
+        let ids = mount_ids(mount, options.ids, namespaces).map_err(|error| match error {
+            IdsError::Plan(error) => error,
+            IdsError::Reason(reason) => invalid(reason),
+        })?;
         let name = mount.typ().clone().unwrap_or_default();
         let source = mount.source().clone();
-        let kind = if let Some(recursive) = bind.or((name == "bind").then_some(false)) {
-            if let Some((key, _)) = options.first() {
+        let kind = if let Some(recursive) = options.bind.or((name == "bind").then_some(false)) {
+            if let Some((key, _)) = options.own.first() {
                 return Err(invalid(&format!("option `{key}` has no meaning for a bind mount")));
+            }
+            if options.copy_up {
+                return Err(invalid("option `tmpcopyup` is for a tmpfs"));
             }
             let source = source.ok_or_else(|| invalid("a bind mount needs a source"))?;
             if !source.is_absolute() {
                 return Err(invalid("expected an absolute source"));
             }
-            MountKind::Bind { source, recursive }
+            MountKind::Bind { source, recursive, ids, given: None }
+        } else if ids.is_some() {
+            return Err(invalid("only bind mounts can map ids"));
         } else if name == "cgroup" || name == "cgroup2" {
             MountKind::Cgroup(cgroup.clone())
         } else if name.is_empty() {
             return Err(invalid("a mount that is no bind mount needs a type"));
+        } else if name.contains('\0') {
+            return Err(invalid("its type contains a zero byte"));
+        } else if options.copy_up && name != "tmpfs" {
+            return Err(invalid("option `tmpcopyup` is for a tmpfs"));
         } else {
             let source = source.map(|source| source.to_string_lossy().into_owned());
-            MountKind::FileSystem { name, source, options }
+            let copy_up = options.copy_up;
+            let mut own = options.own;
+            own.append(&mut options.general);
+            MountKind::FileSystem { name, source, options: own, copy_up }
         };
-        Ok(Self { target, kind, attributes, recursive })
+        Ok(Self { target, kind, attributes: options.attributes, recursive: options.recursive })
     }
+}
+
+enum IdsError {
+    Plan(PlanError),
+    Reason(&'static str),
+}
+
+/// The ids of a mount: its own maps, else those of the container's user namespace.
+fn mount_ids(
+    mount: &Mount,
+    option: Option<bool>,
+    namespaces: &Namespaces,
+) -> Result<Option<MountIds>, IdsError> {
+    let own = |field, list: &Option<Vec<_>>| id_maps(field, list.as_deref()).map_err(IdsError::Plan);
+    let uids = own("mounts.uidMappings", mount.uid_mappings())?;
+    let gids = own("mounts.gidMappings", mount.gid_mappings())?;
+    if uids.is_empty() != gids.is_empty() {
+        return Err(IdsError::Reason("expected `uidMappings` and `gidMappings` together"));
+    }
+    // Maps without the option mean the same as with `idmap`.
+    let Some(recursive) = option.or((!uids.is_empty()).then_some(false)) else { return Ok(None) };
+    let maps = if !uids.is_empty() {
+        IdSource::Maps(IdMaps { uids, gids })
+    } else if let Some(path) = namespaces.user_path() {
+        IdSource::Namespace(path.clone())
+    } else if let Some(maps) = &namespaces.maps {
+        IdSource::Maps(maps.clone())
+    } else {
+        return Err(IdsError::Reason("to map ids it needs mappings, or the container a user namespace"));
+    };
+    Ok(Some(MountIds { maps, recursive }))
 }
 
 fn apply_attribute(option: &str, attributes: &mut MountAttributes) -> bool {

@@ -1,4 +1,4 @@
-use oci_spec::runtime::{Hook, HookBuilder, Hooks, LinuxIdMappingBuilder, MountBuilder};
+use oci_spec::runtime::{Hook, HookBuilder, Hooks, LinuxIdMappingBuilder, LinuxNamespaceType, MountBuilder};
 
 use super::*;
 use crate::defaults::default_spec;
@@ -13,9 +13,8 @@ fn host() -> HostFacts {
         controllers: vec![name.to_owned()],
         mount: PathBuf::from(format!("/sys/fs/cgroup/{name}")),
     };
-    HostFacts {
-        cgroups: Layout { v1: vec![hierarchy("devices"), hierarchy("memory")], ..Default::default() },
-    }
+    let cgroups = Layout { v1: vec![hierarchy("devices"), hierarchy("memory")], ..Default::default() };
+    HostFacts { cgroups, ..HostFacts::default() }
 }
 
 fn position(plan: &Plan, what: &str, wanted: impl Fn(&Inside) -> bool) -> usize {
@@ -27,7 +26,9 @@ fn outside_steps_are_undone_by_what_made_them() {
     let plan = plan(&default_spec()).unwrap();
     let undo: Vec<Undo> = plan.outside.iter().map(Outside::undo).collect();
     assert_eq!(undo, [Undo::RemoveCgroup, Undo::KillInit, Undo::Nothing]);
-    let Outside::SpawnInit { namespaces } = plan.outside[1] else { panic!("{:?}", plan.outside) };
+    let Outside::SpawnInit { namespaces, birth: None } = plan.outside[1] else {
+        panic!("{:?}", plan.outside)
+    };
     let expected =
         libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWUTS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
     assert_eq!(namespaces, expected as u64);
@@ -76,24 +77,31 @@ fn mount_options_become_attributes() {
             .options(options.split(',').map(str::to_owned).collect::<Vec<_>>())
             .build()
             .unwrap();
-        MountPlan::of(&mount, &cgroup::Cgroup { members: Vec::new() })
+        MountPlan::of(&mount, &cgroup::Cgroup { members: Vec::new() }, &Namespaces::default())
     };
     let tmpfs = mount("tmpfs", "nosuid,ro,rw,strictatime,mode=755,noswap").unwrap();
     let strict = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_STRICTATIME;
     assert_eq!(tmpfs.attributes.set, strict);
     let options = vec![("mode".to_owned(), Some("755".to_owned())), ("noswap".to_owned(), None)];
     let source = Some("/s".to_owned());
-    assert_eq!(tmpfs.kind, MountKind::FileSystem { name: "tmpfs".to_owned(), source, options });
+    assert_eq!(
+        tmpfs.kind,
+        MountKind::FileSystem { name: "tmpfs".to_owned(), source, options, copy_up: false }
+    );
 
     let bind = mount("none", "rbind,rro,rslave,nodev").unwrap();
-    assert_eq!(bind.kind, MountKind::Bind { source: "/s".into(), recursive: true });
+    assert_eq!(bind.kind, MountKind::Bind { source: "/s".into(), recursive: true, ids: None, given: None });
     assert_eq!(bind.attributes.set, libc::MOUNT_ATTR_NODEV);
     let recursive = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, clear: 0, propagation: libc::MS_SLAVE };
     assert_eq!(bind.recursive, recursive);
 
     for (kind, options, expected) in [
         ("bind", "size=1", "option `size` has no meaning for a bind mount"),
-        ("bind", "idmap", "option `idmap` is not supported yet"),
+        ("bind", "idmap", "to map ids it needs mappings, or the container a user namespace"),
+        ("bind", "copy-symlink", "option `copy-symlink` is not supported"),
+        ("bind", "tmpcopyup", "option `tmpcopyup` is for a tmpfs"),
+        ("proc", "tmpcopyup", "option `tmpcopyup` is for a tmpfs"),
+        ("tmpfs", "=x", "an option has no name"),
         ("", "ro", "a mount that is no bind mount needs a type"),
     ] {
         let error = mount(kind, options).unwrap_err().to_string();
@@ -134,7 +142,7 @@ fn configuration_that_cannot_be_carried_out_is_refused_by_name() {
         ),
         (
             |spec| _ = spec.process_mut().as_mut().unwrap().set_apparmor_profile(Some("x".to_owned())),
-            "`process.apparmorProfile` is not supported yet",
+            "`process.apparmorProfile` has the invalid value `x`: this kernel has AppArmor neither built in nor switched on",
         ),
         (
             |spec| {
@@ -146,7 +154,7 @@ fn configuration_that_cannot_be_carried_out_is_refused_by_name() {
                     .unwrap();
                 spec.linux_mut().as_mut().unwrap().set_uid_mappings(Some(vec![mapping]));
             },
-            "`uidMappings` is not supported yet",
+            "`linux.uidMappings` has the invalid value `1 ranges`: the container has no user namespace",
         ),
         (
             |spec| _ = spec.linux_mut().as_mut().unwrap().set_namespaces(None),

@@ -9,21 +9,34 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::{Gid, Uid};
 
+use super::listener::Listener;
 use super::root::{self, Root};
+use super::sources;
 use super::{FAILED, HOOKS, HOOKS_DONE, Message, READY, START, receive, send, terminal};
 use crate::error::{Cause, Failure, Step};
 use crate::hooks;
-use crate::plan::Inside;
+use crate::plan::{Inside, MountKind, Rlimit};
 use crate::request::Rootfs;
 use crate::sys::{self, MountAttributes};
 
+/// Why a limit cannot be raised.
+pub(super) const NO_RESOURCE: &str =
+    "raising a hard limit needs CAP_SYS_RESOURCE, which the daemon does not have";
 /// Where programs are searched when the container has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Performs all steps, the last of which replaces this process. Returns only when one failed and was reported, with the
 /// exit code that shells give: 127 for something that was not found, else 126.
 pub(super) fn run(steps: &[Inside], lines: Lines, preserved: u32) -> i32 {
-    let mut process = Process { lines, preserved, root: None, executable: None };
+    let mut process = Process {
+        lines,
+        preserved,
+        given: Vec::new(),
+        user: false,
+        listener: None,
+        root: None,
+        executable: None,
+    };
     if let Err(failure) =
         process.prepare().and_then(|()| steps.iter().try_for_each(|step| process.perform(step)))
     {
@@ -51,6 +64,11 @@ struct Process {
     lines: Lines,
     /// Inherited descriptors after the standard ones.
     preserved: u32,
+    /// What the creator has opened for this process; taken one by one.
+    given: Vec<Option<OwnedFd>>,
+    /// It is root of a user namespace only.
+    user: bool,
+    listener: Option<Listener>,
     root: Option<Root>,
     executable: Option<CString>,
 }
@@ -69,11 +87,31 @@ impl Process {
             Inside::EnterNamespaces(kinds) => self.enter_namespaces(*kinds),
             Inside::SessionKeyring(name) => session_keyring(name),
             Inside::JoinNamespace { kind, path } => join_namespace(*kind, path),
-            Inside::OomScoreAdj(adjustment) => oom_score_adj(*adjustment),
+            Inside::AwaitAdmission { descriptors, user } => self.await_admission(*descriptors, *user),
+            Inside::ConnectListener(listener) => {
+                let given = listener.given.map(|number| self.take(number)).transpose()?;
+                self.listener = Some(Listener::connect(listener, given)?);
+                Ok(())
+            }
+            Inside::Label { file, value } => {
+                // The host's /proc, which no image can have prepared. It takes effect with exec.
+                let path = PathBuf::from(format!("/proc/self/attr/{file}"));
+                write_existing(&path, value)
+                    .step(|| format!("write the label `{value}` to `{}`", path.display()))
+            }
+            Inside::OomScoreAdj(adjustment) => {
+                oom_score_adj(Path::new("/proc/self/oom_score_adj"), *adjustment)
+            }
             Inside::Propagation(flags) => {
                 let flags =
                     MountPropagationFlags::from_bits_retain(*flags as u32) | MountPropagationFlags::REC;
                 rustix::mount::mount_change("/", flags).step(|| "part with the host's mounts".to_owned())
+            }
+            Inside::TakeRoot(number) => {
+                let mount = self.take(*number)?;
+                root::cover(&mount)?;
+                self.root = Some(Root::new(mount));
+                Ok(())
             }
             Inside::MountRoot { rootfs, at } => self.mount_root(rootfs, at),
             Inside::LoopbackUp => sys::loopback_up().step(|| "bring up the loopback interface".to_owned()),
@@ -90,8 +128,32 @@ impl Process {
             Inside::JoinCgroup(files) => files.iter().try_for_each(|file| {
                 write_existing(file, "0").step(|| format!("join the cgroup by `{}`", file.display()))
             }),
+            Inside::JoinCgroupBy(numbers) => numbers.iter().try_for_each(|number| {
+                let file = self.take(*number)?;
+                rustix::io::write(&file, b"0").map(drop).step(|| "join the cgroup".to_owned())
+            }),
+            Inside::Scheduling(scheduling) => {
+                sys::set_scheduling(*scheduling).step(|| format!("set the scheduling to {scheduling:?}"))
+            }
+            Inside::IoPriority(value) => {
+                sys::set_io_priority(*value).step(|| format!("set the I/O priority to {value:#x}"))
+            }
+            Inside::MemoryPolicy { mode, nodes } => sys::set_memory_policy(*mode, nodes)
+                .step(|| format!("set the memory policy {mode:#x} for nodes {nodes:x?}")),
+            Inside::CpuAffinity(cpus) => {
+                sys::set_affinity(cpus).step(|| format!("set the CPU affinity to {cpus:x?}"))
+            }
+            Inside::Personality(domain) => {
+                sys::set_personality(*domain).step(|| format!("set the personality to {domain:#x}"))
+            }
             Inside::UnshareCgroup => sys::unshare_cgroup().step(|| "make a cgroup namespace".to_owned()),
-            Inside::Mount(mount) => self.root()?.mount(mount),
+            Inside::Mount(mount) => {
+                let given = match mount.kind {
+                    MountKind::Bind { given: Some(number), .. } => Some(self.take(number)?),
+                    _ => None,
+                };
+                self.root()?.mount(mount, given)
+            }
             Inside::Device(device) => self.root()?.device(device),
             Inside::DeviceLink { name, target } => self.root()?.device_link(name, target),
             Inside::MaskPath(path) => self.root()?.mask(path),
@@ -104,25 +166,44 @@ impl Process {
             Inside::Terminal { size, console, uid } => self.terminal(*size, *console, *uid),
             Inside::PivotRoot => self.pivot_root(),
             Inside::MoveRoot => self.move_root(),
+            Inside::RootPropagation(flags) => {
+                let flags = MountPropagationFlags::from_bits_retain(*flags as u32);
+                rustix::mount::mount_change("/", flags)
+                    .step(|| "set the propagation of the root file system".to_owned())
+            }
             Inside::ReadonlyRoot => readonly_root(),
-            Inside::Rlimit { name, resource, soft, hard } => rlimit(name, *resource, *soft, *hard),
+            Inside::Rlimit(limit) => rlimit(limit),
             Inside::WorkingDirectory(path) => working_directory(path),
             Inside::StdioOwner { uid } => stdio_owner(*uid),
             Inside::NoNewPrivileges => {
                 sys::set_no_new_privileges().step(|| "forbid new privileges".to_owned())
             }
-            Inside::Seccomp(program) => sys::set_seccomp_filter(&program.instructions, program.flags)
-                .step(|| "install the seccomp filter".to_owned()),
+            Inside::Seccomp(program) => {
+                let notifications = sys::set_seccomp_filter(&program.instructions, program.flags)
+                    .step(|| "install the seccomp filter".to_owned())?;
+                match (notifications, self.listener.take()) {
+                    (Some(notifications), Some(listener)) => listener.hand_over(&notifications),
+                    (Some(_), None) => Err(Failure::new("install the seccomp filter", "it has no listener")),
+                    (None, _) => Ok(()),
+                }
+            }
             Inside::BoundingSet(keep) => bounding_set(*keep),
             Inside::User { uid, gid, groups, umask, keep_capabilities } => {
-                user(*uid, *gid, groups, *keep_capabilities)?;
+                user(*uid, *gid, groups, *keep_capabilities, self.user)?;
                 rustix::process::umask(Mode::from_raw_mode(*umask));
                 Ok(())
             }
             Inside::Capabilities { sets, ambient } => {
                 let step = || format!("set the capabilities (permitted {:#x})", sets.permitted);
-                sys::set_capabilities(*sets).step(step)?;
-                numbers(*ambient).try_for_each(sys::raise_ambient).step(step)
+                // What we do not have cannot be granted, and must not be an error: see "Capabilities" in the
+                // specification.
+                let ours = sys::permitted_capabilities().step(step)?;
+                let mut sets = *sets;
+                for set in [&mut sets.effective, &mut sets.permitted, &mut sets.inheritable] {
+                    *set &= ours;
+                }
+                sys::set_capabilities(sets).step(step)?;
+                numbers(*ambient & ours).try_for_each(sys::raise_ambient).step(step)
             }
             Inside::ResolveExecutable { name, path } => {
                 let found = resolve_executable(name, path.as_deref().unwrap_or(DEFAULT_PATH))?;
@@ -196,10 +277,34 @@ impl Process {
         terminal::set_up(root, socket.as_fd(), size, console, uid)
     }
 
+    fn await_admission(&mut self, descriptors: usize, user: bool) -> Result<(), Failure> {
+        let Some(given) = sources::receive(self.lines.channel.as_fd(), descriptors)? else {
+            sys::exit_now(70)
+        };
+        self.given = given.into_iter().map(Some).collect();
+        self.user = user;
+        if !user {
+            return Ok(());
+        }
+        let step = || "become root of the user namespace".to_owned();
+        let (uid, gid) = (Uid::ROOT, Gid::ROOT);
+        rustix::thread::set_thread_res_gid(gid, gid, gid).step(step)?;
+        rustix::thread::set_thread_res_uid(uid, uid, uid).step(step)
+    }
+
+    /// One of the descriptors that the creator has opened.
+    fn take(&mut self, number: usize) -> Result<OwnedFd, Failure> {
+        self.given.get_mut(number).and_then(Option::take).ok_or_else(|| {
+            Failure::new("set up the container", format!("descriptor {number} was not handed over"))
+        })
+    }
+
     fn mount_root(&mut self, rootfs: &Rootfs, at: &Path) -> Result<(), Failure> {
         match rootfs {
             Rootfs::Directory(path) => root::mount_directory(path, at)?,
-            Rootfs::Overlay { lower, upper, work } => root::mount_overlay(lower, upper, work, at)?,
+            Rootfs::Overlay { lower, upper, work } => {
+                root::mount_overlay(lower, upper, work, at, self.user)?;
+            }
         }
         self.root = Some(Root::new(open_directory(at)?));
         Ok(())
@@ -213,6 +318,7 @@ impl Process {
         rustix::mount::unmount(".", UnmountFlags::DETACH).step(step)?;
         rustix::process::chdir("/").step(step)?;
         self.root = None;
+        self.given.clear();
         Ok(())
     }
 
@@ -260,7 +366,7 @@ fn numbers(bits: u64) -> impl Iterator<Item = u32> {
     (0..64).filter(move |number| bits & 1 << number != 0)
 }
 
-fn write_existing(path: &Path, value: &str) -> io::Result<()> {
+pub(super) fn write_existing(path: &Path, value: &str) -> io::Result<()> {
     use std::io::Write;
     std::fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }
@@ -271,8 +377,7 @@ fn join_namespace(kind: i32, path: &Path) -> Result<(), Failure> {
     sys::set_namespace(file.as_fd(), kind).step(step)
 }
 
-fn oom_score_adj(adjustment: i32) -> Result<(), Failure> {
-    let path = Path::new("/proc/self/oom_score_adj");
+pub(super) fn oom_score_adj(path: &Path, adjustment: i32) -> Result<(), Failure> {
     let step = || format!("set oom_score_adj to {adjustment}");
     let present = std::fs::read_to_string(path).step(step)?;
     if present.trim() == adjustment.to_string() {
@@ -290,13 +395,10 @@ fn oom_score_adj(adjustment: i32) -> Result<(), Failure> {
     }
 }
 
-fn rlimit(name: &str, resource: u32, soft: u64, hard: u64) -> Result<(), Failure> {
+fn rlimit(Rlimit { name, resource, soft, hard }: &Rlimit) -> Result<(), Failure> {
     let step = || format!("set {name} to {soft}:{hard}");
-    match sys::set_rlimit(resource, soft, hard) {
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(Failure::new(
-            step(),
-            "raising a hard limit needs CAP_SYS_RESOURCE, which the daemon does not have",
-        )),
+    match sys::set_rlimit(*resource, *soft, *hard) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(Failure::new(step(), NO_RESOURCE)),
         other => other.step(step),
     }
 }
@@ -329,7 +431,11 @@ fn stdio_owner(uid: u32) -> Result<(), Failure> {
         let step = || format!("give descriptor {number} to user {uid}");
         let stat = rustix::fs::fstat(fd).step(step)?;
         if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
-            rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), None).step(step)?;
+            match rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), None) {
+                // In a user namespace they belong to nobody one could take them from.
+                Err(rustix::io::Errno::PERM) => {}
+                other => other.step(step)?,
+            }
         }
     }
     Ok(())
@@ -346,13 +452,23 @@ fn bounding_set(keep: u64) -> Result<(), Failure> {
     Ok(())
 }
 
-fn user(uid: u32, gid: u32, groups: &[u32], keep_capabilities: bool) -> Result<(), Failure> {
+/// `namespaced`: in a user namespace that was made without privileges, groups can neither be set nor taken away.
+fn user(
+    uid: u32,
+    gid: u32,
+    groups: &[u32],
+    keep_capabilities: bool,
+    namespaced: bool,
+) -> Result<(), Failure> {
     let step = || format!("become user {uid}:{gid}");
     if keep_capabilities && uid != 0 {
         sys::keep_capabilities(true).step(step)?;
     }
     let groups: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();
-    rustix::thread::set_thread_groups(&groups).step(step)?;
+    match rustix::thread::set_thread_groups(&groups) {
+        Err(rustix::io::Errno::PERM) if namespaced && groups.is_empty() => {}
+        other => other.step(step)?,
+    }
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     rustix::thread::set_thread_res_gid(gid, gid, gid).step(step)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).step(step)

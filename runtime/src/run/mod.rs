@@ -6,8 +6,14 @@
 //!
 //! [`enter`] makes one more process in a container that runs.
 
+mod admission;
+mod birth;
+mod copy;
+mod host;
 mod inside;
+mod listener;
 mod root;
+mod sources;
 mod terminal;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,7 +26,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use crate::cgroup::Cgroup;
 use crate::error::{Failure, Step};
 use crate::hooks;
-use crate::plan::{Inside, Outside, Plan, Undo};
+use crate::plan::{Birth, Inside, Outside, Plan, Undo, namespace_name};
 use crate::sys::{self, Fork};
 
 /// Messages to the new process.
@@ -79,8 +85,13 @@ pub(crate) fn create(
     given: Given<'_>,
     meanwhile: impl FnOnce(i32, &Cgroup) -> Result<(), Failure>,
 ) -> Result<Created, Failure> {
-    let mut host =
-        Host { cgroup: Cgroup { members: Vec::new() }, made: Vec::new(), init: None, paused: false };
+    let mut host = Host {
+        cgroup: Cgroup { members: Vec::new() },
+        made: Vec::new(),
+        sources: Vec::new(),
+        init: None,
+        paused: false,
+    };
     let mut meanwhile = Some(meanwhile);
     for (at, step) in plan.outside.iter().enumerate() {
         if let Err(failure) = host.perform(step, plan, given, &mut meanwhile) {
@@ -141,7 +152,8 @@ pub(crate) fn enter(
         sys::set_namespace(target, libc::CLONE_NEWPID)
             .step(|| "enter the container's pid namespace".to_owned())?;
     }
-    let init = spawn(steps, 0, cgroup, given, Some(target))?;
+    let place = Place { namespaces: 0, birth: None, cgroup };
+    let init = spawn(steps, place, given, Some(target))?;
     await_exec(init.channel.as_fd()).inspect_err(|_| {
         let _ = sys::wait_for(init.pid);
     })?;
@@ -158,6 +170,8 @@ struct Host {
     cgroup: Cgroup,
     /// Directories above the cgroup that were made for it, deepest first.
     made: Vec<PathBuf>,
+    /// Opened for the new process, until it has them.
+    sources: Vec<OwnedFd>,
     init: Option<Init>,
     /// The process waits for the end of the hooks.
     paused: bool,
@@ -179,10 +193,26 @@ impl Host {
                 self.made = self.cgroup.missing_parents();
                 cgroup.perform()
             }
-            Outside::SpawnInit { namespaces } => {
+            Outside::OpenSources(sources) => {
+                self.sources = sources::open_all(sources)?;
+                Ok(())
+            }
+            Outside::SpawnInit { namespaces, birth } => {
                 let unified = self.cgroup.unified()?;
-                self.init =
-                    Some(spawn(&plan.inside, *namespaces, unified.as_ref().map(AsFd::as_fd), given, None)?);
+                let place = Place {
+                    namespaces: *namespaces,
+                    birth: birth.as_ref(),
+                    cgroup: unified.as_ref().map(AsFd::as_fd),
+                };
+                self.init = Some(spawn(&plan.inside, place, given, None)?);
+                Ok(())
+            }
+            Outside::Admit(admission) => {
+                let init = self.init()?;
+                let Stdio { stdin, stdout, stderr } = given.stdio;
+                admission::admit(admission, init.pid, [stdin, stdout, stderr])?;
+                sources::send(init.channel.as_fd(), &self.sources)?;
+                self.sources.clear();
                 Ok(())
             }
             Outside::RunHooks(hooks) => {
@@ -249,18 +279,31 @@ impl Host {
     }
 }
 
+/// Where a process is made.
+struct Place<'a> {
+    /// New ones: `CLONE_NEW*`.
+    namespaces: u64,
+    /// What comes before.
+    birth: Option<&'a Birth>,
+    /// On v2.
+    cgroup: Option<BorrowedFd<'a>>,
+}
+
 fn spawn(
     steps: &[Inside],
-    namespaces: u64,
-    cgroup: Option<BorrowedFd<'_>>,
+    place: Place<'_>,
     given: Given<'_>,
     target: Option<BorrowedFd<'_>>,
 ) -> Result<Init, Failure> {
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .step(|| "make a pair of sockets".to_owned())?;
-    let fork = sys::clone_single_threaded(namespaces, cgroup)
-        .step(|| format!("make a process with new namespaces ({})", names(namespaces)))?;
+    let Place { namespaces, birth, cgroup } = place;
+    let fork = match birth {
+        Some(birth) => birth::make(birth, namespaces, cgroup)?,
+        None => sys::clone_single_threaded(namespaces, cgroup)
+            .step(|| format!("make a process with new namespaces ({})", names(namespaces)))?,
+    };
     match fork {
         Fork::Parent(pid) => Ok(Init { pid, channel: ours }),
         Fork::Child => {
@@ -280,16 +323,8 @@ fn spawn(
 }
 
 fn names(namespaces: u64) -> String {
-    let table = [
-        (libc::CLONE_NEWNS, "mount"),
-        (libc::CLONE_NEWUTS, "uts"),
-        (libc::CLONE_NEWIPC, "ipc"),
-        (libc::CLONE_NEWPID, "pid"),
-        (libc::CLONE_NEWNET, "net"),
-    ];
-    let chosen: Vec<&str> =
-        table.iter().filter(|(bit, _)| namespaces & *bit as u64 != 0).map(|(_, name)| *name).collect();
-    chosen.join(", ")
+    let all = (0..32).map(|bit| 1i32 << bit).filter(|kind| namespaces & *kind as u64 & 0xffff_ffff != 0);
+    all.map(namespace_name).collect::<Vec<_>>().join(", ")
 }
 
 enum Message {

@@ -24,11 +24,17 @@ pub(super) struct Root {
     fd: OwnedFd,
     /// An empty read-only tmpfs, made for the first masked directory and used for all.
     empty: Option<OwnedFd>,
+    /// The mounts of the kernel's own file systems by their path. What is hidden in them is looked for in them, for
+    /// by then somebody else may have put something in their place (CVE-2023-27561).
+    kernel: Vec<(PathBuf, OwnedFd)>,
 }
+
+/// File systems that show the kernel, and must be where everybody expects them.
+const KERNEL: [&str; 2] = ["proc", "sysfs"];
 
 impl Root {
     pub fn new(fd: OwnedFd) -> Self {
-        Self { fd, empty: None }
+        Self { fd, empty: None, kernel: Vec::new() }
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -41,14 +47,20 @@ impl Root {
     }
 
     pub fn open(&self, path: &Path, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
-        loop {
-            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-            // AGAIN: something was renamed during the walk, so the kernel could not vouch for the result.
-            match rustix::fs::openat2(&self.fd, path, flags | OFlags::CLOEXEC, mode, resolve) {
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                other => return other,
-            }
+        open_in(self.fd(), path, flags, mode, ResolveFlags::empty())
+    }
+
+    /// The directory at `path` with no link on the way, made if it is missing. A link there would be the image's, and
+    /// lead what everybody looks for at `path` somewhere else (CVE-2019-16884, CVE-2023-27561).
+    fn ordinary_directory(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let open = || open_in(self.fd(), path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS);
+        match open() {
+            Err(Errno::NOENT) => {}
+            other => return other,
         }
+        self.directory(path)?;
+        open()
     }
 
     /// The directory at `path`, made with its parents if it is missing.
@@ -82,23 +94,50 @@ impl Root {
         self.resolve(path)
     }
 
-    /// Performs one mount of the plan.
-    pub fn mount(&self, plan: &MountPlan) -> Result<(), Failure> {
+    /// Performs one mount of the plan. `given` is its source, if somebody else opened that.
+    pub fn mount(&mut self, plan: &MountPlan, given: Option<OwnedFd>) -> Result<(), Failure> {
         let target = plan.target.display();
         match &plan.kind {
-            MountKind::FileSystem { name, source, options } => {
+            MountKind::FileSystem { name, source, options, copy_up } => {
+                let kernel = KERNEL.contains(&name.as_str());
                 let place =
-                    self.directory(&plan.target).step(|| format!("make the mount point `{target}`"))?;
+                    if kernel { self.ordinary_directory(&plan.target) } else { self.directory(&plan.target) };
+                let place = match place {
+                    Err(Errno::LOOP) => {
+                        let step = format!("mount {name} on `{target}`");
+                        return Err(Failure::new(step, "expected a directory and no symbolic link there"));
+                    }
+                    other => other.step(|| format!("make the mount point `{target}`"))?,
+                };
                 let mount = new_mount(name, source.as_deref(), options, plan.attributes, &plan.target)?;
+                if name == "tmpfs" {
+                    let step = || format!("fill the tmpfs on `{target}`");
+                    if !options.iter().any(|(key, _)| key == "mode") {
+                        // As with runc, what covers a directory is open to those to whom that was.
+                        let mode = rustix::fs::fstat(&place).step(step)?.st_mode & 0o7777;
+                        rustix::fs::chmodat(&mount, ".", Mode::from_raw_mode(mode), AtFlags::empty())
+                            .step(step)?;
+                    }
+                    if *copy_up {
+                        super::copy::tree(place.as_fd(), mount.as_fd()).step(step)?;
+                    }
+                }
                 let propagation =
                     MountAttributes { propagation: plan.attributes.propagation, ..Default::default() };
                 set_attributes(mount.as_fd(), propagation, false, &plan.target)?;
                 set_attributes(mount.as_fd(), plan.recursive, true, &plan.target)?;
-                attach(mount.as_fd(), place.as_fd()).step(|| format!("mount {name} on `{target}`"))
+                attach(mount.as_fd(), place.as_fd()).step(|| format!("mount {name} on `{target}`"))?;
+                if kernel {
+                    self.kernel.push((plan.target.clone(), mount));
+                }
+                Ok(())
             }
-            MountKind::Bind { source, recursive } => {
-                let mount = clone_mount(CWD, source.as_os_str(), *recursive)
-                    .step(|| format!("bind mount `{}` on `{target}`", source.display()))?;
+            MountKind::Bind { source, recursive, .. } => {
+                let mount = match given {
+                    Some(mount) => mount,
+                    None => clone_mount(CWD, source.as_os_str(), *recursive)
+                        .step(|| format!("bind mount `{}` on `{target}`", source.display()))?,
+                };
                 let is_directory = rustix::fs::fstat(&mount)
                     .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
                 let place = if is_directory { self.directory(&plan.target) } else { self.file(&plan.target) };
@@ -147,7 +186,12 @@ impl Root {
     }
 
     fn existing(&self, path: &Path) -> rustix::io::Result<Option<OwnedFd>> {
-        match self.resolve(path) {
+        // The deepest mount that the path is in, if it is one of the kernel's.
+        let kernel = self.kernel.iter().rev().find_map(|(target, mount)| {
+            let rest = path.strip_prefix(target).ok().filter(|rest| !rest.as_os_str().is_empty())?;
+            Some(open_in(mount.as_fd(), rest, OFlags::PATH, Mode::empty(), ResolveFlags::empty()))
+        });
+        match kernel.unwrap_or_else(|| self.resolve(path)) {
             Ok(fd) => Ok(Some(fd)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(error) => Err(error),
@@ -177,6 +221,8 @@ impl Root {
                     return Err(Failure::new(step(), "something else is there"));
                 }
             }
+            // In a user namespace nobody makes devices, but the host's can be shown.
+            Err(Errno::PERM) => return self.host_device(device),
             Err(error) => return Err(error).step(step),
         }
         if (device.uid, device.gid) != (0, 0) {
@@ -186,6 +232,22 @@ impl Root {
         Ok(())
     }
 
+    /// Shows the host's device of the same path and number.
+    fn host_device(&self, device: &Device) -> Result<(), Failure> {
+        let step = || format!("show the device `{}` of the host", device.path.display());
+        let mount = clone_mount(CWD, device.path.as_os_str(), false).step(step)?;
+        let stat = rustix::fs::fstat(&mount).step(step)?;
+        let number = rustix::fs::makedev(device.major, device.minor);
+        if stat.st_mode & libc::S_IFMT != device.kind || stat.st_rdev != number {
+            return Err(Failure::new(
+                step(),
+                "the host has something else there, and making one is not permitted",
+            ));
+        }
+        let place = self.file(&device.path).step(step)?;
+        attach(mount.as_fd(), place.as_fd()).step(step)
+    }
+
     /// A link in `/dev`.
     pub fn device_link(&self, name: &str, target: &str) -> Result<(), Failure> {
         let step = || format!("link `/dev/{name}` to `{target}`");
@@ -193,6 +255,24 @@ impl Root {
         match rustix::fs::symlinkat(target, &dev, name) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(error) => Err(error).step(step),
+        }
+    }
+}
+
+/// Opens `path` with `root` as its root: neither `..` nor a link leads out of it.
+fn open_in(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    flags: OFlags,
+    mode: Mode,
+    more: ResolveFlags,
+) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | more;
+    loop {
+        // AGAIN: something was renamed during the walk, so the kernel could not vouch for the result.
+        match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, mode, resolve) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => return other,
         }
     }
 }
@@ -232,7 +312,7 @@ fn new_mount(
 }
 
 /// A copy of the mount at `path`, mounted nowhere yet.
-fn clone_mount(at: BorrowedFd<'_>, path: &OsStr, recursive: bool) -> rustix::io::Result<OwnedFd> {
+pub(super) fn clone_mount(at: BorrowedFd<'_>, path: &OsStr, recursive: bool) -> rustix::io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
@@ -270,8 +350,17 @@ fn cgroup_mount(cgroup: &Cgroup, plan: &MountPlan, place: BorrowedFd<'_>) -> Res
         set_attributes(mount.as_fd(), plan.attributes, false, &plan.target)?;
         attach(mount.as_fd(), place).step(step)
     };
-    if let [only] = cgroup.members.as_slice() {
-        return bind(&only.directory, place);
+    match cgroup.members.as_slice() {
+        [only] => return bind(&only.directory, place),
+        // It has no cgroup of its own: the host's can be looked at, as with rootless runc.
+        [] => {
+            let step = || format!("show the host's cgroups on `{}`", plan.target.display());
+            let host = clone_mount(CWD, OsStr::new("/sys/fs/cgroup"), true).step(step)?;
+            let closed = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
+            sys::mount_setattr(host.as_fd(), closed, true).step(step)?;
+            return attach(host.as_fd(), place).step(step);
+        }
+        _ => {}
     }
     let writable = MountAttributes { set: plan.attributes.set & !libc::MOUNT_ATTR_RDONLY, ..plan.attributes };
     let options = [("mode".to_owned(), Some("755".to_owned()))];
@@ -293,23 +382,44 @@ fn cgroup_mount(cgroup: &Cgroup, plan: &MountPlan, place: BorrowedFd<'_>) -> Res
     set_attributes(tmpfs.as_fd(), plan.attributes, false, &plan.target)
 }
 
-/// Mounts an overlay at `at`. Layers are named by descriptor numbers, relative to `/proc/self/fd`: the kernel takes
-/// one page of options at most, and real paths of a deep image do not fit.
-pub(super) fn mount_overlay(lower: &[PathBuf], upper: &Path, work: &Path, at: &Path) -> Result<(), Failure> {
-    use std::os::fd::AsRawFd;
-    let open = |path: &Path| {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(path, flags, Mode::empty()).step(|| format!("open the layer `{}`", path.display()))
-    };
-    let step = || format!("mount the overlay of {} layers on `{}`", lower.len() + 1, at.display());
-    let layers = lower.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-    let (upper, work_fd) = (open(upper)?, open(work)?);
-    let numbers: Vec<String> = layers.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
-    // The mark of an earlier volatile mount, which would refuse this one. What it warns of, a crash in between, is the
-    // caller's to know: see `Rootfs::Overlay`.
+/// A layer of an overlay.
+pub(super) fn open_layer(path: &Path) -> Result<OwnedFd, Failure> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).step(|| format!("open the layer `{}`", path.display()))
+}
+
+/// Takes away the mark of an earlier volatile mount, which would refuse another one. What it warns of, a crash in
+/// between, is the caller's to know: see `Rootfs::Overlay`.
+pub(super) fn forget_volatile(work: &Path) {
     let _ = std::fs::remove_dir_all(work.join("work/incompat/volatile"));
+}
+
+/// Covers the host's root with the container's: a place that exists, and that every process can reach. Paths still
+/// mean the host's.
+pub(super) fn cover(mount: &OwnedFd) -> Result<(), Failure> {
+    rustix::mount::move_mount(mount, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .step(|| "mount the root file system".to_owned())
+}
+
+/// Mounts an overlay at `at`. Layers are named by descriptor numbers, relative to `/proc/self/fd`: the kernel takes
+/// one page of options at most, and real paths of a deep image do not fit. `user`: in a user namespace the overlay's
+/// own marks are attributes that users may set.
+pub(super) fn mount_overlay(
+    lower: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    at: &Path,
+    user: bool,
+) -> Result<(), Failure> {
+    use std::os::fd::AsRawFd;
+    let step = || format!("mount the overlay of {} layers on `{}`", lower.len() + 1, at.display());
+    let layers = lower.iter().map(|path| open_layer(path)).collect::<Result<Vec<_>, _>>()?;
+    let (upper, work_fd) = (open_layer(upper)?, open_layer(work)?);
+    let numbers: Vec<String> = layers.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
+    forget_volatile(work);
     let (upper_number, work_number) = (upper.as_raw_fd(), work_fd.as_raw_fd());
-    let data = format!("lowerdir={},upperdir={upper_number},workdir={work_number}", numbers.join(":"));
+    let user = if user { ",userxattr" } else { "" };
+    let data = format!("lowerdir={},upperdir={upper_number},workdir={work_number}{user}", numbers.join(":"));
     rustix::process::chdir("/proc/self/fd").step(step)?;
     let mount = |data: &str| -> io::Result<()> {
         let data = std::ffi::CString::new(data)?;

@@ -118,7 +118,8 @@ fn rule(conditions: &[LinuxSeccompArg], verdict: u32, out: &mut Vec<Instruction>
     const FAIL: u8 = u8::MAX;
     let start = out.len();
     for condition in conditions {
-        // Arguments are 64 bits wide and the machine compares 32: high word first. x86 is little endian.
+        // Arguments are 64 bits wide and the machine compares 32: high word first. All machines covered are
+        // little endian.
         let low_at = ARGUMENTS + 8 * condition.index() as u32;
         let high_at = low_at + 4;
         let (high, low) = ((condition.value() >> 32) as u32, condition.value() as u32);
@@ -136,7 +137,8 @@ fn rule(conditions: &[LinuxSeccompArg], verdict: u32, out: &mut Vec<Instruction>
                 branch(IF_EQUAL, low, FAIL, 0),
             ]),
             LinuxSeccompOperator::ScmpCmpMaskedEq => {
-                let wanted = condition.value_two().unwrap_or(0);
+                // Bits outside of the mask are none of the condition's business, as with libseccomp.
+                let wanted = condition.value_two().unwrap_or(0) & condition.value();
                 out.extend([
                     op(LOAD, high_at),
                     op(AND, high),

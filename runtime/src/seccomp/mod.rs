@@ -4,14 +4,18 @@
 //! compiler lays the numbers out as a binary search tree, so a filter with hundreds of calls decides in about ten
 //! steps and compiles in well under a millisecond. [`compile`] is pure; installing is `sys`'s business.
 //!
-//! Left out: `SCMP_ACT_NOTIFY` with its listener (refused by name), and architectures other than x86.
+//! Covered: x86_64 with x86 and x32, and aarch64 (its own calls only), whichever the build is for.
 //!
 //! Source: OCI runtime-spec, "Linux Container Configuration / Seccomp"; `seccomp(2)`; Linux
 //! `Documentation/networking/filter.rst` for the instruction set.
 
 mod bpf;
 mod profile;
+#[cfg(test)]
+mod properties;
 mod syscalls;
+#[cfg(any(test, target_arch = "aarch64"))]
+mod syscalls_aarch64;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +32,8 @@ use bpf::{Segment, Target};
 
 const AUDIT_ARCH_X86_64: u32 = 0xC000_003E;
 const AUDIT_ARCH_I386: u32 = 0x4000_0003;
+#[cfg(any(test, target_arch = "aarch64"))]
+const AUDIT_ARCH_AARCH64: u32 = 0xC000_00B7;
 /// Marks a call of the x32 ABI, which shares its architecture with x86_64.
 const X32_BIT: u32 = 0x4000_0000;
 
@@ -35,25 +41,47 @@ const RET_KILL_PROCESS: u32 = 0x8000_0000;
 const RET_KILL_THREAD: u32 = 0;
 const RET_TRAP: u32 = 0x0003_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
+const RET_NOTIFY: u32 = 0x7fc0_0000;
 const RET_TRACE: u32 = 0x7ff0_0000;
 const RET_LOG: u32 = 0x7ffc_0000;
 const RET_ALLOW: u32 = 0x7fff_0000;
 
+const FLAG_LOG: u32 = 1 << 1;
+const FLAG_SPEC_ALLOW: u32 = 1 << 2;
+const FLAG_NEW_LISTENER: u32 = 1 << 3;
+const FLAG_WAIT_KILLABLE_RECV: u32 = 1 << 5;
+
 /// The kernel's limit, `BPF_MAXINSNS`.
 const INSTRUCTIONS_MAX: usize = 4096;
+/// The largest errno the kernel hands to a program, `MAX_ERRNO`.
+const ERRNO_MAX: u32 = 4095;
+/// The call with which the listener is handed over, after the filter is in place.
+const HANDOVER: &str = "sendmsg";
 
 /// A profile that cannot be turned into a filter.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SeccompError {
-    #[error("seccomp action `{0}` is not supported: use an action other than notify")]
-    Action(LinuxSeccompAction),
-    #[error("seccomp flag `{0:?}` is not supported")]
-    Flag(LinuxSeccompFilterFlag),
-    #[error("seccomp `listenerPath` is not supported")]
-    Listener,
-    #[error("seccomp rule for `{syscall}` looks at argument {index}, expected 0 to 5")]
+    #[error(
+        "`linux.seccomp.defaultAction` has the invalid value `SCMP_ACT_NOTIFY`: with it the container could not even start"
+    )]
+    DefaultNotify,
+    #[error(
+        "`linux.seccomp.syscalls` has the invalid rule for `{HANDOVER}`: `SCMP_ACT_NOTIFY` is not possible for it, because the notification descriptor itself is handed over by that call"
+    )]
+    HandoverNotify,
+    #[error("`linux.seccomp.listenerPath` is missing: a rule for `{syscall}` asks for `SCMP_ACT_NOTIFY`")]
+    NoListener { syscall: String },
+    #[error("`linux.seccomp.listenerMetadata` is set without `linux.seccomp.listenerPath`")]
+    MetadataWithoutListener,
+    #[error("`{field}` has the invalid value `{value}`: expected at most {max}")]
+    Errno { field: &'static str, value: u32, max: u32 },
+    #[error("`{field}` has the invalid value `{value}`: `{action}` returns no errno")]
+    NoErrno { field: &'static str, value: u32, action: LinuxSeccompAction },
+    #[error(
+        "`linux.seccomp.syscalls.args.index` has the invalid value `{index}` in a rule for `{syscall}`: expected 0 to 5"
+    )]
     ArgumentIndex { syscall: String, index: usize },
-    #[error("seccomp profile compiles to {found} instructions, expected at most {INSTRUCTIONS_MAX}")]
+    #[error("`linux.seccomp` compiles to {found} instructions, expected at most {INSTRUCTIONS_MAX}")]
     TooLong { found: usize },
 }
 
@@ -65,6 +93,13 @@ pub struct Program {
     pub flags: u32,
 }
 
+impl Program {
+    /// Whether installing it yields a notification descriptor, which goes to the profile's `listenerPath`.
+    pub fn notifies(&self) -> bool {
+        self.flags & FLAG_NEW_LISTENER != 0
+    }
+}
+
 /// What happens to one system call: the first rule whose conditions all hold decides, else `otherwise`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Handling {
@@ -72,29 +107,67 @@ struct Handling {
     otherwise: u32,
 }
 
-/// Compiles `profile` for x86_64, which is always covered, and for x86 and x32 where the profile lists them.
+/// What kind of machine a filter is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Machine {
+    #[cfg(any(test, not(target_arch = "aarch64")))]
+    X86_64,
+    #[cfg(any(test, target_arch = "aarch64"))]
+    Aarch64,
+}
+
+#[cfg(target_arch = "aarch64")]
+const NATIVE: Machine = Machine::Aarch64;
+#[cfg(not(target_arch = "aarch64"))]
+const NATIVE: Machine = Machine::X86_64;
+
+/// Compiles `profile` for this machine: its own architecture, which is always covered, and on x86_64 also x86 and x32
+/// where the profile lists them.
 ///
 /// - A call from an architecture that is not listed kills the process.
 /// - A name this kernel generation does not have is skipped, as runc does.
 /// - Of several rules for one call, the ones with conditions are asked first, in order; the unconditional one
 ///   after them; then the default action.
+/// - Several conditions on one argument of a rule mean "either", as with runc; all others mean "and".
 /// - Calls newer than any the profile names answer `ENOSYS` where the default would refuse them, so that C libraries
 ///   fall back instead of failing (runc does the same).
 ///
 /// # Errors
 /// What cannot be expressed is refused by name.
 pub fn compile(profile: &LinuxSeccomp) -> Result<Program, SeccompError> {
-    if profile.listener_path().is_some() {
-        return Err(SeccompError::Listener);
-    }
-    let listed = |arch| profile.architectures().as_ref().is_some_and(|list| list.contains(&arch));
-    let default = action(profile.default_action(), profile.default_errno_ret())?;
-    let rules = profile.syscalls().as_deref().unwrap_or_default();
+    compile_for(NATIVE, profile)
+}
 
-    let number = |table: &[(&str, u32)], name: &str| {
-        table.binary_search_by(|(entry, _)| (*entry).cmp(name)).ok().map(|index| table[index].1)
+fn compile_for(machine: Machine, profile: &LinuxSeccomp) -> Result<Program, SeccompError> {
+    let flags = flags(profile)?;
+    let default =
+        action("linux.seccomp.defaultErrnoRet", profile.default_action(), profile.default_errno_ret())?;
+    let rules = profile.syscalls().as_deref().unwrap_or_default();
+    let architectures = match machine {
+        #[cfg(any(test, not(target_arch = "aarch64")))]
+        Machine::X86_64 => x86_64(profile, rules, default)?,
+        #[cfg(any(test, target_arch = "aarch64"))]
+        Machine::Aarch64 => {
+            let calls = handlings(rules, default, |name| number(syscalls_aarch64::AARCH64, name))?;
+            vec![(AUDIT_ARCH_AARCH64, segments(calls, default, 0))]
+        }
     };
-    let mut x86_64 = segments(handlings(rules, default, |name| number(syscalls::X86_64, name))?, default, 0);
+    let instructions = bpf::assemble(&architectures, RET_KILL_PROCESS);
+    if instructions.len() > INSTRUCTIONS_MAX {
+        return Err(SeccompError::TooLong { found: instructions.len() });
+    }
+    Ok(Program { instructions, flags })
+}
+
+#[cfg(any(test, not(target_arch = "aarch64")))]
+fn x86_64(
+    profile: &LinuxSeccomp,
+    rules: &[LinuxSyscall],
+    default: u32,
+) -> Result<Vec<(u32, Vec<Segment>)>, SeccompError> {
+    let listed = |arch| profile.architectures().as_ref().is_some_and(|list| list.contains(&arch));
+    let calls = handlings(rules, default, |name| number(syscalls::X86_64, name))?;
+    let mut x86_64 = segments(calls, default, 0);
     if listed(Arch::ScmpArchX32) {
         let x32_number = |name: &str| {
             if syscalls::NOT_ON_X32.contains(&name) {
@@ -108,15 +181,14 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Program, SeccompError> {
     }
     let mut architectures = vec![(AUDIT_ARCH_X86_64, x86_64)];
     if listed(Arch::ScmpArchX86) {
-        let x86 = segments(handlings(rules, default, |name| number(syscalls::X86, name))?, default, 0);
-        architectures.push((AUDIT_ARCH_I386, x86));
+        let calls = handlings(rules, default, |name| number(syscalls::X86, name))?;
+        architectures.push((AUDIT_ARCH_I386, segments(calls, default, 0)));
     }
+    Ok(architectures)
+}
 
-    let instructions = bpf::assemble(&architectures, RET_KILL_PROCESS);
-    if instructions.len() > INSTRUCTIONS_MAX {
-        return Err(SeccompError::TooLong { found: instructions.len() });
-    }
-    Ok(Program { instructions, flags: flags(profile)? })
+fn number(table: &[(&str, u32)], name: &str) -> Option<u32> {
+    table.binary_search_by(|(entry, _)| (*entry).cmp(name)).ok().map(|index| table[index].1)
 }
 
 /// The handling of every call the profile names, by number. `otherwise` of each is already the default action.
@@ -127,7 +199,7 @@ fn handlings(
 ) -> Result<BTreeMap<u32, Handling>, SeccompError> {
     let mut table: BTreeMap<u32, Handling> = BTreeMap::new();
     for rule in rules {
-        let verdict = action(rule.action(), rule.errno_ret())?;
+        let verdict = action("linux.seccomp.syscalls.errnoRet", rule.action(), rule.errno_ret())?;
         let conditions = rule.args().as_deref().unwrap_or_default();
         for name in rule.names() {
             if let Some(condition) = conditions.iter().find(|condition| condition.index() > 5) {
@@ -179,14 +251,27 @@ fn segments(table: BTreeMap<u32, Handling>, default: u32, base: u32) -> Vec<Segm
         next = number + 1;
     }
     let refuses = !matches!(default & 0xffff_0000, RET_ALLOW | RET_LOG | RET_TRACE);
-    let newer = if refuses { RET_ERRNO | libc::ENOSYS as u32 } else { default };
+    // A profile that names nothing says nothing about how old it is.
+    let newer = if refuses && next > 0 { RET_ERRNO | libc::ENOSYS as u32 } else { default };
     push(base + next, Target::Return(newer));
     list
 }
 
-fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, SeccompError> {
-    // The kernel keeps 16 bits of data beside the action; EPERM is what runc and crun assume.
-    let data = errno.unwrap_or(libc::EPERM as u32) & 0xffff;
+/// The kernel's word for an action, with its 16 bits of data.
+fn action(field: &'static str, action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, SeccompError> {
+    // EPERM is what runc and crun assume.
+    let data = errno.unwrap_or(libc::EPERM as u32);
+    let max = match action {
+        LinuxSeccompAction::ScmpActErrno => ERRNO_MAX,
+        LinuxSeccompAction::ScmpActTrace => 0xffff,
+        _ => match errno {
+            Some(value) => return Err(SeccompError::NoErrno { field, value, action }),
+            None => data,
+        },
+    };
+    if data > max {
+        return Err(SeccompError::Errno { field, value: data, max });
+    }
     Ok(match action {
         LinuxSeccompAction::ScmpActAllow => RET_ALLOW,
         LinuxSeccompAction::ScmpActErrno => RET_ERRNO | data,
@@ -195,21 +280,39 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, Seccomp
         LinuxSeccompAction::ScmpActTrap => RET_TRAP,
         LinuxSeccompAction::ScmpActTrace => RET_TRACE | data,
         LinuxSeccompAction::ScmpActLog => RET_LOG,
-        LinuxSeccompAction::ScmpActNotify => return Err(SeccompError::Action(action)),
+        LinuxSeccompAction::ScmpActNotify => RET_NOTIFY,
     })
 }
 
+/// How the filter is to be installed; whether anything asks for notification follows from its rules.
 fn flags(profile: &LinuxSeccomp) -> Result<u32, SeccompError> {
+    if profile.default_action() == LinuxSeccompAction::ScmpActNotify {
+        return Err(SeccompError::DefaultNotify);
+    }
+    if profile.listener_metadata().is_some() && profile.listener_path().is_none() {
+        return Err(SeccompError::MetadataWithoutListener);
+    }
     let mut bits = 0;
+    let notified = profile.syscalls().iter().flatten();
+    let notified = notified.filter(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify);
+    for name in notified.flat_map(LinuxSyscall::names) {
+        if name == HANDOVER {
+            return Err(SeccompError::HandoverNotify);
+        }
+        if profile.listener_path().is_none() {
+            return Err(SeccompError::NoListener { syscall: name.clone() });
+        }
+        bits |= FLAG_NEW_LISTENER;
+    }
     for flag in profile.flags().as_deref().unwrap_or_default() {
         bits |= match flag {
             // One thread makes the call, so there is nothing to synchronise.
             LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
-            LinuxSeccompFilterFlag::SeccompFilterFlagLog => 1 << 1,
-            LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => 1 << 2,
-            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => {
-                return Err(SeccompError::Flag(*flag));
-            }
+            LinuxSeccompFilterFlag::SeccompFilterFlagLog => FLAG_LOG,
+            LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => FLAG_SPEC_ALLOW,
+            // Says how to wait for an answer; the kernel refuses it where nobody ever asks.
+            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv if bits & FLAG_NEW_LISTENER == 0 => 0,
+            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => FLAG_WAIT_KILLABLE_RECV,
         };
     }
     Ok(bits)

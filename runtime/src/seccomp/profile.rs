@@ -110,10 +110,18 @@ pub fn docker_default<'a>(capabilities: impl IntoIterator<Item = &'a Capability>
     LinuxSeccompBuilder::default()
         .default_action(LinuxSeccompAction::ScmpActErrno)
         .default_errno_ret(libc::EPERM as u32)
-        .architectures(vec![Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32])
+        .architectures(architectures())
         .syscalls(rules)
         .build()
         .expect("all mandatory fields are set")
+}
+
+fn architectures() -> Vec<Arch> {
+    if cfg!(target_arch = "aarch64") {
+        vec![Arch::ScmpArchAarch64, Arch::ScmpArchArm]
+    } else {
+        vec![Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32]
+    }
 }
 
 fn words(text: &str) -> Vec<String> {

@@ -11,7 +11,7 @@ const EPERM: u32 = RET_ERRNO | libc::EPERM as u32;
 const ENOSYS: u32 = RET_ERRNO | libc::ENOSYS as u32;
 
 /// A machine for the instructions we emit: what the kernel would answer, and after how many steps.
-fn run(program: &Program, architecture: u32, number: u32, arguments: [u64; 6]) -> (u32, usize) {
+pub(super) fn run(program: &Program, architecture: u32, number: u32, arguments: [u64; 6]) -> (u32, usize) {
     let mut data = Vec::new();
     data.extend(number.to_le_bytes());
     data.extend(architecture.to_le_bytes());
@@ -86,10 +86,11 @@ fn profile(
 
 const ALLOW: LinuxSeccompAction = LinuxSeccompAction::ScmpActAllow;
 const ERRNO: LinuxSeccompAction = LinuxSeccompAction::ScmpActErrno;
+const NOTIFY: LinuxSeccompAction = LinuxSeccompAction::ScmpActNotify;
 
 #[test]
 fn tables_are_sorted_and_agree_with_the_c_library() {
-    for table in [syscalls::X86_64, syscalls::X86, syscalls::X32_ONLY] {
+    for table in [syscalls::X86_64, syscalls::X86, syscalls::X32_ONLY, syscalls_aarch64::AARCH64] {
         assert!(table.is_sorted_by(|a, b| a.0 < b.0));
     }
     let known = [
@@ -145,7 +146,7 @@ fn every_call_of_every_architecture_is_decided_as_the_profile_says() {
                 continue;
             }
             let expected = match unconditional {
-                Some(rule) => action(rule.action(), rule.errno_ret()).unwrap(),
+                Some(rule) => action("", rule.action(), rule.errno_ret()).unwrap(),
                 None if *number > newest => ENOSYS,
                 None => EPERM,
             };
@@ -156,7 +157,6 @@ fn every_call_of_every_architecture_is_decided_as_the_profile_says() {
         assert_eq!(run(&program, architecture, newest + 1, [0; 6]).0, ENOSYS);
         assert_eq!(run(&program, architecture, newest + 1000, [0; 6]).0, ENOSYS);
     }
-    const AUDIT_ARCH_AARCH64: u32 = 0xC000_00B7;
     assert_eq!(run(&program, AUDIT_ARCH_AARCH64, 0, [0; 6]).0, RET_KILL_PROCESS);
 }
 
@@ -273,11 +273,65 @@ fn conditions_of_a_rule_must_all_hold_and_rules_are_alternatives() {
 
 #[test]
 fn what_cannot_be_expressed_is_refused_by_name() {
-    let notify = profile(ALLOW, &[("read", LinuxSeccompAction::ScmpActNotify, None, &[])]);
-    assert_eq!(compile(&notify), Err(SeccompError::Action(LinuxSeccompAction::ScmpActNotify)));
+    let notify = profile(ALLOW, &[("read", NOTIFY, None, &[])]);
+    assert_eq!(compile(&notify), Err(SeccompError::NoListener { syscall: "read".to_owned() }));
+    assert_eq!(compile(&profile(NOTIFY, &[])), Err(SeccompError::DefaultNotify));
+    let mut handover = profile(ALLOW, &[("sendmsg", NOTIFY, None, &[])]);
+    handover.set_listener_path(Some("/agent".into()));
+    assert_eq!(compile(&handover), Err(SeccompError::HandoverNotify));
+    let mut metadata = profile(ALLOW, &[]);
+    metadata.set_listener_metadata(Some("x".to_owned()));
+    assert_eq!(compile(&metadata), Err(SeccompError::MetadataWithoutListener));
+    let errno = profile(ERRNO, &[("read", ALLOW, Some(1), &[])]);
+    assert_eq!(
+        compile(&errno).unwrap_err().to_string(),
+        "`linux.seccomp.syscalls.errnoRet` has the invalid value `1`: `SCMP_ACT_ALLOW` returns no errno"
+    );
+    let errno = profile(ERRNO, &[("read", ERRNO, Some(4096), &[])]);
+    assert_eq!(
+        compile(&errno).unwrap_err().to_string(),
+        "`linux.seccomp.syscalls.errnoRet` has the invalid value `4096`: expected at most 4095"
+    );
     let far = profile(ALLOW, &[("read", ERRNO, None, &[(6, Operator::ScmpCmpEq, 0, None)])]);
     assert_eq!(compile(&far), Err(SeccompError::ArgumentIndex { syscall: "read".to_owned(), index: 6 }));
     // A name of another architecture or time is none of our business.
     let foreign = profile(ERRNO, &[("read arm_fadvise64_64", ALLOW, None, &[])]);
     assert_eq!(x86_64(&compile(&foreign).unwrap(), "read", [0; 6]), RET_ALLOW);
+}
+
+#[test]
+fn flags_follow_from_the_profile() {
+    let with = |flags: &[LinuxSeccompFilterFlag], rules: &[(&str, LinuxSeccompAction)]| {
+        let rules: Vec<_> = rules.iter().map(|(name, action)| (*name, *action, None, &[][..])).collect();
+        let mut profile = profile(ALLOW, &rules);
+        profile.set_flags(Some(flags.to_vec()));
+        profile.set_listener_path(Some("/agent".into()));
+        compile(&profile).unwrap()
+    };
+    use LinuxSeccompFilterFlag::*;
+    let all = [
+        SeccompFilterFlagLog,
+        SeccompFilterFlagSpecAllow,
+        SeccompFilterFlagTsync,
+        SeccompFilterFlagWaitKillableRecv,
+    ];
+    let plain = with(&all, &[("read", ERRNO)]);
+    // Without a rule that notifies, the listener's path means nothing.
+    assert_eq!((plain.flags, plain.notifies()), (FLAG_LOG | FLAG_SPEC_ALLOW, false));
+    let notified = with(&all, &[("mkdir", NOTIFY)]);
+    let listener = FLAG_NEW_LISTENER | FLAG_WAIT_KILLABLE_RECV;
+    assert_eq!((notified.flags, notified.notifies()), (FLAG_LOG | FLAG_SPEC_ALLOW | listener, true));
+    assert_eq!(x86_64(&notified, "mkdir", [0; 6]), RET_NOTIFY);
+}
+
+#[test]
+fn aarch64_has_its_own_numbers_and_no_others() {
+    let program = compile_for(Machine::Aarch64, &docker_default(&DEFAULT_CAPABILITIES)).unwrap();
+    let call =
+        |name: &str| run(&program, AUDIT_ARCH_AARCH64, number(syscalls_aarch64::AARCH64, name), [0; 6]).0;
+    assert_eq!([call("openat"), call("clone"), call("futex")], [RET_ALLOW; 3]);
+    assert_eq!([call("mount"), call("bpf")], [EPERM; 2]);
+    assert_eq!(call("clone3"), ENOSYS);
+    assert_eq!(run(&program, AUDIT_ARCH_X86_64, 0, [0; 6]).0, RET_KILL_PROCESS);
+    assert_eq!(run(&program, AUDIT_ARCH_AARCH64, 5000, [0; 6]).0, ENOSYS);
 }

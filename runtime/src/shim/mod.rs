@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Spec;
 use rustix::fs::{Mode, OFlags};
 
-use crate::cgroup::{Cgroup, Layout};
+use crate::cgroup::Cgroup;
 use crate::error::{Failure, Step};
 use crate::log::Writer;
 use crate::plan::{self, HostFacts};
@@ -91,13 +91,14 @@ fn set_up(directory: &Path) -> Result<Server, Failure> {
 
     let spec: Spec = read(directory, CONFIG_FILE)?;
     let request: ShimRequest = read(directory, REQUEST_FILE)?;
-    let layout = Layout::detect().step(|| "look for cgroups in `/proc/self/mountinfo`".to_owned())?;
-    let host = HostFacts { cgroups: layout };
+    let host = HostFacts::detect(&spec, &request.cgroup)?;
     let mount_point = directory.join(ROOTFS_DIRECTORY);
-    let plan = plan::refuse_callers_parts(&spec)
+    let mut plan = plan::refuse_callers_parts(&spec)
         .and_then(|()| plan::create(&spec, &request.rootfs, mount_point, &request.cgroup, &host))
         .map_err(|error| Failure::new("read the container's configuration", error.to_string()))?;
     drop(spec);
+    let id = directory.file_name().unwrap_or_default().to_string_lossy();
+    plan::identify(&mut plan, &id, directory);
     let log =
         Writer::open(directory, request.log).step(|| format!("open the log in `{}`", directory.display()))?;
 

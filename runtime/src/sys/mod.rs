@@ -4,9 +4,15 @@
 
 #![allow(unsafe_code)]
 
+mod attributes;
+mod namespaces;
+
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+pub use attributes::*;
+pub use namespaces::*;
 
 fn check(result: c_long) -> io::Result<c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -267,8 +273,12 @@ pub fn exec(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
     io::Error::last_os_error()
 }
 
-/// Installs a seccomp filter for this thread. `program` is in the kernel's `sock_filter` layout.
-pub fn set_seccomp_filter(program: &[crate::seccomp::Instruction], flags: u32) -> io::Result<()> {
+/// Installs a seccomp filter for this thread. `program` is in the kernel's `sock_filter` layout. Gives the
+/// notification descriptor, if the flags ask for one.
+pub fn set_seccomp_filter(
+    program: &[crate::seccomp::Instruction],
+    flags: u32,
+) -> io::Result<Option<OwnedFd>> {
     #[repr(C)]
     struct SockFprog {
         len: u16,
@@ -278,8 +288,11 @@ pub fn set_seccomp_filter(program: &[crate::seccomp::Instruction], flags: u32) -
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "seccomp program is too long"))?;
     let prog = SockFprog { len, filter: program.as_ptr() };
     // SAFETY: `Instruction` is `repr(C)` with the fields of `sock_filter`; the program outlives the call.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const prog) })
-        .map(drop)
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const prog) };
+    let asked = u64::from(flags) & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0;
+    // SAFETY: with that flag the result is a new descriptor, which belongs to the handle made from it.
+    check(result).map(|fd| asked.then(|| unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
 }
 
 /// Loads a program that decides about the use of devices and attaches it to a v2 cgroup, for as long as that exists.

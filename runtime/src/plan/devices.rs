@@ -1,0 +1,59 @@
+//! Device nodes and links of the container's `/dev`. Pure.
+//!
+//! Source: OCI runtime-spec, "Devices" and "Default Devices", "Dev symbolic links".
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::{Linux, LinuxDeviceType, Mount};
+
+use super::{Device, Inside, PlanError};
+
+/// The device nodes every container has. Source: OCI runtime-spec, "Default Devices".
+const DEFAULT_DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+const DEVICE_LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
+
+pub(super) fn devices(linux: &Linux, mounts: &[Mount], inside: &mut Vec<Inside>) -> Result<(), PlanError> {
+    // A /dev of the host has its nodes, and must not get ours.
+    let host_dev = mounts.iter().any(|mount| {
+        let bind = |option: &String| option == "bind" || option == "rbind";
+        mount.destination().as_path() == "/dev" && mount.options().iter().flatten().any(bind)
+    });
+    if !host_dev {
+        inside.extend(DEFAULT_DEVICES.iter().map(|(name, major, minor)| {
+            let path = PathBuf::from(format!("/dev/{name}"));
+            let (major, minor) = (*major, *minor);
+            Inside::Device(Device { path, kind: libc::S_IFCHR, major, minor, mode: 0o666, uid: 0, gid: 0 })
+        }));
+        inside.extend(DEVICE_LINKS.iter().map(|(name, target)| Inside::DeviceLink { name, target }));
+    }
+    for device in linux.devices().iter().flatten() {
+        let kind = match device.typ() {
+            LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
+            LinuxDeviceType::B => libc::S_IFBLK,
+            LinuxDeviceType::P => libc::S_IFIFO,
+            LinuxDeviceType::A => {
+                let value = device.path().display().to_string();
+                let reason = "type `a` is only for rules".to_owned();
+                return Err(PlanError::Invalid { field: "linux.devices", value, reason });
+            }
+        };
+        inside.push(Inside::Device(Device {
+            path: device.path().clone(),
+            kind,
+            major: u32::try_from(device.major()).unwrap_or(0),
+            minor: u32::try_from(device.minor()).unwrap_or(0),
+            mode: device.file_mode().unwrap_or(0o666) & 0o7777,
+            uid: device.uid().unwrap_or(0),
+            gid: device.gid().unwrap_or(0),
+        }));
+    }
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! What is wrong with a configuration, found before anything is made: by [`parse`] what has the wrong type, by [`check`]
+//! and the other parts of the plan what has the right type and no meaning.
+//!
+//! Source: OCI runtime-spec, "Configuration" and "Linux Container Configuration".
+
+use std::fmt::Display;
+use std::path::Path;
+
+use oci_spec::runtime::{Capability, LinuxDeviceType, PosixRlimit, Process, Spec};
+use serde_json::Value;
+
+use super::namespaces::{Namespaces, host_id};
+use super::{HostFacts, PlanError};
+
+/// A configuration that cannot be read.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("the configuration is not JSON: {reason}")]
+    Syntax { reason: String },
+    #[error("`{field}` has the invalid value `{value}`: {reason}")]
+    Field { field: String, value: String, reason: String },
+}
+
+/// So much of a value is shown.
+const SHOWN_MAX: usize = 120;
+/// `HOST_NAME_MAX`.
+const NAME_MAX: usize = 64;
+
+/// Reads a `config.json`. Capabilities that this runtime has never heard of are left out, and named in the second part
+/// of the result: nobody could grant them, and the specification wants a warning and no error.
+///
+/// # Errors
+/// Field, value and rule of what has the wrong type; what is no JSON at all.
+pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>), ConfigError> {
+    if let Ok(spec) = serde_json::from_slice(bytes) {
+        return Ok((spec, Vec::new()));
+    }
+    // Something is wrong, and there is time to find out what.
+    let mut value: Value =
+        serde_json::from_slice(bytes).map_err(|error| ConfigError::Syntax { reason: error.to_string() })?;
+    let unknown = leave_out_unknown_capabilities(&mut value);
+    let spec = serde_path_to_error::deserialize(&value).map_err(|error| {
+        let path = error.path();
+        let field = path.to_string();
+        let found = path.iter().try_fold(&value, |value, segment| match segment {
+            serde_path_to_error::Segment::Seq { index } => value.get(index),
+            serde_path_to_error::Segment::Map { key } => value.get(key),
+            _ => Some(value),
+        });
+        let mut shown = found.map_or_else(String::new, Value::to_string);
+        if shown.len() > SHOWN_MAX {
+            let end = (0..=SHOWN_MAX).rev().find(|end| shown.is_char_boundary(*end)).unwrap_or(0);
+            shown.truncate(end);
+            shown.push('…');
+        }
+        ConfigError::Field { field, value: shown, reason: error.inner().to_string() }
+    })?;
+    Ok((spec, unknown))
+}
+
+fn leave_out_unknown_capabilities(value: &mut Value) -> Vec<String> {
+    let mut unknown = Vec::new();
+    let sets = value.pointer_mut("/process/capabilities").and_then(Value::as_object_mut);
+    for set in sets.into_iter().flat_map(|sets| sets.values_mut()).filter_map(Value::as_array_mut) {
+        set.retain(|name| {
+            let Some(text) = name.as_str() else { return true };
+            let known = serde_json::from_value::<Capability>(name.clone()).is_ok();
+            if !known && !unknown.iter().any(|other| other == text) {
+                unknown.push(text.to_owned());
+            }
+            known
+        });
+    }
+    unknown
+}
+
+fn invalid(field: &'static str, value: impl Display, reason: impl Into<String>) -> PlanError {
+    PlanError::Invalid { field, value: value.to_string().replace('\0', "\\0"), reason: reason.into() }
+}
+
+/// Rules that concern one field and nothing else.
+///
+/// # Errors
+/// The first field that breaks one.
+pub fn check(spec: &Spec) -> Result<(), PlanError> {
+    check_version(spec.version())?;
+    for (field, name) in [("hostname", spec.hostname()), ("domainname", spec.domainname())] {
+        let Some(name) = name else { continue };
+        if name.len() > NAME_MAX || name.contains('\0') {
+            return Err(invalid(
+                field,
+                name,
+                format!("expected at most {NAME_MAX} bytes without a zero byte"),
+            ));
+        }
+    }
+    if let Some((key, _)) = spec.annotations().iter().flatten().find(|(key, _)| key.is_empty()) {
+        return Err(invalid("annotations", key, "expected a name that is not empty"));
+    }
+    if spec.vm().is_some() {
+        return Err(super::not_supported("vm"));
+    }
+    if let Some(process) = spec.process() {
+        check_process(process)?;
+    }
+    let Some(linux) = spec.linux() else { return Ok(()) };
+    for (field, paths) in
+        [("linux.maskedPaths", linux.masked_paths()), ("linux.readonlyPaths", linux.readonly_paths())]
+    {
+        for path in paths.iter().flatten() {
+            if !path.starts_with('/') || path.contains('\0') {
+                return Err(invalid(field, path, "expected an absolute path without a zero byte"));
+            }
+        }
+    }
+    for device in linux.devices().iter().flatten() {
+        let path = device.path();
+        if !is_plain(path) {
+            return Err(invalid("linux.devices.path", path.display(), "expected an absolute path of a file"));
+        }
+        let numbered = device.typ() != LinuxDeviceType::P;
+        for (field, number, max) in [
+            ("linux.devices.major", device.major(), (1 << 12) - 1),
+            ("linux.devices.minor", device.minor(), (1 << 20) - 1),
+        ] {
+            if numbered && !(0..=max).contains(&number) {
+                return Err(invalid(field, number, format!("expected 0 to {max} for `{}`", path.display())));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// 1.0.0 to 1.3.x, with whatever a release candidate has behind.
+fn check_version(version: &str) -> Result<(), PlanError> {
+    let numbers = version.split(['-', '+']).next().unwrap_or_default();
+    let mut parts = numbers.split('.').map(|part| part.parse::<u32>().ok());
+    match (parts.next().flatten(), parts.next().flatten(), parts.next().flatten(), parts.next()) {
+        (Some(1), Some(0..=3), Some(_), None) => Ok(()),
+        _ => Err(invalid("ociVersion", version, "expected 1.0.0 to 1.3.x")),
+    }
+}
+
+pub(super) fn check_process(process: &Process) -> Result<(), PlanError> {
+    if let Some(umask) = process.user().umask().filter(|umask| *umask > 0o777) {
+        return Err(invalid("process.user.umask", umask, "expected at most 0o777, which is 511"));
+    }
+    if let Some(adjustment) = process.oom_score_adj().filter(|value| !(-1000..=1000).contains(value)) {
+        return Err(invalid("process.oomScoreAdj", adjustment, "expected -1000 to 1000"));
+    }
+    if let Some(size) = process.console_size() {
+        let largest = size.width().max(size.height());
+        if largest > u64::from(u16::MAX) {
+            return Err(invalid("process.consoleSize", largest, format!("expected at most {}", u16::MAX)));
+        }
+    }
+    let limits: Vec<_> = process.rlimits().iter().flatten().map(PosixRlimit::typ).collect();
+    if let Some((_, twice)) = limits.iter().enumerate().find(|(at, kind)| limits[..*at].contains(kind)) {
+        return Err(invalid("process.rlimits", twice, "it is there twice"));
+    }
+    if process.cwd().as_os_str().as_encoded_bytes().contains(&0) {
+        return Err(invalid("process.cwd", process.cwd().display(), "it contains a zero byte"));
+    }
+    Ok(())
+}
+
+/// Absolute, and ending in a name.
+fn is_plain(path: &Path) -> bool {
+    path.is_absolute() && path.file_name().is_some() && !path.as_os_str().as_encoded_bytes().contains(&0)
+}
+
+/// Rules about fields that only some namespaces allow.
+pub(super) fn check_namespaces(
+    spec: &Spec,
+    process: &Process,
+    namespaces: &Namespaces,
+    host: &HostFacts,
+) -> Result<(), PlanError> {
+    let user = process.user();
+    let groups = user.additional_gids().as_deref().unwrap_or_default();
+    if let Some(maps) = &namespaces.maps {
+        let ids =
+            [("process.user.uid", &maps.uids, user.uid()), ("process.user.gid", &maps.gids, user.gid())];
+        let more = groups.iter().map(|group| ("process.user.additionalGids", &maps.gids, *group));
+        for (field, map, id) in ids.into_iter().chain(more) {
+            if host_id(map, id).is_none() {
+                return Err(invalid(field, id, "the mappings of the user namespace do not contain it"));
+            }
+        }
+    }
+    if host.rootless {
+        if !namespaces.has(libc::CLONE_NEWUSER) {
+            let reason = "without privileges on the host a container needs a user namespace";
+            return Err(invalid("linux.namespaces", "no user namespace", reason));
+        }
+        let single =
+            namespaces.maps.as_ref().is_none_or(|maps| maps.gids.len() == 1 && maps.gids[0].size == 1);
+        if let Some(group) = groups.first().filter(|_| single) {
+            let reason = "without privileges on the host, and with one group mapped, groups cannot be set";
+            return Err(invalid("process.user.additionalGids", group, reason));
+        }
+        if namespaces.birth.time.is_some() {
+            let reason = "without privileges on the host a time namespace cannot be made";
+            return Err(invalid("linux.namespaces", "time", reason));
+        }
+    }
+    if namespaces.creates(libc::CLONE_NEWNS) {
+        return Ok(());
+    }
+    let filled = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    let linux = spec.linux().as_ref();
+    let refused = [
+        ("mounts", spec.mounts().as_ref().is_some_and(|mounts| !mounts.is_empty())),
+        ("root.readonly", spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true)),
+        ("linux.maskedPaths", linux.is_some_and(|linux| filled(linux.masked_paths()))),
+        ("linux.readonlyPaths", linux.is_some_and(|linux| filled(linux.readonly_paths()))),
+        ("linux.devices", linux.is_some_and(|l| l.devices().as_ref().is_some_and(|list| !list.is_empty()))),
+        ("linux.sysctl", linux.is_some_and(|l| l.sysctl().as_ref().is_some_and(|map| !map.is_empty()))),
+        ("linux.rootfsPropagation", linux.is_some_and(|linux| linux.rootfs_propagation().is_some())),
+    ];
+    let Some((field, _)) = refused.iter().find(|(_, set)| *set) else { return Ok(()) };
+    let reason = "the container joins a mount namespace, whose file systems are others' and stay as they are";
+    Err(invalid(field, "set", reason))
+}

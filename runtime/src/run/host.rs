@@ -1,0 +1,73 @@
+//! Looks at the host for what a plan depends on.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Process, Spec};
+
+use crate::cgroup::{Cgroup, Layout};
+use crate::error::{Failure, Step};
+use crate::plan::HostFacts;
+use crate::sys;
+
+const CAP_SYS_ADMIN: u32 = 21;
+
+impl HostFacts {
+    /// What matters for a container with this configuration in the cgroup `cgroup`. Nothing is looked for that the
+    /// configuration does not ask for.
+    ///
+    /// # Errors
+    /// Without a usable `/proc`.
+    pub fn detect(spec: &Spec, cgroup: &str) -> Result<Self, Failure> {
+        let permitted = sys::permitted_capabilities().step(|| "read the own capabilities".to_owned())?;
+        let rootless = permitted & 1 << CAP_SYS_ADMIN == 0;
+        let mut cgroups =
+            Layout::detect().step(|| "look for cgroups in `/proc/self/mountinfo`".to_owned())?;
+        if rootless {
+            delegated(&mut cgroups, cgroup);
+        }
+        let labels = spec.process().as_ref().map(Self::labels).unwrap_or_default();
+        let mount_label = spec.linux().as_ref().is_some_and(|linux| is_set(linux.mount_label()));
+        let selinux = labels.selinux || mount_label && has_selinux();
+        Ok(Self { cgroups, rootless, selinux, ..labels })
+    }
+
+    /// What matters for the labels of a process alone.
+    pub fn labels(process: &Process) -> Self {
+        Self {
+            apparmor: is_set(process.apparmor_profile()) && has_apparmor(),
+            selinux: is_set(process.selinux_label()) && has_selinux(),
+            ..Self::default()
+        }
+    }
+}
+
+fn is_set(text: &Option<String>) -> bool {
+    text.as_ref().is_some_and(|text| !text.is_empty())
+}
+
+/// Source: `apparmor(7)`.
+fn has_apparmor() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
+}
+
+/// Source: `selinux(8)`: its file system is there when it is switched on.
+fn has_selinux() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
+}
+
+/// Leaves the hierarchies in which somebody has given us a part of the tree.
+fn delegated(layout: &mut Layout, cgroup: &str) {
+    let mine = |directory: &Path| {
+        let above = directory.ancestors().find(|path| path.exists());
+        above.is_some_and(|path| {
+            let writable = rustix::fs::Access::WRITE_OK;
+            let control = path.join("cgroup.procs");
+            rustix::fs::access(path, writable).is_ok() && rustix::fs::access(control, writable).is_ok()
+        })
+    };
+    let members = Cgroup::at(layout, cgroup).members;
+    let kept: Vec<PathBuf> =
+        members.into_iter().filter(|member| mine(&member.directory)).map(|member| member.mount).collect();
+    layout.v1.retain(|hierarchy| kept.contains(&hierarchy.mount));
+    layout.unified = layout.unified.take().filter(|mount| kept.contains(mount));
+}
