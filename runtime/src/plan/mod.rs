@@ -12,6 +12,8 @@ mod lifecycle;
 mod mounts;
 mod namespaces;
 mod process;
+#[cfg(test)]
+mod properties;
 mod sysctl;
 #[cfg(test)]
 mod tests;
@@ -151,6 +153,8 @@ pub enum Inside {
     AwaitAdmission {
         descriptors: usize,
         user: bool,
+        /// Until then the creator, having no privileges, must be able to write to the process's files in `/proc`.
+        open: bool,
     },
     /// Connect to the seccomp agent, while its socket can be reached.
     ConnectListener(Listener),
@@ -415,7 +419,8 @@ pub fn create(
     outside.push(spawn);
     if user || far || descriptors > 0 {
         outside.push(Outside::Admit(admission));
-        inside.insert(0, Inside::AwaitAdmission { descriptors, user });
+        let open = host.rootless && made_user;
+        inside.insert(0, Inside::AwaitAdmission { descriptors, user, open });
     }
     outside.push(Outside::AwaitReady);
     Ok(Plan { outside, inside })

@@ -37,8 +37,9 @@ pub(super) fn run(steps: &[Inside], lines: Lines, preserved: u32) -> i32 {
         root: None,
         executable: None,
     };
+    let open = matches!(steps.first(), Some(Inside::AwaitAdmission { open: true, .. }));
     if let Err(failure) =
-        process.prepare().and_then(|()| steps.iter().try_for_each(|step| process.perform(step)))
+        process.prepare(open).and_then(|()| steps.iter().try_for_each(|step| process.perform(step)))
     {
         let mut message = vec![FAILED];
         let _ = serde_json::to_writer(&mut message, &failure);
@@ -74,9 +75,11 @@ struct Process {
 }
 
 impl Process {
-    fn prepare(&self) -> Result<(), Failure> {
-        // Nobody who shares a namespace with us may look into this process while it still is the host's program.
-        sys::set_undumpable().step(|| "protect the container's process".to_owned())?;
+    /// `open`: others are kept out a little later, for nobody else is in this process's new namespaces yet.
+    fn prepare(&self, open: bool) -> Result<(), Failure> {
+        if !open {
+            protect()?;
+        }
         rustix::process::setsid().step(|| "start a session".to_owned())?;
         rustix::process::umask(Mode::empty());
         Ok(())
@@ -87,7 +90,10 @@ impl Process {
             Inside::EnterNamespaces(kinds) => self.enter_namespaces(*kinds),
             Inside::SessionKeyring(name) => session_keyring(name),
             Inside::JoinNamespace { kind, path } => join_namespace(*kind, path),
-            Inside::AwaitAdmission { descriptors, user } => self.await_admission(*descriptors, *user),
+            Inside::AwaitAdmission { descriptors, user, open } => {
+                self.await_admission(*descriptors, *user)?;
+                if *open { protect() } else { Ok(()) }
+            }
             Inside::ConnectListener(listener) => {
                 let given = listener.given.map(|number| self.take(number)).transpose()?;
                 self.listener = Some(Listener::connect(listener, given)?);
@@ -360,6 +366,11 @@ fn session_keyring(name: &str) -> Result<(), Failure> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(()),
         other => other.step(|| format!("make the session keyring `{name}`")),
     }
+}
+
+/// Nobody who shares a namespace with us may look into this process while it still is the host's program.
+fn protect() -> Result<(), Failure> {
+    sys::set_undumpable().step(|| "protect the container's process".to_owned())
 }
 
 fn numbers(bits: u64) -> impl Iterator<Item = u32> {

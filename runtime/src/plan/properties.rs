@@ -1,0 +1,373 @@
+//! Whatever stands in a `config.json`, reading and planning end with a plan or with a reason.
+
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+use super::*;
+use crate::defaults::default_spec;
+
+/// A configuration that uses nearly every field.
+fn rich() -> Value {
+    let mut config = serde_json::to_value(default_spec()).unwrap();
+    let maps = json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]);
+    config["hostname"] = "inside".into();
+    config["annotations"] = json!({ "org.example": "x" });
+    let process = &mut config["process"];
+    process["user"] = json!({ "uid": 1, "gid": 2, "umask": 18, "additionalGids": [3, 4] });
+    process["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 1, "hard": 2 }]);
+    process["oomScoreAdj"] = 100.into();
+    process["consoleSize"] = json!({ "height": 24, "width": 80 });
+    process["scheduler"] = json!({
+        "policy": "SCHED_DEADLINE", "runtime": 1, "deadline": 2, "period": 3, "flags": ["SCHED_RESET_ON_FORK"],
+    });
+    process["ioPriority"] = json!({ "class": "IOPRIO_CLASS_BE", "priority": 4 });
+    process["execCPUAffinity"] = json!({ "initial": "0-1", "final": "1" });
+    let linux = &mut config["linux"];
+    for kind in ["user", "time"] {
+        linux["namespaces"].as_array_mut().unwrap().push(json!({ "type": kind }));
+    }
+    linux["uidMappings"] = maps.clone();
+    linux["gidMappings"] = maps.clone();
+    linux["timeOffsets"] = json!({ "monotonic": { "secs": 1, "nanosecs": 2 } });
+    linux["sysctl"] = json!({ "net.ipv4.ip_forward": "1" });
+    linux["rootfsPropagation"] = "rslave".into();
+    linux["personality"] = json!({ "domain": "LINUX32" });
+    linux["memoryPolicy"] = json!({ "mode": "MPOL_BIND", "nodes": "0", "flags": [] });
+    linux["devices"] =
+        json!([{ "path": "/dev/x", "type": "c", "major": 1, "minor": 2, "fileMode": 438, "uid": 0 }]);
+    linux["resources"] = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
+    linux["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1, "flags": ["SECCOMP_FILTER_FLAG_LOG"],
+        "architectures": ["SCMP_ARCH_X86_64"], "listenerPath": "/agent", "listenerMetadata": "x",
+        "syscalls": [
+            { "names": ["read"], "action": "SCMP_ACT_NOTIFY" },
+            { "names": ["write"], "action": "SCMP_ACT_ALLOW",
+              "args": [{ "index": 1, "value": 2, "valueTwo": 3, "op": "SCMP_CMP_MASKED_EQ" }] },
+        ],
+    });
+    config["mounts"].as_array_mut().unwrap().push(json!({
+        "destination": "/data", "source": "/x", "type": "bind", "options": ["rbind", "rro", "idmap"],
+        "uidMappings": maps, "gidMappings": maps,
+    }));
+    config
+}
+
+fn plan_of(bytes: &[u8]) -> Result<Plan, String> {
+    let (spec, _) = parse(bytes).map_err(|error| error.to_string())?;
+    let hierarchy =
+        cgroup::Hierarchy { controllers: vec!["devices".to_owned()], mount: "/sys/fs/cgroup/devices".into() };
+    let host =
+        HostFacts { cgroups: Layout { v1: vec![hierarchy], ..Default::default() }, ..HostFacts::default() };
+    let rootfs = Rootfs::Directory("/image".into());
+    create(&spec, &rootfs, "/state/rootfs".into(), "/a/b", &host).map_err(|error| error.to_string())
+}
+
+/// Every value of a document by its JSON pointer.
+fn pointers(value: &Value, at: &str, all: &mut Vec<String>) {
+    all.push(at.to_owned());
+    let escape = |key: &str| key.replace('~', "~0").replace('/', "~1");
+    match value {
+        Value::Object(map) => {
+            map.iter().for_each(|(key, inner)| pointers(inner, &format!("{at}/{}", escape(key)), all))
+        }
+        Value::Array(list) => {
+            list.iter().enumerate().for_each(|(index, inner)| pointers(inner, &format!("{at}/{index}"), all));
+        }
+        _ => {}
+    }
+}
+
+fn anything() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        (-3i64..5000).prop_map(Value::from),
+        any::<f64>().prop_map(|number| serde_json::Number::from_f64(number).map_or(Value::Null, Value::from)),
+        ".{0,12}".prop_map(Value::from),
+        "[a-z0-9/.,=\\-]{0,12}".prop_map(Value::from),
+        Just(Value::from("a\0b")),
+        Just(Value::from("x".repeat(5000))),
+    ];
+    leaf.prop_recursive(3, 16, 4, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::vec(("[a-zA-Z]{0,8}", inner), 0..4)
+                .prop_map(|pairs| Value::Object(pairs.into_iter().collect::<Map<_, _>>())),
+        ]
+    })
+}
+
+#[test]
+fn the_configuration_that_is_mutated_is_a_good_one() {
+    plan_of(rich().to_string().as_bytes()).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn one_or_two_wrong_values_give_a_plan_or_a_reason(
+        places in proptest::collection::vec((any::<proptest::sample::Index>(), anything(), any::<bool>()), 1..3),
+    ) {
+        let mut config = rich();
+        for (place, value, append) in places {
+            let mut all = Vec::new();
+            pointers(&config, "", &mut all);
+            let pointer: &String = place.get(&all);
+            let target = config.pointer_mut(pointer).unwrap();
+            match target {
+                Value::Array(list) if append => list.push(value),
+                target => *target = value,
+            }
+        }
+        let text = config.to_string();
+        if let Err(reason) = plan_of(text.as_bytes()) {
+            // A field, a value or rule: never an empty word.
+            prop_assert!(reason.contains('`') && reason.len() > 10, "{}", reason);
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let _ = plan_of(&bytes);
+    }
+
+    #[test]
+    fn configuration_that_is_cut_off_is_refused(end in any::<proptest::sample::Index>()) {
+        let text = rich().to_string();
+        let error = plan_of(&text.as_bytes()[..end.index(text.len())]).unwrap_err();
+        prop_assert!(error.starts_with("the configuration is not JSON"), "{}", error);
+    }
+}
+
+#[test]
+fn each_wrong_field_is_named_with_its_value_and_the_rule() {
+    let table: [(&str, Value, &str); 44] = [
+        (
+            "/ociVersion",
+            json!("2.0.0"),
+            "`ociVersion` has the invalid value `2.0.0`: expected 1.0.0 to 1.3.x",
+        ),
+        ("/ociVersion", json!("1.2"), "`ociVersion` has the invalid value `1.2`: expected 1.0.0 to 1.3.x"),
+        (
+            "/ociVersion",
+            json!(1),
+            "`ociVersion` has the invalid value `1`: invalid type: integer `1`, expected a string",
+        ),
+        ("/hostname", json!("h".repeat(65)), "expected at most 64 bytes without a zero byte"),
+        (
+            "/process/user/uid",
+            json!("root"),
+            "`process.user.uid` has the invalid value `\"root\"`: invalid type: string \"root\", expected u32",
+        ),
+        (
+            "/process/user/uid",
+            json!(-1),
+            "`process.user.uid` has the invalid value `-1`: invalid value: integer `-1`, expected u32",
+        ),
+        (
+            "/process/user/uid",
+            json!(70_000),
+            "`process.user.uid` has the invalid value `70000`: the mappings of the user namespace do not contain it",
+        ),
+        (
+            "/process/user/umask",
+            json!(512),
+            "`process.user.umask` has the invalid value `512`: expected at most 0o777, which is 511",
+        ),
+        (
+            "/process/args",
+            json!("sh"),
+            "`process.args` has the invalid value `\"sh\"`: invalid type: string \"sh\", expected a sequence",
+        ),
+        ("/process/args", json!([]), "`process.args` is missing"),
+        (
+            "/process/cwd",
+            json!("tmp"),
+            "`process.cwd` has the invalid value `tmp`: expected an absolute path",
+        ),
+        (
+            "/process/env/0",
+            json!("a\0b"),
+            "`process.env` has the invalid value `a\\0b`: it contains a zero byte",
+        ),
+        (
+            "/process/oomScoreAdj",
+            json!(1001),
+            "`process.oomScoreAdj` has the invalid value `1001`: expected -1000 to 1000",
+        ),
+        (
+            "/process/consoleSize/width",
+            json!(70_000),
+            "`process.consoleSize` has the invalid value `70000`: expected at most 65535",
+        ),
+        (
+            "/process/rlimits/0/type",
+            json!("RLIMIT_X"),
+            "`process.rlimits[0].type` has the invalid value `\"RLIMIT_X\"`: unknown variant `RLIMIT_X`",
+        ),
+        (
+            "/process/rlimits/0/soft",
+            json!(3),
+            "`process.rlimits` has the invalid value `3`: RLIMIT_NOFILE is above its hard limit 2",
+        ),
+        (
+            "/process/scheduler/runtime",
+            json!(9),
+            "`process.scheduler` has the invalid value `9 2 3`: expected runtime <= deadline <= period",
+        ),
+        (
+            "/process/scheduler/nice",
+            json!(20),
+            "`process.scheduler.nice` has the invalid value `20`: expected -20 to 19",
+        ),
+        (
+            "/process/scheduler/policy",
+            json!("SCHED_ISO"),
+            "`process.scheduler.policy` has the invalid value `SCHED_ISO`",
+        ),
+        (
+            "/process/ioPriority/priority",
+            json!(8),
+            "`process.ioPriority.priority` has the invalid value `8`: expected 0 to 7",
+        ),
+        (
+            "/process/execCPUAffinity/initial",
+            json!("a"),
+            "`process.execCPUAffinity.initial` has the invalid value `\"a\"`",
+        ),
+        (
+            "/linux/namespaces/0/type",
+            json!("moon"),
+            "`linux.namespaces[0].type` has the invalid value `\"moon\"`: unknown variant `moon`",
+        ),
+        (
+            "/linux/namespaces/0/path",
+            json!("x"),
+            "`linux.namespaces` has the invalid value `x`: expected an absolute path",
+        ),
+        (
+            "/linux/namespaces/1/type",
+            json!("mount"),
+            "`linux.namespaces` has the invalid value `mount`: a container has one namespace of each kind",
+        ),
+        ("/linux/uidMappings", json!([]), "`linux.uidMappings` is missing"),
+        (
+            "/linux/uidMappings/0/size",
+            json!(0),
+            "`linux.uidMappings` has the invalid value `0 100000 0`: expected a size of 1 or more",
+        ),
+        ("/linux/uidMappings/0/size", json!(u32::MAX), "the range ends above the largest id"),
+        (
+            "/linux/gidMappings/0/containerID",
+            json!(5),
+            "`linux.gidMappings` has the invalid value `1 ranges`: id 0 of the container is not among them",
+        ),
+        (
+            "/linux/timeOffsets/realtime",
+            json!({}),
+            "`linux.timeOffsets` has the invalid value `realtime`: expected monotonic or boottime",
+        ),
+        (
+            "/linux/timeOffsets/monotonic/nanosecs",
+            json!(1_000_000_000),
+            "expected less than 1000000000 nanoseconds",
+        ),
+        (
+            "/linux/sysctl/kernel.panic",
+            json!("1"),
+            "`linux.sysctl` has the invalid value `kernel.panic`: it is not a setting of a namespace",
+        ),
+        (
+            "/linux/rootfsPropagation",
+            json!("open"),
+            "`linux.rootfsPropagation` has the invalid value `open`: expected private, slave, shared or unbindable",
+        ),
+        ("/linux/personality/flags", json!(["X"]), "`linux.personality.flags` has the invalid value `X`"),
+        (
+            "/linux/memoryPolicy/nodes",
+            json!("1-0"),
+            "`linux.memoryPolicy.nodes` has the invalid value `1-0`: a range ends before it begins",
+        ),
+        (
+            "/linux/devices/0/major",
+            json!(-1),
+            "`linux.devices.major` has the invalid value `-1`: expected 0 to 4095 for `/dev/x`",
+        ),
+        (
+            "/linux/devices/0/path",
+            json!("dev/x"),
+            "`linux.devices.path` has the invalid value `dev/x`: expected an absolute path of a file",
+        ),
+        (
+            "/linux/maskedPaths/0",
+            json!("proc"),
+            "`linux.maskedPaths` has the invalid value `proc`: expected an absolute path",
+        ),
+        (
+            "/linux/seccomp/defaultAction",
+            json!("SCMP_ACT_SING"),
+            "`linux.seccomp.defaultAction` has the invalid value `\"SCMP_ACT_SING\"`: unknown variant",
+        ),
+        (
+            "/linux/seccomp/syscalls/1/args/0/index",
+            json!(6),
+            "`linux.seccomp.syscalls.args.index` has the invalid value `6` in a rule for `write`: expected 0 to 5",
+        ),
+        ("/linux/intelRdt", json!({}), "`linux.intelRdt` is not supported yet"),
+        ("/mounts/0/destination", json!(""), "`mounts` has the invalid value ``: expected a destination"),
+        (
+            "/mounts/7/source",
+            json!("x"),
+            "`mounts` has the invalid value `/data`: expected an absolute source",
+        ),
+        (
+            "/mounts/7/uidMappings",
+            json!([]),
+            "`mounts` has the invalid value `/data`: expected `uidMappings` and `gidMappings` together",
+        ),
+        (
+            "/mounts/7/options",
+            json!(["idmap", "rbind", "size=1"]),
+            "option `size` has no meaning for a bind mount",
+        ),
+    ];
+    for (pointer, value, expected) in table {
+        let mut config = rich();
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        match config.pointer_mut(parent).unwrap() {
+            Value::Array(list) => list[name.parse::<usize>().unwrap()] = value,
+            parent => parent[name] = value,
+        }
+        let error = plan_of(config.to_string().as_bytes()).unwrap_err();
+        assert!(error.contains(expected), "{pointer}:\n{error}\nexpected\n{expected}");
+    }
+}
+
+#[test]
+fn versions_from_1_0_to_1_3_are_accepted() {
+    for version in ["1.0.0", "1.0.2-dev", "1.1.0+dev", "1.2.0-rc.1", "1.2.1", "1.3.0", "1.3.7"] {
+        let mut config = rich();
+        config["ociVersion"] = version.into();
+        assert!(plan_of(config.to_string().as_bytes()).is_ok(), "{version}");
+    }
+    for version in ["", "1", "0.9.0", "1.4.0", "1.x.0", "1.2.0.1", "v1.2.0"] {
+        let mut config = rich();
+        config["ociVersion"] = version.into();
+        assert!(plan_of(config.to_string().as_bytes()).is_err(), "{version}");
+    }
+}
+
+#[test]
+fn unknown_capabilities_are_left_out_and_named() {
+    let mut config = rich();
+    config["process"]["capabilities"]["bounding"] = json!(["CAP_CHOWN", "CAP_FLY"]);
+    config["process"]["capabilities"]["permitted"] = json!(["CAP_FLY", "CAP_SWIM"]);
+    let (spec, unknown) = parse(config.to_string().as_bytes()).unwrap();
+    assert_eq!(unknown, ["CAP_FLY", "CAP_SWIM"]);
+    let sets = spec.process().as_ref().unwrap().capabilities().as_ref().unwrap();
+    assert_eq!(bits(sets.bounding().as_ref()), 1);
+    assert_eq!(bits(sets.permitted().as_ref()), 0);
+}

@@ -1,0 +1,342 @@
+//! What other runtimes got wrong from 2019 to 2025, tried against this one; and that a failure leaves nothing behind.
+
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests too.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::{Lab, chain};
+use rswarm_runtime::{CreateRequest, Rootfs};
+use serde_json::{Value, json};
+
+fn edit(request: &mut CreateRequest, change: impl FnOnce(&mut Value)) {
+    let mut config = serde_json::to_value(&request.spec).unwrap();
+    change(&mut config);
+    request.spec = serde_json::from_value(config).unwrap();
+}
+
+fn push(list: &mut Value, value: Value) {
+    list.as_array_mut().unwrap().push(value);
+}
+
+/// CVE-2024-21626: a working directory through a descriptor that the runtime left open led to the host.
+#[test]
+fn working_directory_through_a_descriptor_is_refused() {
+    let Some(lab) = Lab::new() else { return };
+    for number in 0..20 {
+        for cwd in [format!("/proc/self/fd/{number}"), format!("/proc/self/fd/{number}/../../../../../../..")]
+        {
+            let mut request = lab.script("one", "pwd; ls -a");
+            edit(&mut request, |config| config["process"]["cwd"] = cwd.clone().into());
+            match lab.containers.create(&request) {
+                Err(error) => {
+                    let error = chain(&error);
+                    assert!(error.contains("change to the working directory"), "{error}");
+                }
+                // If there is such a directory, it is one of the container.
+                Ok(container) => {
+                    container.start().unwrap();
+                    container.wait().unwrap();
+                    let text = common::output(&container);
+                    assert!(
+                        text.starts_with('/') && !text.contains("rswarm") && !text.contains("boot"),
+                        "{cwd}: {text}"
+                    );
+                    container.delete().unwrap();
+                }
+            }
+        }
+    }
+    // By way of a link of the image.
+    symlink("/proc/self/fd/3", lab.layer().join("work")).unwrap();
+    let mut request = lab.script("two", "pwd");
+    edit(&mut request, |config| config["process"]["cwd"] = "/work".into());
+    assert!(lab.containers.create(&request).is_err());
+}
+
+/// The same leak from the other side: what the program inherits.
+#[test]
+fn no_descriptor_of_the_host_is_left_in_the_program() {
+    let Some(lab) = Lab::new() else { return };
+    for user in [false, true] {
+        let script = "for fd in /proc/$$/fd/*; do readlink $fd; done";
+        let mut request = lab.script(&format!("user-{user}"), script);
+        edit(&mut request, |config| {
+            config["linux"].as_object_mut().unwrap().remove("seccomp");
+            if user {
+                push(&mut config["linux"]["namespaces"], json!({ "type": "user" }));
+                let maps = json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]);
+                config["linux"]["uidMappings"] = maps.clone();
+                config["linux"]["gidMappings"] = maps;
+            }
+        });
+        let text = lab.run(&request).1;
+        let lines: Vec<&str> = text.lines().collect();
+        // The directory that the shell has listed is closed by then.
+        assert!(lines.len() == 3 && lines[0] == "/dev/null", "{text}");
+        assert!(lines[1..].iter().all(|line| line.starts_with("pipe:")), "{text}");
+    }
+}
+
+/// CVE-2019-16884 and CVE-2023-27561: `/proc` as a link makes the runtime mount procfs elsewhere, and mask nothing.
+#[test]
+fn kernel_file_systems_are_not_mounted_through_links() {
+    for name in ["proc", "sys"] {
+        let Some(lab) = Lab::new() else { return };
+        std::fs::remove_dir(lab.layer().join(name)).unwrap();
+        std::fs::create_dir(lab.layer().join("elsewhere")).unwrap();
+        symlink("elsewhere", lab.layer().join(name)).unwrap();
+        let error = chain(&lab.containers.create(&lab.script("one", "true")).unwrap_err());
+        assert!(error.ends_with("expected a directory and no symbolic link there"), "{error}");
+    }
+}
+
+/// CVE-2021-30465: the target of a mount is exchanged for a link between the check and the mount. An attacker swaps
+/// directory and link all the time; whatever comes of it, nothing is mounted on or made in the host.
+#[test]
+fn exchanged_mount_target_never_leads_to_the_host() {
+    let Some(lab) = Lab::new() else { return };
+    let host = lab.directory.path().join("host");
+    std::fs::create_dir(&host).unwrap();
+    let shared = lab.directory.path().join("shared");
+    std::fs::create_dir_all(shared.join("dir")).unwrap();
+    let away = format!("{}{}", "../".repeat(30), host.display());
+    symlink(&away, shared.join("link")).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let directory = std::fs::File::open(&shared).unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                let flags = rustix::fs::RenameFlags::EXCHANGE;
+                let _ = rustix::fs::renameat_with(&directory, "dir", &directory, "link", flags);
+            }
+        });
+        for round in 0..15 {
+            let mut request = lab.request(&format!("c{round}"), &["/bin/true"]);
+            edit(&mut request, |config| {
+                push(
+                    &mut config["mounts"],
+                    json!({ "destination": "/vol", "source": shared, "options": ["rbind", "rw"] }),
+                );
+                push(
+                    &mut config["mounts"],
+                    json!({ "destination": "/vol/dir/inner", "type": "tmpfs", "source": "tmpfs" }),
+                );
+            });
+            if let Ok(container) = lab.containers.create(&request) {
+                container.delete().unwrap();
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(std::fs::read_dir(&host).unwrap().count(), 0);
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(host.to_str().unwrap()), "{mounts}");
+}
+
+/// Masked paths, CVE-2025-31133: the image's `/dev/null` is a link, so that what should hide `/proc/kcore` shows it.
+#[test]
+fn masks_do_not_come_from_the_image() {
+    let Some(lab) = Lab::new() else { return };
+    std::fs::write(lab.layer().join("etc/secret"), "seen").unwrap();
+    std::fs::create_dir_all(lab.layer().join("dev")).unwrap();
+    symlink("/etc/secret", lab.layer().join("dev/null")).unwrap();
+    let mut request = lab.script("one", "cat /proc/timer_list /masked /masked-link; ls /masked-directory");
+    std::fs::write(lab.layer().join("masked"), "hide me").unwrap();
+    std::fs::create_dir(lab.layer().join("masked-directory")).unwrap();
+    std::fs::write(lab.layer().join("masked-directory/file"), "hide me").unwrap();
+    symlink("../../../etc/secret", lab.layer().join("masked-link")).unwrap();
+    edit(&mut request, |config| {
+        // The image's /dev is what the container has.
+        config["mounts"]
+            .as_array_mut()
+            .unwrap()
+            .retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+        for path in ["/masked", "/masked-directory", "/masked-link"] {
+            push(&mut config["linux"]["maskedPaths"], path.into());
+        }
+    });
+    // The link where a device should be is refused, or followed inside; what is masked stays empty either way.
+    match lab.containers.create(&request) {
+        Ok(container) => {
+            container.start().unwrap();
+            container.wait().unwrap();
+            assert_eq!(common::output(&container), "");
+        }
+        Err(error) => assert!(chain(&error).ends_with("something else is there"), "{}", chain(&error)),
+    }
+    std::fs::remove_file(lab.layer().join("dev/null")).unwrap();
+    let (code, text) = lab.run(&CreateRequest { id: "two".to_owned(), ..again(&lab, request) });
+    assert_eq!((code, text.as_str()), (0, ""));
+}
+
+/// The request with layers and cgroup of its own.
+fn again(lab: &Lab, request: CreateRequest) -> CreateRequest {
+    CreateRequest { spec: request.spec, ..lab.request("two", &["true"]) }
+}
+
+/// Targets of file binds, devices and links, all of which the image has prepared as links out of its root.
+#[test]
+fn prepared_links_lead_nowhere_outside() {
+    let Some(lab) = Lab::new() else { return };
+    let host = lab.directory.path().join("host");
+    std::fs::create_dir(&host).unwrap();
+    let outside = host.join("made");
+    let up = format!("{}{}", "../".repeat(30), outside.display());
+    symlink(&up, lab.layer().join("etc/relative")).unwrap();
+    symlink(&outside, lab.layer().join("etc/absolute")).unwrap();
+    symlink(host.join("dev"), lab.layer().join("device-directory")).unwrap();
+    let mut request = lab.script("one", "true");
+    edit(&mut request, |config| {
+        for target in ["/etc/relative", "/etc/absolute", "/etc/absolute/below"] {
+            push(
+                &mut config["mounts"],
+                json!({ "destination": target, "source": "/etc/hostname", "options": ["bind"] }),
+            );
+        }
+        config["linux"]["devices"] =
+            json!([{ "path": "/device-directory/zero", "type": "c", "major": 1, "minor": 5 }]);
+    });
+    if let Ok(container) = lab.containers.create(&request) {
+        container.delete().unwrap();
+    }
+    assert_eq!(std::fs::read_dir(&host).unwrap().count(), 0);
+}
+
+/// Everything that a failed create could leave.
+#[derive(Debug, PartialEq)]
+struct World {
+    mounts: BTreeSet<String>,
+    cgroups: BTreeSet<PathBuf>,
+    namespaces: BTreeSet<PathBuf>,
+    processes: BTreeSet<String>,
+    files: BTreeSet<PathBuf>,
+}
+
+impl World {
+    fn seen(lab: &Lab) -> Self {
+        let mut files = BTreeSet::new();
+        walk(lab.directory.path(), &mut files);
+        let mut cgroups = BTreeSet::new();
+        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            walk(&hierarchy.path().join(lab.cgroup.trim_start_matches('/')), &mut cgroups);
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let directory = lab.directory.path().to_str().unwrap();
+        let mounts = mounts.lines().filter(|line| line.contains(directory)).map(str::to_owned).collect();
+        // Processes of ours: with the test's directory in their command line.
+        let mut processes = BTreeSet::new();
+        let mut namespaces = BTreeSet::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            if command.contains(directory) {
+                processes.insert(command);
+                for kind in ["mnt", "pid", "user", "net"] {
+                    namespaces.extend(std::fs::read_link(entry.path().join("ns").join(kind)));
+                }
+            }
+        }
+        Self { mounts, cgroups, namespaces, processes, files }
+    }
+}
+
+fn walk(path: &Path, into: &mut BTreeSet<PathBuf>) {
+    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+        into.insert(entry.path());
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            walk(&entry.path(), into);
+        }
+    }
+}
+
+#[test]
+fn failed_create_leaves_nothing_behind() {
+    let Some(lab) = Lab::new() else { return };
+    type Break = fn(&mut Value);
+    let user = |config: &mut Value| {
+        push(&mut config["linux"]["namespaces"], json!({ "type": "user" }));
+        let maps = json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]);
+        config["linux"]["uidMappings"] = maps.clone();
+        config["linux"]["gidMappings"] = maps;
+    };
+    let broken: [(&str, Break); 9] = [
+        ("field", |config| config["ociVersion"] = "2.0.0".into()),
+        ("program", |config| config["process"]["args"] = json!(["/no/such"])),
+        ("source", |config| {
+            push(
+                &mut config["mounts"],
+                json!({ "destination": "/x", "source": "/no/such", "options": ["bind"] }),
+            );
+        }),
+        ("file system", |config| {
+            push(&mut config["mounts"], json!({ "destination": "/x", "type": "nosuchfs", "source": "x" }));
+        }),
+        ("option", |config| {
+            push(
+                &mut config["mounts"],
+                json!({ "destination": "/x", "type": "tmpfs", "options": ["size=lots"] }),
+            );
+        }),
+        ("namespace", |config| {
+            push(&mut config["linux"]["namespaces"], json!({ "type": "time", "path": "/no/such" }));
+        }),
+        ("working directory", |config| config["process"]["cwd"] = "/bin/busybox".into()),
+        ("limit", |config| {
+            config["linux"]["resources"]["cpu"] = json!({ "cpus": "4000" });
+        }),
+        ("listener", |config| {
+            config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/no/such",
+                "syscalls": [{ "names": ["mkdir"], "action": "SCMP_ACT_NOTIFY" }] });
+        }),
+    ];
+    for (what, change) in broken {
+        for with_user in [false, true] {
+            let mut request = lab.script("one", "true");
+            edit(&mut request, |config| {
+                change(config);
+                if with_user {
+                    user(config);
+                }
+            });
+            if let Rootfs::Overlay { upper, .. } = &request.rootfs {
+                std::os::unix::fs::chown(upper, Some(100_000), Some(100_000)).unwrap();
+            }
+            // What the kernel puts into an overlay's work directory and we into the root directory stays in any case.
+            let overlay = |world: &mut World| {
+                let layers = lab.directory.path().join("layers");
+                world.files.retain(|path| !path.starts_with(&layers));
+                world.files.remove(&lab.directory.path().join("containers"));
+            };
+            let mut before = World::seen(&lab);
+            overlay(&mut before);
+            let error = lab.containers.create(&request);
+            assert!(error.is_err(), "{what}");
+            let mut after = World::seen(&lab);
+            // The last shim may be on its way out.
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+            while {
+                overlay(&mut after);
+                after != before
+            } && std::time::Instant::now() < deadline
+            {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                after = World::seen(&lab);
+            }
+            let shims = |world: &World| {
+                world.cgroups.iter().filter(|path| !path.ends_with("shims") && path.is_dir()).count()
+            };
+            assert_eq!(shims(&after), shims(&before), "{what}: {after:#?}");
+            assert_eq!(
+                (&after.mounts, &after.processes, &after.namespaces),
+                (&before.mounts, &before.processes, &before.namespaces),
+                "{what}"
+            );
+            assert_eq!(after.files, before.files, "{what}");
+        }
+    }
+}
