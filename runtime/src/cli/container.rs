@@ -60,8 +60,9 @@ pub(super) struct Record {
     /// Flags of the filter in `seccomp.bpf`.
     pub seccomp_flags: Option<u32>,
     /// Who is asked by it.
-    #[serde(default)]
     pub seccomp_listener: Option<crate::plan::Listener>,
+    /// `PER_*`.
+    pub personality: Option<u32>,
     pub poststart: Vec<Hook>,
     pub poststop: Vec<Hook>,
 }

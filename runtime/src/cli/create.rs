@@ -220,6 +220,10 @@ impl Config {
             Inside::ConnectListener(listener) => Some(Listener { given: None, ..listener.clone() }),
             _ => None,
         });
+        record.personality = plan.inside.iter().find_map(|step| match step {
+            Inside::Personality(personality) => Some(*personality),
+            _ => None,
+        });
         run::create(plan, given, |pid, cgroup| {
             let fill = |record: &mut Record| -> io::Result<()> {
                 let identity = ProcessIdentity::of(pid)?;
@@ -263,6 +267,7 @@ impl Config {
             process: self.spec.process().clone().ok_or(PlanError::Missing { field: "process" })?,
             seccomp_flags,
             seccomp_listener: None,
+            personality: None,
             poststart: plan::hooks_of(&self.spec, "poststart")?,
             poststop: plan::hooks_of(&self.spec, "poststop")?,
         })

@@ -43,6 +43,7 @@ pub(super) fn exec(context: &Context, parsed: &Parsed) -> Result<i32, CommandErr
         cgroup_files: cgroup.v1_task_files(),
         filter: container.filter()?,
         listener: container.record.seccomp_listener.clone(),
+        personality: container.record.personality,
     };
     let steps = plan::enter(&process, entry, &plan::HostFacts::labels(&process))?;
 

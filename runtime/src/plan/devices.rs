@@ -35,6 +35,10 @@ pub(super) fn devices(linux: &Linux, mounts: &[Mount], inside: &mut Vec<Inside>)
         inside.extend(DEVICE_LINKS.iter().map(|(name, target)| Inside::DeviceLink { name, target }));
     }
     for device in linux.devices().iter().flatten() {
+        // A privileged container is given all of the host's nodes; this one is the link into its own devpts.
+        if device.path().as_path() == std::path::Path::new("/dev/ptmx") {
+            continue;
+        }
         let kind = match device.typ() {
             LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
             LinuxDeviceType::B => libc::S_IFBLK,

@@ -17,6 +17,8 @@ pub struct Entry {
     /// The container's seccomp filter, and who is asked by it.
     pub filter: Option<Program>,
     pub listener: Option<Listener>,
+    /// `PER_*`.
+    pub personality: Option<u32>,
 }
 
 /// The steps of a process that joins the container's cgroup, enters its namespaces and runs `process` there at once.
@@ -25,7 +27,7 @@ pub struct Entry {
 /// Invalid parts of `process`, by name.
 pub fn enter(process: &Process, container: Entry, host: &HostFacts) -> Result<Vec<Inside>, PlanError> {
     validate::check_process(process)?;
-    let Entry { namespaces, cgroup_files, filter, listener } = container;
+    let Entry { namespaces, cgroup_files, filter, listener, personality } = container;
     let [initial, last] = process::exec_affinity(process)?;
     // What follows the loss of the host's view comes after the namespaces; all else before.
     let mut steps: Vec<Inside> = initial.into_iter().collect();
@@ -41,6 +43,7 @@ pub fn enter(process: &Process, container: Entry, host: &HostFacts) -> Result<Ve
     if process.terminal() == Some(true) {
         steps.push(lifecycle::terminal_of(process, false));
     }
+    steps.extend(personality.map(Inside::Personality));
     process_steps(process, filter, &mut steps)?;
     // There is nobody to start it a second time.
     steps.retain(|step| *step != Inside::AwaitStart);

@@ -75,6 +75,7 @@ pub fn complete(plan: &mut Plan, spec: &Spec, callers: &Callers) -> Result<(), P
         }
     }
     super::identify(plan, &callers.id, &callers.bundle);
+    let pivots = plan.inside.contains(&Inside::PivotRoot);
     let mut sysctls = Vec::new();
     let mut steps = Vec::with_capacity(plan.inside.len() + 4);
     if !callers.keep_keyring {
@@ -85,7 +86,7 @@ pub fn complete(plan: &mut Plan, spec: &Spec, callers: &Callers) -> Result<(), P
             // Before it, nothing can be done.
             Inside::AwaitAdmission { .. } => steps.insert(0, step),
             // Interfaces that some sysctls are about come by way of hooks.
-            Inside::Sysctl { .. } => sysctls.push(step),
+            Inside::Sysctl { .. } if pivots => sysctls.push(step),
             Inside::PivotRoot => {
                 steps.extend(terminal(spec));
                 if outside.iter().any(Option::is_some) {

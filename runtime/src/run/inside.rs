@@ -258,7 +258,7 @@ impl Process {
         }
     }
 
-    fn enter_namespaces(&self, kinds: u64) -> Result<(), Failure> {
+    fn enter_namespaces(&mut self, kinds: u64) -> Result<(), Failure> {
         let step = || "enter the container's namespaces".to_owned();
         let Some(target) = self.lines.target.as_ref() else {
             return Err(Failure::new(step(), "no container was given"));
@@ -267,7 +267,12 @@ impl Process {
             return Ok(());
         }
         // All at once: the kernel checks them before it changes any, and knows the right order.
-        sys::set_namespace(target.as_fd(), kinds as i32).step(step)
+        sys::set_namespace(target.as_fd(), kinds as i32).step(step)?;
+        if kinds & libc::CLONE_NEWUSER as u64 == 0 {
+            return Ok(());
+        }
+        self.user = true;
+        become_root()
     }
 
     fn terminal(&mut self, size: Option<(u16, u16)>, console: bool, uid: u32) -> Result<(), Failure> {
@@ -292,10 +297,7 @@ impl Process {
         if !user {
             return Ok(());
         }
-        let step = || "become root of the user namespace".to_owned();
-        let (uid, gid) = (Uid::ROOT, Gid::ROOT);
-        rustix::thread::set_thread_res_gid(gid, gid, gid).step(step)?;
-        rustix::thread::set_thread_res_uid(uid, uid, uid).step(step)
+        become_root()
     }
 
     /// One of the descriptors that the creator has opened.
@@ -352,6 +354,14 @@ impl Process {
             .map_or_else(|error| error, |()| sys::exec(&executable, &args, &env));
         Err(error).step(|| format!("exec `{}`", executable.to_string_lossy()))
     }
+}
+
+/// Whoever has come into a user namespace has its privileges, and no id in it yet.
+fn become_root() -> Result<(), Failure> {
+    let step = || "become root of the user namespace".to_owned();
+    let (uid, gid) = (Uid::ROOT, Gid::ROOT);
+    rustix::thread::set_thread_res_gid(gid, gid, gid).step(step)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).step(step)
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd, Failure> {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Every test file uses its part.
 
+pub mod cli;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
