@@ -4,7 +4,9 @@ use super::*;
 use crate::defaults::default_spec;
 use crate::sys::MountAttributes;
 
+/// As for a container with a shim.
 fn plan(spec: &Spec) -> Result<Plan, PlanError> {
+    refuse_callers_parts(spec)?;
     create(spec, &Rootfs::Directory("/image".into()), "/state/rootfs".into(), "/rswarm/t", &host())
 }
 

@@ -29,7 +29,12 @@ pub struct Runtime {
 impl Runtime {
     pub fn ours(lab: &Lab) -> Self {
         let program = env!("CARGO_BIN_EXE_rswarm-runc").into();
-        Self { name: "rswarm", program, root: lab.directory.path().join("state"), directory: lab.directory.path().into() }
+        Self {
+            name: "rswarm",
+            program,
+            root: lab.directory.path().join("state"),
+            directory: lab.directory.path().into(),
+        }
     }
 
     /// Debian's runc; `None`, with a word about it, where there is none.
@@ -39,7 +44,12 @@ impl Runtime {
             eprintln!("skipped: needs runc (Debian package runc) to compare with");
         }
         let root = lab.directory.path().join("peer");
-        program.map(|program| Self { name: "runc", program: program.into(), root, directory: lab.directory.path().into() })
+        program.map(|program| Self {
+            name: "runc",
+            program: program.into(),
+            root,
+            directory: lab.directory.path().into(),
+        })
     }
 
     /// A command that can be changed before it is run.

@@ -1,0 +1,746 @@
+//! runc's command line on the real kernel: each case beside Debian's runc, where that is installed.
+
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests too.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use common::cli::{Answer, Bundle, Runtime};
+use common::{Lab, eventually};
+use serde_json::{Value, json};
+
+/// Ours, and the peer if there is one.
+fn runtimes(lab: &Lab) -> Vec<Runtime> {
+    std::iter::once(Runtime::ours(lab)).chain(Runtime::peer(lab)).collect()
+}
+
+const SLEEP: &str = "trap 'exit 3' TERM; while :; do sleep 0.05; done";
+
+/// Brings a container `x` into a state of its life.
+fn bring(runtime: &Runtime, lab: &Lab, state: &str) {
+    if state == "unknown" {
+        return;
+    }
+    let bundle = Bundle::new(lab, &format!("{}-{state}", runtime.name), SLEEP);
+    if state == "half-created" {
+        std::fs::create_dir_all(runtime.root.join("x")).unwrap();
+        return;
+    }
+    runtime.done(&["create", "--bundle", bundle.path(), "x"]);
+    if state == "created" {
+        return;
+    }
+    runtime.done(&["start", "x"]);
+    match state {
+        "running" => {}
+        "paused" => drop(runtime.done(&["pause", "x"])),
+        "stopped" => {
+            runtime.done(&["kill", "x", "KILL"]);
+            runtime.await_status("x", "stopped");
+        }
+        other => panic!("unknown state {other}"),
+    }
+}
+
+#[test]
+fn every_command_in_every_state_answers_as_runc_does() {
+    let Some(lab) = Lab::new() else { return };
+    let commands: &[&[&str]] = &[
+        &["state", "x"],
+        &["start", "x"],
+        &["kill", "x", "0"],
+        &["kill", "--all", "x", "0"],
+        &["kill", "x", "NOSUCH"],
+        &["delete", "x"],
+        &["delete", "--force", "x"],
+        &["exec", "x", "/bin/true"],
+        &["exec", "x", "/bin/sh", "-c", "exit 3"],
+        &["exec", "x", "/bin/nope"],
+        &["ps", "--format", "json", "x"],
+        &["pause", "x"],
+        &["resume", "x"],
+        &["update", "--pids-limit", "20", "x"],
+        &["events", "--stats", "x"],
+        &["create", "--bundle", "BUNDLE", "x"],
+    ];
+    // Where we depart, and why.
+    let departures = [
+        // To freeze what is frozen is what was asked for, says runc; there it is no error to do so.
+        ("paused", "pause"),
+        // runc signals the cgroup of a container that has gone, and is content.
+        ("stopped", "kill --all"),
+        // runc runs the old limits over a cgroup that has no processes.
+        ("stopped", "update"),
+        // A paused process cannot read its own limit, and runc does not see to it.
+        ("half-created", "create"),
+    ];
+    let runtimes = runtimes(&lab);
+    for state in ["unknown", "half-created", "created", "running", "paused", "stopped"] {
+        for command in commands {
+            let answers: Vec<Answer> = runtimes
+                .iter()
+                .map(|runtime| {
+                    bring(runtime, &lab, state);
+                    let bundle = Bundle::new(&lab, &format!("{}-other", runtime.name), SLEEP);
+                    let args: Vec<&str> = command
+                        .iter()
+                        .map(|word| if *word == "BUNDLE" { bundle.path() } else { *word })
+                        .collect();
+                    let answer = runtime.call(&args);
+                    runtime.call(&["resume", "x"]);
+                    runtime.done(&["delete", "--force", "x"]);
+                    answer
+                })
+                .collect();
+            let ours = &answers[0];
+            let joined = command.join(" ");
+            // An error says so, with the word that callers look for.
+            assert_eq!(
+                ours.code != 0 && ours.code != 3,
+                ours.errors.contains("level=error"),
+                "{state}: {command:?}: {ours:?}"
+            );
+            if let [ours, theirs] = &answers[..] {
+                let departs = departures.iter().any(|(at, what)| *at == state && joined.starts_with(what));
+                if ours.code != theirs.code { eprintln!("DEP {state} {command:?} {ours:?} {theirs:?}"); }
+                if !departs {
+                    assert_eq!(ours.code, theirs.code, "{state}: {command:?}\n{ours:?}\n{theirs:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn errors_have_the_words_that_callers_look_for() {
+    let Some(lab) = Lab::new() else { return };
+    let runtime = Runtime::ours(&lab);
+    let said = |args: &[&str]| runtime.call(args).errors;
+    assert!(said(&["kill", "x", "9"]).contains("does not exist"));
+    assert!(said(&["kill", "../x", "9"]).contains("invalid container ID format"));
+    bring(&runtime, &lab, "stopped");
+    assert!(said(&["kill", "x", "9"]).contains("container not running"));
+    assert!(said(&["exec", "x", "/bin/true"]).contains("cannot exec in a stopped container"));
+    assert!(said(&["start", "x"]).contains("cannot start a container that has stopped"));
+
+    let log = lab.directory.path().join("log.json");
+    let answer = runtime.call(&["--log", log.to_str().unwrap(), "--log-format", "json", "state", "y"]);
+    let line: Value = serde_json::from_str(&std::fs::read_to_string(log).unwrap()).unwrap();
+    assert_eq!(
+        (line["level"].as_str(), line["msg"].as_str()),
+        (Some("error"), Some("container `y` does not exist"))
+    );
+    assert_eq!((answer.code, answer.errors.as_str()), (1, "container `y` does not exist\n"));
+}
+
+#[test]
+fn exit_codes_of_run_and_exec_are_those_of_the_program() {
+    let Some(lab) = Lab::new() else { return };
+    for runtime in runtimes(&lab) {
+        for (script, expected) in [("true", 0), ("exit 7", 7), ("kill -TERM $$; exit 4", 4)] {
+            let bundle = Bundle::new(&lab, &format!("{}-codes", runtime.name), script);
+            let answer = runtime.call(&["run", "--bundle", bundle.path(), "x"]);
+            assert_eq!(answer.code, expected, "{} {script}: {answer:?}", runtime.name);
+            assert_eq!(runtime.call(&["state", "x"]).code, 1, "{} is gone", runtime.name);
+        }
+        bring(&runtime, &lab, "running");
+        for (script, expected) in [("true", 0), ("exit 7", 7), ("kill -9 $$; sleep 5", 137)] {
+            let answer = runtime.call(&["exec", "x", "sh", "-c", script]);
+            assert_eq!(answer.code, expected, "{} {script}: {answer:?}", runtime.name);
+        }
+        assert_eq!(runtime.call(&["exec", "x", "nope"]).code, 255, "{}", runtime.name);
+    }
+}
+
+#[test]
+fn output_of_looking_has_runcs_shape() {
+    let Some(lab) = Lab::new() else { return };
+    let views: Vec<[Value; 3]> = runtimes(&lab)
+        .iter()
+        .map(|runtime| {
+            assert_eq!(runtime.done(&["list", "--format", "json"]).trim(), "null", "{}", runtime.name);
+            let mut bundle = Bundle::new(&lab, &format!("{}-shape", runtime.name), SLEEP);
+            bundle.config["annotations"] = json!({ "a": "b" });
+            bundle.write();
+            runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]);
+            let pid = runtime.state("x")["pid"].as_i64().unwrap();
+            assert!(Path::new(&format!("/proc/{pid}")).exists());
+            let pids: Vec<i64> = serde_json::from_str(&runtime.done(&["ps", "-f", "json", "x"])).unwrap();
+            assert!(pids.contains(&pid), "{}: {pids:?}", runtime.name);
+            let table = runtime.done(&["ps", "x"]);
+            assert!(
+                table.starts_with("UID") && table.contains(&format!(" {pid} ")),
+                "{}: {table}",
+                runtime.name
+            );
+            assert_eq!(runtime.done(&["list", "-q"]), "x\n");
+            assert!(
+                runtime.done(&["list"]).starts_with("ID          PID         STATUS"),
+                "{}",
+                runtime.name
+            );
+            let list: Value = serde_json::from_str(&runtime.done(&["list", "--format=json"])).unwrap();
+            let events: Value = serde_json::from_str(&runtime.done(&["events", "--stats", "x"])).unwrap();
+            runtime.done(&["kill", "x", "KILL"]);
+            runtime.await_status("x", "stopped");
+            assert_eq!(runtime.state("x")["pid"], 0);
+            let mut views = [runtime.state("x"), list[0].clone(), events];
+            for view in &mut views[..2] {
+                for (key, expected) in [
+                    ("bundle", Some(bundle.path().to_owned())),
+                    ("ociVersion", None),
+                    ("created", None),
+                    ("pid", None),
+                ] {
+                    let found = std::mem::take(&mut view[key]);
+                    assert!(
+                        expected.is_none_or(|expected| found == expected),
+                        "{}: {key} {found}",
+                        runtime.name
+                    );
+                    assert!(!found.is_null());
+                }
+            }
+            views
+        })
+        .collect();
+    let [ours, theirs] = &views[..] else { return };
+    assert_eq!(ours[0], theirs[0]);
+    assert_eq!(ours[1], theirs[1]);
+    assert_eq!(paths(&ours[2], ""), paths(&theirs[2], ""));
+}
+
+/// All places of a value where something is, but for lists' items and for counters that may be absent at zero.
+fn paths(value: &Value, at: &str) -> BTreeSet<String> {
+    const OPTIONAL: [&str; 6] =
+        ["/cache", "/usage", "/max", "/limit", "/ioServiceBytesRecursive", "/ioServicedRecursive"];
+    let Value::Object(map) = value else {
+        let leaf = OPTIONAL.iter().all(|end| !at.ends_with(end));
+        return leaf.then(|| at.to_owned()).into_iter().collect();
+    };
+    map.iter().flat_map(|(key, value)| paths(value, &format!("{at}/{key}"))).collect()
+}
+
+/// What a container could leave behind on the host.
+fn traces(lab: &Lab) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    all.extend(read("/proc/self/mountinfo").lines().map(|line| format!("mount {line}")));
+    let mounts = read("/proc/self/mountinfo");
+    let cgroups =
+        mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
+    all.extend(cgroups.map(|mount| format!("{mount}{}", lab.cgroup)).filter(|path| Path::new(path).exists()));
+    let own = lab.directory.path().to_str().unwrap().to_owned();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if command.contains(&own) {
+            all.insert(format!("process {command}"));
+        }
+    }
+    let files = Command::new("find").arg(lab.directory.path()).output().unwrap().stdout;
+    all.extend(String::from_utf8_lossy(&files).lines().map(str::to_owned));
+    all
+}
+
+#[test]
+fn a_create_that_fails_leaves_nothing_and_says_why() {
+    let Some(lab) = Lab::new() else { return };
+    let runtime = Runtime::ours(&lab);
+    std::fs::create_dir(&runtime.root).unwrap();
+    let hook =
+        |kind: &str| json!({ kind: [{ "path": "/bin/sh", "args": ["sh", "-c", "echo no >&2; exit 1"] }] });
+    type Edit = Box<dyn Fn(&mut Value)>;
+    let set = |pointer: &'static str, value: Value| -> Edit {
+        Box::new(move |config| *config.pointer_mut(pointer).unwrap() = value.clone())
+    };
+    let hooks = |value: Value| -> Edit { Box::new(move |config| config["hooks"] = value.clone()) };
+    let cases: Vec<(Edit, &[&str], &str)> = vec![
+        (set("/process/args", json!(["/bin/nope"])), &[], "exec `/bin/nope`: no such file or directory"),
+        (set("/process/cwd", json!("relative")), &[], "`process.cwd` has the invalid value `relative`"),
+        (set("/root/path", json!("/no/rootfs")), &[], "`root.path` has the invalid value `/no/rootfs`"),
+        (set("/ociVersion", json!("2.0.0")), &[], "`ociVersion`"),
+        (set("/process/user", json!("root")), &[], "`process.user`"),
+        (
+            set(
+                "/mounts",
+                json!([{ "destination": "/x", "type": "bind", "source": "/no/source", "options": ["bind"] }]),
+            ),
+            &[],
+            "bind mount `/no/source`",
+        ),
+        (
+            set("/linux/resources", json!({ "memory": { "limit": 64 << 20, "swap": 32 << 20 } })),
+            &[],
+            "memory.memsw.limit_in_bytes",
+        ),
+        (set("/linux/cgroupsPath", json!("/a/../b")), &[], "invalid cgroup path"),
+        (hooks(hook("prestart")), &[], "run the prestart hook `/bin/sh`: exit status: 1, it said: no"),
+        (hooks(hook("createRuntime")), &[], "run the createRuntime hook"),
+        (hooks(hook("createContainer")), &[], "run the createContainer hook"),
+        (
+            hooks(json!({ "prestart": [{ "path": "relative" }] })),
+            &[],
+            "`hooks.prestart` has the invalid value `relative`",
+        ),
+        (
+            hooks(
+                json!({ "createRuntime": [{ "path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1 }] }),
+            ),
+            &[],
+            "did not end within 1 s",
+        ),
+        (set("/process/terminal", json!(true)), &[], "a terminal needs --console-socket"),
+        (
+            set("/process/terminal", json!(true)),
+            &["--console-socket", "/no/socket"],
+            "connect to the console socket `/no/socket`",
+        ),
+        (
+            set("/hostname", json!("x")),
+            &["--console-socket", "/no/socket"],
+            "a terminal needs process.terminal",
+        ),
+        (
+            set("/hostname", json!("x")),
+            &["--pid-file", "/no/directory/pid"],
+            "write the pid to `/no/directory/pid`",
+        ),
+        (set("/hostname", json!("x")), &["--preserve-fds", "90"], "of --preserve-fds"),
+    ];
+    for (edit, options, expected) in cases {
+        let mut bundle = Bundle::new(&lab, "failing", "true");
+        edit(&mut bundle.config);
+        bundle.write();
+        let before = traces(&lab);
+        let answer = runtime.call(&[&["create", "--bundle", bundle.path(), "x"], options].concat());
+        assert_eq!(answer.code, 1, "{expected}: {answer:?}");
+        assert!(answer.errors.contains(expected), "expected {expected}, found {}", answer.errors);
+        let difference =
+            |after: &BTreeSet<String>| -> Vec<String> { after.difference(&before).cloned().collect() };
+        // Processes that were killed may take a moment to be gone.
+        eventually("nothing is left", || {
+            difference(&traces(&lab)).iter().all(|trace| !trace.starts_with("process"))
+        });
+        assert_eq!(difference(&traces(&lab)), Vec::<String>::new(), "{expected}");
+    }
+}
+
+#[test]
+fn hooks_run_in_their_place_with_the_state_on_their_input() {
+    let Some(lab) = Lab::new() else { return };
+    let kinds = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+    // runc 1.1 runs poststart hooks before the start, and those in the container before it has its name.
+    for runtime in [Runtime::ours(&lab)] {
+        let notes = lab.directory.path().join(format!("notes-{}", runtime.name));
+        std::fs::create_dir(&notes).unwrap();
+        let mut bundle = Bundle::new(&lab, &format!("{}-hooks", runtime.name), "sleep 1000");
+        let order = notes.join("order");
+        for kind in kinds {
+            // The one inside writes where the other side can see it.
+            let place = if kind == "startContainer" { "/notes".into() } else { notes.clone() };
+            let place = place.display();
+            let script = format!(
+                "cat > {place}/{kind}; echo {kind} $(hostname) $A >> {place}/order; readlink /proc/self/ns/mnt >> {place}/{kind}.ns"
+            );
+            let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "timeout": 20,
+                "env": ["A=b", "PATH=/bin:/usr/bin"] });
+            bundle.config["hooks"][kind] = json!([hook]);
+        }
+        bundle.config["hostname"] = "inside".into();
+        bundle.config["annotations"] = json!({ "c": "d" });
+        bundle.config["mounts"].as_array_mut().unwrap().push(
+            json!({ "destination": "/notes", "type": "bind", "source": notes, "options": ["rbind", "rw"] }),
+        );
+        bundle.write();
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+        let host = host.trim();
+        runtime.done(&["create", "--bundle", bundle.path(), "x"]);
+        let pid = runtime.state("x")["pid"].clone();
+        let lines = |count: usize| -> Vec<String> {
+            std::fs::read_to_string(&order).unwrap().lines().take(count).map(str::to_owned).collect()
+        };
+        let mut expected = vec![
+            format!("prestart {host} b"),
+            format!("createRuntime {host} b"),
+            "createContainer inside b".into(),
+        ];
+        assert_eq!(lines(9), expected, "{}", runtime.name);
+        runtime.done(&["start", "x"]);
+        expected.extend(["startContainer inside b".into(), format!("poststart {host} b")]);
+        assert_eq!(lines(9), expected, "{}", runtime.name);
+        runtime.done(&["delete", "--force", "x"]);
+        expected.push(format!("poststop {host} b"));
+        assert_eq!(lines(9), expected, "{}", runtime.name);
+        for (kind, status, outside) in [
+            ("prestart", "creating", true),
+            ("createRuntime", "creating", true),
+            ("createContainer", "creating", false),
+            ("startContainer", "created", false),
+            ("poststart", "running", true),
+            ("poststop", "stopped", true),
+        ] {
+            let state: Value =
+                serde_json::from_str(&std::fs::read_to_string(notes.join(kind)).unwrap()).unwrap();
+            let found = (state["id"].as_str(), state["status"].as_str(), state["bundle"].as_str());
+            assert_eq!(found, (Some("x"), Some(status), Some(bundle.path())), "{} {kind}", runtime.name);
+            assert_eq!(state["annotations"], json!({ "c": "d" }), "{} {kind}", runtime.name);
+            let own = if outside { pid.clone() } else { json!(1) };
+            if kind != "poststop" {
+                assert_eq!(state["pid"], own, "{} {kind}", runtime.name);
+            }
+            let namespace = std::fs::read_to_string(notes.join(format!("{kind}.ns"))).unwrap();
+            let ours = std::fs::read_link("/proc/self/ns/mnt").unwrap();
+            assert_eq!(namespace.trim() == ours.to_str().unwrap(), outside, "{} {kind}", runtime.name);
+        }
+    }
+}
+
+#[test]
+fn a_failing_start_hook_stops_the_container_and_later_hooks_only_warn() {
+    let Some(lab) = Lab::new() else { return };
+    let runtime = Runtime::ours(&lab);
+    let failing = json!([{ "path": "/bin/sh", "args": ["sh", "-c", "echo no >&2; exit 1"] }]);
+    let mut bundle = Bundle::new(&lab, "hooks", SLEEP);
+    bundle.config["hooks"] = json!({ "startContainer": failing });
+    bundle.write();
+    runtime.done(&["create", "--bundle", bundle.path(), "x"]);
+    let answer = runtime.call(&["start", "x"]);
+    assert_eq!(answer.code, 1);
+    assert!(
+        answer.errors.contains("run the startContainer hook `/bin/sh`: exit status: 1, it said: no"),
+        "{answer:?}"
+    );
+    runtime.await_status("x", "stopped");
+    runtime.done(&["delete", "x"]);
+
+    bundle.config["hooks"] = json!({ "poststart": failing, "poststop": failing });
+    bundle.write();
+    runtime.done(&["create", "--bundle", bundle.path(), "x"]);
+    let answer = runtime.call(&["start", "x"]);
+    assert!(answer.code == 0 && answer.errors.contains("level=warning"), "{answer:?}");
+    assert_eq!(runtime.status("x"), "running");
+    let answer = runtime.call(&["delete", "--force", "x"]);
+    assert!(answer.code == 0 && answer.errors.contains("level=warning"), "{answer:?}");
+    assert_eq!(runtime.call(&["state", "x"]).code, 1);
+}
+
+#[test]
+fn of_two_starts_at_once_one_succeeds() {
+    let Some(lab) = Lab::new() else { return };
+    let runtime = Runtime::ours(&lab);
+    for _ in 0..5 {
+        bring(&runtime, &lab, "created");
+        let codes: Vec<i32> = std::thread::scope(|scope| {
+            let starts: Vec<_> = (0..4).map(|_| scope.spawn(|| runtime.call(&["start", "x"]).code)).collect();
+            starts.into_iter().map(|start| start.join().unwrap()).collect()
+        });
+        assert_eq!(codes.iter().filter(|code| **code == 0).count(), 1, "{codes:?}");
+        assert_eq!(runtime.status("x"), "running");
+        runtime.done(&["delete", "--force", "x"]);
+    }
+}
+
+#[test]
+fn limits_are_set_changed_and_shown() {
+    let Some(lab) = Lab::new() else { return };
+    for runtime in runtimes(&lab) {
+        let mut bundle = Bundle::new(&lab, &format!("{}-limits", runtime.name), SLEEP);
+        bundle.config["linux"]["resources"]["memory"] = json!({ "limit": 64 << 20, "swap": 64 << 20 });
+        bundle.config["linux"]["resources"]["pids"] = json!({ "limit": 30 });
+        bundle.write();
+        runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]);
+        let shown = |files: &str| {
+            let script = format!("cd /sys/fs/cgroup; cat {files}");
+            runtime.done(&["exec", "x", "sh", "-c", &script]).split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        const FILES: &str =
+            "memory/memory.limit_in_bytes memory/memory.memsw.limit_in_bytes pids/pids.max cpu/cpu.shares";
+        if !Path::new("/sys/fs/cgroup/memory").exists() {
+            eprintln!("skipped: needs cgroup v1");
+            return;
+        }
+        assert_eq!(shown(FILES), "67108864 67108864 30 1024", "{}", runtime.name);
+        // Up and down again: what bounds the other has to move first.
+        runtime.done(&[
+            "update",
+            "--memory",
+            "128m",
+            "--memory-swap",
+            "256m",
+            "--pids-limit",
+            "40",
+            "--cpu-share",
+            "512",
+            "x",
+        ]);
+        assert_eq!(shown(FILES), "134217728 268435456 40 512", "{}", runtime.name);
+        runtime.done(&["update", "x", "--memory", "32m", "--memory-swap", "48m"]);
+        assert_eq!(shown(FILES), "33554432 50331648 40 512", "{}", runtime.name);
+
+        let file = lab.directory.path().join("resources.json");
+        std::fs::write(&file, r#"{ "pids": { "limit": 50 }, "cpu": { "quota": 20000, "period": 50000 } }"#)
+            .unwrap();
+        runtime.done(&["update", "--resources", file.to_str().unwrap(), "x"]);
+        let mut command = runtime.command(&["update", "-r", "-", "x"]);
+        let input = lab.directory.path().join("input.json");
+        std::fs::write(&input, r#"{ "cpu": { "cpus": "0" } }"#).unwrap();
+        command.stdin(std::fs::File::open(&input).unwrap());
+        assert_eq!(runtime.answer(command).code, 0);
+        let files = "pids/pids.max cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us cpuset/cpuset.cpus";
+        assert_eq!(shown(files), "50 20000 50000 0", "{}", runtime.name);
+        let events: Value = serde_json::from_str(&runtime.done(&["events", "--stats", "x"])).unwrap();
+        assert_eq!(events["data"]["pids"]["limit"], 50);
+        assert_eq!(events["data"]["memory"]["usage"]["limit"], 32 << 20);
+        runtime.done(&["delete", "--force", "x"]);
+    }
+}
+
+#[test]
+fn out_of_memory_is_an_event() {
+    let Some(lab) = Lab::new() else { return };
+    let runtime = Runtime::ours(&lab);
+    let script = "while ! [ -e /tmp/go ]; do sleep 0.02; done; x=a; while :; do x=$x$x; done";
+    let mut bundle = Bundle::new(&lab, "oom", script);
+    bundle.config["linux"]["resources"]["memory"] = json!({ "limit": 16 << 20, "swap": 16 << 20 });
+    bundle.write();
+    runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]);
+    let mut command = runtime.command(&["events", "--interval", "50ms", "x"]);
+    let output = tempfile::NamedTempFile::new().unwrap();
+    let mut watcher = command.stdout(output.reopen().unwrap()).spawn().unwrap();
+    let seen = || std::fs::read_to_string(output.path()).unwrap();
+    eventually("statistics are shown", || seen().contains("\"type\":\"stats\""));
+    let pid = runtime.state("x")["pid"].clone();
+    std::fs::write(format!("/proc/{pid}/root/tmp/go"), "").unwrap();
+    // It ends with the container.
+    assert!(watcher.wait().unwrap().success());
+    assert!(seen().contains("{\"type\":\"oom\",\"id\":\"x\"}"), "{}", seen());
+    std::fs::remove_file(lab.layer().join("tmp/go")).unwrap();
+}
+
+#[test]
+fn a_paused_container_stands_still_and_can_be_killed() {
+    let Some(lab) = Lab::new() else { return };
+    let runtime = Runtime::ours(&lab);
+    let count = lab.layer().join("tmp/count");
+    let bundle = Bundle::new(&lab, "paused", "while :; do echo x >> /tmp/count; sleep 0.01; done");
+    runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]);
+    let len = || std::fs::metadata(&count).map_or(0, |metadata| metadata.len());
+    eventually("it counts", || len() > 4);
+    runtime.done(&["pause", "x"]);
+    assert_eq!(runtime.status("x"), "paused");
+    let still = len();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    assert_eq!(len(), still);
+    runtime.done(&["resume", "x"]);
+    eventually("it goes on", || len() > still);
+    runtime.done(&["pause", "x"]);
+    runtime.done(&["kill", "x", "KILL"]);
+    runtime.await_status("x", "stopped");
+    runtime.done(&["delete", "x"]);
+}
+
+#[test]
+fn exec_has_the_users_environment_and_rights_it_is_given() {
+    let Some(lab) = Lab::new() else { return };
+    for runtime in runtimes(&lab) {
+        bring(&runtime, &lab, "running");
+        let script = "id -u; id -g; id -G; pwd; echo $A; grep -e CapEff -e CapInh -e NoNewPrivs -e Seccomp: /proc/self/status";
+        let options = [
+            "--user",
+            "7:8",
+            "--additional-gids",
+            "9",
+            "--cwd",
+            "/tmp",
+            "--env",
+            "A=b",
+            "--cap",
+            "CAP_SYS_ADMIN",
+        ];
+        let args = [&["exec"][..], &options, &["x", "sh", "-c", script]].concat();
+        let output = runtime.done(&args).split_whitespace().collect::<Vec<_>>().join(" ");
+        // Capabilities of another user than root are only effective if they are ambient.
+        let expected =
+            "7 8 8 9 /tmp b CapInh: 0000000000000000 CapEff: 0000000000000000 NoNewPrivs: 0 Seccomp: 2";
+        assert_eq!(output, expected, "{}", runtime.name);
+
+        let process = lab.directory.path().join("process.json");
+        let json = json!({
+            "user": { "uid": 0, "gid": 0, "additionalGids": [5] }, "args": ["sh", "-c", "id -G; echo $B; ulimit -n; umask"],
+            "env": ["B=c", "PATH=/bin"], "cwd": "/",
+            "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": 77, "hard": 77 }], "noNewPrivileges": true,
+        });
+        std::fs::write(&process, json.to_string()).unwrap();
+        let pid_file = lab.directory.path().join("pid");
+        let args =
+            ["exec", "--process", process.to_str().unwrap(), "--pid-file", pid_file.to_str().unwrap(), "x"];
+        let output = runtime.done(&args).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(output, "0 5 c 77 0022", "{}", runtime.name);
+        assert!(std::fs::read_to_string(pid_file).unwrap().parse::<i32>().is_ok());
+        runtime.done(&["delete", "--force", "x"]);
+    }
+}
+
+#[test]
+fn a_terminal_goes_over_the_console_socket() {
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixListener;
+    let Some(lab) = Lab::new() else { return };
+    for runtime in runtimes(&lab) {
+        let socket = lab.directory.path().join(format!("{}.sock", runtime.name));
+        let listener = UnixListener::bind(&socket).unwrap();
+        let receive = || -> (Vec<u8>, std::fs::File) {
+            use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+            let (stream, _) = listener.accept().unwrap();
+            let mut name = [0u8; 64];
+            let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut buffers = [std::io::IoSliceMut::new(&mut name)];
+            let len = recvmsg(&stream, &mut buffers, &mut control, RecvFlags::empty()).unwrap().bytes;
+            let mut all: Vec<OwnedFd> = control
+                .drain()
+                .filter_map(|message| match message {
+                    RecvAncillaryMessage::ScmRights(list) => Some(list),
+                    _ => None,
+                })
+                .flatten()
+                .collect();
+            (name[..len].to_vec(), all.pop().unwrap().into())
+        };
+        let script =
+            "readlink /proc/self/fd/0; stty size; test -c /dev/console && echo console; exec sleep 1000";
+        std::os::unix::fs::symlink("busybox", lab.layer().join("bin/stty")).ok();
+        let mut bundle = Bundle::new(&lab, &format!("{}-terminal", runtime.name), script);
+        bundle.config["process"]["terminal"] = true.into();
+        bundle.config["process"]["consoleSize"] = json!({ "width": 90, "height": 33 });
+        bundle.write();
+        let path = socket.to_str().unwrap();
+        runtime.done(&["create", "--bundle", bundle.path(), "--console-socket", path, "x"]);
+        let (name, mut master) = receive();
+        assert_eq!(String::from_utf8(name).unwrap(), "/dev/ptmx", "{}", runtime.name);
+        runtime.done(&["start", "x"]);
+        let mut text = String::new();
+        let mut buffer = [0u8; 256];
+        while !text.contains("console\r\n") {
+            let len = master.read(&mut buffer).unwrap();
+            text.push_str(std::str::from_utf8(&buffer[..len]).unwrap());
+        }
+        assert_eq!(text, "/dev/pts/0\r\n33 90\r\nconsole\r\n", "{}", runtime.name);
+
+        let process = lab.directory.path().join("process.json");
+        let json = json!({ "terminal": true, "user": { "uid": 0, "gid": 0 }, "cwd": "/", "env": ["PATH=/bin"],
+            "args": ["sh", "-c", "readlink /proc/self/fd/1; read line; echo got $line"] });
+        std::fs::write(&process, json.to_string()).unwrap();
+        runtime.done(&[
+            "exec",
+            "--detach",
+            "--process",
+            process.to_str().unwrap(),
+            "--console-socket",
+            path,
+            "x",
+        ]);
+        let (_, mut second) = receive();
+        std::io::Write::write_all(&mut second, b"word\n").unwrap();
+        let mut text = String::new();
+        while !text.contains("got word") {
+            let len = second.read(&mut buffer).unwrap();
+            text.push_str(std::str::from_utf8(&buffer[..len]).unwrap());
+        }
+        assert!(text.contains("/dev/pts/1"), "{}: {text}", runtime.name);
+        runtime.done(&["delete", "--force", "x"]);
+    }
+}
+
+#[test]
+fn descriptors_are_kept_when_asked_for_and_else_closed() {
+    let Some(lab) = Lab::new() else { return };
+    let runtime = Runtime::ours(&lab);
+    let bundle = Bundle::new(
+        &lab,
+        "descriptors",
+        "for f in 3 4 5 6; do [ -e /proc/self/fd/$f ] && readlink /proc/self/fd/$f; done; true",
+    );
+    let seen = |options: &str| {
+        // A shell opens them, for the standard library closes all it starts a program with.
+        let binary = env!("CARGO_BIN_EXE_rswarm-runc");
+        let (root, path) = (runtime.root.display(), bundle.path());
+        let line = format!(
+            "exec 3</etc/passwd 4</etc/group 5</etc/hosts; exec {binary} --root {root} run {options} -b {path} x"
+        );
+        let output = Command::new("/bin/sh").args(["-c", &line]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(seen(""), "");
+    assert_eq!(seen("--preserve-fds 2"), "/etc/passwd\n/etc/group\n");
+}
+
+#[test]
+fn the_hosts_program_cannot_be_written_to_from_a_container() {
+    let Some(lab) = Lab::new() else { return };
+    let runtime = Runtime::ours(&lab);
+    bring(&runtime, &lab, "created");
+    let pid = runtime.state("x")["pid"].clone();
+    // Now it is busy; later it would still be on a mount that nobody can make writable.
+    let mount = rustix::fs::statvfs(format!("/proc/{pid}/exe")).unwrap();
+    assert!(mount.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+    runtime.done(&["start", "x"]);
+    // The container has itself executed: it finds a program that cannot be written to either, and no way out.
+    let script = "/proc/self/exe --help | head -1";
+    std::os::unix::fs::symlink("/proc/self/exe", lab.layer().join("bin/itself")).unwrap();
+    let answer = runtime.call(&["exec", "x", "/bin/itself", "--version"]);
+    assert!(answer.output.contains("rswarm-runc version") || answer.code == 255, "{script}: {answer:?}");
+}
+
+#[test]
+fn the_binary_answers_what_engines_ask_it_first() {
+    let Some(lab) = Lab::new() else { return };
+    let runtime = Runtime::ours(&lab);
+    let version = runtime.done(&["--version"]);
+    let lines: Vec<&str> = version.lines().collect();
+    assert!(lines[0].starts_with("rswarm-runc version ") && lines[1].starts_with("commit: "), "{version}");
+    assert!(lines[2].starts_with("spec: 1."), "{version}");
+    let features: Value = serde_json::from_str(&runtime.done(&["features"])).unwrap();
+    assert!(features["linux"]["namespaces"].as_array().unwrap().contains(&"pid".into()));
+    let directory = lab.directory.path().join("spec");
+    std::fs::create_dir(&directory).unwrap();
+    let path = directory.to_str().unwrap();
+    runtime.done(&["spec", "--bundle", path]);
+    let answer = runtime.call(&["spec", "--bundle", path]);
+    assert!(answer.code == 1 && answer.errors.contains("exists, remove it first"), "{answer:?}");
+    for (args, expected) in [
+        (&["bogus"][..], "unknown command `bogus`"),
+        (&["state"], "requires exactly 1 argument"),
+        (&["state", "--bogus", "x"], "flag provided but not defined: `--bogus`"),
+    ] {
+        let answer = runtime.call(args);
+        assert!(answer.code != 0 && answer.errors.contains(expected), "{answer:?}");
+    }
+}
+
+/// What it writes for a start runs, with nothing but another program and no terminal.
+#[test]
+fn its_own_spec_runs() {
+    let Some(lab) = Lab::new() else { return };
+    let runtime = Runtime::ours(&lab);
+    let directory = lab.directory.path().join("spec");
+    std::fs::create_dir(&directory).unwrap();
+    runtime.done(&["spec", "--bundle", directory.to_str().unwrap()]);
+    let config = directory.join("config.json");
+    let mut spec: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    spec["root"]["path"] = lab.layer().to_str().into();
+    spec["process"]["terminal"] = false.into();
+    spec["process"]["args"] =
+        json!(["sh", "-c", "hostname; touch /x 2>/dev/null || echo read-only; : > /dev/null && echo null"]);
+    spec["linux"]["cgroupsPath"] = format!("{}/spec", lab.cgroup).into();
+    std::fs::write(&config, spec.to_string()).unwrap();
+    assert_eq!(
+        runtime.done(&["run", "--bundle", directory.to_str().unwrap(), "x"]),
+        "rswarm-runc\nread-only\nnull\n"
+    );
+}
