@@ -24,7 +24,7 @@ use super::time::rfc3339;
 use crate::cgroup::Cgroup;
 use crate::error::{Failure, Step};
 use crate::hooks;
-use crate::plan::{self, Callers, HookStep, HostFacts, Inside, Listener, Plan, PlanError};
+use crate::plan::{self, Callers, HookStep, HostFacts, Inside, Listener, Outside, Plan, PlanError};
 use crate::request::Rootfs;
 use crate::run::{self, Given, Stdio};
 use crate::state::{self, ProcessIdentity};
@@ -116,6 +116,7 @@ fn make(
         }
         other => other.on("make", &directory)?,
     }
+    let above = parents_to_make(&plan);
     let made = config.perform(&plan, &directory, preserved, &console).and_then(|container| {
         let terminal = console.master()?;
         if let Some(path) = &pid_file {
@@ -129,7 +130,18 @@ fn make(
             Ok(container) => drop(end::destroy(context, &container)),
             Err(_) => drop(fs::remove_dir_all(&directory)),
         }
+        above.iter().for_each(|directory| drop(fs::remove_dir(directory)));
     })
+}
+
+/// Directories above the cgroup that there are not yet. A container leaves them behind when it is deleted, for others
+/// may count on them; one that never came to be must not.
+fn parents_to_make(plan: &Plan) -> Vec<PathBuf> {
+    let cgroup = plan.outside.iter().find_map(|step| match step {
+        Outside::MakeCgroup(cgroup) => Some(cgroup.cgroup.missing_parents()),
+        _ => None,
+    });
+    cgroup.unwrap_or_default()
 }
 
 /// A configuration with what its place adds to it.
@@ -369,7 +381,6 @@ pub(super) fn write_pid_file(path: &Path, pid: i32) -> Result<(), CommandError> 
 mod tests {
     use super::*;
     use crate::cgroup::Layout;
-    use crate::plan::Outside;
 
     #[test]
     fn device_rules_of_the_configuration_stand_between_those_of_every_container() {
