@@ -436,6 +436,13 @@ pub fn identify(plan: &mut Plan, id: &str, bundle: &std::path::Path) {
     }
 }
 
+/// Parts the container from the keyring of whoever creates it.
+pub fn part_keyring(plan: &mut Plan, id: &str) {
+    let admitted =
+        plan.inside.iter().take_while(|step| matches!(step, Inside::AwaitAdmission { .. })).count();
+    plan.inside.insert(admitted, Inside::SessionKeyring(format!("_ses.{id}")));
+}
+
 /// What the creator opens, by number.
 #[derive(Default)]
 struct Sources(Vec<Source>);

@@ -280,6 +280,7 @@ impl Host {
 }
 
 /// Where a process is made.
+#[derive(Clone, Copy)]
 struct Place<'a> {
     /// New ones: `CLONE_NEW*`.
     namespaces: u64,

@@ -99,6 +99,7 @@ fn set_up(directory: &Path) -> Result<Server, Failure> {
     drop(spec);
     let id = directory.file_name().unwrap_or_default().to_string_lossy();
     plan::identify(&mut plan, &id, directory);
+    plan::part_keyring(&mut plan, &id);
     let log =
         Writer::open(directory, request.log).step(|| format!("open the log in `{}`", directory.display()))?;
 
