@@ -105,6 +105,8 @@ fn make(
     }
     let config = Config::read(context, id, &bundle)?;
     let plan = config.plan(parsed)?;
+    // Reading and planning is half of the program, and done with.
+    sys::forget_program();
     let console = Console::open(config.has_terminal(), parsed.value("console-socket"), foreground)?;
 
     let mut builder = fs::DirBuilder::new();

@@ -243,7 +243,9 @@ impl Process {
     /// Waits to be started, by the creator or by the first who comes for it. That is also who hears of a failure.
     fn await_start(&mut self) -> Result<(), Failure> {
         let Some(listener) = self.lines.start.take() else { return self.await_byte(START) };
+        // This may take long, and there may be many.
         sys::trim_heap();
+        sys::forget_program();
         loop {
             let accepted = rustix::net::accept_with(&listener, rustix::net::SocketFlags::CLOEXEC);
             match accepted {

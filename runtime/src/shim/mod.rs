@@ -58,6 +58,7 @@ pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> i32 {
     match set_up(&directory) {
         Ok(mut server) => {
             sys::trim_heap();
+            sys::forget_program();
             let pid = server.pid();
             // If nobody is there to hear it, the next daemon will find the container.
             let _ = protocol::send(&channel, &Reply::Created { pid });

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 mod attributes;
+mod memory;
 mod namespaces;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
@@ -12,6 +13,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 pub use attributes::*;
+pub use memory::*;
 pub use namespaces::*;
 
 fn check(result: c_long) -> io::Result<c_long> {
@@ -436,12 +438,6 @@ pub fn set_namespace(fd: BorrowedFd<'_>, kind: c_int) -> io::Result<()> {
 pub fn unshare_cgroup() -> io::Result<()> {
     // SAFETY: no pointers; affects this process only, which has one thread.
     check(c_long::from(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) })).map(drop)
-}
-
-/// Gives free heap memory back to the kernel.
-pub fn trim_heap() {
-    // SAFETY: no preconditions.
-    unsafe { libc::malloc_trim(0) };
 }
 
 /// A watch of a file, or of the files in a directory, readable when one changes.

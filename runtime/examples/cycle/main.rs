@@ -1,12 +1,14 @@
-//! Measures create + start + wait + delete of `true` with Docker's default profile, and what a shim costs in memory.
-//! Puts crun beside it where it is installed.
+//! Measures create + start + wait + delete of `true` with Docker's default profile, and what a shim costs in memory;
+//! then the command line beside runc and crun, where they are installed: the same cycle, `run` and `exec`, with and
+//! without the profile, in turns.
 //!
 //! `cargo run --release -p rswarm-runtime --example cycle [rounds]`, as root, with a static `/bin/busybox`. It is its
-//! own shim.
+//! own shim, and its own `rswarm-runc`.
+
+mod command_line;
 
 use std::error::Error;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rswarm_runtime::{Containers, CreateRequest, LogOptions, Rootfs, ShimCommand, default_spec};
@@ -16,6 +18,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let first = args.next();
     if first.as_deref() == Some("shim".as_ref()) {
         std::process::exit(rswarm_runtime::shim_main(args));
+    }
+    if first.as_deref() == Some("runtime".as_ref()) {
+        std::process::exit(rswarm_runtime::runc_main(args));
     }
     let rounds: usize = first.and_then(|text| text.to_str()?.parse().ok()).unwrap_or(50);
     let directory = tempfile::tempdir()?;
@@ -28,8 +33,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let containers = Containers::new(directory.path().join("containers"), ShimCommand::default());
     let mut phases: [Vec<Duration>; 5] = Default::default();
-    let mut crun = Vec::new();
-    let mut with_crun = Command::new("crun").arg("--version").stdout(Stdio::null()).status().is_ok();
     for round in 0..rounds {
         let request = request(&format!("c{round}"), directory.path(), &rootfs, &["/bin/true"])?;
         let begin = Instant::now();
@@ -50,23 +53,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         ]) {
             list.push(to - from);
         }
-        if with_crun {
-            match crun_cycle(directory.path(), &rootfs, &request) {
-                Ok(time) => crun.push(time),
-                Err(error) => {
-                    println!("crun is left out, it does not run this container here: {error}");
-                    with_crun = false;
-                }
-            }
-        }
     }
     for (name, list) in ["create", "start", "wait", "delete", "cycle"].iter().zip(&mut phases) {
         println!("rswarm {name}: {:.2} ms", median(list));
     }
-    if with_crun {
-        println!("crun cycle: {:.2} ms", median(&mut crun));
-    }
-    memory(&containers, &request("memory", directory.path(), &rootfs, &["/bin/sleep", "1000"])?)
+    memory(&containers, &request("memory", directory.path(), &rootfs, &["/bin/sleep", "1000"])?)?;
+    command_line::compare(directory.path(), &rootfs, rounds)
 }
 
 fn median(list: &mut [Duration]) -> f64 {
@@ -99,37 +91,6 @@ fn request(
         log: LogOptions::default(),
         cgroup: format!("/rswarm-cycle-{}/{id}", std::process::id()),
     })
-}
-
-/// The same container by crun's own commands, on the bare directory (it mounts no overlay).
-fn crun_cycle(directory: &Path, rootfs: &Path, request: &CreateRequest) -> Result<Duration, Box<dyn Error>> {
-    let bundle = directory.join("bundle");
-    std::fs::create_dir_all(&bundle)?;
-    let mut spec = serde_json::to_value(&request.spec)?;
-    spec["ociVersion"] = "1.0.2".into();
-    spec["root"]["path"] = rootfs.to_string_lossy().into_owned().into();
-    spec["linux"]["cgroupsPath"] = request.cgroup.clone().into();
-    // crun refuses to mount cgroups on a hybrid host whose v2 side has a controller.
-    if let Some(mounts) = spec["mounts"].as_array_mut() {
-        mounts.retain(|mount| mount["type"] != "cgroup");
-    }
-    std::fs::write(bundle.join("config.json"), serde_json::to_vec(&spec)?)?;
-    let root = directory.join("crun");
-    let crun = |args: &[&str]| -> Result<(), Box<dyn Error>> {
-        let status = Command::new("crun")
-            .arg("--root")
-            .arg(&root)
-            .args(args)
-            .current_dir(&bundle)
-            .stdin(Stdio::null())
-            .status()?;
-        if status.success() { Ok(()) } else { Err(format!("crun {args:?} failed with {status}").into()) }
-    };
-    let begin = Instant::now();
-    crun(&["create", &request.id])?;
-    crun(&["start", &request.id])?;
-    crun(&["delete", "--force", &request.id])?;
-    Ok(begin.elapsed())
 }
 
 fn memory(containers: &Containers, request: &CreateRequest) -> Result<(), Box<dyn Error>> {
