@@ -161,13 +161,16 @@ impl Root {
         let Some(place) = self.existing(path).step(step)? else { return Ok(()) };
         let stat = rustix::fs::fstat(&place).step(step)?;
         let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            if self.empty.is_none() {
+            let Some(empty) = &self.empty else {
                 let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
                 let options = [("size".to_owned(), Some("0k".to_owned()))];
-                self.empty = Some(new_mount("tmpfs", Some("tmpfs"), &options, attributes, path)?);
-            }
-            let empty = self.empty.as_ref().map_or(CWD, AsFd::as_fd);
-            clone_mount(empty, OsStr::new(""), false).step(step)?
+                let first = new_mount("tmpfs", Some("tmpfs"), &options, attributes, path)?;
+                // Before Linux 6.15 a mount can be cloned only once it is attached.
+                attach(first.as_fd(), place.as_fd()).step(step)?;
+                self.empty = Some(first);
+                return Ok(());
+            };
+            clone_mount(empty.as_fd(), OsStr::new(""), false).step(step)?
         } else {
             // The host's device, for the container's may be anything its image wants.
             clone_mount(CWD, OsStr::new("/dev/null"), false).step(step)?
