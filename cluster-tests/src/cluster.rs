@@ -2,34 +2,29 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use nix::fcntl::{Flock, FlockArg};
 use rswarm_api::v1;
-use rswarm_lab::{Host, Lab, LabConfig};
+use rswarm_lab::{Host, Lab, LabConfig, Output};
 use tokio::runtime::Runtime;
 
+use crate::alone::Alone;
 use crate::api::Api;
 use crate::{rswarm_executable, workload};
 
 /// Below it each lab has directories of its own.
 const DATA_DIR: &str = "/var/lib/rswarm-tests";
 const RUN_DIR: &str = "/run/rswarm-tests";
-/// Held while a lab is up: on few cores two at a time would disturb each other's timing.
-const LOCK: &str = "/run/rswarm-tests.lock";
 /// Where logs of failed tests are kept.
 const LOGS_DIR: &str = "/tmp/rswarm-tests-logs";
 const LOG_LINES: usize = 25;
 const DAEMON_DEADLINE: Duration = Duration::from_secs(20);
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(10);
-
-static SERIAL: Mutex<()> = Mutex::new(());
 
 /// Hosts with daemons. Dropping it leaves nothing but, after a panic, the logs.
 pub struct ClusterLab {
@@ -39,16 +34,7 @@ pub struct ClusterLab {
     archives: Vec<(String, PathBuf)>,
     /// Arguments for each daemon that is started from now on.
     pub daemon_args: Vec<String>,
-    _lock: Flock<File>,
-    _serial: MutexGuard<'static, ()>,
-}
-
-/// What a command said.
-#[derive(Debug, Clone)]
-pub struct Output {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
+    _alone: Alone,
 }
 
 impl ClusterLab {
@@ -87,9 +73,7 @@ impl ClusterLab {
     }
 
     fn make(name: &str, hosts: usize) -> anyhow::Result<Self> {
-        let serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
-        let file = File::create(LOCK).with_context(|| format!("cannot write `{LOCK}`"))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error).context(LOCK)?;
+        let alone = Alone::wait()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let config = LabConfig {
             name: name.to_owned(),
@@ -106,8 +90,7 @@ impl ClusterLab {
             runtime: Arc::new(runtime),
             archives: Vec::new(),
             daemon_args: Vec::new(),
-            _lock: lock,
-            _serial: serial,
+            _alone: alone,
         })
     }
 
@@ -121,6 +104,11 @@ impl ClusterLab {
 
     pub fn hosts(&self) -> &[Host] {
         self.lab().hosts()
+    }
+
+    /// All hosts, to be changed.
+    pub fn hosts_mut(&mut self) -> &mut [Host] {
+        self.lab_mut().hosts_mut()
     }
 
     /// The host with this number, from 1.
@@ -208,11 +196,7 @@ impl ClusterLab {
     pub fn rswarm(&self, number: usize, args: &[&str]) -> Output {
         let mut command = self.host(number).rswarm(args).expect("the host is there");
         let output = command.stdin(Stdio::null()).output().expect("rswarm can be run");
-        Output {
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
+        Output::new(output.status.code(), &output.stdout, &output.stderr)
     }
 
     /// Runs a command that must succeed; returns what it printed.

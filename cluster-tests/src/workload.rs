@@ -8,6 +8,8 @@ use anyhow::Context as _;
 use rswarm_image::Reference;
 use rswarm_image::builder::ImageBuilder;
 
+use crate::built::executable;
+
 /// `name:tag` of the image most tests use.
 pub const IMAGE: &str = "workload:1";
 /// The same, one revision later.
@@ -17,10 +19,7 @@ pub const PROGRAM: &str = "/workload";
 
 /// Writes `image` as an OCI archive into `directory`.
 pub fn write_archive(image: &str, directory: &Path) -> anyhow::Result<PathBuf> {
-    let own = std::env::current_exe().context("cannot find this executable")?;
-    let beside = own.parent().context("this executable has no directory")?;
-    let profile = if beside.ends_with("deps") { beside.parent().unwrap_or(beside) } else { beside };
-    let program = profile.join("workload");
+    let program = executable("workload")?;
     let reference: Reference = image.parse()?;
     let path = directory.join(format!("{}.tar", image.replace(':', "-")));
     let file = File::create(&path).with_context(|| format!("cannot write `{}`", path.display()))?;

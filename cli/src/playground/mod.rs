@@ -4,7 +4,6 @@
 //! somebody would type on those hosts, run by this executable; only where nobody would type anything (the hosts
 //! themselves, waiting for nodes, asking replicas) does this module act by itself.
 
-mod fetch;
 mod image;
 mod page;
 mod tour;

@@ -8,7 +8,7 @@ use rswarm_api::v1;
 use rswarm_lab::{Host, Lab};
 
 use super::image::{self, NAME, REVISIONS};
-use super::{directory_to_add, expect, fetch};
+use super::{directory_to_add, expect};
 use crate::client::{Client, call};
 
 /// A daemon needs milliseconds to listen; more means it does not.
@@ -156,7 +156,7 @@ async fn ask_replicas(lab: &Lab) -> anyhow::Result<Option<String>> {
             ports.iter().find(|port| port.target == PORT).and_then(|port| u16::try_from(port.published).ok());
         let port = expect(port, || format!("task `{name}` has no published port"))?;
         let (netns, address) = (lab.config().wire_netns(), host.address);
-        let page = tokio::task::spawn_blocking(move || fetch::page(&netns, address, port)).await?;
+        let page = tokio::task::spawn_blocking(move || rswarm_lab::page(&netns, address, port)).await?;
         let page = page.with_context(|| HostFailed::new(host, &format!("fetch a page of `{name}`")))?;
         ensure!(
             page.contains(&format!("slot:     {}\n", task.slot)),

@@ -1,12 +1,13 @@
 //! Asking the replicas for their pages, from the wire between the hosts, as any client in the network would.
 
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
 use rswarm_net::run_in_netns;
+
+use crate::error::LabError;
 
 /// A replica that runs may still be about to listen.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -15,15 +16,18 @@ const PAUSE: Duration = Duration::from_millis(20);
 const PAGE_BYTES_MAX: u64 = 64 << 10;
 
 /// The body of `http://address:port/`, seen from the network namespace at `netns`.
-pub fn page(netns: &Path, address: Ipv4Addr, port: u16) -> anyhow::Result<String> {
+///
+/// # Errors
+/// `Page` with the last reason, when there is none within five seconds; `Network`.
+pub fn page(netns: &Path, address: Ipv4Addr, port: u16) -> Result<String, LabError> {
     let deadline = Instant::now() + DEADLINE;
     let address = SocketAddr::from((address, port));
     run_in_netns(netns, || {
         loop {
             match get(address) {
                 Ok(body) => return Ok(body),
-                Err(error) if Instant::now() > deadline => {
-                    return Err(error.context(format!("no page from http://{address}/ within {DEADLINE:?}")));
+                Err(source) if Instant::now() > deadline => {
+                    return Err(LabError::Page { address, within: DEADLINE, source });
                 }
                 Err(_) => std::thread::sleep(PAUSE),
             }
@@ -31,17 +35,19 @@ pub fn page(netns: &Path, address: Ipv4Addr, port: u16) -> anyhow::Result<String
     })?
 }
 
-fn get(address: SocketAddr) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, ATTEMPT).context("cannot connect")?;
+fn get(address: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, ATTEMPT)?;
     stream.set_read_timeout(Some(ATTEMPT))?;
     stream.set_write_timeout(Some(ATTEMPT))?;
     write!(stream, "GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
-    stream.take(PAGE_BYTES_MAX).read_to_string(&mut answer).context("no answer")?;
-    let Some((head, body)) = answer.split_once("\r\n\r\n") else { bail!("the answer was cut off") };
+    stream.take(PAGE_BYTES_MAX).read_to_string(&mut answer)?;
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the answer was cut off"));
+    };
     let status = head.lines().next().unwrap_or_default();
     if !status.contains(" 200 ") {
-        bail!("expected status 200, found `{status}`");
+        return Err(io::Error::other(format!("expected status 200, found `{status}`")));
     }
     Ok(body.to_owned())
 }

@@ -7,10 +7,12 @@ use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use rswarm_net::lab as wire;
 
 use crate::error::LabError;
+use crate::machine::{Machine, Output};
 use crate::{LabConfig, processes, sweep};
 
 /// A host: a network of its own, a data root, a run root, and at most one daemon that this process started.
@@ -179,8 +181,57 @@ impl Host {
         tail(&self.log_path(), lines).unwrap_or_default()
     }
 
+    fn output(&self, command: &mut Command) -> Result<Output, LabError> {
+        let output = command.stdin(Stdio::null()).output().map_err(|source| LabError::Spawn {
+            program: command.get_program().into(),
+            host: self.name.clone(),
+            source,
+        })?;
+        Ok(Output::new(output.status.code(), &output.stdout, &output.stderr))
+    }
+
     fn spawn_error(&self, source: std::io::Error) -> LabError {
         LabError::Spawn { program: self.executable.clone(), host: self.name.clone(), source }
+    }
+}
+
+/// A namespace shares this machine's files, so nothing has to be copied.
+impl Machine for Host {
+    fn number(&self) -> usize {
+        self.number
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    fn run(&self, program: &str, args: &[&str], _within: Duration) -> Result<Output, LabError> {
+        let mut command = self.command(program)?;
+        self.output(command.args(args))
+    }
+
+    fn rswarm(&self, args: &[&str], _within: Duration) -> Result<Output, LabError> {
+        self.output(&mut self.rswarm(args)?)
+    }
+
+    fn give(&self, file: &Path) -> Result<PathBuf, LabError> {
+        Ok(file.to_owned())
+    }
+
+    fn start_daemon(&mut self) -> Result<(), LabError> {
+        self.start_daemon(&[])
+    }
+
+    fn power_off(&mut self) -> Result<(), LabError> {
+        self.power_off()
+    }
+
+    fn log_tail(&self, lines: usize) -> String {
+        self.log_tail(lines)
     }
 }
 
@@ -189,7 +240,8 @@ pub(crate) fn name(number: usize) -> String {
     format!("host-{number}")
 }
 
-fn tail(path: &Path, lines: usize) -> std::io::Result<String> {
+/// The last lines of a file.
+pub(crate) fn tail(path: &Path, lines: usize) -> std::io::Result<String> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)))?;

@@ -10,13 +10,18 @@
 //! /run/rswarm-lab/rswlab-<name>-1    the host's network, rswlab-<name>-net the wire between them
 //! ```
 //!
+//! [`vm`] has the same with virtual machines for hosts; [`Machine`] is what both are to a scenario.
+//!
 //! A lab is gone without a trace when it is dropped, unless [`Lab::keep`] was called; [`LabConfig::destroy`] removes
 //! one by its name alone, also after the process that made it was killed.
 
 mod error;
+mod fetch;
 mod host;
+mod machine;
 mod processes;
 mod sweep;
+pub mod vm;
 
 use std::fs;
 use std::io;
@@ -24,7 +29,9 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 pub use error::LabError;
+pub use fetch::page;
 pub use host::Host;
+pub use machine::{Machine, Output};
 pub use processes::{Process, of_daemon_and_containers};
 use rswarm_net::lab as wire;
 
@@ -110,6 +117,11 @@ impl Lab {
     /// The hosts in order of their numbers.
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
+    }
+
+    /// All hosts, to be changed.
+    pub fn hosts_mut(&mut self) -> &mut [Host] {
+        &mut self.hosts
     }
 
     /// The host with this number, from 1.

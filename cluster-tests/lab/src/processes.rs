@@ -94,6 +94,19 @@ pub fn of_daemon_and_containers(data_root: &Path) -> Vec<Process> {
     of_host(Path::new("/nonexistent"), data_root)
 }
 
+/// Processes of a program that were started with files below a directory, such as `id=x,path=/directory/y`.
+pub fn of_directory(program: &str, directory: &Path) -> Vec<Process> {
+    let prefix = format!("{}/", directory.display());
+    let is_one = |process: &Process| {
+        let own = process
+            .words
+            .first()
+            .is_some_and(|word| Path::new(word).file_name().is_some_and(|n| n == program));
+        own && process.words.iter().any(|word| word.contains(&prefix))
+    };
+    all().into_values().filter(is_one).collect()
+}
+
 fn works_on(process: &Process, data_root: &Path) -> bool {
     let below = |word: &String| Path::new(word).starts_with(data_root);
     (process.is_shim() || process.is_daemon()) && process.words.iter().any(below)

@@ -64,7 +64,8 @@ impl LabSpec {
         Self { name: name.into(), hosts, subnet: Ipv4Addr::new(10, 77, 0, 0), prefix_len: 24, gateway: false }
     }
 
-    fn address(&self, number: usize) -> Ipv4Addr {
+    /// Address of the host with this number, from 1.
+    pub fn address(&self, number: usize) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.subnet) + number as u32)
     }
 
@@ -101,6 +102,70 @@ pub struct Lab {
     spec: LabSpec,
     hosts: Vec<Host>,
     kept: bool,
+}
+
+/// The wire alone, for hosts that are no namespaces, such as virtual machines with tap devices. Gone when dropped.
+#[derive(Debug)]
+pub struct Wire {
+    lab: String,
+    netns: PathBuf,
+}
+
+impl Wire {
+    /// Makes the wire of a lab, with the gateway's address if the specification has one. What is left of a lab of the
+    /// same name goes first.
+    ///
+    /// # Errors
+    /// As [`Lab::create`].
+    pub fn create(spec: &LabSpec) -> Result<Self, NetError> {
+        spec.check()?;
+        Lab::destroy_named(&spec.name)?;
+        // Dropping it undoes whatever was made so far.
+        let wire = Self { lab: spec.name.clone(), netns: wire_path(&spec.name) };
+        create_named_netns(&wire.netns)?;
+        let gateway = spec.gateway.then(|| spec.gateway_address());
+        let prefix_len = spec.prefix_len;
+        run_in_netns(&wire.netns, || make_wire(gateway.map(|address| Cidr { address, prefix_len })))??;
+        Ok(wire)
+    }
+
+    /// The namespace that ports have to be made in.
+    pub fn netns(&self) -> &Path {
+        &self.netns
+    }
+
+    /// Joins a link of the wire's namespace to the wire; `false` while there is no such link.
+    ///
+    /// # Errors
+    /// `Namespace` or `Kernel`.
+    pub fn plug(&self, port: &str) -> Result<bool, NetError> {
+        run_in_netns(&self.netns, || {
+            let failed = |error| NetError::kernel(format!("plug `{port}` in"), error);
+            let mut socket = open_route()?;
+            if route::link_by_name(&mut socket, port).map_err(failed)?.is_none() {
+                return Ok(false);
+            }
+            let master = Some(index_of(&mut socket, WIRE)?);
+            route::set_link(&mut socket, port, &LinkChange { master, ..up() }).map_err(failed)?;
+            Ok(true)
+        })?
+    }
+
+    /// Puts the cable of a port back, or pulls it.
+    ///
+    /// # Errors
+    /// `Namespace` or `Kernel`.
+    pub fn set_cable(&self, port: &str, up: bool) -> Result<(), NetError> {
+        set_cable(&self.netns, port, up)
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        if let Err(error) = Lab::destroy_named(&self.lab) {
+            tracing::warn!(%error, lab = self.lab, "failed to remove a wire");
+        }
+    }
 }
 
 /// One host of a lab.
@@ -160,7 +225,7 @@ impl Lab {
 
     /// Namespace of the wire; from here all hosts can be reached when the lab has a gateway.
     pub fn wire_path(&self) -> PathBuf {
-        Path::new(NETNS_DIR).join(format!("{PREFIX}{}-net", self.spec.name))
+        wire_path(&self.spec.name)
     }
 
     /// Lets the lab outlive this value; [`Lab::destroy_named`] ends it.
@@ -216,9 +281,13 @@ fn host(spec: &LabSpec, number: usize) -> Host {
         address: spec.address(number),
         prefix_len: spec.prefix_len,
         netns: Path::new(NETNS_DIR).join(&name),
-        wire: Path::new(NETNS_DIR).join(format!("{PREFIX}{}-net", spec.name)),
+        wire: wire_path(&spec.name),
         name,
     }
+}
+
+fn wire_path(lab: &str) -> PathBuf {
+    Path::new(NETNS_DIR).join(format!("{PREFIX}{lab}-net"))
 }
 
 fn up() -> LinkChange<'static> {
@@ -250,6 +319,28 @@ fn make_wire(address: Option<Cidr>) -> Result<(), NetError> {
     Ok(())
 }
 
+fn set_cable(wire: &Path, port: &str, up: bool) -> Result<(), NetError> {
+    run_in_netns(wire, || {
+        let change = LinkChange { up: Some(up), ..LinkChange::default() };
+        route::set_link(&mut open_route()?, port, &change)
+            .map_err(|error| NetError::kernel(format!("set the cable of port `{port}`"), error))
+    })?
+}
+
+/// Gives the caller's network namespace its loopback, and `link` an address and perhaps a default route.
+///
+/// # Errors
+/// `Kernel`, which names the link.
+pub fn configure(link: &str, address: Cidr, gateway: Option<Ipv4Addr>) -> Result<(), NetError> {
+    let failed = |error| NetError::kernel(format!("give `{link}` its address"), error);
+    let mut socket = open_route()?;
+    route::set_link(&mut socket, "lo", &up()).map_err(failed)?;
+    let index = index_of(&mut socket, link)?;
+    route::add_address(&mut socket, index, address).map_err(failed)?;
+    route::set_link(&mut socket, link, &up()).map_err(failed)?;
+    gateway.map_or(Ok(()), |gateway| route::set_default_route(&mut socket, index, gateway).map_err(failed))
+}
+
 impl Host {
     fn port(&self) -> String {
         format!("h{}", self.number)
@@ -269,17 +360,8 @@ impl Host {
             let master = Some(index_of(&mut socket, WIRE)?);
             route::set_link(&mut socket, &self.port(), &LinkChange { master, ..up() }).map_err(failed)
         })??;
-        run_in_netns(&self.netns, || {
-            let mut socket = open_route()?;
-            route::set_link(&mut socket, "lo", &up()).map_err(failed)?;
-            let index = index_of(&mut socket, "eth0")?;
-            let cidr = Cidr { address: self.address, prefix_len: self.prefix_len };
-            route::add_address(&mut socket, index, cidr).map_err(failed)?;
-            route::set_link(&mut socket, "eth0", &up()).map_err(failed)?;
-            gateway.map_or(Ok(()), |gateway| {
-                route::set_default_route(&mut socket, index, gateway).map_err(failed)
-            })
-        })?
+        let cidr = Cidr { address: self.address, prefix_len: self.prefix_len };
+        run_in_netns(&self.netns, || configure("eth0", cidr, gateway))?
     }
 
     /// Pulls the cable: the wire's side goes down, and nothing comes or goes. Processes there do not notice at once.
@@ -293,11 +375,7 @@ impl Host {
     }
 
     fn set_cable(&self, up: bool) -> Result<(), NetError> {
-        run_in_netns(&self.wire, || {
-            let change = LinkChange { up: Some(up), ..LinkChange::default() };
-            route::set_link(&mut open_route()?, &self.port(), &change)
-                .map_err(|error| NetError::kernel(format!("set the cable of host `{}`", self.name), error))
-        })?
+        set_cable(&self.wire, &self.port(), up)
     }
 
     /// Runs `f` on this host, on a thread of its own; sockets opened there stay there.

@@ -1,0 +1,140 @@
+//! What is in a machine when it starts: the guest's own program, kernel modules, and what the caller adds. All of it is
+//! in memory, and there is no disk.
+
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::cpio::Archive;
+use super::kernel::Kernel;
+use super::{BUSYBOX, MODULES_LIST};
+use crate::error::LabError;
+
+const MODULES: &str = "/lib/modules";
+
+/// Files of this machine and where the guests have them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Payload {
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Entry {
+    File { from: PathBuf, to: PathBuf, mode: u32 },
+    Program { from: PathBuf, to: PathBuf },
+    Symlink { at: PathBuf, target: String },
+}
+
+impl Payload {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a static busybox, whose applets the guest will find in `/bin`.
+    ///
+    /// # Errors
+    /// `Missing` when this machine has none.
+    pub fn busybox(self) -> Result<Self, LabError> {
+        if !Path::new(BUSYBOX).exists() {
+            return Err(LabError::Missing {
+                what: format!("`{BUSYBOX}`"),
+                remedy: "it is in the Debian package busybox-static",
+            });
+        }
+        Ok(self.file(BUSYBOX, BUSYBOX, 0o755))
+    }
+
+    pub fn file(mut self, from: impl Into<PathBuf>, to: impl Into<PathBuf>, mode: u32) -> Self {
+        self.entries.push(Entry::File { from: from.into(), to: to.into(), mode });
+        self
+    }
+
+    /// A static executable. It goes without what is only of use to a debugger, as a guest holds it in memory, perhaps
+    /// several times.
+    pub fn program(mut self, from: impl Into<PathBuf>, to: impl Into<PathBuf>) -> Self {
+        self.entries.push(Entry::Program { from: from.into(), to: to.into() });
+        self
+    }
+
+    /// Where the guests have a file of this machine, if they do.
+    pub(super) fn place_of(&self, file: &Path) -> Option<PathBuf> {
+        self.entries.iter().find_map(|entry| match entry {
+            Entry::File { from, to, .. } if from == file => Some(to.clone()),
+            _ => None,
+        })
+    }
+
+    pub fn symlink(mut self, at: impl Into<PathBuf>, target: &str) -> Self {
+        self.entries.push(Entry::Symlink { at: at.into(), target: target.to_owned() });
+        self
+    }
+}
+
+/// Writes the archive that the kernel unpacks. `init` is the guest's program; `scratch` is a directory for files in
+/// between.
+///
+/// # Errors
+/// `Directory` with the file that could not be read or written, `Module`.
+pub fn write(
+    path: &Path,
+    init: &Path,
+    kernel: &Kernel,
+    payload: &Payload,
+    scratch: &Path,
+) -> Result<(), LabError> {
+    let file = File::create(path).map_err(LabError::directory(path))?;
+    let mut archive = Archive::new(BufWriter::with_capacity(1 << 20, file));
+    add_program(&mut archive, init, Path::new("/init"), scratch)?;
+    let mut list = String::new();
+    for module in kernel.modules()? {
+        let name = module.file_name().unwrap_or_default();
+        let to = Path::new(MODULES).join(name);
+        list.push_str(&format!("{}\n", to.display()));
+        add_file(&mut archive, &module, &to, 0o644)?;
+    }
+    let written = archive.file(Path::new(MODULES_LIST), 0o644, list.len() as u64, list.as_bytes());
+    written.map_err(LabError::directory(path))?;
+    for entry in &payload.entries {
+        match entry {
+            Entry::File { from, to, mode } => add_file(&mut archive, from, to, *mode)?,
+            Entry::Program { from, to } => add_program(&mut archive, from, to, scratch)?,
+            Entry::Symlink { at, target } => {
+                archive.symlink(at, target).map_err(LabError::directory(path))?;
+            }
+        }
+    }
+    archive.finish().map(drop).map_err(LabError::directory(path))
+}
+
+fn add_file(
+    archive: &mut Archive<impl std::io::Write>,
+    from: &Path,
+    to: &Path,
+    mode: u32,
+) -> Result<(), LabError> {
+    let file = File::open(from).map_err(LabError::directory(from))?;
+    let length = file.metadata().map_err(LabError::directory(from))?.len();
+    archive.file(to, mode, length, file).map_err(LabError::directory(from))
+}
+
+fn add_program(
+    archive: &mut Archive<impl std::io::Write>,
+    from: &Path,
+    to: &Path,
+    scratch: &Path,
+) -> Result<(), LabError> {
+    let lean = scratch.join("lean");
+    let outcome = add_file(archive, if strip(from, &lean) { &lean } else { from }, to, 0o755);
+    // It may not have been made.
+    let _ = fs::remove_file(&lean);
+    outcome
+}
+
+/// Copies an executable without its symbols; whether that worked. Where the tool is missing it stays large.
+pub fn strip(from: &Path, to: &Path) -> bool {
+    let mut command = Command::new("strip");
+    command.arg("-o").arg(to).arg(from);
+    command.stdin(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}

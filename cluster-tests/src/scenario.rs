@@ -1,0 +1,204 @@
+//! What is claimed of clusters whatever their hosts are: the same steps on namespaces and on virtual machines, typed on
+//! the hosts as somebody would.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rswarm_lab::Machine;
+
+use crate::vm::HELLO;
+
+const POLL: Duration = Duration::from_millis(100);
+const LOG_LINES: usize = 25;
+
+/// Hosts on one wire.
+pub struct Scenario<'a> {
+    pub machines: Vec<&'a mut dyn Machine>,
+    /// A network namespace from which all of them can be reached.
+    pub wire: &'a Path,
+    /// How long anything may take: real hosts are fast, emulated ones are not.
+    pub patience: Duration,
+}
+
+/// A line of `rswarm task ls`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskLine {
+    /// `web.1`
+    pub name: String,
+    pub node: String,
+    pub desired: String,
+    /// `Running 3 seconds ago`
+    pub current: String,
+    /// The port on the node, if one is published.
+    pub port: Option<u16>,
+}
+
+impl TaskLine {
+    const FORMAT: &'static str = "{{.Name}}|{{.Node}}|{{.DesiredState}}|{{.CurrentState}}|{{.Ports}}";
+
+    fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.split('|');
+        let mut next = || fields.next().map(str::to_owned);
+        let (name, node, desired, current, ports) = (next()?, next()?, next()?, next()?, next()?);
+        let port = ports.strip_prefix("*:").and_then(|rest| rest.split_once("->")?.0.parse().ok());
+        Some(Self { name: name.trim_start_matches(" \\_ ").to_owned(), node, desired, current, port })
+    }
+
+    fn runs(&self) -> bool {
+        self.desired == "Running" && self.current.starts_with("Running ")
+    }
+}
+
+impl Scenario<'_> {
+    /// The host with this number, from 1.
+    pub fn machine(&self, number: usize) -> &dyn Machine {
+        &*self.machines[number - 1]
+    }
+
+    /// Runs `rswarm …` on a host, which must succeed; returns what it printed.
+    pub fn ok(&self, number: usize, args: &[&str]) -> String {
+        self.try_rswarm(number, args).unwrap_or_else(|reason| panic!("{reason}\n{}", self.logs()))
+    }
+
+    fn try_rswarm(&self, number: usize, args: &[&str]) -> Result<String, String> {
+        let machine = self.machine(number);
+        let command = format!("`rswarm {}` on {}", args.join(" "), machine.name());
+        let output = machine.rswarm(args, self.patience).map_err(|error| format!("{command}: {error}"))?;
+        if output.code == Some(0) {
+            Ok(output.stdout)
+        } else {
+            Err(format!("{command} failed with {:?}: {}{}", output.code, output.stdout, output.stderr))
+        }
+    }
+
+    /// Waits until a condition holds; returns what it gave. Fails with what it last complained about.
+    pub fn wait<T>(&self, what: &str, mut condition: impl FnMut() -> Result<T, String>) -> T {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            match condition() {
+                Ok(value) => return value,
+                Err(reason) if Instant::now() > deadline => {
+                    panic!("not within {:?}: {what}; {reason}\n{}", self.patience, self.logs());
+                }
+                Err(_) => std::thread::sleep(POLL),
+            }
+        }
+    }
+
+    /// Starts all daemons and makes a cluster of them: the first host manages, the others work.
+    pub fn form(&mut self) {
+        for machine in &mut self.machines {
+            machine.start_daemon().expect("the daemon can be started");
+        }
+        for number in 1..=self.machines.len() {
+            self.wait("the daemon answers", || self.try_rswarm(number, &["ping"]));
+        }
+        let address = self.machine(1).address().to_string();
+        self.ok(1, &["init", "--advertise-addr", &address]);
+        let token = self.ok(1, &["join-token", "--quiet", "worker"]);
+        for number in 2..=self.machines.len() {
+            self.ok(number, &["join", "--token", token.trim(), &format!("{address}:2377")]);
+        }
+        let all = self.machines.len();
+        self.wait("all nodes are ready", || {
+            let states = self.try_rswarm(1, &["node", "ls", "--format", "{{.Status}}"])?;
+            if states.lines().filter(|state| *state == "Ready").count() == all { Ok(()) } else { Err(states) }
+        });
+    }
+
+    /// Loads an image on every host.
+    pub fn load(&self, archive: &Path) {
+        for (at, machine) in self.machines.iter().enumerate() {
+            let path = machine.give(archive).expect("the archive can be given");
+            self.ok(at + 1, &["image", "load", "--input", &path.to_string_lossy()]);
+        }
+    }
+
+    /// The tasks of a service, its history included.
+    pub fn tasks(&self, service: &str) -> Result<Vec<TaskLine>, String> {
+        let filter = format!("service={service}");
+        let text = self.try_rswarm(1, &["task", "ls", "--filter", &filter, "--format", TaskLine::FORMAT])?;
+        text.lines()
+            .map(|line| TaskLine::parse(line).ok_or_else(|| format!("unexpected line: {line}")))
+            .collect()
+    }
+
+    /// Waits until a service runs exactly so many tasks, none of them on the hosts named; returns them.
+    pub fn until_running(&self, service: &str, replicas: usize, not_on: &[&str]) -> Vec<TaskLine> {
+        self.wait(&format!("`{service}` runs {replicas} tasks, none on {not_on:?}"), || {
+            let tasks = self.tasks(service)?;
+            let running: Vec<TaskLine> = tasks.iter().filter(|task| task.runs()).cloned().collect();
+            let there = running.iter().any(|task| not_on.contains(&task.node.as_str()));
+            if running.len() == replicas && !there { Ok(running) } else { Err(format!("{tasks:#?}")) }
+        })
+    }
+
+    /// Fetches the page of each task from the wire; each must come from the task that is said to be there.
+    pub fn fetch_pages(&self, tasks: &[TaskLine]) {
+        for task in tasks {
+            let machine = self.machines.iter().find(|machine| machine.name() == task.node);
+            let machine = machine.unwrap_or_else(|| panic!("a task is on an unknown host: {task:?}"));
+            let port = task.port.unwrap_or_else(|| panic!("a task has no port: {task:?}"));
+            let page = self.wait("the replica answers", || {
+                rswarm_lab::page(self.wire, machine.address(), port).map_err(|error| error.to_string())
+            });
+            for expected in [format!("task:     {}\n", task.name), format!("node:     {}\n", task.node)] {
+                assert!(page.contains(&expected), "expected `{}` in:\n{page}", expected.trim());
+            }
+        }
+    }
+
+    fn logs(&self) -> String {
+        let tails = self
+            .machines
+            .iter()
+            .map(|machine| format!("--- {} ---\n{}\n", machine.name(), machine.log_tail(LOG_LINES)));
+        tails.collect()
+    }
+}
+
+/// One manager and two workers run three replicas of a page; a worker loses its power, and its replica runs elsewhere.
+///
+/// # Panics
+/// When something is not as it should be.
+pub fn replicas_of_a_worker_without_power_run_elsewhere(scenario: &mut Scenario<'_>, archive: &Path) {
+    assert_eq!(scenario.machines.len(), 3, "one manager, two workers");
+    scenario.form();
+    scenario.load(archive);
+    let publish = ["--publish", "mode=host,target=80"];
+    scenario.ok(
+        1,
+        &[&["service", "create", "--detach", "--name", "web", "--replicas", "3"], &publish[..], &[HELLO]]
+            .concat(),
+    );
+    let before = scenario.until_running("web", 3, &[]);
+    let nodes: BTreeSet<&str> = before.iter().map(|task| task.node.as_str()).collect();
+    assert_eq!(nodes.len(), 3, "one replica each: {before:?}");
+    scenario.fetch_pages(&before);
+
+    let lost = scenario.machine(3).name().to_owned();
+    scenario.machines[2].power_off().expect("the host can be powered off");
+    let died_at = Instant::now();
+    let after = scenario.until_running("web", 3, &[&lost]);
+    eprintln!(
+        "figure: host powered off until its replicas run elsewhere: {} ms",
+        died_at.elapsed().as_millis()
+    );
+    scenario.fetch_pages(&after);
+    let names: BTreeSet<&str> = after.iter().map(|task| task.name.as_str()).collect();
+    assert_eq!(names, BTreeSet::from(["web.1", "web.2", "web.3"]), "every slot is filled once");
+    // Those on living nodes were left alone, and the lost one is shown as what is no longer wanted.
+    let tasks = scenario.tasks("web").unwrap_or_else(|reason| panic!("{reason}"));
+    assert_eq!(tasks.len(), 4, "{tasks:#?}");
+    let old: Vec<&TaskLine> = tasks.iter().filter(|task| task.node == lost).collect();
+    assert!(matches!(old[..], [task] if task.desired == "Shutdown"), "{tasks:#?}");
+    let kept = after.iter().filter(|task| {
+        before.iter().any(|old| (&old.name, &old.node, old.port) == (&task.name, &task.node, task.port))
+    });
+    assert_eq!(kept.count(), 2, "{before:#?}\n{after:#?}");
+    let states = scenario.ok(1, &["node", "ls", "--format", "{{.Hostname}} {{.Status}}"]);
+    assert!(states.lines().any(|line| line == format!("{lost} Down")), "{states}");
+    let replicas = scenario.ok(1, &["service", "ls", "--format", "{{.Replicas}}"]);
+    assert_eq!(replicas.trim(), "3/3");
+}
