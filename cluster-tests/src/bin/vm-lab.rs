@@ -6,7 +6,7 @@
 //!
 //! Makes a cluster of one manager and workers with the playground's image on every node, or with `--bare` machines on
 //! which nothing runs yet. It then reads lines: `2 rswarm node ls` runs a command on the second machine, `off 2` takes
-//! its power away, and the end of input or Ctrl-C ends everything.
+//! its power away, `cut 2` and `heal 2` pull its cable and put it back, and the end of input or Ctrl-C ends everything.
 
 use std::io::{BufRead as _, Write as _};
 use std::path::Path;
@@ -91,7 +91,7 @@ fn form(lab: &mut VmLab, archive: &Path) -> anyhow::Result<()> {
 
 fn explain(lab: &VmLab, bare: bool) {
     println!(
-        "\nType a machine's number and a command, or `off` and a number; Ctrl-D ends everything. Such as:\n"
+        "\nType a machine's number and a command, or `off`, `cut` or `heal` and a number; Ctrl-D ends everything. Such as:\n"
     );
     if bare {
         println!("    1 rswarm init --advertise-addr {}", lab.machine(1).address());
@@ -149,8 +149,10 @@ fn obey(lab: &mut VmLab, line: &str) -> anyhow::Result<()> {
         let number = word.trim().parse().ok().filter(|number| (1..=count).contains(number));
         number.with_context(|| format!("expected a machine's number, 1 to {count}, found `{word}`"))
     };
-    if first == "off" {
-        return Ok(lab.machines_mut()[number(rest)? - 1].power_off()?);
+    match first {
+        "off" => return Ok(lab.machines_mut()[number(rest)? - 1].power_off()?),
+        "cut" | "heal" => return Ok(lab.set_cable(number(rest)?, first == "heal")?),
+        _ => {}
     }
     // The shell of the machine takes the words apart.
     let output = lab.machine(number(first)?).run("/bin/sh", &["-c", rest], COMMAND)?;

@@ -197,7 +197,7 @@ impl VmLab {
                 words: settings.words(),
                 memory_mib: lab.config.memory_mib,
                 cpus: lab.config.cpus,
-                tap: format!("h{number}"),
+                tap: port(number),
                 address,
                 control: lab.config.control(number),
                 console: lab.config.console(number),
@@ -232,6 +232,14 @@ impl VmLab {
     /// A namespace from which all machines can be reached.
     pub fn wire_netns(&self) -> PathBuf {
         self.wire.as_ref().map(|wire| wire.netns().to_owned()).unwrap_or_default()
+    }
+
+    /// Pulls a machine's cable, or puts it back. The control channel needs none.
+    ///
+    /// # Errors
+    /// `Network`.
+    pub fn set_cable(&self, number: usize, up: bool) -> Result<(), LabError> {
+        self.wire.as_ref().map_or(Ok(()), |wire| Ok(wire.set_cable(&port(number), up)?))
     }
 
     /// Ends all machines and removes what was made for them.
@@ -409,6 +417,11 @@ impl Machine for Vm {
         let daemon = self.run("/bin/tail", &["-n", &count, &log], CALL).map(|output| output.stdout);
         format!("{}\n(console) {}", daemon.unwrap_or_default(), self.console_tail(lines))
     }
+}
+
+/// The machine's link on the wire.
+fn port(number: usize) -> String {
+    format!("h{number}")
 }
 
 /// A process that ends with its value.
