@@ -15,6 +15,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// half of the time after which its node counts as down (5 s) to find the new leader.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// For the daemon on this host, whose end the kernel tells at once: this is for one that hangs. One that is slow, on a
+/// busy or emulated machine, must not look like it.
+const LOCAL_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A channel to the manager at `addr` (`HOST:PORT`), connected when first used and again when it broke.
 ///
@@ -26,7 +29,7 @@ where
 {
     let addr: Arc<str> = addr.into();
     let config = Arc::new(config);
-    endpoint().connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+    endpoint(KEEP_ALIVE_TIMEOUT).connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
         let (addr, config) = (addr.clone(), config.clone());
         async move {
             let tcp = TcpStream::connect(&*addr).await?;
@@ -41,18 +44,18 @@ where
 /// A channel to the daemon that listens on the unix socket `path`.
 pub fn unix(path: &Path) -> Channel {
     let path: Arc<PathBuf> = Arc::new(path.to_owned());
-    endpoint().connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+    endpoint(LOCAL_KEEP_ALIVE_TIMEOUT).connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
         let path = path.clone();
         async move { UnixStream::connect(&*path).await.map(TokioIo::new) }
     }))
 }
 
-fn endpoint() -> Endpoint {
+fn endpoint(keep_alive_timeout: Duration) -> Endpoint {
     // The authority is only a label here: connectors above know where to go.
     Endpoint::from_static("http://rswarm")
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_timeout(keep_alive_timeout)
         .keep_alive_while_idle(true)
         .http2_adaptive_window(true)
 }
