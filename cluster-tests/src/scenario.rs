@@ -19,6 +19,8 @@ pub struct Scenario<'a> {
     pub wire: &'a Path,
     /// How long anything may take: real hosts are fast, emulated ones are not.
     pub patience: Duration,
+    /// How often nodes say that they live; one that is silent five times as long is down.
+    pub heartbeat: &'static str,
 }
 
 /// A line of `rswarm task ls`.
@@ -95,7 +97,7 @@ impl Scenario<'_> {
             self.wait("the daemon answers", || self.try_rswarm(number, &["ping"]));
         }
         let address = self.machine(1).address().to_string();
-        self.ok(1, &["init", "--advertise-addr", &address]);
+        self.ok(1, &["init", "--advertise-addr", &address, "--dispatcher-heartbeat", self.heartbeat]);
         let token = self.ok(1, &["join-token", "--quiet", "worker"]);
         for number in 2..=self.machines.len() {
             self.ok(number, &["join", "--token", token.trim(), &format!("{address}:2377")]);

@@ -7,7 +7,8 @@ use rswarm_cluster_tests::scenario::{self, Scenario};
 use rswarm_cluster_tests::vm::{self, Size, VmTest};
 use rswarm_lab::Machine;
 
-/// Everything is emulated, on a machine that may have other things to do.
+/// Everything is emulated, on a machine that may have other things to do: hence also the slower heartbeat, lest a node
+/// that only waits for its processor is taken for dead.
 const PATIENCE_VM: Duration = Duration::from_secs(120);
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -23,7 +24,7 @@ fn replicas_of_a_worker_without_power_run_elsewhere_on_virtual_machines() {
     let mut test = VmTest::new("vm-cluster", Size { machines: 3, cpus: 1, memory_mib: 1024 }, payload);
     let wire = test.lab.wire_netns();
     let machines = test.lab.machines_mut().iter_mut().map(|machine| machine as &mut dyn Machine).collect();
-    let mut scenario = Scenario { machines, wire: &wire, patience: PATIENCE_VM };
+    let mut scenario = Scenario { machines, wire: &wire, patience: PATIENCE_VM, heartbeat: "3s" };
     scenario::replicas_of_a_worker_without_power_run_elsewhere(&mut scenario, &archive);
     let version = scenario.ok(1, &["info", "--format", "{{.CgroupVersion}}"]);
     assert_eq!(version.trim(), "v2", "that is what these machines are for");
@@ -35,6 +36,6 @@ fn replicas_of_a_worker_without_power_run_elsewhere_on_namespaces() {
     let archive = vm::hello_archive().unwrap_or_else(|error| panic!("{error:#}"));
     let wire = lab.config().wire_netns();
     let machines = lab.hosts_mut().iter_mut().map(|host| host as &mut dyn Machine).collect();
-    let mut scenario = Scenario { machines, wire: &wire, patience: PATIENCE };
+    let mut scenario = Scenario { machines, wire: &wire, patience: PATIENCE, heartbeat: "1s" };
     scenario::replicas_of_a_worker_without_power_run_elsewhere(&mut scenario, &archive);
 }

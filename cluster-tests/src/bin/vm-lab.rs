@@ -83,7 +83,7 @@ fn form(lab: &mut VmLab, archive: &Path) -> anyhow::Result<()> {
     println!("Making a cluster of them ...");
     let wire = lab.wire_netns();
     let machines = lab.machines_mut().iter_mut().map(|machine| machine as &mut dyn Machine).collect();
-    let mut scenario = Scenario { machines, wire: &wire, patience: PATIENCE };
+    let mut scenario = Scenario { machines, wire: &wire, patience: PATIENCE, heartbeat: "3s" };
     scenario.form();
     scenario.load(archive);
     Ok(())

@@ -206,7 +206,7 @@ impl VmLab {
             lab.machines.push(Vm::start(number, &hardware, payload, wire)?);
         }
         for machine in &lab.machines {
-            machine.channel.until_up(BOOT_DEADLINE).map_err(|error| machine.failed("come up", error))?;
+            machine.channel.until_up(BOOT_DEADLINE).map_err(|error| machine.failed("come up", &error))?;
         }
         Ok(lab)
     }
@@ -323,7 +323,7 @@ impl Vm {
             words: words.iter().map(|word| (*word).to_owned()).collect(),
             environment: std::collections::BTreeMap::new(),
         };
-        self.channel.run(run, input, within).map_err(|error| self.failed("run a program", error))
+        self.channel.run(run, input, within).map_err(|error| self.failed("run a program", &error))
     }
 
     /// Whether the machine still has power.
@@ -336,7 +336,7 @@ impl Vm {
         tail(&self.console, lines).unwrap_or_default()
     }
 
-    fn failed(&self, action: &'static str, error: ChannelError) -> LabError {
+    fn failed(&self, action: &'static str, error: &ChannelError) -> LabError {
         let mut reason = error.to_string();
         if let ChannelError::Off(_) | ChannelError::TimedOut(_) = error {
             reason.push_str(&format!("; its console ends with:\n{}", self.console_tail(20)));
