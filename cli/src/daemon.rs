@@ -5,6 +5,7 @@
 
 mod enrol;
 mod facts;
+mod images;
 mod journal;
 mod local;
 mod node;
@@ -44,6 +45,9 @@ pub struct DaemonArgs {
     /// Registry that may be used over http or with an unknown certificate: HOST, HOST:PORT or CIDR
     #[arg(long = "insecure-registry", value_name = "REGISTRY", value_parser = registries::parse)]
     insecure_registries: Vec<String>,
+    /// Server to ask before a registry, for reading only: [HOST=]URL; without HOST it stands for docker.io
+    #[arg(long = "registry-mirror", value_name = "[HOST=]URL")]
+    registry_mirrors: Vec<rswarm_image::Mirror>,
 }
 
 /// Threads that drive connections; work that blocks has threads of its own.
@@ -78,7 +82,11 @@ async fn serve(mut paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
     let images = ImageStore::open(&paths.images())?;
     let mut insecure_registries = registries::load(&paths.registries())?;
     insecure_registries.extend(args.insecure_registries);
-    let pull = PullOptions { insecure_registries, ..PullOptions::default() };
+    let pull = PullOptions {
+        insecure_registries,
+        mirrors: args.registry_mirrors,
+        ..PullOptions::default()
+    };
     let control = ControlSwitch::default();
     raise_open_files();
     let node = Node::new(

@@ -1,13 +1,14 @@
 //! `rswarm image …`: the images of this host.
 
-use std::io::IsTerminal as _;
+mod archive;
+mod transfer;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use rswarm_api::v1;
 use rswarm_types::Timestamp;
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt as _;
 
 use crate::client::{Client, call, for_each};
 use crate::output::{self, Columns, human_span};
@@ -49,6 +50,33 @@ pub enum ImageCommand {
         quiet: bool,
         image: String,
     },
+    /// Send an image to the registry that its name says
+    Push {
+        /// No progress
+        #[arg(short, long)]
+        quiet: bool,
+        /// `[host[:port]/]name[:tag]`
+        image: String,
+    },
+    /// Give an image a further name
+    Tag {
+        /// Name or id
+        image: String,
+        /// `[host[:port]/]name[:tag]`
+        name: String,
+    },
+    /// Write images to one archive, for docker and OCI tools alike
+    Save {
+        /// Write to this file instead of standard output
+        #[arg(short, long)]
+        output: Option<PathBuf>,
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Show how an image was made
+    History(HistoryArgs),
+    /// Remove images that nobody uses
+    Prune(PruneArgs),
     /// Remove images
     #[command(visible_alias = "remove")]
     Rm {
@@ -82,6 +110,37 @@ pub struct ImportArgs {
     reference: String,
 }
 
+#[derive(Debug, Args)]
+pub struct HistoryArgs {
+    /// `table`, `table TEMPLATE`, `json` or a Go template
+    #[arg(long)]
+    format: Option<String>,
+    /// Sizes and times for people; `--human=false` for bytes and dates
+    #[arg(short = 'H', long, default_value_t = true, num_args = 0..=1, default_missing_value = "true",
+          require_equals = true, action = clap::ArgAction::Set)]
+    human: bool,
+    /// Commands and ids in full
+    #[arg(long)]
+    no_trunc: bool,
+    /// Only ids
+    #[arg(short, long)]
+    quiet: bool,
+    image: String,
+}
+
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Also images that have a tag
+    #[arg(short, long)]
+    all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    force: bool,
+    /// `until=24h`, `until=2024-05-01`, `label=KEY[=VALUE]`, `label!=KEY[=VALUE]`
+    #[arg(long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
+}
+
 const COLUMNS: Columns = Columns {
     table: "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}",
     headings: &[
@@ -95,15 +154,20 @@ const COLUMNS: Columns = Columns {
     ],
 };
 
-/// Bytes sent at a time.
-const CHUNK_BYTES: usize = 256 << 10;
-
 pub async fn run(client: &Client, command: ImageCommand) -> anyhow::Result<()> {
     match command {
         ImageCommand::Ls { format, no_trunc, quiet } => ls(client, format.as_deref(), no_trunc, quiet).await,
-        ImageCommand::Load { input, quiet } => load(client, input, quiet).await,
-        ImageCommand::Import(args) => import(client, args).await,
-        ImageCommand::Pull { platform, quiet, image } => pull(client, image, platform, quiet).await,
+        ImageCommand::Load { input, quiet } => archive::load(client, input, quiet).await,
+        ImageCommand::Import(args) => archive::import(client, args).await,
+        ImageCommand::Save { output, images } => archive::save(client, output, images).await,
+        ImageCommand::Pull { platform, quiet, image } => transfer::pull(client, image, platform, quiet).await,
+        ImageCommand::Push { quiet, image } => transfer::push(client, image, quiet).await,
+        ImageCommand::Tag { image, name } => {
+            call!(client, local.tag_image(v1::TagImageRequest { image, reference: name }))?;
+            Ok(())
+        }
+        ImageCommand::History(args) => history(client, args).await,
+        ImageCommand::Prune(args) => prune(client, args).await,
         ImageCommand::Rm { force, images } => {
             for_each(&images, async |image| {
                 let request = v1::RemoveImageRequest { image: image.to_owned(), force };
@@ -124,17 +188,13 @@ pub async fn run(client: &Client, command: ImageCommand) -> anyhow::Result<()> {
 
 async fn ls(client: &Client, format: Option<&str>, no_trunc: bool, quiet: bool) -> anyhow::Result<()> {
     let images = call!(client, local.list_images(v1::ListImagesRequest {}))?.images;
-    let short = |id: &str| {
-        if no_trunc { id.to_owned() } else { id.trim_start_matches("sha256:").chars().take(12).collect() }
-    };
+    let short = |id: &str| if no_trunc { id.to_owned() } else { short_id(id) };
     if quiet {
         let ids: String = images.iter().map(|image| format!("{}\n", short(&image.id))).collect();
         return Ok(output::print(&ids)?);
     }
     let mut rows: Vec<Value> = Vec::new();
     for image in &images {
-        let created: Option<jiff::Timestamp> = image.created.parse().ok();
-        let since = created.and_then(|at| u64::try_from(at.as_nanosecond()).ok()).map(Timestamp);
         let untagged = [String::from("<none>:<none>")];
         for tag in if image.tags.is_empty() { &untagged[..] } else { &image.tags[..] } {
             let name = familiar_image(tag);
@@ -144,8 +204,7 @@ async fn ls(client: &Client, format: Option<&str>, no_trunc: bool, quiet: bool) 
                 "Tag": tag,
                 "Digest": image.manifest_digest,
                 "ID": short(&image.id),
-                "CreatedSince": since.filter(|at| at.0 > 0)
-                    .map_or("N/A".to_owned(), |at| format!("{} ago", human_span(Timestamp::now().since(at)))),
+                "CreatedSince": since(&image.created),
                 "CreatedAt": image.created,
                 "Size": decimal_size(image.size_bytes),
             }));
@@ -154,8 +213,102 @@ async fn ls(client: &Client, format: Option<&str>, no_trunc: bool, quiet: bool) 
     output::list(COLUMNS, format, &rows)
 }
 
+/// The first 12 digits of a digest.
+pub fn short_id(digest: &str) -> String {
+    digest.trim_start_matches("sha256:").chars().take(12).collect()
+}
+
+/// `3 days ago`, of an RFC 3339 time.
+pub fn since(created: &str) -> String {
+    let created: Option<jiff::Timestamp> = created.parse().ok();
+    let at = created.and_then(|at| u64::try_from(at.as_nanosecond()).ok()).map(Timestamp);
+    at.filter(|at| at.0 > 0)
+        .map_or("N/A".to_owned(), |at| format!("{} ago", human_span(Timestamp::now().since(at))))
+}
+
+const HISTORY: Columns = Columns {
+    table: "{{.ID}}\t{{.CreatedSince}}\t{{.CreatedBy}}\t{{.Size}}\t{{.Comment}}",
+    headings: &[
+        ("ID", "IMAGE"),
+        ("CreatedSince", "CREATED"),
+        ("CreatedAt", "CREATED AT"),
+        ("CreatedBy", "CREATED BY"),
+        ("Size", "SIZE"),
+        ("Comment", "COMMENT"),
+    ],
+};
+
+/// Characters of a command that a table shows. Source: `docker image history`.
+const COMMAND_SHOWN: usize = 45;
+
+async fn history(client: &Client, args: HistoryArgs) -> anyhow::Result<()> {
+    let answer = call!(client, local.image_history(v1::ImageHistoryRequest { image: args.image }))?;
+    let id = answer.image.unwrap_or_default().id;
+    let id = if args.no_trunc { id } else { short_id(&id) };
+    // Only the newest step is an image of its own; the others were parts of its making.
+    let ids = std::iter::once(id).chain(std::iter::repeat("<missing>".to_owned()));
+    let rows: Vec<Value> = answer
+        .entries
+        .iter()
+        .zip(ids)
+        .map(|(entry, id)| {
+            let mut command = entry.created_by.replace('\t', " ");
+            if !args.no_trunc && command.chars().count() > COMMAND_SHOWN {
+                command = command.chars().take(COMMAND_SHOWN - 1).chain(['…']).collect();
+            }
+            json!({
+                "ID": id,
+                "CreatedSince": if args.human { since(&entry.created) } else { entry.created.clone() },
+                "CreatedAt": entry.created,
+                "CreatedBy": command,
+                "Size": if args.human { decimal_size(entry.size_bytes) } else { entry.size_bytes.to_string() },
+                "Comment": entry.comment,
+            })
+        })
+        .collect();
+    if args.quiet {
+        let ids: String =
+            rows.iter().map(|row| format!("{}\n", row["ID"].as_str().unwrap_or_default())).collect();
+        return Ok(output::print(&ids)?);
+    }
+    output::list(HISTORY, args.format.as_deref(), &rows)
+}
+
+async fn prune(client: &Client, args: PruneArgs) -> anyhow::Result<()> {
+    let what = if args.all {
+        "all images that no container uses"
+    } else {
+        "all images without a tag that no container uses"
+    };
+    if !args.force && !confirm(&format!("This removes {what}. Go on?"))? {
+        return Ok(());
+    }
+    let filters = crate::client::filters(&args.filter)?;
+    let pruned = call!(client, local.prune_images(v1::PruneImagesRequest { all: args.all, filters }))?;
+    let mut out = String::new();
+    if !pruned.deleted.is_empty() {
+        out += "Deleted Images:\n";
+        out.extend(pruned.untagged.iter().map(|name| format!("untagged: {name}\n")));
+        out.extend(pruned.deleted.iter().map(|id| format!("deleted: {id}\n")));
+        out += "\n";
+    }
+    out += &format!("Total reclaimed space: {}\n", decimal_size(pruned.freed_bytes));
+    Ok(output::print(&out)?)
+}
+
+/// Asks at the terminal; anything but yes is no, and so is the end of the input.
+fn confirm(question: &str) -> anyhow::Result<bool> {
+    use std::io::Write as _;
+    let mut err = std::io::stderr();
+    write!(err, "{question} [y/N] ")?;
+    err.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
 /// `133MB`: image sizes are shown in powers of 1000, three digits. Source: `docker image ls`.
-fn decimal_size(bytes: u64) -> String {
+pub fn decimal_size(bytes: u64) -> String {
     #[allow(clippy::cast_precision_loss)]
     let mut value = bytes as f64;
     let mut unit = 0;
@@ -176,121 +329,6 @@ fn decimal_size(bytes: u64) -> String {
         number
     };
     format!("{number}{}", UNITS[unit])
-}
-
-async fn load(client: &Client, input: Option<PathBuf>, quiet: bool) -> anyhow::Result<()> {
-    if input.is_none() && std::io::stdin().is_terminal() {
-        anyhow::bail!("expected an archive on standard input or by --input, found a terminal");
-    }
-    let path = input.unwrap_or_else(|| "-".into());
-    let (chunks, read_error) = chunks(&path).await?;
-    let requests = tokio_stream::StreamExt::map(chunks, |chunk| v1::LoadImageRequest { chunk });
-    let loaded = call!(client, local.load_image(requests));
-    read_error.check()?;
-    for image in loaded?.images {
-        if !quiet {
-            match image.tags.first() {
-                Some(tag) => println!("Loaded image: {}", familiar_image(tag)),
-                None => println!("Loaded image ID: {}", image.id),
-            }
-        }
-    }
-    Ok(())
-}
-
-async fn import(client: &Client, args: ImportArgs) -> anyhow::Result<()> {
-    use v1::import_image_request::{Header, Part};
-    let (chunks, read_error) = chunks(&args.file).await?;
-    let header =
-        Part::Header(Header { reference: args.reference, changes: args.change, message: args.message });
-    let parts = tokio_stream::StreamExt::chain(
-        tokio_stream::once(header),
-        tokio_stream::StreamExt::map(chunks, Part::Chunk),
-    );
-    let requests = tokio_stream::StreamExt::map(parts, |part| v1::ImportImageRequest { part: Some(part) });
-    let imported = call!(client, local.import_image(requests));
-    read_error.check()?;
-    println!("{}", imported?.image.unwrap_or_default().id);
-    Ok(())
-}
-
-/// An error met while reading what was being sent: it is the reason for whatever the daemon then said.
-struct ReadError(std::sync::Arc<std::sync::Mutex<Option<std::io::Error>>>, PathBuf);
-
-impl ReadError {
-    fn check(&self) -> anyhow::Result<()> {
-        match self.0.lock().ok().and_then(|mut error| error.take()) {
-            Some(error) => {
-                Err(anyhow::Error::new(error).context(format!("cannot read `{}`", self.1.display())))
-            }
-            None => Ok(()),
-        }
-    }
-}
-
-/// The bytes of a file, or of standard input for `-`, as a stream that ends early on an error.
-async fn chunks(
-    path: &std::path::Path,
-) -> anyhow::Result<(tokio_stream::wrappers::ReceiverStream<Vec<u8>>, ReadError)> {
-    let mut reader: Box<dyn tokio::io::AsyncRead + Send + Unpin> = if path.as_os_str() == "-" {
-        Box::new(tokio::io::stdin())
-    } else {
-        Box::new(tokio::fs::File::open(path).await.map_err(|error| {
-            anyhow::Error::new(error).context(format!("cannot read `{}`", path.display()))
-        })?)
-    };
-    let failed = std::sync::Arc::new(std::sync::Mutex::new(None));
-    let (sender, receiver) = tokio::sync::mpsc::channel(4);
-    let note = failed.clone();
-    tokio::spawn(async move {
-        loop {
-            let mut buffer = vec![0; CHUNK_BYTES];
-            match reader.read(&mut buffer).await {
-                Ok(0) => return,
-                Ok(length) => {
-                    buffer.truncate(length);
-                    if sender.send(buffer).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    if let Ok(mut slot) = note.lock() {
-                        *slot = Some(error);
-                    }
-                    return;
-                }
-            }
-        }
-    });
-    Ok((receiver.into(), ReadError(failed, path.to_owned())))
-}
-
-async fn pull(client: &Client, reference: String, platform: String, quiet: bool) -> anyhow::Result<()> {
-    use v1::pull_image_response::Step;
-    let request = v1::PullImageRequest { reference, platform };
-    let mut steps = call!(client, local.pull_image(request))?;
-    let show = !quiet && std::io::stderr().is_terminal();
-    let mut last_stage = std::collections::BTreeMap::new();
-    while let Some(message) = steps.message().await.map_err(|status| client.error(&status))? {
-        match message.step {
-            Some(Step::Progress(progress)) if show => {
-                let stage = last_stage.insert(progress.digest.clone(), progress.stage.clone());
-                if stage.as_ref() != Some(&progress.stage) {
-                    let digest: String =
-                        progress.digest.trim_start_matches("sha256:").chars().take(12).collect();
-                    eprintln!("{digest}: {} ({})", progress.stage, decimal_size(progress.total_bytes));
-                }
-            }
-            Some(Step::Image(image)) => {
-                if !quiet {
-                    println!("Digest: {}", image.manifest_digest);
-                }
-                println!("{}", image.tags.first().or(image.digests.first()).unwrap_or(&image.id));
-            }
-            Some(Step::Progress(_)) | None => {}
-        }
-    }
-    Ok(())
 }
 
 async fn inspect(client: &Client, format: Option<&str>, names: Vec<String>) -> anyhow::Result<()> {

@@ -7,13 +7,16 @@ mod client;
 mod cluster;
 mod daemon;
 mod image;
+mod login;
 mod node;
 mod output;
 mod paths;
 mod playground;
 mod progress;
+mod registry_auth;
 mod service;
 mod shape;
+mod system;
 mod task;
 mod template;
 
@@ -72,6 +75,13 @@ enum Command {
     /// Run containers with runc's command line (see `rswarm runtime --help`)
     #[command(disable_help_flag = true)]
     Runtime,
+    /// Keep a credential for a registry
+    Login(login::LoginArgs),
+    /// Forget the credential for a registry
+    Logout(login::LogoutArgs),
+    /// Look at this host as a whole
+    #[command(subcommand)]
+    System(system::SystemCommand),
     /// Run the daemon of this host in the foreground
     Daemon(daemon::DaemonArgs),
     /// Make several hosts on this machine with a cluster and a service on them, to try things on
@@ -172,6 +182,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Service(command) => service::run(&client, command).await,
             Command::Task(command) => task::run(&client, command).await,
             Command::Image(command) => image::run(&client, command).await,
+            Command::Login(args) => login::login(&client, args).await,
+            Command::Logout(args) => login::logout(&args),
+            Command::System(command) => system::run(&client, command).await,
             Command::Playground(args) => playground::run(args).await,
             Command::Daemon(_) | Command::Runtime => unreachable!("these were started above"),
         }

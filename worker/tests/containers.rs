@@ -153,7 +153,7 @@ impl Lab {
                     containers: self.path("containers"),
                     shim: ShimCommand::default(),
                     images: self.images.clone(),
-                    insecure_registries: vec![],
+                    pull: rswarm_image::PullOptions::default(),
                     cgroup_parent: self.cgroup.clone(),
                     network: NetworkConfig::default(),
                     bridge_prefix: "rsb".to_owned(),

@@ -1,22 +1,17 @@
 //! The `Local` service: this host's membership and images.
 
 use std::io::Read;
-use std::pin::Pin;
-use std::sync::Arc;
 
 use rswarm_api::v1;
-use rswarm_image::{Image, ImageError, ImageStore, ImportConfig, LoadOptions, Progress, PullOptions};
+use rswarm_image::{ImageStore, ImportConfig, LoadOptions, PullOptions};
 use tokio::sync::mpsc;
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::images::{Answers, blocking, credentials, image_error, wire};
 use super::node::Node;
 
 /// Chunks of an archive that may wait while layers are unpacked.
 const CHUNKS_AHEAD: usize = 8;
-/// Progress messages that may wait for a slow terminal before the pull does.
-const PROGRESS_AHEAD: usize = 64;
 
 #[derive(Clone)]
 pub struct LocalService {
@@ -27,7 +22,9 @@ pub struct LocalService {
 
 #[tonic::async_trait]
 impl v1::local_server::Local for LocalService {
-    type PullImageStream = Pin<Box<dyn Stream<Item = Result<v1::PullImageResponse, Status>> + Send>>;
+    type PullImageStream = Answers<v1::PullImageResponse>;
+    type PushImageStream = Answers<v1::PushImageResponse>;
+    type SaveImagesStream = Answers<v1::SaveImagesResponse>;
 
     async fn ping(&self, _: Request<v1::PingRequest>) -> Result<Response<v1::PingResponse>, Status> {
         Ok(Response::new(v1::PingResponse { version: env!("CARGO_PKG_VERSION").to_owned() }))
@@ -117,56 +114,78 @@ impl v1::local_server::Local for LocalService {
         &self,
         request: Request<v1::PullImageRequest>,
     ) -> Result<Response<Self::PullImageStream>, Status> {
-        use v1::pull_image_response::Step;
-        let v1::PullImageRequest { reference, platform } = request.into_inner();
-        let (sender, receiver) = mpsc::channel(PROGRESS_AHEAD);
-        let mut options = self.pull.clone();
-        if !platform.is_empty() {
-            options.platform = Some(platform.parse().map_err(|error| image_error(&error))?);
-        }
-        let progress = sender.clone();
-        options.progress = Some(Arc::new(move |event| {
-            // A full queue only costs a line of progress.
-            let step = Some(Step::Progress(progress_message(event)));
-            let _ = progress.try_send(Ok(v1::PullImageResponse { step }));
-        }));
-        let images = self.images.clone();
-        tokio::spawn(async move {
-            let outcome = tokio::select! {
-                outcome = images.pull(&reference, &options) => outcome,
-                () = sender.closed() => return,
-            };
-            let last = outcome
-                .map(|image| v1::PullImageResponse { step: Some(Step::Image(wire(&image))) })
-                .map_err(|error| image_error(&error));
-            let _ = sender.send(last).await;
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        self.pull(request.into_inner()).map(Response::new)
     }
-}
 
-/// Runs work on the image store off the async threads.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
-) -> Result<T, Status> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(|error| image_error(&error)),
-        Err(panic) => Err(Status::internal(format!("the image store failed: {panic}"))),
+    async fn push_image(
+        &self,
+        request: Request<v1::PushImageRequest>,
+    ) -> Result<Response<Self::PushImageStream>, Status> {
+        Ok(Response::new(self.push(request.into_inner())))
+    }
+
+    async fn tag_image(
+        &self,
+        request: Request<v1::TagImageRequest>,
+    ) -> Result<Response<v1::TagImageResponse>, Status> {
+        let v1::TagImageRequest { image, reference } = request.into_inner();
+        let images = self.images.clone();
+        blocking(move || images.tag(&image, &reference)).await?;
+        Ok(Response::new(v1::TagImageResponse {}))
+    }
+
+    async fn save_images(
+        &self,
+        request: Request<v1::SaveImagesRequest>,
+    ) -> Result<Response<Self::SaveImagesStream>, Status> {
+        Ok(Response::new(self.save(request.into_inner().images)))
+    }
+
+    async fn image_history(
+        &self,
+        request: Request<v1::ImageHistoryRequest>,
+    ) -> Result<Response<v1::ImageHistoryResponse>, Status> {
+        let name = request.into_inner().image;
+        let images = self.images.clone();
+        let (image, entries) = blocking(move || images.history(&name)).await?;
+        let entries = entries.into_iter().map(|entry| v1::image_history_response::Entry {
+            created: entry.created,
+            created_by: entry.created_by,
+            comment: entry.comment,
+            size_bytes: entry.size_bytes,
+        });
+        Ok(Response::new(v1::ImageHistoryResponse { image: Some(wire(&image)), entries: entries.collect() }))
+    }
+
+    async fn prune_images(
+        &self,
+        request: Request<v1::PruneImagesRequest>,
+    ) -> Result<Response<v1::PruneImagesResponse>, Status> {
+        self.prune(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn disk_usage(
+        &self,
+        _: Request<v1::DiskUsageRequest>,
+    ) -> Result<Response<v1::DiskUsageResponse>, Status> {
+        self.usage().await.map(Response::new)
+    }
+
+    async fn check_login(
+        &self,
+        request: Request<v1::CheckLoginRequest>,
+    ) -> Result<Response<v1::CheckLoginResponse>, Status> {
+        let v1::CheckLoginRequest { registry, auth } = request.into_inner();
+        let credentials = credentials(auth)
+            .ok_or_else(|| Status::invalid_argument("expected a user name and a password, or a token"))?;
+        let checked = self.images.login(&registry, &credentials, &self.pull).await;
+        let identity_token = checked.map_err(|error| image_error(&error))?.unwrap_or_default();
+        Ok(Response::new(v1::CheckLoginResponse { identity_token }))
     }
 }
 
 fn refused(error: &anyhow::Error) -> Status {
     Status::failed_precondition(format!("{error:#}"))
-}
-
-fn image_error(error: &ImageError) -> Status {
-    let text = chain(error);
-    match error {
-        ImageError::NoSuchImage { .. } | ImageError::NotInRegistry { .. } => Status::not_found(text),
-        ImageError::InUse { .. } | ImageError::SeveralNames { .. } => Status::failed_precondition(text),
-        ImageError::Unreachable { .. } => Status::unavailable(text),
-        _ => Status::invalid_argument(text),
-    }
 }
 
 /// An error and all its causes on one line.
@@ -179,35 +198,6 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-fn wire(image: &Image) -> v1::Image {
-    v1::Image {
-        id: image.id.to_string(),
-        manifest_digest: image.manifest_digest.to_string(),
-        tags: image.references.clone(),
-        digests: image.digests.clone(),
-        created: image.created.clone().unwrap_or_default(),
-        size_bytes: image.size_bytes,
-        os: image.config.os().to_string(),
-        architecture: image.config.architecture().to_string(),
-        config_json: serde_json::to_string(&image.config).unwrap_or_default(),
-    }
-}
-
-fn progress_message(event: Progress) -> v1::pull_image_response::Progress {
-    let (digest, done_bytes, total_bytes, stage) = match event {
-        Progress::Manifest { digest, bytes, .. } => (digest, 0, bytes, "resolved"),
-        Progress::Downloading { layer, done, total } => (layer, done, total, "downloading"),
-        Progress::Unpacking { layer } => (layer, 0, 0, "unpacking"),
-        Progress::Ready { layer } => (layer, 0, 0, "done"),
-    };
-    v1::pull_image_response::Progress {
-        digest: digest.to_string(),
-        done_bytes,
-        total_bytes,
-        stage: stage.to_owned(),
-    }
 }
 
 /// `--change` instructions, as Docker's `import` knows them.

@@ -385,7 +385,7 @@ impl Node {
                 containers: config.paths.containers(),
                 shim: ShimCommand { executable: config.executable.clone(), args: vec!["shim".into()] },
                 images: config.images.clone(),
-                insecure_registries: config.pull.insecure_registries.clone(),
+                pull: config.pull.clone(),
                 // Several nodes on one machine share its cgroups: each has a branch of its own.
                 cgroup_parent: format!("/rswarm/{}", identity.identity().node.short()),
                 network: NetworkConfig::default(),

@@ -67,7 +67,8 @@ pub fn of_path(path: &str) -> Option<Access> {
         (
             "Local",
             "Ping" | "Info" | "Init" | "Join" | "Leave" | "ListImages" | "InspectImage" | "RemoveImage"
-            | "LoadImage" | "ImportImage" | "PullImage",
+            | "LoadImage" | "ImportImage" | "PullImage" | "PushImage" | "TagImage" | "SaveImages"
+            | "ImageHistory" | "PruneImages" | "DiskUsage" | "CheckLogin",
         ) => Access::LocalRoot,
         _ => return None,
     })

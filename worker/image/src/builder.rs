@@ -255,11 +255,17 @@ fn layer_tar(nodes: &BTreeMap<String, Node>) -> Result<Vec<u8>, ImageError> {
     Ok(archive.into_inner().expect("writing to memory does not fail"))
 }
 
-fn append(archive: &mut tar::Builder<impl Write>, path: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
+/// Adds a file owned by root and of time zero.
+pub(crate) fn append(
+    archive: &mut tar::Builder<impl Write>,
+    path: &str,
+    bytes: &[u8],
+    mode: u32,
+) -> io::Result<()> {
     archive.append_data(&mut header(tar::EntryType::Regular, mode, bytes.len() as u64), path, bytes)
 }
 
-fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
+pub(crate) fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(mode);

@@ -1,6 +1,6 @@
 //! What can go wrong with images, worded for the person who asked.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use thiserror::Error;
 
@@ -79,6 +79,13 @@ pub enum ImageError {
         #[source]
         source: Option<io::Error>,
     },
+    #[error("the image archive cannot be written")]
+    SaveFailed {
+        #[source]
+        source: io::Error,
+    },
+    #[error("invalid filter `{filter}`: {reason}")]
+    InvalidFilter { filter: String, reason: String },
     #[error("{what} is larger than the limit of {limit} bytes")]
     TooLarge { what: String, limit: u64 },
     #[error("digest mismatch of {what}: expected `{expected}`, found `{found}`")]
@@ -116,8 +123,10 @@ pub enum ImageError {
 
     #[error("image `{reference}` was not found in its registry")]
     NotInRegistry { reference: String },
-    #[error("not authorized to read `{reference}` from `{registry}`: {detail}")]
-    Unauthorized { reference: String, registry: String, detail: String },
+    #[error("unauthorized to {action} `{reference}` at `{registry}`: {detail}")]
+    Unauthorized { action: &'static str, reference: String, registry: String, detail: String },
+    #[error("registry `{registry}` refused the login: {detail}")]
+    LoginRefused { registry: String, detail: String },
     #[error("registry `{registry}` is unreachable")]
     Unreachable {
         registry: String,
@@ -133,7 +142,13 @@ pub enum ImageError {
         #[source]
         source: reqwest::Error,
     },
-    #[error("registry `{registry}` broke off while sending {what}")]
+    #[error("registry `{registry}` did not answer in time")]
+    TimedOut {
+        registry: String,
+        #[source]
+        source: Option<reqwest::Error>,
+    },
+    #[error("registry `{registry}` broke off while {what}")]
     Interrupted {
         registry: String,
         what: String,
@@ -141,13 +156,28 @@ pub enum ImageError {
         source: Option<reqwest::Error>,
     },
     #[error("registry `{registry}` answered {status} to `{url}`: {detail}")]
-    RegistryAnswer { registry: String, url: String, status: u16, detail: String },
+    RegistryAnswer {
+        registry: String,
+        url: String,
+        status: u16,
+        detail: String,
+        /// How long the registry asked to be left alone.
+        retry_after: Option<Duration>,
+    },
+    #[error("registry `{registry}` limits how often it may be asked: {detail}{}", pause(*retry_after))]
+    RateLimited { registry: String, detail: String, retry_after: Option<Duration> },
+    #[error("invalid registry mirror `{text}`: expected `[HOST=]http(s)://HOST[:PORT][/PATH]`")]
+    InvalidMirror { text: String },
     #[error("cannot set up a connection to registry `{registry}`")]
     Client {
         registry: String,
         #[source]
         source: reqwest::Error,
     },
+}
+
+fn pause(retry_after: Option<Duration>) -> String {
+    retry_after.map_or(String::new(), |wait| format!("; it wants to be left alone for {} s", wait.as_secs()))
 }
 
 fn list(platforms: &[Platform]) -> String {

@@ -117,9 +117,11 @@ impl Layers {
         Ok(info)
     }
 
-    /// Takes every unpacked layer for which `keep` says no out of sight; dropping the result deletes their files.
-    pub fn retain(&self, keep: impl Fn(&Digest) -> bool) -> Result<Vec<StagedDirectory>, ImageError> {
+    /// Takes every unpacked layer for which `keep` says no out of sight; dropping the result deletes their files. Gives
+    /// the length of those files, too.
+    pub fn retain(&self, keep: impl Fn(&Digest) -> bool) -> Result<(Vec<StagedDirectory>, u64), ImageError> {
         let mut removed = Vec::new();
+        let mut bytes = 0;
         let names = fs::read_dir(&self.directory).map_err(ImageError::io("list", &self.directory))?;
         for name in names {
             let home = name.map_err(ImageError::io("list", &self.directory))?.path();
@@ -133,11 +135,12 @@ impl Layers {
             let doomed = StagedDirectory(temporary_path(&self.temporary, "removed"));
             fs::rename(&home, &doomed.0).map_err(ImageError::io("remove", &home))?;
             removed.push(doomed);
+            bytes += info.map_or(0, |info| info.bytes);
             if let Some(known) = known.as_deref_mut() {
                 *known = None;
             }
         }
-        Ok(removed)
+        Ok((removed, bytes))
     }
 
     fn read_info(&self, diff_id: &Digest) -> Result<Option<LayerInfo>, ImageError> {

@@ -1,14 +1,13 @@
 //! Container images on one host: a content-addressed store, archives in, registries, layers ready for overlayfs.
 //!
 //! [`ImageStore`] is the one entry point and the only writer below its root. There is no cluster in here: which image
-//! is wanted, and by whom, is the caller's business. Left for later, each with its place: push (`registry`),
-//! credential files and helpers ([`Credentials`] is what they would give), keeping space below a bound
-//! ([`ImageStore::collect_garbage`] is the step, its policy is missing).
+//! is wanted, and by whom, is the caller's business. Credentials come from the caller too; nothing of them is kept.
 //!
 //! ```text
 //! <root>/images.json             names and facts of each image (index.rs)
 //!        blobs/sha256/<hex>      manifests, configs, layers as they came (blobs.rs)
 //!        layers/<hex>/fs         unpacked layers, shared, read-only by convention (layers.rs)
+//!        partial/<hex>           downloads under way, gone on with after a restart (partial.rs)
 //!        tmp/                    unfinished things, cleared at start
 //! ```
 
@@ -22,11 +21,14 @@ mod import;
 mod index;
 mod layers;
 mod manifest;
+mod partial;
 mod platform;
 mod reference;
 mod registry;
+mod save;
 mod store;
 mod unpack;
+mod usage;
 
 pub use archive::LoadOptions;
 pub use digest::Digest;
@@ -36,6 +38,7 @@ pub use index::Origin;
 pub use oci_spec::image::ImageConfiguration;
 pub use platform::Platform;
 pub use reference::{DEFAULT_REGISTRY, DEFAULT_TAG, Reference};
-pub use registry::{Credentials, Progress, ProgressSink, PullOptions, ResolvedReference};
-pub use store::{Image, ImageStore, Limits, Removed};
+pub use registry::{Credentials, Mirror, Progress, ProgressSink, PullOptions, Pushed, ResolvedReference};
+pub use store::{Hold, Image, ImageStore, Limits, Removed};
 pub use unpack::{LayerError, LayerLimits, TarError};
+pub use usage::{HistoryEntry, ImageUsage, PruneFilter, Pruned, Usage};

@@ -44,6 +44,12 @@ impl Descriptor {
         self.annotations.as_ref()?.get(key).map(String::as_str)
     }
 
+    /// True for layers whose license forbids to give them away. Source: OCI image-spec, `layer.md`,
+    /// "Non-Distributable Layers".
+    pub fn is_nondistributable(&self) -> bool {
+        self.media_type.contains(".nondistributable.") || self.media_type.contains(".foreign.")
+    }
+
     /// True for provenance and signatures that builders put beside the images of an index.
     fn is_attestation(&self) -> bool {
         self.annotation("vnd.docker.reference.type").is_some()
@@ -65,6 +71,15 @@ pub(crate) struct Manifest {
 impl Manifest {
     pub fn new(config: Descriptor, layers: Vec<Descriptor>) -> Manifest {
         Manifest { schema_version: 2, media_type: OCI_MANIFEST.to_owned(), config, layers }
+    }
+
+    /// The manifest's media type, which may be left out within it.
+    pub fn own_media_type(&self) -> &str {
+        match self.media_type.as_str() {
+            "" if self.config.media_type == DOCKER_CONFIG => DOCKER_MANIFEST,
+            "" => OCI_MANIFEST,
+            own => own,
+        }
     }
 
     /// Refuses what is not a container image (charts, modules, encrypted layers) by its media type.

@@ -17,6 +17,7 @@ use crate::{
     index::{Index, LayerRecord, Origin, Record},
     layers::Layers,
     manifest::{self, MAX_DOCUMENT},
+    partial::Partials,
     reference::Reference,
     registry::Registries,
     unpack::LayerLimits,
@@ -46,6 +47,8 @@ pub struct Image {
     pub layers: Vec<Digest>,
     /// The blobs of the layers, likewise.
     pub(crate) blobs: Vec<Digest>,
+    /// Length of the files in each layer, likewise.
+    pub(crate) layer_bytes: Vec<u64>,
 }
 
 /// What [`ImageStore::remove`] did.
@@ -89,6 +92,7 @@ pub(crate) struct Inner {
     root: PathBuf,
     pub blobs: Blobs,
     pub layers: Layers,
+    pub partials: Partials,
     pub limits: Limits,
     pub registries: Registries,
     state: Mutex<State>,
@@ -98,11 +102,13 @@ pub(crate) struct Inner {
 }
 
 #[derive(Default)]
-struct State {
-    index: Index,
-    images: BTreeMap<Digest, Image>,
+pub(crate) struct State {
+    pub index: Index,
+    pub images: BTreeMap<Digest, Image>,
     /// Blobs and layers that an operation under way relies on, with the number of such operations.
     pins: HashMap<Digest, usize>,
+    /// Images that someone is about to use, likewise.
+    holds: HashMap<Digest, usize>,
 }
 
 impl fmt::Debug for ImageStore {
@@ -138,11 +144,12 @@ impl ImageStore {
                 Err(error) => tracing::warn!(image = %id, %error, "image is left out: pull or load it again"),
             }
         }
-        let state = State { index, images, pins: HashMap::new() };
+        let state = State { index, images, ..State::default() };
         let inner = Inner {
-            root,
             blobs,
             layers,
+            partials: Partials::open(&root)?,
+            root,
             limits,
             registries: Registries::default(),
             state: Mutex::new(state),
@@ -212,6 +219,12 @@ impl ImageStore {
     /// `InvalidReference`; `NoSuchImage`; index write errors, after which nothing has changed.
     pub fn tag(&self, image: &str, reference: &str) -> Result<Image, ImageError> {
         let reference: Reference = reference.parse()?;
+        if reference.digest().is_some() {
+            return Err(ImageError::InvalidReference {
+                reference: reference.familiar(),
+                reason: "a new name has a tag and no digest".to_owned(),
+            });
+        }
         let mut state = self.state();
         let id = state.find(image)?;
         let mut index = state.index.clone();
@@ -235,20 +248,13 @@ impl ImageStore {
         let mut removed =
             Removed { untagged: take_names(record, reference_or_id, force)?, deleted: Vec::new() };
         if record.tags.is_empty() && record.digests.is_empty() {
-            let user = self
-                .inner
-                .in_use
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .as_ref()
-                .and_then(|ask| ask(&id));
-            match user {
+            match self.user(&state, &id) {
                 Some(user) if !force => {
                     return Err(ImageError::InUse { image: reference_or_id.to_owned(), user });
                 }
                 Some(_) => {}
                 None => {
-                    index.images.remove(&id);
+                    let _ = index.images.remove(&id);
                     removed.deleted.push(id);
                 }
             }
@@ -261,11 +267,38 @@ impl ImageStore {
         Ok(removed)
     }
 
-    /// Deletes blobs and unpacked layers that no image needs and no operation under way relies on.
+    /// Who uses an image or is about to, if anyone does.
+    pub(crate) fn user(&self, state: &State, id: &Digest) -> Option<String> {
+        let in_use = self.inner.in_use.read().unwrap_or_else(PoisonError::into_inner);
+        let about_to = || state.holds.contains_key(id).then(|| "a container being prepared".to_owned());
+        in_use.as_ref().and_then(|ask| ask(id)).or_else(about_to)
+    }
+
+    /// Keeps an image from being removed while the result lives, until its user is known to whoever was registered by
+    /// [`ImageStore::set_in_use`].
+    ///
+    /// # Errors
+    /// `NoSuchImage` if it has been removed meanwhile.
+    pub fn hold(&self, id: &Digest) -> Result<Hold, ImageError> {
+        let mut state = self.state();
+        if !state.images.contains_key(id) {
+            return Err(ImageError::NoSuchImage { reference: id.to_string() });
+        }
+        *state.holds.entry(*id).or_default() += 1;
+        Ok(Hold { store: self.clone(), id: *id })
+    }
+
+    /// Deletes blobs and unpacked layers that no image needs and no operation under way relies on, and downloads that
+    /// nobody went on with for a day. Gives the bytes freed.
     ///
     /// # Errors
     /// `Io` with the path; what was deleted until then stays deleted.
-    pub fn collect_garbage(&self) -> Result<(), ImageError> {
+    pub fn collect_garbage(&self) -> Result<u64, ImageError> {
+        self.collect(false)
+    }
+
+    /// [`ImageStore::collect_garbage`]; if `also_partial`, of all downloads that are not under way.
+    pub(crate) fn collect(&self, also_partial: bool) -> Result<u64, ImageError> {
         let inner = &self.inner;
         let state = self.state();
         let mut needed: HashSet<Digest> = state.pins.keys().copied().collect();
@@ -273,6 +306,7 @@ impl ImageStore {
             needed.extend([*id, record.manifest]);
             needed.extend(record.layers.iter().flat_map(|layer| [layer.blob, layer.diff_id]));
         }
+        let mut freed = inner.partials.retain(|digest| needed.contains(digest), also_partial)?;
         let directory = inner.blobs.directory();
         for file in fs::read_dir(directory).map_err(ImageError::io("list", directory))? {
             let file = file.map_err(ImageError::io("list", directory))?;
@@ -280,17 +314,61 @@ impl ImageStore {
             if digest.as_ref().is_ok_and(|digest| needed.contains(digest)) {
                 continue;
             }
+            freed += file.metadata().map_or(0, |metadata| metadata.len());
             fs::remove_file(file.path()).map_err(ImageError::io("remove", file.path()))?;
         }
-        let removed = inner.layers.retain(|diff_id| needed.contains(diff_id))?;
+        let (removed, layer_bytes) = inner.layers.retain(|diff_id| needed.contains(diff_id))?;
         // Deleting many files takes time that nobody else needs to wait for.
         drop(state);
         drop(removed);
-        Ok(())
+        Ok(freed + layer_bytes)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The image that has exactly this name.
+    pub(crate) fn find_name(&self, reference: &Reference) -> Result<Image, ImageError> {
+        let state = self.state();
+        let id = state
+            .find_reference(reference)
+            .ok_or_else(|| ImageError::NoSuchImage { reference: reference.familiar() })?;
+        Ok(state.images[&id].clone())
+    }
+
+    /// Repositories of `registry` that are known to have, or to have had, the blob: those of pinned names of images
+    /// that need it.
+    pub(crate) fn repositories_with(&self, blob: &Digest, registry: &str) -> Vec<String> {
+        let state = self.state();
+        let with = state
+            .index
+            .images
+            .iter()
+            .filter(|(id, record)| *id == blob || record.layers.iter().any(|layer| layer.blob == *blob));
+        let repositories: BTreeSet<String> = with
+            .flat_map(|(_, record)| &record.digests)
+            .filter_map(|name| name.parse::<Reference>().ok())
+            .filter(|name| name.registry() == registry)
+            .map(|name| name.repository().to_owned())
+            .collect();
+        repositories.into_iter().collect()
+    }
+
+    /// Gives an image the further name `name@digest`.
+    pub(crate) fn add_pinned_name(&self, id: &Digest, name: &str) -> Result<(), ImageError> {
+        let mut state = self.state();
+        let mut index = state.index.clone();
+        match index.images.get_mut(id) {
+            // It was removed while it was pushed.
+            None => return Ok(()),
+            Some(record) => {
+                if !record.digests.insert(name.to_owned()) {
+                    return Ok(());
+                }
+            }
+        }
+        self.replace(&mut state, index)
     }
 
     /// Keeps blobs and layers from garbage collection while the result lives.
@@ -358,7 +436,7 @@ impl ImageStore {
     }
 
     /// Makes `index` the current one, on disk first, and brings the images' names in line with it.
-    fn replace(&self, state: &mut State, index: Index) -> Result<(), ImageError> {
+    pub(crate) fn replace(&self, state: &mut State, index: Index) -> Result<(), ImageError> {
         let written = index.write(&self.inner.root);
         if written.is_ok() {
             state.index = index;
@@ -373,7 +451,7 @@ impl ImageStore {
 }
 
 impl State {
-    fn find(&self, text: &str) -> Result<Digest, ImageError> {
+    pub fn find(&self, text: &str) -> Result<Digest, ImageError> {
         let missing = || ImageError::NoSuchImage { reference: text.to_owned() };
         if let Ok(digest) = text.parse::<Digest>() {
             let by_manifest =
@@ -473,6 +551,27 @@ pub(crate) struct NewImage {
     pub layers: Vec<LayerRecord>,
 }
 
+/// Keeps an image while it lives: see [`ImageStore::hold`].
+pub struct Hold {
+    store: ImageStore,
+    id: Digest,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        release(&mut self.store.state().holds, &self.id);
+    }
+}
+
+fn release(counts: &mut HashMap<Digest, usize>, digest: &Digest) {
+    if let Some(count) = counts.get_mut(digest) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(digest);
+        }
+    }
+}
+
 /// Keeps content alive until it is part of an image.
 pub(crate) struct Pins {
     store: ImageStore,
@@ -483,12 +582,7 @@ impl Drop for Pins {
     fn drop(&mut self) {
         let mut state = self.store.state();
         for digest in &self.digests {
-            if let Some(count) = state.pins.get_mut(digest) {
-                *count -= 1;
-                if *count == 0 {
-                    state.pins.remove(digest);
-                }
-            }
+            release(&mut state.pins, digest);
         }
     }
 }
@@ -507,6 +601,7 @@ fn image(id: Digest, record: &Record, config: &[u8]) -> Result<Image, ImageError
         config,
         layers: record.layers.iter().map(|layer| layer.diff_id).collect(),
         blobs: record.layers.iter().map(|layer| layer.blob).collect(),
+        layer_bytes: record.layers.iter().map(|layer| layer.unpacked).collect(),
     })
 }
 

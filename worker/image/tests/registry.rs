@@ -2,13 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "common/peer.rs"]
+mod peer;
 #[path = "common/server.rs"]
 mod server;
 
 use std::{
     fs,
     net::TcpListener,
-    process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -16,78 +17,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{archive, chain, demo, has, is_root, run, store};
+use common::{chain, demo, is_root, store};
+use peer::{Protection, Registry};
 use rswarm_image::{Credentials, Digest, ImageError, Origin, Progress, PullOptions, builder::ImageBuilder};
 use server::{Answer, Repository, Server};
 
-/// `docker-registry` on a free loopback port, stopped with the test.
-struct Registry {
-    process: Child,
-    host: String,
-    _place: tempfile::TempDir,
-}
-
-impl Registry {
-    /// With TLS if given a certificate and its key, in PEM.
-    fn start(tls: Option<(&str, &str)>) -> Option<Registry> {
-        if !is_root() || !has("docker-registry") || !has("skopeo") {
-            return None;
-        }
-        let place = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let host = format!("127.0.0.1:{port}");
-        let mut config = format!(
-            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n",
-            place.path().join("data").display()
-        );
-        if let Some((certificate, key)) = tls {
-            let certificate = common::file(place.path(), "cert.pem", certificate.as_bytes());
-            let key = common::file(place.path(), "key.pem", key.as_bytes());
-            config +=
-                &format!("  tls:\n    certificate: {}\n    key: {}\n", certificate.display(), key.display());
-        }
-        let config = common::file(place.path(), "config.yml", config.as_bytes());
-        let process = Command::new("docker-registry")
-            .arg("serve")
-            .arg(config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let registry = Registry { process, host, _place: place };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while std::net::TcpStream::connect(&registry.host).is_err() {
-            assert!(Instant::now() < deadline, "docker-registry answers within 20 s");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Some(registry)
-    }
-
-    /// Lets skopeo push what `builder` makes; gives the digest the registry has it under.
-    fn push(&self, builder: &ImageBuilder, name: &str, options: &[&str]) -> Digest {
-        let place = tempfile::tempdir().unwrap();
-        let file = common::file(place.path(), "oci.tar", &archive(builder));
-        let digest = place.path().join("digest");
-        run(Command::new("skopeo")
-            .args(["copy", "--insecure-policy", "--dest-tls-verify=false", "--digestfile"])
-            .arg(&digest)
-            .args(options)
-            .arg(format!("oci-archive:{}", file.display()))
-            .arg(format!("docker://{}/{name}", self.host)));
-        fs::read_to_string(digest).unwrap().trim().parse().unwrap()
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn images_pushed_by_skopeo_are_pulled_by_tag_and_by_digest() {
-    let Some(registry) = Registry::start(None) else { return };
+    let Some(registry) = Registry::start(Protection::None) else { return };
     for (kind, options) in [
         ("gzip", &["--format", "oci", "--dest-compress-format", "gzip"][..]),
         ("zstd", &["--format", "oci", "--dest-compress-format", "zstd"]),
@@ -136,7 +73,9 @@ async fn registries_with_tls_are_verified() {
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate =
         rcgen::CertificateParams::new(vec!["0.0.0.0".to_owned()]).unwrap().self_signed(&key).unwrap();
-    let Some(registry) = Registry::start(Some((&certificate.pem(), &key.serialize_pem()))) else { return };
+    let Some(registry) = Registry::start(Protection::Tls(&certificate.pem(), &key.serialize_pem())) else {
+        return;
+    };
     let digest = registry.push(&demo("demo:1"), "demo:1", &[]);
     let name = format!("{}/demo:1", registry.host.replace("127.0.0.1", "0.0.0.0"));
     let error = chain(&store().resolve_digest(&name, &PullOptions::default()).await.unwrap_err());
@@ -226,7 +165,7 @@ async fn misbehaving_registries_are_told_apart() {
     };
     let cases: Vec<(Change, &ImageBuilder, &[&str])> = vec![
         (manifest(|| Answer::status(404)), &foreign, &["was not found in its registry"]),
-        (manifest(|| Answer::status(403)), &foreign, &["not authorized to read"]),
+        (manifest(|| Answer::status(403)), &foreign, &["unauthorized to read"]),
         (manifest(|| Answer::status(418)), &foreign, &["answered 418"]),
         (manifest(|| Answer::status(500)), &foreign, &["answered 500"]),
         (manifest(|| Answer::ok(br#"{"schemaVersion":1}"#.to_vec())), &foreign, &["schema 1", "/demo:1`"]),
@@ -367,7 +306,7 @@ async fn registries_that_want_to_know_who_asks() {
         }));
         let name = format!("{}/demo:1", server.host);
         let with = |password: &str| PullOptions {
-            auth: Some(Credentials { username: "user".into(), password: password.into() }),
+            auth: Some(Credentials::Password { username: "user".into(), password: password.into() }),
             ..PullOptions::default()
         };
         store().pull(&name, &with("secret")).await.unwrap();

@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use rswarm_image::{Digest, ImageError, ImageStore};
+use rswarm_image::{Digest, ImageError, ImageStore, PullOptions};
 use rswarm_net::{NetError, NetworkConfig};
 use rswarm_runtime::{Container, Containers, RuntimeError, ShimCommand, State, Status};
 use rswarm_types::{Task, TaskId};
@@ -47,8 +47,8 @@ pub struct ContainerExecutorConfig {
     /// How the process beside each container is started.
     pub shim: ShimCommand,
     pub images: ImageStore,
-    /// See [`rswarm_image::PullOptions::insecure_registries`].
-    pub insecure_registries: Vec<String>,
+    /// How registries are reached.
+    pub pull: PullOptions,
     /// Parent of the containers' cgroups, such as `/rswarm/<short node id>`; this daemon's alone.
     pub cgroup_parent: String,
     /// Names of the nft table and of the links. Everything happens in the network namespace of the thread that calls
@@ -193,11 +193,11 @@ impl ContainerExecutor {
 
     async fn prepare(&self, task: Arc<Task>, progress: Progress) -> Result<Done, Failure> {
         let guard = self.lock(task.id).await;
-        let image = self.image(&task.spec.container.image, &progress).await?;
+        let (image, hold) = self.image(&task.spec.container.image, &progress).await?;
         let permit = self.creating.clone().acquire_owned().await;
         let node = self.node.clone();
         blocking(move || {
-            let _held = (guard, permit);
+            let _held = (guard, permit, hold);
             node.create(&task, &image)
         })
         .await??;

@@ -1,16 +1,23 @@
 //! Pulling an image: manifest, config, then layers a few at a time, each streamed to disk, verified and unpacked.
 
-use std::collections::{BTreeSet, HashSet};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
-use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio::{
+    sync::{OwnedMutexGuard, mpsc},
+    task::spawn_blocking,
+};
 
-use super::{Progress, PullOptions, client::Session};
+use super::{Progress, PullOptions, download::Sources};
 use crate::{
     digest::Digest,
     error::ImageError,
     index::Origin,
     manifest::{self, Descriptor, Document, Manifest},
+    partial::Partial,
     platform::Platform,
     reference::Reference,
     store::{Image, ImageStore, NewImage},
@@ -58,8 +65,8 @@ impl ImageStore {
         options: &PullOptions,
     ) -> Result<Image, ImageError> {
         let wanted = options.platform.clone().unwrap_or_else(Platform::host);
-        let session = Session::open(&self.inner.registries, reference, options).await?;
-        let (top_digest, bytes, manifest) = find_manifest(&session, reference, &wanted).await?;
+        let sources = Sources::open(&self.inner.registries, reference, options).await?;
+        let (top_digest, bytes, manifest) = find_manifest(&sources, reference, &wanted).await?;
         let manifest_digest = Digest::of(&bytes);
         let (layers, size) = (manifest.layers.len(), manifest.layers.iter().map(|layer| layer.size).sum());
         options.report(Progress::Manifest { digest: manifest_digest, layers, bytes: size });
@@ -68,7 +75,7 @@ impl ImageStore {
         let _pinned = self.pin(blobs.chain([manifest_digest, manifest.config.digest]));
         let config = match self.inner.blobs.read(&manifest.config.digest, manifest::MAX_DOCUMENT) {
             Ok(config) => config,
-            Err(_) => session.document(&manifest.config, "the config").await?,
+            Err(_) => sources.document(&manifest.config, "the config").await?,
         };
         let (_, diff_ids) = manifest::parse_config(&config, layers, &wanted, &reference.familiar())?;
         let _pinned_layers = self.pin(diff_ids.iter().copied());
@@ -79,7 +86,7 @@ impl ImageStore {
         let unique: Vec<(Descriptor, Digest)> =
             pairs.iter().filter(|(layer, _)| seen.insert(layer.digest)).cloned().collect();
         stream::iter(unique)
-            .map(|(layer, diff_id)| self.ready_layer(&session, layer, diff_id, options).boxed())
+            .map(|(layer, diff_id)| self.ready_layer(&sources, layer, diff_id, options).boxed())
             .buffer_unordered(PARALLEL_LAYERS)
             .try_collect::<Vec<()>>()
             .await?;
@@ -103,13 +110,13 @@ impl ImageStore {
     /// Downloads and unpacks one layer. A damaged copy that was here before is fetched once more.
     async fn ready_layer(
         &self,
-        session: &Session<'_>,
+        sources: &Sources<'_>,
         layer: Descriptor,
         diff_id: Digest,
         options: &PullOptions,
     ) -> Result<(), ImageError> {
         for last in [false, true] {
-            self.download(session, &layer, options).await?;
+            self.download(sources, &layer, options).await?;
             options.report(Progress::Unpacking { layer: layer.digest });
             let (store, blob) = (self.clone(), layer.digest);
             match blocking(move || store.inner.layers.ensure(&store.inner.blobs, &diff_id, &blob)).await {
@@ -125,22 +132,49 @@ impl ImageStore {
     /// Brings one blob into the store, unless it is there; waits if another pull is at it.
     async fn download(
         &self,
-        session: &Session<'_>,
+        sources: &Sources<'_>,
         layer: &Descriptor,
         options: &PullOptions,
     ) -> Result<(), ImageError> {
-        let gate = self.inner.registries.gate(&layer.digest);
-        let _held = gate.lock().await;
+        // Held until the writer has ended, also if this pull is dropped before.
+        let gate = Arc::new(self.inner.registries.gate(&layer.digest).lock_owned().await);
         if self.inner.blobs.contains(&layer.digest, layer.size) {
+            options.report(Progress::Present { layer: layer.digest });
             return Ok(());
         }
+        loop {
+            let (store, expected, size) = (self.clone(), layer.digest, layer.size);
+            let partial = blocking(move || store.inner.partials.resume(expected, size)).await?;
+            let start = partial.bytes();
+            match self.fetch(sources, layer, partial, gate.clone(), options).await {
+                // What was there before may be what is wrong; it is gone now.
+                Err(ImageError::DigestMismatch { .. }) if start > 0 => {
+                    tracing::warn!(layer = %layer.digest, start, "resumed download is not what it should be: fetching all of it");
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Goes on with a download to its end.
+    async fn fetch(
+        &self,
+        sources: &Sources<'_>,
+        layer: &Descriptor,
+        partial: Partial,
+        gate: Arc<OwnedMutexGuard<()>>,
+        options: &PullOptions,
+    ) -> Result<(), ImageError> {
         let (sender, receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
-        let (store, expected) = (self.clone(), layer.digest);
-        let writer = spawn_blocking(move || store.write_blob(receiver, expected));
+        let (store, start) = (self.clone(), partial.bytes());
+        let writer = spawn_blocking(move || {
+            let _gate = gate;
+            write(&store, partial, receiver)
+        });
         let (digest, total) = (layer.digest, layer.size);
-        let mut reported = 0;
-        let sent = session
-            .stream(layer, &sender, |done| {
+        let mut reported = start;
+        let sent = sources
+            .stream(layer, start, &sender, |done| {
                 if done - reported >= REPORT_EVERY || done == total {
                     reported = done;
                     options.report(Progress::Downloading { layer: digest, done, total });
@@ -156,48 +190,41 @@ impl ImageStore {
         written.and(sent)
     }
 
-    /// Writes chunks until the mark of the end, then verifies; without the mark nothing stays.
-    fn write_blob(
-        &self,
-        mut chunks: mpsc::Receiver<Option<bytes::Bytes>>,
-        expected: Digest,
-    ) -> Result<(), ImageError> {
-        let mut writer = self.inner.blobs.writer()?;
-        loop {
-            match chunks.blocking_recv() {
-                Some(Some(chunk)) => writer.write(&chunk)?,
-                Some(None) => break,
-                None => return Ok(()),
-            }
-        }
-        let staged = writer.finish();
-        if staged.digest != expected {
-            let what = "a layer as its registry sent it".to_owned();
-            return Err(ImageError::DigestMismatch { what, expected, found: staged.digest });
-        }
-        staged.commit()
-    }
-
     fn has_blobs(&self, image: &Image) -> bool {
         image.blobs.iter().all(|blob| self.inner.blobs.path(blob).exists())
     }
 }
 
+/// Writes chunks until the mark of the end, then verifies; without the mark the download stays unfinished.
+fn write(
+    store: &ImageStore,
+    mut partial: Partial,
+    mut chunks: mpsc::Receiver<Option<bytes::Bytes>>,
+) -> Result<(), ImageError> {
+    loop {
+        match chunks.blocking_recv() {
+            Some(Some(chunk)) => partial.write(&chunk)?,
+            Some(None) => return partial.commit(&store.inner.blobs),
+            None => return Ok(()),
+        }
+    }
+}
+
 /// The digest under which the registry has the image, and the bytes and the content of the manifest for `wanted`.
 async fn find_manifest(
-    session: &Session<'_>,
+    sources: &Sources<'_>,
     reference: &Reference,
     wanted: &Platform,
 ) -> Result<(Digest, Vec<u8>, Manifest), ImageError> {
     let title = reference.familiar();
     let quoted = format!("`{title}`");
-    let (bytes, top_digest) = session.manifest(reference).await?;
+    let (bytes, top_digest) = sources.manifest(reference).await?;
     let entries = match manifest::parse(&bytes, &quoted)? {
         Document::Manifest(manifest) => return Ok((top_digest, bytes, manifest)),
         Document::Index(entries) => entries,
     };
     let chosen = manifest::choose(&entries, wanted, &title)?;
-    let (bytes, _) = session.manifest(&reference.with_digest(chosen.digest)).await?;
+    let (bytes, _) = sources.manifest(&reference.with_digest(chosen.digest)).await?;
     match manifest::parse(&bytes, &quoted)? {
         Document::Manifest(manifest) => Ok((top_digest, bytes, manifest)),
         Document::Index(_) => {

@@ -336,4 +336,6 @@ fn write_file<R: Read>(mut file: File, entry: &Entry, tar: &mut TarReader<R>) ->
 }
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;

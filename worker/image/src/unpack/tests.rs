@@ -17,7 +17,13 @@ use tempfile::TempDir;
 use super::*;
 
 /// One entry with its data, padded; `path` and `link` go in as they are.
-fn entry(kind: EntryType, path: &str, link: &str, data: &[u8], change: impl FnOnce(&mut Header)) -> Vec<u8> {
+pub(super) fn entry(
+    kind: EntryType,
+    path: &str,
+    link: &str,
+    data: &[u8],
+    change: impl FnOnce(&mut Header),
+) -> Vec<u8> {
     let mut header = Header::new_gnu();
     let fields = header.as_gnu_mut().unwrap();
     fields.name[..path.len()].copy_from_slice(path.as_bytes());
@@ -36,7 +42,7 @@ fn entry(kind: EntryType, path: &str, link: &str, data: &[u8], change: impl FnOn
     out
 }
 
-fn file(path: &str, data: &[u8]) -> Vec<u8> {
+pub(super) fn file(path: &str, data: &[u8]) -> Vec<u8> {
     entry(EntryType::Regular, path, "", data, |_| {})
 }
 
@@ -48,7 +54,7 @@ fn symlink(path: &str, target: &str) -> Vec<u8> {
     entry(EntryType::Symlink, path, target, b"", |_| {})
 }
 
-fn pax(records: &[(&str, &[u8])]) -> Vec<u8> {
+pub(super) fn pax(records: &[(&str, &[u8])]) -> Vec<u8> {
     let mut data = Vec::new();
     for (key, value) in records {
         let mut length = key.len() + value.len() + 3;
@@ -113,7 +119,7 @@ fn unpack(entries: &[Vec<u8>]) -> Outcome {
 }
 
 /// False, with a note, where these tests cannot run.
-fn is_root() -> bool {
+pub(super) fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         eprintln!("skipped: needs root");

@@ -1,4 +1,5 @@
 //! A registry in a few lines that answers as it is told, also wrongly.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::{
     collections::HashMap,
@@ -8,13 +9,16 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use rswarm_image::{Digest, builder::ImageBuilder};
 
 pub struct Request {
+    pub method: String,
     pub path: String,
-    headers: HashMap<String, String>,
+    pub body: String,
+    pub headers: HashMap<String, String>,
 }
 
 impl Request {
@@ -32,15 +36,21 @@ pub struct Answer {
     headers: Vec<(String, String)>,
     body: Vec<u8>,
     sent: usize,
+    wait: Duration,
 }
 
 impl Answer {
     pub fn ok(body: Vec<u8>) -> Answer {
-        Answer { status: 200, headers: Vec::new(), sent: body.len(), body }
+        Answer { status: 200, headers: Vec::new(), sent: body.len(), body, wait: Duration::ZERO }
     }
 
     pub fn partial(body: Vec<u8>) -> Answer {
         Answer { status: 206, ..Answer::ok(body) }
+    }
+
+    /// Takes as long before the answer starts.
+    pub fn after(self, wait: Duration) -> Answer {
+        Answer { wait, ..self }
     }
 
     pub fn status(status: u16) -> Answer {
@@ -154,18 +164,27 @@ fn serve(
     log: &Mutex<Vec<String>>,
     handler: &(dyn Fn(&Request) -> Answer + Send + Sync),
 ) {
-    let mut lines = BufReader::new(connection).split(b'\n');
-    let mut line = || Some(String::from_utf8(lines.next()?.ok()?).ok()?.trim_end().to_owned());
-    let Some(first) = line().filter(|first| first.starts_with("GET ")) else { return };
-    let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+    let mut reader = BufReader::new(connection);
+    let mut line = || {
+        let mut line = Vec::new();
+        reader.read_until(b'\n', &mut line).ok()?;
+        Some(String::from_utf8(line).ok()?.trim_end().to_owned())
+    };
+    let Some(first) = line().filter(|first| first.ends_with(" HTTP/1.1")) else { return };
+    let mut words = first.split(' ').map(str::to_owned);
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let mut headers = HashMap::new();
     while let Some(header) = line().filter(|header| !header.is_empty()) {
         if let Some((name, value)) = header.split_once(':') {
             headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
         }
     }
+    let length = headers.get("content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
+    let mut body = String::new();
+    let _ = reader.take(length).read_to_string(&mut body);
     log.lock().unwrap().push(path.clone());
-    let answer = handler(&Request { path, headers });
+    let answer = handler(&Request { method, path, body, headers });
+    std::thread::sleep(answer.wait);
     let mut head = format!(
         "HTTP/1.1 {} x\r\nConnection: close\r\nContent-Length: {}\r\n",
         answer.status,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rswarm_image::{Digest, Image, PullOptions};
+use rswarm_image::{Digest, Hold, Image, PullOptions};
 use rswarm_runtime::{CreateRequest, LogOptions, Rootfs, Status};
 use rswarm_types::Task;
 
@@ -15,16 +15,30 @@ use super::{
 use crate::executor::Progress;
 
 impl ContainerExecutor {
-    /// The image `reference` names, pulled if the node lacks it.
-    pub(super) async fn image(&self, reference: &str, progress: &Progress) -> Result<Image, Error> {
-        if let Some(image) = self.node.config.images.get(reference) {
-            return Ok(image);
+    /// The image `reference` names, pulled if the node lacks it, and what keeps it until the container is known to use
+    /// it.
+    pub(super) async fn image(
+        &self,
+        reference: &str,
+        progress: &Progress,
+    ) -> Result<(Image, Hold), Error> {
+        loop {
+            let image = match self.node.config.images.get(reference) {
+                Some(image) => image,
+                None => self.pull(reference, progress).await?,
+            };
+            // Someone may have removed it this very moment; then it is pulled once more.
+            if let Ok(hold) = self.node.config.images.hold(&image.id) {
+                return Ok((image, hold));
+            }
         }
+    }
+
+    async fn pull(&self, reference: &str, progress: &Progress) -> Result<Image, Error> {
         progress.tell(format!("preparing: pulling image `{reference}`"));
         let options = PullOptions {
-            insecure_registries: self.node.config.insecure_registries.clone(),
             progress: Some(pull_progress(reference, progress.clone())),
-            ..PullOptions::default()
+            ..self.node.config.pull.clone()
         };
         let pulled = self.node.config.images.pull(reference, &options).await;
         let image = pulled

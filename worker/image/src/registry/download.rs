@@ -1,0 +1,238 @@
+//! Reading manifests and blobs: from mirrors first, then from the registry itself, and on from where it broke off.
+
+use futures::FutureExt;
+use reqwest::{Response, StatusCode, header};
+use tokio::sync::mpsc;
+
+use super::{
+    PullOptions, Registries, retry,
+    session::{Purpose, Session, retry_all},
+};
+use crate::{
+    digest::Digest,
+    error::ImageError,
+    manifest::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST},
+    reference::Reference,
+};
+
+/// Where a reference can be read from: mirrors of its registry, then the registry.
+pub(super) struct Sources<'a> {
+    sessions: Vec<Session<'a>>,
+}
+
+impl<'a> Sources<'a> {
+    /// Finds out how to reach them. That the registry itself cannot be reached only matters once a mirror has failed.
+    pub async fn open(
+        registries: &Registries,
+        reference: &Reference,
+        options: &'a PullOptions,
+    ) -> Result<Sources<'a>, ImageError> {
+        let mut sessions = Vec::new();
+        for mirror in options.mirrors.iter().filter(|mirror| mirror.registry == reference.registry()) {
+            sessions.push(Session::open_mirror(registries, mirror, reference, options)?);
+        }
+        match Session::open(registries, reference, Purpose::Read, options).await {
+            Ok(session) => sessions.push(session),
+            Err(error) if sessions.is_empty() => return Err(error),
+            Err(error) => tracing::debug!(%reference, %error, "only its mirrors are left"),
+        }
+        Ok(Sources { sessions })
+    }
+
+    /// The manifest or index of `reference`, verified, and its digest.
+    pub async fn manifest(&self, reference: &Reference) -> Result<(Vec<u8>, Digest), ImageError> {
+        for session in &self.sessions[..self.sessions.len() - 1] {
+            match session.manifest(reference).await {
+                Ok(found) => return Ok(found),
+                Err(error) => passed_over(session, &error),
+            }
+        }
+        self.last().manifest(reference).await
+    }
+
+    /// A small blob such as a config, verified.
+    pub async fn document(&self, blob: &Descriptor, name: &str) -> Result<Vec<u8>, ImageError> {
+        for session in &self.sessions[..self.sessions.len() - 1] {
+            match session.document(blob, name).await {
+                Ok(found) => return Ok(found),
+                Err(error) => passed_over(session, &error),
+            }
+        }
+        self.last().document(blob, name).await
+    }
+
+    /// Sends the bytes of a blob from `start` on to `sink`; the receiver verifies them.
+    pub async fn stream(
+        &self,
+        blob: &Descriptor,
+        start: u64,
+        sink: &mpsc::Sender<Option<bytes::Bytes>>,
+        mut report: impl FnMut(u64),
+    ) -> Result<(), ImageError> {
+        let mut done = start;
+        for session in &self.sessions[..self.sessions.len() - 1] {
+            match session.stream(blob, &mut done, sink, &mut report).await {
+                Err(error) if !sink.is_closed() => passed_over(session, &error),
+                result => return result,
+            }
+        }
+        self.last().stream(blob, &mut done, sink, &mut report).await
+    }
+
+    fn last(&self) -> &Session<'a> {
+        self.sessions.last().expect("opening gives at least one")
+    }
+}
+
+fn passed_over(mirror: &Session<'_>, error: &ImageError) {
+    tracing::info!(mirror = %mirror.registry, reference = %mirror.title, %error, "mirror passed over");
+}
+
+impl Session<'_> {
+    async fn manifest(&self, reference: &Reference) -> Result<(Vec<u8>, Digest), ImageError> {
+        let target = match reference.digest() {
+            Some(digest) => digest.to_string(),
+            None => reference.tag().unwrap_or_default().to_owned(),
+        };
+        let path = format!("/v2/{}/manifests/{target}", self.repository);
+        let what = format!("the manifest of `{}`", reference.familiar());
+        let (bytes, announced) = retry_all(|| self.fetch_document(&path, &what, true).boxed()).await?;
+        let found = Digest::of(&bytes);
+        match reference.digest().or(announced) {
+            Some(expected) if expected != found => Err(ImageError::DigestMismatch { what, expected, found }),
+            _ => Ok((bytes, found)),
+        }
+    }
+
+    async fn document(&self, blob: &Descriptor, name: &str) -> Result<Vec<u8>, ImageError> {
+        let path = self.blob_path(&blob.digest);
+        let what = format!("{name} of `{}`", self.title);
+        let (bytes, _) = retry_all(|| self.fetch_document(&path, &what, false).boxed()).await?;
+        let found = Digest::of(&bytes);
+        if found != blob.digest {
+            return Err(ImageError::DigestMismatch { what, expected: blob.digest, found });
+        }
+        Ok(bytes)
+    }
+
+    /// `done` counts what is there, also after an error.
+    async fn stream(
+        &self,
+        blob: &Descriptor,
+        done: &mut u64,
+        sink: &mpsc::Sender<Option<bytes::Bytes>>,
+        report: &mut impl FnMut(u64),
+    ) -> Result<(), ImageError> {
+        let mut failures = 0;
+        while *done < blob.size || blob.size == 0 {
+            let before = *done;
+            let error = match self.stream_once(blob, sink, done, report).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            failures = if *done > before { 1 } else { failures + 1 };
+            let Some(wait) = retry::wait(&error, failures).filter(|_| !sink.is_closed()) else {
+                return Err(error);
+            };
+            tracing::debug!(layer = %blob.digest, done = *done, %error, "download broke off, resuming");
+            tokio::time::sleep(wait).await;
+        }
+        Ok(())
+    }
+
+    async fn stream_once(
+        &self,
+        blob: &Descriptor,
+        sink: &mpsc::Sender<Option<bytes::Bytes>>,
+        done: &mut u64,
+        report: &mut impl FnMut(u64),
+    ) -> Result<(), ImageError> {
+        let what = || format!("layer `{}`", blob.digest);
+        let interrupted = |source| self.interrupted(format!("sending {}", what()), source);
+        let mut response = self.get(&self.blob_path(&blob.digest), false, *done).await?;
+        // A registry that cannot resume sends everything again; what is here already is passed over.
+        let mut skip = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { *done };
+        while *done < blob.size {
+            let Some(mut chunk) = response.chunk().await.map_err(|e| interrupted(Some(e)))? else {
+                return Err(interrupted(None));
+            };
+            if skip > 0 {
+                let passed = skip.min(chunk.len() as u64);
+                skip -= passed;
+                chunk = chunk.split_off(passed as usize);
+            }
+            if chunk.is_empty() {
+                continue;
+            }
+            *done += chunk.len() as u64;
+            if *done > blob.size {
+                break;
+            }
+            if sink.send(Some(chunk)).await.is_err() {
+                return Err(interrupted(None)); // The receiver failed, and says why.
+            }
+            report(*done);
+        }
+        let too_long =
+            *done > blob.size || matches!(response.chunk().await, Ok(Some(more)) if !more.is_empty());
+        if too_long {
+            let (expected, found) = (blob.size, (*done).max(blob.size + 1));
+            return Err(ImageError::SizeMismatch { what: what(), expected, found });
+        }
+        Ok(())
+    }
+
+    async fn fetch_document(
+        &self,
+        path: &str,
+        what: &str,
+        is_manifest: bool,
+    ) -> Result<(Vec<u8>, Option<Digest>), ImageError> {
+        let mut response = self.get(path, is_manifest, 0).await?;
+        let announced = announced_digest(&response);
+        let mut bytes = Vec::new();
+        loop {
+            let chunk =
+                response.chunk().await.map_err(|e| self.interrupted(format!("sending {what}"), Some(e)))?;
+            let Some(chunk) = chunk else { return Ok((bytes, announced.filter(|_| is_manifest))) };
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() as u64 > MAX_DOCUMENT {
+                return Err(ImageError::TooLarge { what: what.to_owned(), limit: MAX_DOCUMENT });
+            }
+        }
+    }
+
+    /// Gets `path` from byte `from` on; anything but success is an error.
+    async fn get(&self, path: &str, is_manifest: bool, from: u64) -> Result<Response, ImageError> {
+        let url = format!("{}{path}", self.base);
+        let response = self
+            .send(|client| {
+                let mut request = client.get(&url);
+                if is_manifest {
+                    request = request.header(
+                        header::ACCEPT,
+                        [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST].join(", "),
+                    );
+                }
+                if from > 0 {
+                    request = request.header(header::RANGE, format!("bytes={from}-"));
+                }
+                Ok(request)
+            })
+            .await?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(self.refusal(response).await)
+    }
+
+    /// `/v2/<repository>/blobs/<digest>`.
+    pub(super) fn blob_path(&self, digest: &Digest) -> String {
+        format!("/v2/{}/blobs/{digest}", self.repository)
+    }
+}
+
+/// The digest that the server gives for what it sends or took.
+pub(super) fn announced_digest(response: &Response) -> Option<Digest> {
+    response.headers().get("docker-content-digest")?.to_str().ok()?.parse().ok()
+}
