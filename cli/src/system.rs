@@ -77,10 +77,8 @@ pub async fn run(client: &Client, command: SystemCommand) -> anyhow::Result<()> 
 fn image_row(usage: &v1::disk_usage_response::ImageUsage) -> Value {
     let image = usage.image.clone().unwrap_or_default();
     let name = image.tags.first().map(|tag| familiar_image(tag));
-    let (repository, tag) = match name.as_deref().and_then(|name| name.rsplit_once(':')) {
-        Some(parts) => parts,
-        None => ("<none>", "<none>"),
-    };
+    let (repository, tag) =
+        name.as_deref().and_then(|name| name.rsplit_once(':')).unwrap_or(("<none>", "<none>"));
     json!({
         "Repository": repository,
         "Tag": tag,

@@ -113,7 +113,7 @@ impl PruneFilter {
         }
         if let Some(until) = self.until {
             let created: Option<jiff::Timestamp> = image.created.as_ref().and_then(|at| at.parse().ok());
-            if !created.is_some_and(|created| created < until) {
+            if created.is_none_or(|created| created >= until) {
                 return false;
             }
         }

@@ -4,6 +4,8 @@
 mod common;
 #[path = "common/peer.rs"]
 mod peer;
+#[path = "common/server.rs"]
+mod server;
 
 use std::{
     collections::BTreeMap,
@@ -24,6 +26,7 @@ use peer::{Protection, Registry, copy_to_layout};
 use rswarm_image::{
     Credentials, Digest, Image, ImageError, ImportConfig, Progress, PullOptions, builder::ImageBuilder,
 };
+use server::{Answer, Repository, Server};
 
 fn load(store: &TestStore, builder: &ImageBuilder) -> Image {
     store.load_bytes(&archive(builder)).unwrap().remove(0)
@@ -206,6 +209,115 @@ async fn a_registry_with_users_lets_in_who_logs_in() {
     for no_host in ["nohost", "a b:1", "UPPER/x"] {
         assert!(store.login(no_host, &user("secret"), &options).await.is_err(), "{no_host}");
     }
+}
+
+/// A token server for `docker-registry`: gives who knows the password what they ask for, in `mine/` alone.
+struct TokenServer {
+    key: rcgen::KeyPair,
+    certificate: rcgen::Certificate,
+}
+
+impl TokenServer {
+    fn new() -> TokenServer {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let certificate =
+            rcgen::CertificateParams::new(vec!["test".to_owned()]).unwrap().self_signed(&key).unwrap();
+        TokenServer { key, certificate }
+    }
+
+    /// The answer to a request for a token, by its path with the query.
+    fn answer(&self, path: &str, authorization: Option<&str>) -> Answer {
+        if authorization != Some("Basic dXNlcjpzZWNyZXQ=") {
+            return Answer::status(401); // user:secret
+        }
+        let url = reqwest::Url::parse(&format!("http://x{path}")).unwrap();
+        let scopes = url.query_pairs().filter(|(key, _)| key == "scope").map(|(_, value)| value.into_owned());
+        let access: Vec<serde_json::Value> = scopes
+            .filter_map(|scope| {
+                let mut parts = scope.splitn(3, ':').map(str::to_owned);
+                let (kind, name, actions) = (parts.next()?, parts.next()?, parts.next()?);
+                let actions: Vec<&str> = actions.split(',').collect();
+                name.starts_with("mine/")
+                    .then(|| serde_json::json!({ "type": kind, "name": name, "actions": actions }))
+            })
+            .collect();
+        Answer::ok(
+            serde_json::json!({ "token": self.token(&access), "expires_in": 300 }).to_string().into_bytes(),
+        )
+    }
+
+    /// Source: Docker registry documentation, "Token Authentication Implementation"; RFC 7515, RFC 7518 section 3.4.
+    fn token(&self, access: &[serde_json::Value]) -> String {
+        use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD, Engine as _};
+        use rcgen::SigningKey as _;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let header = serde_json::json!({
+            "typ": "JWT", "alg": "ES256", "x5c": [BASE64_STANDARD.encode(self.certificate.der())],
+        });
+        let claims = serde_json::json!({
+            "iss": "test", "sub": "user", "aud": "test", "exp": now + 300, "nbf": now - 60, "iat": now, "jti": "1",
+            "access": access,
+        });
+        let part = |value: &serde_json::Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+        let signed = format!("{}.{}", part(&header), part(&claims));
+        // Two integers in DER; the token wants each as 32 plain bytes.
+        let der = self.key.sign(signed.as_bytes()).unwrap();
+        let mut signature = Vec::new();
+        let mut rest = &der[2..];
+        for _ in 0..2 {
+            let (integer, after) = rest[2..].split_at(rest[1] as usize);
+            let plain = &integer[integer.len().saturating_sub(32)..];
+            signature.extend(std::iter::repeat_n(0, 32 - plain.len()).chain(plain.iter().copied()));
+            rest = after;
+        }
+        format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_with_a_token_server_is_given_tokens_for_what_is_done() {
+    let issuer = Arc::new(TokenServer::new());
+    let (asked, log) = (issuer.clone(), Arc::new(Mutex::new(Vec::new())));
+    let paths = log.clone();
+    let tokens = Server::start(Repository::of(&demo("none:1")).with(move |request| {
+        paths.lock().unwrap().push(request.path.clone());
+        asked.answer(&request.path, request.header("authorization"))
+    }));
+    let realm = format!("http://{}/token", tokens.host);
+    let protection = Protection::Token { realm: &realm, certificate: &issuer.certificate.pem() };
+    let Some(registry) = Registry::start(protection) else { return };
+    let store = store();
+    let image = load(&store, &demo("demo:1"));
+    let user = |password: &str| PullOptions {
+        auth: Some(Credentials::Password { username: "user".into(), password: password.into() }),
+        ..PullOptions::default()
+    };
+    for repository in ["mine/one", "mine/two", "theirs/x"] {
+        store.tag("demo:1", &format!("{}/{repository}:1", registry.host)).unwrap();
+    }
+    let name = |repository: &str| format!("{}/{repository}:1", registry.host);
+    store.push(&name("mine/one"), &user("secret")).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    // To mount from one repository into another takes rights in both.
+    let (options, seen) = watched();
+    let options = PullOptions { auth: user("secret").auth, ..options };
+    store.push(&name("mine/two"), &options).await.unwrap();
+    assert_eq!(
+        count(&seen, |event| matches!(event, Progress::Mounted { .. })),
+        3,
+        "{:?}",
+        seen.lock().unwrap()
+    );
+    let pulled = common::store().pull(&name("mine/two"), &user("secret")).await.unwrap();
+    assert_eq!(pulled.id, image.id);
+    for (repository, options) in
+        [("theirs/x", user("secret")), ("mine/one", user("wrong")), ("mine/one", PullOptions::default())]
+    {
+        let error = store.push(&name(repository), &options).await.unwrap_err();
+        assert!(matches!(error, ImageError::Unauthorized { .. }), "{repository}: {error}");
+    }
+    let credentials = user("secret").auth.unwrap();
+    store.login(&registry.host, &credentials, &PullOptions::default()).await.unwrap();
+    assert!(log.lock().unwrap().iter().any(|path| path.contains("offline_token=true")));
 }
 
 #[test]

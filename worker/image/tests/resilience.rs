@@ -255,6 +255,43 @@ async fn tokens_are_shared_renewed_and_exchanged() {
     assert!(matches!(error, ImageError::Unauthorized { .. }) && !chain(&error).contains("old"), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn no_prune_takes_what_a_pull_brings() {
+    if !is_root() {
+        return;
+    }
+    let repository = Repository::of(&demo("demo:1"));
+    let server = Server::start(repository.clone().with(repository.answers()));
+    let store = store();
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (pruned, stopped) = (store.store.clone(), stop.clone());
+    let pruner = std::thread::spawn(move || {
+        let all = rswarm_image::PruneFilter { all: true, ..Default::default() };
+        let mut removed = 0;
+        while !stopped.load(Ordering::SeqCst) {
+            removed += pruned.prune(&all).unwrap().removed.deleted.len();
+        }
+        removed
+    });
+    let name = format!("{}/demo:1", server.host);
+    let mut held = 0;
+    for _ in 0..60 {
+        let image = store
+            .pull(&name, &PullOptions::default())
+            .await
+            .unwrap_or_else(|error| panic!("{}", chain(&error)));
+        // Once held it stays whole; before that it may be gone again, and that is said.
+        if let Ok(_hold) = store.hold(&image.id) {
+            held += 1;
+            let directories = store.rootfs(&image).unwrap();
+            assert_eq!(fs::read_to_string(directories[0].join("etc/new")).unwrap(), "new");
+        }
+    }
+    stop.store(true, Ordering::SeqCst);
+    let removed = pruner.join().unwrap();
+    assert!(held > 0 && removed > 0, "{held} held, {removed} removed");
+}
+
 /// Run by the test below in a process of its own, as the environment is the process'.
 #[tokio::test(flavor = "multi_thread")]
 async fn through_the_proxy_of_the_environment() {

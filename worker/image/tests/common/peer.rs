@@ -14,6 +14,7 @@ use rswarm_image::{Digest, builder::ImageBuilder};
 use crate::common::{archive, file, has, is_root, run};
 
 /// Whom a registry lets in, and how.
+#[derive(Clone, Copy)]
 pub enum Protection<'a> {
     None,
     /// Certificate and key, in PEM.
