@@ -82,11 +82,7 @@ async fn serve(mut paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
     let images = ImageStore::open(&paths.images())?;
     let mut insecure_registries = registries::load(&paths.registries())?;
     insecure_registries.extend(args.insecure_registries);
-    let pull = PullOptions {
-        insecure_registries,
-        mirrors: args.registry_mirrors,
-        ..PullOptions::default()
-    };
+    let pull = PullOptions { insecure_registries, mirrors: args.registry_mirrors, ..PullOptions::default() };
     let control = ControlSwitch::default();
     raise_open_files();
     let node = Node::new(

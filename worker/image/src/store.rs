@@ -5,7 +5,10 @@ use std::{
     fmt,
     fs::{self, File},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use oci_spec::image::ImageConfiguration;
@@ -387,23 +390,28 @@ impl ImageStore {
             let info = self.inner.layers.ensure(&self.inner.blobs, diff_id, blob)?;
             Ok(LayerRecord { diff_id: *diff_id, blob: *blob, unpacked: info.bytes })
         };
-        let mut records = Vec::with_capacity(layers.len());
         if layers.iter().all(|(diff_id, _)| self.inner.layers.is_known(diff_id)) {
             return layers.iter().map(unpack).collect();
         }
-        for batch in layers.chunks(UNPACK_THREADS) {
-            let results: Vec<Result<LayerRecord, ImageError>> = std::thread::scope(|scope| {
-                let threads: Vec<_> = batch.iter().map(|layer| scope.spawn(|| unpack(layer))).collect();
-                threads
-                    .into_iter()
-                    .map(|thread| thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
-                    .collect()
-            });
-            for result in results {
-                records.push(result?);
+        // Each thread takes the next layer, as they differ in size.
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut done = Vec::new();
+            loop {
+                let position = next.fetch_add(1, Ordering::Relaxed);
+                let Some(layer) = layers.get(position) else { return done };
+                done.push((position, unpack(layer)));
             }
-        }
-        Ok(records)
+        };
+        let mut results: Vec<(usize, Result<LayerRecord, ImageError>)> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..layers.len().min(UNPACK_THREADS)).map(|_| scope.spawn(work)).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e))
+            };
+            threads.into_iter().flat_map(join).collect()
+        });
+        results.sort_by_key(|(position, _)| *position);
+        results.into_iter().map(|(_, result)| result).collect()
     }
 
     /// Adds an image whose blobs are all there; tags move here from other images. Durable when it returns.

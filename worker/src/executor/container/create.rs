@@ -17,11 +17,7 @@ use crate::executor::Progress;
 impl ContainerExecutor {
     /// The image `reference` names, pulled if the node lacks it, and what keeps it until the container is known to use
     /// it.
-    pub(super) async fn image(
-        &self,
-        reference: &str,
-        progress: &Progress,
-    ) -> Result<(Image, Hold), Error> {
+    pub(super) async fn image(&self, reference: &str, progress: &Progress) -> Result<(Image, Hold), Error> {
         loop {
             let image = match self.node.config.images.get(reference) {
                 Some(image) => image,
