@@ -81,10 +81,11 @@ fn start_container(context: &Context, container: &Container) -> Result<(), Comma
 /// Runs hooks that follow an operation: each of them, even if one before it failed. Gives the first failure.
 pub(super) fn run_hooks(container: &Container, kind: &'static str, pid: Option<i32>) -> Result<(), Failure> {
     let HookStep { kind, hooks, state } = container.hooks(kind);
-    hooks.into_iter().fold(Ok(()), |result, hook| {
-        let ran = hooks::run(&HookStep { kind, hooks: vec![hook], state: state.clone() }, pid);
-        result.and(ran)
-    })
+    let mut result = Ok(());
+    for hook in hooks {
+        result = result.and(hooks::run(&HookStep { kind, hooks: vec![hook], state: state.clone() }, pid));
+    }
+    result
 }
 
 /// Makes a container up to the point where it waits to be started. Nothing is left of one that could not be made.
