@@ -325,3 +325,144 @@ fn the_shims_cgroup_that_is_pruned_meanwhile_is_made_again() {
     let _ = fs::remove_dir(&parent);
     assert!(failures.is_empty(), "{} of {ROUNDS}: {}", failures.len(), failures[0]);
 }
+
+#[test]
+fn every_kind_of_resource_has_its_files_on_both_versions() {
+    let resources: LinuxResources = serde_json::from_str(
+        r#"{
+            "memory": { "limit": 0, "swap": 0 },
+            "cpu": { "realtimePeriod": 0, "burst": 3000, "idle": 1, "shares": 0 },
+            "blockIO": {
+                "weight": 300,
+                "weightDevice": [{ "major": 8, "minor": 0, "weight": 400 }],
+                "throttleReadBpsDevice": [{ "major": 8, "minor": 0, "rate": 1000 }],
+                "throttleWriteIOPSDevice": [{ "major": 8, "minor": 16, "rate": 0 }]
+            },
+            "hugepageLimits": [{ "pageSize": "2MB", "limit": 4096 }],
+            "rdma": { "mlx5": { "hcaHandles": 3 } },
+            "pids": { "limit": -1 }
+        }"#,
+    )
+    .unwrap();
+    let hierarchy =
+        |name: &str| Hierarchy { controllers: vec![name.to_owned()], mount: format!("/c/{name}").into() };
+    let v1 = ["memory", "cpu", "blkio", "pids"].map(hierarchy).to_vec();
+    // What no v1 hierarchy has may be found on the v2 side of a hybrid host.
+    let unified_controllers = vec!["hugetlb".to_owned(), "rdma".to_owned()];
+    let hybrid = Layout { v1, unified: Some("/c/unified".into()), unified_controllers };
+    let found = plan(&hybrid, "/t", Some(&resources)).unwrap();
+    let expected = [
+        "/c/cpu/t/cpu.cfs_burst_us = 3000",
+        "/c/cpu/t/cpu.idle = 1",
+        "/c/pids/t/pids.max = max",
+        "/c/blkio/t/blkio.bfq.weight = 300",
+        "/c/blkio/t/blkio.bfq.weight_device = 8:0 400",
+        "/c/blkio/t/blkio.throttle.read_bps_device = 8:0 1000",
+        "/c/blkio/t/blkio.throttle.write_iops_device = 8:16 0",
+        "/c/unified/t/hugetlb.2MB.max = 4096",
+        "/c/unified/t/rdma.max = mlx5 hca_handle=3",
+    ];
+    assert_eq!(rendered(&found), expected);
+    assert_eq!(found.controllers, ["hugetlb", "rdma"]);
+
+    let v2 = Layout { unified: Some("/c".into()), ..Default::default() };
+    let found = plan(&v2, "/t", Some(&resources)).unwrap();
+    let expected = [
+        "/c/t/cpu.max.burst = 3000",
+        "/c/t/cpu.idle = 1",
+        "/c/t/pids.max = max",
+        "/c/t/io.bfq.weight = 300",
+        "/c/t/io.bfq.weight = 8:0 400",
+        "/c/t/io.max = 8:0 rbps=1000",
+        "/c/t/io.max = 8:16 wiops=max",
+        "/c/t/hugetlb.2MB.max = 4096",
+        "/c/t/rdma.max = mlx5 hca_handle=3",
+    ];
+    assert_eq!(rendered(&found), expected);
+    assert_eq!(found.controllers, ["cpu", "cpuset", "io", "memory", "pids", "hugetlb", "rdma"]);
+}
+
+#[test]
+fn values_out_of_range_and_given_up_are_refused_by_name() {
+    let v2 = Layout { unified: Some("/c".into()), ..Default::default() };
+    let v1 = Layout::parse(HYBRID);
+    for (layout, json, expected) in [
+        (
+            &v2,
+            r#"{ "memory": { "swappiness": 101 } }"#,
+            "resource `memory.swappiness` has the invalid value `101`: expected 0 to 100",
+        ),
+        (
+            &v2,
+            r#"{ "memory": { "swappiness": 10 } }"#,
+            "resource `memory.swappiness` is not supported: cgroup v2 has no such setting",
+        ),
+        (
+            &v1,
+            r#"{ "memory": { "kernel": 1 } }"#,
+            "resource `memory.kernel` is not supported: kernels have given up this limit",
+        ),
+        (
+            &v2,
+            r#"{ "memory": { "limit": 10, "swap": 5 } }"#,
+            "resource `memory.swap` has the invalid value `5`: expected memory and swap together, so at least the limit",
+        ),
+        (
+            &v2,
+            r#"{ "cpu": { "realtimeRuntime": 5 } }"#,
+            "resource `cpu.realtimeRuntime` is not supported: cgroup v2 has no such setting",
+        ),
+        (
+            &v2,
+            r#"{ "blockIO": { "weight": 5 } }"#,
+            "resource `blockIO.weight` has the invalid value `5`: expected 10 to 1000",
+        ),
+        (
+            &v2,
+            r#"{ "hugepageLimits": [{ "pageSize": "../x", "limit": 1 }] }"#,
+            "resource `hugepageLimits` has the invalid value `../x`: expected a page size such as `2MB`",
+        ),
+        (
+            &v2,
+            r#"{ "unified": { "a/b.c": "1" } }"#,
+            "resource `unified` has the invalid value `a/b.c`: expected the name of a v2 file, such as `memory.high`",
+        ),
+        (
+            &v1,
+            r#"{ "network": { "classID": 1 } }"#,
+            "resource `network.classID` needs the cgroup controller `net_cls`, which this host does not have",
+        ),
+    ] {
+        let resources: LinuxResources = serde_json::from_str(json).unwrap();
+        assert_eq!(plan(layout, "/t", Some(&resources)).unwrap_err().to_string(), expected, "{json}");
+    }
+}
+
+#[test]
+fn values_that_bound_each_other_are_written_in_the_order_that_works() {
+    let host = Layout::detect().unwrap();
+    let memory = host.v1.iter().find(|hierarchy| hierarchy.controllers.iter().any(|name| name == "memory"));
+    let (true, Some(memory)) = (rustix::process::geteuid().is_root(), memory) else {
+        eprintln!("skipped: needs root and a v1 memory controller");
+        return;
+    };
+    struct Remove(PathBuf);
+    impl Drop for Remove {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir(&self.0);
+        }
+    }
+    let name = format!("rswarm-rewrite-{}", std::process::id());
+    let layout = Layout { v1: vec![memory.clone()], ..Default::default() };
+    let directory = Remove(memory.mount.join(&name));
+    fs::create_dir(&directory.0).unwrap();
+    for (limit, total) in [(64, 64), (128, 256), (16, 32)] {
+        let mut resources = LinuxResources::default();
+        let memory = LinuxMemoryBuilder::default().limit(limit << 20).swap(total << 20);
+        resources.set_memory(Some(memory.build().unwrap()));
+        let plan = update(&layout, Cgroup::at(&layout, &format!("/{name}")), Some(&resources)).unwrap();
+        rewrite(&plan.limits).unwrap();
+        let read = |file: &str| read_number(&directory.0.join(file)).unwrap() as i64 >> 20;
+        assert_eq!((read("memory.limit_in_bytes"), read("memory.memsw.limit_in_bytes")), (limit, total));
+    }
+}

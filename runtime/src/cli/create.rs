@@ -83,7 +83,8 @@ pub(super) fn run_hooks(container: &Container, kind: &'static str, pid: Option<i
     let HookStep { kind, hooks, state } = container.hooks(kind);
     let mut result = Ok(());
     for hook in hooks {
-        result = result.and(hooks::run(&HookStep { kind, hooks: vec![hook], state: state.clone() }, pid));
+        let ran = hooks::run(&HookStep { kind, hooks: vec![hook], state: state.clone() }, pid);
+        result = result.and(ran);
     }
     result
 }

@@ -127,7 +127,7 @@ fn fill(directory: &Path, bytes: usize, seed: u64) {
             state ^= state << 17;
             data.extend_from_slice(&state.to_le_bytes());
             data.extend_from_slice(b"some text that repeats");
-            if state % 3 == 0 {
+            if state.is_multiple_of(3) {
                 data.extend_from_slice(&[0; 24]);
             }
         }
