@@ -95,6 +95,9 @@ pub fn default_spec() -> Spec {
         .linux(linux)
         .build()
         .expect("no field is mandatory");
+    // The builders bring a limit of 1024 open files and a host name, neither of which Docker has.
+    spec.set_hostname(None);
+    spec.process_mut().as_mut().expect("set above").set_rlimits(None);
     set_capabilities(&mut spec, &DEFAULT_CAPABILITIES);
     spec
 }
@@ -254,5 +257,17 @@ pub(crate) fn capability_number(capability: Capability) -> u32 {
         Capability::Perfmon => 38,
         Capability::Bpf => 39,
         Capability::CheckpointRestore => 40,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_container_inherits_limits_and_has_no_name() {
+        let spec = default_spec();
+        assert_eq!(spec.hostname(), &None);
+        assert_eq!(spec.process().as_ref().unwrap().rlimits(), &None);
     }
 }
