@@ -13,6 +13,15 @@ use common::{Lab, chain};
 use rswarm_runtime::{CreateRequest, Rootfs};
 use serde_json::{Value, json};
 
+/// Ends the attacker, also when the test fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn edit(request: &mut CreateRequest, change: impl FnOnce(&mut Value)) {
     let mut config = serde_json::to_value(&request.spec).unwrap();
     change(&mut config);
@@ -115,6 +124,7 @@ fn exchanged_mount_target_never_leads_to_the_host() {
                 let _ = rustix::fs::renameat_with(&directory, "dir", &directory, "link", flags);
             }
         });
+        let _stop = Stop(&stop);
         for round in 0..15 {
             let mut request = lab.request(&format!("c{round}"), &["/bin/true"]);
             edit(&mut request, |config| {
@@ -131,7 +141,6 @@ fn exchanged_mount_target_never_leads_to_the_host() {
                 container.delete().unwrap();
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(std::fs::read_dir(&host).unwrap().count(), 0);
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -172,6 +181,47 @@ fn masks_do_not_come_from_the_image() {
     std::fs::remove_file(lab.layer().join("dev/null")).unwrap();
     let (code, text) = lab.run(&CreateRequest { id: "two".to_owned(), ..again(&lab, request) });
     assert_eq!((code, text.as_str()), (0, ""));
+}
+
+/// Masked-path races (CVE-2023-28642 and its like): somebody who shares the root directory exchanges `/proc` for another
+/// directory while it is mounted and masked. Wherever procfs ends up, what must be hidden in it is.
+#[test]
+fn masks_follow_the_mount_they_are_for() {
+    let Some(lab) = Lab::new() else { return };
+    for name in ["timer_list", "keys", "sys"] {
+        std::fs::create_dir_all(lab.layer().join("fake").join(name)).unwrap();
+    }
+    let stop = AtomicBool::new(false);
+    let mut mounted = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let directory = std::fs::File::open(lab.layer()).unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                let flags = rustix::fs::RenameFlags::EXCHANGE;
+                let _ = rustix::fs::renameat_with(&directory, "proc", &directory, "fake", flags);
+            }
+        });
+        let _stop = Stop(&stop);
+        for round in 0..20 {
+            let mut request = lab.request(&format!("c{round}"), &["/bin/true"]);
+            request.rootfs = Rootfs::Directory(lab.layer());
+            let Ok(container) = lab.containers.create(&request) else { continue };
+            let pid = container.pid().unwrap();
+            let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+            container.delete().unwrap();
+            // By mount and not by path: the name of the place changes all the time.
+            let fields: Vec<Vec<&str>> = mounts.lines().map(|line| line.split(' ').collect()).collect();
+            let proc = fields.iter().find(|line| line[3] == "/" && line.contains(&"proc"));
+            let proc = proc.unwrap_or_else(|| panic!("{mounts}"))[0];
+            for hidden in ["timer_list", "keys", "sys", "sysrq-trigger"] {
+                let covers = |line: &&Vec<&str>| line[1] == proc && line[4].ends_with(&format!("/{hidden}"));
+                let exists = Path::new("/proc").join(hidden).exists();
+                assert!(!exists || fields.iter().any(|line| covers(&line)), "{hidden} is open: {mounts}");
+            }
+            mounted += 1;
+        }
+    });
+    assert!(mounted > 0, "no container could be made at all");
 }
 
 /// The request with layers and cgroup of its own.
