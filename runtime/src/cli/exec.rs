@@ -42,7 +42,11 @@ pub(super) fn exec(context: &Context, parsed: &Parsed) -> Result<i32, CommandErr
         namespaces: others,
         cgroup_files: cgroup.v1_task_files(),
         filter: container.filter()?,
-        listener: container.record.seccomp_listener.clone(),
+        listener: container
+            .record
+            .seccomp_listener
+            .clone()
+            .map(|listener| plan::Listener { entered: Some(container.record.init_process_pid), ..listener }),
         personality: container.record.personality,
     };
     let steps = plan::enter(&process, entry, &plan::HostFacts::labels(&process))?;

@@ -140,6 +140,9 @@ pub struct Listener {
     pub annotations: std::collections::BTreeMap<String, String>,
     /// The number of the descriptor that the creator hands over, where it is the one to connect.
     pub given: Option<usize>,
+    /// The first process of the container, where another one enters it.
+    #[serde(default)]
+    pub entered: Option<i32>,
 }
 
 /// A step of the container's first process.

@@ -8,7 +8,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::sources;
 use crate::error::{Failure, Step};
@@ -30,23 +30,7 @@ impl Listener {
             Some(socket) => socket,
             None => sources::connect(&plan.path)?,
         };
-        let mut message = json!({
-            "ociVersion": plan.oci_version,
-            "fds": ["seccompFd"],
-            "pid": host_pid(),
-            "state": {
-                "ociVersion": plan.oci_version,
-                "id": plan.id,
-                "status": "creating",
-                "pid": host_pid(),
-                "bundle": plan.bundle,
-                "annotations": plan.annotations,
-            },
-        });
-        if let Some(metadata) = &plan.metadata {
-            message["metadata"] = metadata.clone().into();
-        }
-        Ok(Self { socket, message: message.to_string().into_bytes() })
+        Ok(Self { socket, message: message(plan, host_pid()).to_string().into_bytes() })
     }
 
     /// Sends description and descriptor, and closes.
@@ -59,9 +43,49 @@ impl Listener {
     }
 }
 
+/// What the agent is told of the process `pid` and of its container, which may be the container's first.
+fn message(plan: &plan::Listener, pid: i32) -> Value {
+    let (status, first) = plan.entered.map_or(("creating", pid), |first| ("running", first));
+    let mut message = json!({
+        "ociVersion": plan.oci_version,
+        "fds": ["seccompFd"],
+        "pid": pid,
+        "state": {
+            "ociVersion": plan.oci_version,
+            "id": plan.id,
+            "status": status,
+            "pid": first,
+            "bundle": plan.bundle,
+            "annotations": plan.annotations,
+        },
+    });
+    if let Some(metadata) = &plan.metadata {
+        message["metadata"] = metadata.clone().into();
+    }
+    message
+}
+
 /// Our pid as the host sees it: its `/proc` says so, whatever pid namespace the reader is in.
 fn host_pid() -> i32 {
     let link = std::fs::read_link("/proc/self").ok();
     let pid = link.as_deref().and_then(|link| link.to_str()?.parse().ok());
     pid.unwrap_or_else(|| std::process::id() as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agent_can_tell_a_process_that_enters_from_the_first() {
+        let first = plan::Listener { id: "one".to_owned(), ..Default::default() };
+        let told = message(&first, 7);
+        assert_eq!((&told["pid"], &told["state"]["pid"]), (&json!(7), &json!(7)));
+        assert_eq!(told["state"]["status"], "creating");
+        assert!(told.get("metadata").is_none());
+        let metadata = Some("x".to_owned());
+        let told = message(&plan::Listener { entered: Some(5), metadata, ..first }, 7);
+        assert_eq!((&told["pid"], &told["state"]["pid"]), (&json!(7), &json!(5)));
+        assert_eq!((&told["state"]["status"], &told["metadata"]), (&json!("running"), &json!("x")));
+    }
 }
