@@ -39,7 +39,7 @@ pub fn enter(process: &Process, container: Entry, host: &HostFacts) -> Result<Ve
     }
     steps.extend(listener.map(Inside::ConnectListener));
     steps.extend(process::labels(process, host)?);
-    steps.push(Inside::EnterNamespaces(namespaces));
+    steps.push(Inside::EnterNamespaces { kinds: namespaces, user: false });
     if process.terminal() == Some(true) {
         steps.push(lifecycle::terminal_of(process, false));
     }

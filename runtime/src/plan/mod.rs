@@ -149,7 +149,11 @@ pub struct Listener {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Inside {
     /// Enter these namespaces (`CLONE_NEW*`) of a running container; its first process is the target descriptor.
-    EnterNamespaces(u64),
+    EnterNamespaces {
+        kinds: u64,
+        /// It is root of the container's user namespace already.
+        user: bool,
+    },
     /// Leave the caller's session keyring for a new one of this name.
     SessionKeyring(String),
     /// Wait for so many descriptors of the creator, and until it has done its part; be root of the user namespace.

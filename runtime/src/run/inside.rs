@@ -87,7 +87,10 @@ impl Process {
 
     fn perform(&mut self, step: &Inside) -> Result<(), Failure> {
         match step {
-            Inside::EnterNamespaces(kinds) => self.enter_namespaces(*kinds),
+            Inside::EnterNamespaces { kinds, user } => {
+                self.user = *user;
+                self.enter_namespaces(*kinds)
+            }
             Inside::SessionKeyring(name) => session_keyring(name),
             Inside::JoinNamespace { kind, path } => join_namespace(*kind, path),
             Inside::AwaitAdmission { descriptors, user, open } => {

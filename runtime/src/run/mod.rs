@@ -148,16 +148,40 @@ pub(crate) fn enter(
     cgroup: Option<BorrowedFd<'_>>,
     given: Given<'_>,
 ) -> Result<i32, Failure> {
-    if own_pids {
-        sys::set_namespace(target, libc::CLONE_NEWPID)
-            .step(|| "enter the container's pid namespace".to_owned())?;
-    }
+    let entered = own_pids && enter_pids(steps, target)?;
+    let entered = entered.then(|| steps.iter().map(without_user).collect::<Vec<_>>());
+    let steps = entered.as_deref().unwrap_or(steps);
     let place = Place { namespaces: 0, birth: None, cgroup };
     let init = spawn(steps, place, given, Some(target))?;
     await_exec(init.channel.as_fd()).inspect_err(|_| {
         let _ = sys::wait_for(init.pid);
     })?;
     Ok(init.pid)
+}
+
+/// Has the processes that are made from now on in the pid namespace of `target`. Whoever has no privileges on the host
+/// has them in the container's user namespace, and goes there first: `true`.
+fn enter_pids(steps: &[Inside], target: BorrowedFd<'_>) -> Result<bool, Failure> {
+    const USER: i32 = libc::CLONE_NEWUSER;
+    let has_user =
+        |step: &Inside| matches!(step, Inside::EnterNamespaces { kinds, .. } if kinds & USER as u64 != 0);
+    let step = || "enter the container's pid namespace".to_owned();
+    match sys::set_namespace(target, libc::CLONE_NEWPID) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) && steps.iter().any(has_user) => {
+            sys::set_namespace(target, libc::CLONE_NEWPID | USER).step(step).map(|()| true)
+        }
+        other => other.step(step).map(|()| false),
+    }
+}
+
+/// A step of a process that is born in the user namespace it would enter.
+fn without_user(step: &Inside) -> Inside {
+    match step {
+        Inside::EnterNamespaces { kinds, .. } => {
+            Inside::EnterNamespaces { kinds: kinds & !(libc::CLONE_NEWUSER as u64), user: true }
+        }
+        other => other.clone(),
+    }
 }
 
 struct Init {
