@@ -18,6 +18,19 @@ const REQUIRED: [&str; 4] = [
     "running_out_of_memory_is_told_from_other_kills",
 ];
 
+/// Tests that an emulated machine cannot be asked for, and why.
+const NOT_HERE: [(&str, &str); 3] = [
+    (
+        "exchanged_mount_target_never_leads_to_the_host",
+        "needs a processor of its own beside the attacker's, who else always wins the race",
+    ),
+    (
+        "hooks::tests::hook_has_its_environment_alone_and_the_state_on_its_input",
+        "needs a shell that exports nothing by itself, not busybox's",
+    ),
+    ("output_of_looking_has_runcs_shape", "needs ps of Debian's procps, not busybox's"),
+];
+
 #[test]
 fn runtime_keeps_its_promises_on_cgroup_v2() {
     if let Err(reason) = can_run() {
@@ -40,11 +53,21 @@ fn runtime_keeps_its_promises_on_cgroup_v2() {
     assert!(mounts.contains(" /sys/fs/cgroup cgroup2 ") && !mounts.contains(" cgroup "), "{mounts}");
 
     let mut results = BTreeMap::new();
-    let mut failures = String::new();
+    let mut failures = Vec::new();
+    let mut args = vec!["--test-threads=2", "--show-output", "--exact"];
+    for (name, reason) in NOT_HERE {
+        eprintln!("in the virtual machine, skipped: `{name}` {reason}");
+        args.extend(["--skip", name]);
+    }
     for test in &tests {
-        let path = inside(test);
-        let output =
-            machine.run(&path, &["--test-threads=2", "--show-output"], PATIENCE).expect("it can be run");
+        let output = match machine.run(&inside(test), &args, PATIENCE) {
+            Ok(output) => output,
+            Err(error) => {
+                eprintln!("{}: {error}", test.name);
+                failures.push(&test.name);
+                continue;
+            }
+        };
         let found = parse(&output.stdout);
         let passed = found.values().filter(|result| **result == TestResult::Passed).count();
         eprintln!("in the virtual machine, {}: {passed} of {} passed", test.name, found.len());
@@ -54,14 +77,12 @@ fn runtime_keeps_its_promises_on_cgroup_v2() {
             }
         }
         if output.code != Some(0) || found.is_empty() {
-            failures.push_str(&format!(
-                "{} ended with {:?}:\n{}{}\n",
-                test.name, output.code, output.stdout, output.stderr
-            ));
+            eprintln!("{} ended with {:?}:\n{}{}", test.name, output.code, output.stdout, output.stderr);
+            failures.push(&test.name);
         }
         results.extend(found);
     }
-    assert!(failures.is_empty(), "{failures}\n{}", machine.console_tail(30));
+    assert!(failures.is_empty(), "{failures:?} failed, see above; the console: {}", machine.console_tail(30));
     for name in REQUIRED {
         assert_eq!(results.get(name), Some(&TestResult::Passed), "`{name}` did not run: {results:#?}");
     }

@@ -171,7 +171,7 @@ fn load_modules() -> Result<(), Failure> {
 }
 
 fn make_files(settings: &Settings) -> Result<(), Failure> {
-    for directory in ["/etc", "/root", "/var/lib", "/var/tmp", "/bin", "/mnt"] {
+    for directory in ["/etc", "/root", "/usr", "/var/lib", "/var/tmp", "/bin", "/mnt"] {
         fs::create_dir_all(directory).map_err(failed("make", directory))?;
     }
     let hosts = format!("127.0.0.1 localhost\n127.0.1.1 {}\n", settings.name);
@@ -190,6 +190,10 @@ fn make_files(settings: &Settings) -> Result<(), Failure> {
         ("/dev/stdout", "/proc/self/fd/1"),
         ("/dev/stderr", "/proc/self/fd/2"),
         ("/etc/mtab", "/proc/self/mounts"),
+        // One place for all programs, by all the names that scripts know it by.
+        ("/sbin", "/bin"),
+        ("/usr/bin", "/bin"),
+        ("/usr/sbin", "/bin"),
     ] {
         symlink(target, path).map_err(failed("make", path))?;
     }
