@@ -182,9 +182,21 @@ pub fn fetch(address: Ipv4Addr, port: u16) -> std::io::Result<String> {
 
 /// A UDP socket that waits at most half a second for an answer.
 pub fn udp(address: Ipv4Addr, port: u16) -> UdpSocket {
-    let socket = UdpSocket::bind((address, port)).unwrap();
+    UdpSocket::bind((address, port)).unwrap()
+}
+
+/// The datagram that must arrive, and its sender. A first one may wait a second for its neighbour to be found.
+pub fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut buffer = [0; 16];
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    let (length, from) = socket.recv_from(&mut buffer).expect("a datagram arrives");
+    (buffer[..length].to_vec(), from)
+}
+
+/// Whether nothing arrives for as long as a datagram between neighbours that know each other may take.
+pub fn stays_silent(socket: &UdpSocket) -> bool {
     socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    socket
+    socket.recv(&mut [0; 16]).is_err()
 }
 
 /// Waits until `ready` says so.
