@@ -122,7 +122,8 @@ fn come_up() -> Result<(), Failure> {
         ("tmpfs", "/tmp", "mode=1777"),
     ] {
         fs::create_dir_all(target).map_err(failed("make", target))?;
-        let flags = MsFlags::MS_NOSUID;
+        // Without flags: bind mounts of tests would have them, too.
+        let flags = MsFlags::empty();
         mount(Some(kind), target, Some(kind), flags, Some(options)).map_err(failed("mount", target))?;
     }
     // Containers hold others' mounts back only if the root is private, which is what the kernel begins with.

@@ -57,6 +57,30 @@ impl Payload {
         self
     }
 
+    /// A program of this machine with the libraries that it is linked with; the guests find it in `/bin`, before an
+    /// applet of the same name. Left out where there is none.
+    ///
+    /// # Errors
+    /// `Spawn` when its libraries cannot be asked for.
+    pub fn host_program(mut self, path: &str, name: &str) -> Result<Self, LabError> {
+        if !Path::new(path).exists() {
+            return Ok(self);
+        }
+        let output = Command::new("ldd").arg(path).stdin(Stdio::null()).output();
+        let output = output.map_err(|source| LabError::Spawn {
+            program: "ldd".into(),
+            host: "this machine".to_owned(),
+            source,
+        })?;
+        for library in libraries(&String::from_utf8_lossy(&output.stdout)) {
+            let entry = Entry::File { from: library.clone(), to: library, mode: 0o755 };
+            if !self.entries.contains(&entry) {
+                self.entries.push(entry);
+            }
+        }
+        Ok(self.file(path, Path::new("/bin").join(name), 0o755))
+    }
+
     /// Where the guests have a file of this machine, if they do.
     pub(super) fn place_of(&self, file: &Path) -> Option<PathBuf> {
         self.entries.iter().find_map(|entry| match entry {
@@ -69,6 +93,12 @@ impl Payload {
         self.entries.push(Entry::Symlink { at: at.into(), target: target.to_owned() });
         self
     }
+}
+
+/// The paths in what `ldd` says: `name => /path (0x…)`, and the loader's own line without an arrow.
+fn libraries(text: &str) -> Vec<PathBuf> {
+    let words = text.lines().flat_map(str::split_whitespace);
+    words.filter(|word| word.starts_with('/')).map(PathBuf::from).collect()
 }
 
 /// Writes the archive that the kernel unpacks. `init` is the guest's program; `scratch` is a directory for files in
@@ -137,4 +167,18 @@ pub fn strip(from: &Path, to: &Path) -> bool {
     command.arg("-o").arg(to).arg(from);
     command.stdin(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_read_from_what_ldd_says() {
+        let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
+                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
+        let expected = ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from);
+        assert_eq!(libraries(text), expected);
+        assert!(libraries("\tnot a dynamic executable\n").is_empty());
+    }
 }
