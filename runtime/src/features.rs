@@ -12,7 +12,7 @@ use crate::plan;
 
 /// The features document. `annotations` are ours to choose; the caller may add its version.
 pub fn features() -> Value {
-    let capabilities: Vec<String> = ALL_CAPABILITIES.iter().map(ToString::to_string).collect();
+    let capabilities: Vec<String> = ALL_CAPABILITIES.iter().map(|name| format!("CAP_{name}")).collect();
     json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.3.0",

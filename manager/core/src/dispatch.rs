@@ -49,6 +49,8 @@ struct Lease {
     /// `None` until the node registers with this leader, and after its session ended.
     session: Option<SessionId>,
     until: Timestamp,
+    /// Where it opened its session from.
+    addr: Option<IpAddr>,
 }
 
 /// What follows from the time that passed.
@@ -72,7 +74,7 @@ impl Sessions {
         let leases = state
             .nodes()
             .filter(|node| node.status.state != NodeState::Down)
-            .map(|node| (node.id, Lease { session: None, until }))
+            .map(|node| (node.id, Lease { session: None, until, addr: None }))
             .collect();
         Self { down_after, leases, suspicious_since: None }
     }
@@ -87,7 +89,7 @@ impl Sessions {
         now: Timestamp,
     ) -> Vec<Write> {
         let until = now.after(self.down_after);
-        self.leases.insert(node, Lease { session: Some(session), until });
+        self.leases.insert(node, Lease { session: Some(session), until, addr });
         let Some(held) = state.node(node) else { return Vec::new() };
         set_state(held, NodeState::Ready, "", addr.or(held.status.addr), now).into_iter().collect()
     }
@@ -137,7 +139,8 @@ impl Sessions {
         let mut tracked = 0;
         for node in state.nodes() {
             let down = node.status.state == NodeState::Down;
-            let grace = Lease { session: None, until: now.after(self.down_after * ELECTION_GRACE) };
+            let until = now.after(self.down_after * ELECTION_GRACE);
+            let grace = Lease { session: None, until, addr: None };
             let lease = match self.leases.get(&node.id) {
                 Some(lease) => *lease,
                 None if down => continue,
@@ -161,7 +164,9 @@ impl Sessions {
             };
             let message =
                 if wanted == NodeState::Unknown { "waiting for it to find the new leader" } else { "" };
-            expiry.writes.extend(set_state(node, wanted, message, node.status.addr, now));
+            // The state may not show yet what the registration wrote.
+            let addr = lease.addr.or(node.status.addr);
+            expiry.writes.extend(set_state(node, wanted, message, addr, now));
         }
         let suspicious = silent.len() >= SUSPICIOUS_SILENCES && silent.len() * 2 > tracked;
         let since = if suspicious { Some(self.suspicious_since.unwrap_or(now)) } else { None };
@@ -359,6 +364,18 @@ mod tests {
         assert_eq!(old, Err(SessionError::Superseded(node_id(1))));
         sessions.close(node_id(1), SessionId(1));
         assert_eq!(sessions.session(node_id(1)), Some(SessionId(50)));
+    }
+
+    #[test]
+    fn a_pass_that_does_not_see_the_registration_yet_keeps_the_address() {
+        let mut f = Fixture::new(1);
+        let mut sessions = Sessions::new(&f.state, f.now);
+        let addr = Some(IpAddr::from([10, 0, 0, 7]));
+        // What it wrote is on its way.
+        sessions.register(&f.state, node_id(1), SessionId(1), addr, f.now);
+        expire(&mut f, &mut sessions);
+        let status = &f.state.node(node_id(1)).unwrap().status;
+        assert_eq!((status.state, status.addr), (NodeState::Ready, addr));
     }
 
     #[test]

@@ -147,10 +147,10 @@ impl Container {
             Phase::Stopped
         } else if self.directory.join(CREATING).exists() {
             Phase::Creating
-        } else if self.directory.join(START).exists() {
-            Phase::Created
         } else if self.record.cgroup.is_frozen() {
             Phase::Paused
+        } else if self.directory.join(START).exists() {
+            Phase::Created
         } else {
             Phase::Running
         }

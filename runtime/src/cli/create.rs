@@ -64,6 +64,7 @@ fn start_container(context: &Context, container: &Container) -> Result<(), Comma
     match container.phase() {
         Phase::Created => {}
         Phase::Stopped => return Err(CommandError::HasStopped { id: id() }),
+        Phase::Paused => return Err(CommandError::Paused { id: id() }),
         phase => return Err(CommandError::AlreadyRunning { id: id(), found: phase.name() }),
     }
     let Some(line) = container::claim_start(&container.directory).on("connect to", &container.directory)?

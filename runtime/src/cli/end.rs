@@ -31,7 +31,9 @@ pub(super) fn kill(context: &Context, parsed: &Parsed) -> Result<(), CommandErro
         let id = container.record.id.clone();
         let not_running = |found: Phase| CommandError::NotRunning { id, found: found.name() };
         let Some(pidfd) = container.pidfd() else { return Err(not_running(Phase::Stopped)) };
-        match sys::pidfd_kill(&pidfd, signal) {
+        // The kernel spares the first process of a namespace what it has no handler for, and one that waits has none.
+        let waits = phase == Phase::Created && signal_ends(signal);
+        match sys::pidfd_kill(&pidfd, if waits { libc::SIGKILL } else { signal }) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
                 return Err(not_running(Phase::Stopped));
             }
@@ -43,6 +45,22 @@ pub(super) fn kill(context: &Context, parsed: &Parsed) -> Result<(), CommandErro
         cgroup.thaw()?;
     }
     Ok(())
+}
+
+/// Whether a process without a handler ends by `signal`, or would. Source: signal(7).
+fn signal_ends(signal: i32) -> bool {
+    const SPARE: [i32; 9] = [
+        0,
+        libc::SIGCHLD,
+        libc::SIGCONT,
+        libc::SIGSTOP,
+        libc::SIGTSTP,
+        libc::SIGTTIN,
+        libc::SIGTTOU,
+        libc::SIGURG,
+        libc::SIGWINCH,
+    ];
+    !SPARE.contains(&signal)
 }
 
 /// `delete`.

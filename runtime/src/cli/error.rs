@@ -27,6 +27,8 @@ pub(super) enum CommandError {
     NotRunning { id: String, found: &'static str },
     #[error("cannot start an already running container: `{id}` is {found}")]
     AlreadyRunning { id: String, found: &'static str },
+    #[error("cannot start a container in the paused state: resume `{id}` first")]
+    Paused { id: String },
     #[error("cannot start a container that has stopped: `{id}`")]
     HasStopped { id: String },
     #[error("cannot delete container {id} that is not stopped: {found}")]

@@ -242,6 +242,8 @@ pub enum Inside {
     RootPropagation(u64),
     ReadonlyRoot,
     Rlimit(Rlimit),
+    /// Make the working directory if it is not there, as a container's first process finds it.
+    MakeDirectory(PathBuf),
     WorkingDirectory(PathBuf),
     StdioOwner {
         uid: u32,
@@ -403,6 +405,7 @@ pub fn create(
         inside.extend(linux.masked_paths().iter().flatten().map(|path| Inside::MaskPath(path.into())));
         inside.push(Inside::PivotRoot);
         inside.extend(propagation.root.map(Inside::RootPropagation));
+        inside.push(Inside::MakeDirectory(process.cwd().clone()));
         if spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true) {
             inside.push(Inside::ReadonlyRoot);
         }

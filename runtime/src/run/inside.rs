@@ -182,6 +182,7 @@ impl Process {
             }
             Inside::ReadonlyRoot => readonly_root(),
             Inside::Rlimit(limit) => rlimit(limit),
+            Inside::MakeDirectory(path) => make_directory(path),
             Inside::WorkingDirectory(path) => working_directory(path),
             Inside::StdioOwner { uid } => stdio_owner(*uid),
             Inside::NoNewPrivileges => {
@@ -436,12 +437,17 @@ fn readonly_root() -> Result<(), Failure> {
     sys::mount_setattr(root.as_fd(), attributes, false).step(step)
 }
 
+fn make_directory(path: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::DirBuilderExt;
+    if path.exists() {
+        return Ok(());
+    }
+    let step = || format!("make the working directory `{}`", path.display());
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path).step(step)
+}
+
 fn working_directory(path: &Path) -> Result<(), Failure> {
     let step = || format!("change to the working directory `{}`", path.display());
-    if !path.exists() {
-        use std::os::unix::fs::DirBuilderExt;
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path).step(step)?;
-    }
     rustix::process::chdir(path).step(step)?;
     // A path through /proc could have led out of the container by way of an open descriptor (CVE-2024-21626).
     if !sys::current_directory().step(step)?.starts_with(b"/") {

@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -28,6 +29,9 @@ pub(super) struct Root {
     /// by then somebody else may have put something in their place (CVE-2023-27561).
     kernel: Vec<(PathBuf, OwnedFd)>,
 }
+
+/// How long a walk is repeated that somebody disturbs by renaming what is on its way.
+const UNDISTURBED_MAX: Duration = Duration::from_secs(5);
 
 /// File systems that show the kernel, and must be where everybody expects them.
 const KERNEL: [&str; 2] = ["proc", "sysfs"];
@@ -271,10 +275,11 @@ fn open_in(
     more: ResolveFlags,
 ) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | more;
+    let end = Instant::now() + UNDISTURBED_MAX;
     loop {
         // AGAIN: something was renamed during the walk, so the kernel could not vouch for the result.
         match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, mode, resolve) {
-            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(Errno::AGAIN | Errno::INTR) if Instant::now() < end => {}
             other => return other,
         }
     }
