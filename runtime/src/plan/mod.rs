@@ -401,11 +401,11 @@ pub fn create(
     }
     inside.extend(process::scheduling(process, Some(linux))?);
     if own_mounts {
+        inside.push(Inside::MakeDirectory(process.cwd().clone()));
         inside.extend(linux.readonly_paths().iter().flatten().map(|path| Inside::ReadonlyPath(path.into())));
         inside.extend(linux.masked_paths().iter().flatten().map(|path| Inside::MaskPath(path.into())));
         inside.push(Inside::PivotRoot);
         inside.extend(propagation.root.map(Inside::RootPropagation));
-        inside.push(Inside::MakeDirectory(process.cwd().clone()));
         if spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true) {
             inside.push(Inside::ReadonlyRoot);
         }

@@ -182,7 +182,7 @@ impl Process {
             }
             Inside::ReadonlyRoot => readonly_root(),
             Inside::Rlimit(limit) => rlimit(limit),
-            Inside::MakeDirectory(path) => make_directory(path),
+            Inside::MakeDirectory(path) => self.root()?.make_directory(path),
             Inside::WorkingDirectory(path) => working_directory(path),
             Inside::StdioOwner { uid } => stdio_owner(*uid),
             Inside::NoNewPrivileges => {
@@ -435,15 +435,6 @@ fn readonly_root() -> Result<(), Failure> {
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step(step)?;
     let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
     sys::mount_setattr(root.as_fd(), attributes, false).step(step)
-}
-
-fn make_directory(path: &Path) -> Result<(), Failure> {
-    use std::os::unix::fs::DirBuilderExt;
-    if path.exists() {
-        return Ok(());
-    }
-    let step = || format!("make the working directory `{}`", path.display());
-    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path).step(step)
 }
 
 fn working_directory(path: &Path) -> Result<(), Failure> {

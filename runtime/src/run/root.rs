@@ -82,6 +82,12 @@ impl Root {
         self.open(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
     }
 
+    /// Makes the working directory if it is not there.
+    pub fn make_directory(&self, path: &Path) -> Result<(), Failure> {
+        let step = || format!("make the working directory `{}`", path.display());
+        self.directory(path).map(drop).step(step)
+    }
+
     /// The file at `path`, made empty if it is missing: something to mount a file on.
     fn file(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
         match self.resolve(path) {
