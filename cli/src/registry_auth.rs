@@ -12,8 +12,8 @@ use rswarm_api::v1;
 
 pub use config::ConfigFile;
 
-/// The registry meant when a name has no host.
-pub const DOCKER_HUB: &str = "docker.io";
+pub use rswarm_image::DEFAULT_REGISTRY as DOCKER_HUB;
+
 /// Under what key its credential is kept, for historical reasons.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 
@@ -43,24 +43,23 @@ pub enum AuthError {
 
 /// The credential for the registry of `reference`, if the user has one. What is wrong with the configuration is told
 /// as a warning, as most images need no credential.
-pub fn of_image(reference: &str) -> anyhow::Result<Option<v1::RegistryAuth>> {
-    let registry = registry_of(reference);
-    match ConfigFile::read().and_then(|config| config.get(registry)) {
-        Ok(auth) => Ok(auth),
+pub fn of_image(reference: &str) -> Option<v1::RegistryAuth> {
+    let registry = registry_of(reference)?;
+    match ConfigFile::read().and_then(|config| config.get(&registry)) {
+        Ok(auth) => auth,
         Err(error) => {
             let error = anyhow::Error::new(error);
             eprintln!("WARNING: going on without a credential for `{registry}`: {error:#}");
-            Ok(None)
+            None
         }
     }
 }
 
-/// `host[:port]` of an image's name. Source: `distribution/reference`, `normalize.go`.
-fn registry_of(reference: &str) -> &str {
-    match reference.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => normal(host),
-        _ => DOCKER_HUB,
-    }
+/// The registry that the daemon will ask for the image: by its own rules, so that no other gets the credential. `None`
+/// for what is no reference, which the daemon refuses.
+fn registry_of(reference: &str) -> Option<String> {
+    let reference: rswarm_image::Reference = reference.parse().ok()?;
+    Some(normal(reference.registry()).to_owned())
 }
 
 /// A registry as the user wrote it, or as a configuration has it, as `host[:port]`.
@@ -90,10 +89,12 @@ mod tests {
             ("index.docker.io/library/nginx", "docker.io"),
             ("localhost/x", "localhost"),
             ("127.0.0.1:5000/x/y:1", "127.0.0.1:5000"),
-            ("ghcr.io/x@sha256:00", "ghcr.io"),
+            ("MYHOST/x", "MYHOST"),
+            ("ghcr.io/x:1", "ghcr.io"),
         ] {
-            assert_eq!(registry_of(name), registry, "{name}");
+            assert_eq!(registry_of(name).as_deref(), Some(registry), "{name}");
         }
+        assert_eq!(registry_of("no reference"), None);
         for (written, registry) in [
             ("https://index.docker.io/v1/", "docker.io"),
             ("http://r:5000/", "r:5000"),

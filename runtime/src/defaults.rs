@@ -169,7 +169,7 @@ fn device_rules() -> Vec<LinuxDeviceCgroup> {
 }
 
 /// Every capability, by its number.
-pub(crate) const ALL_CAPABILITIES: [Capability; 41] = [
+pub const ALL_CAPABILITIES: [Capability; 41] = [
     Capability::Chown,
     Capability::DacOverride,
     Capability::DacReadSearch,

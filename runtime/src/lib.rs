@@ -29,7 +29,7 @@ mod sys;
 pub use cgroup::Stats;
 pub use cli::{PROGRAM as RUNC_PROGRAM, runc_main};
 pub use containers::{Container, Containers, ShimCommand};
-pub use defaults::{DEFAULT_CAPABILITIES, default_spec, set_capabilities};
+pub use defaults::{ALL_CAPABILITIES, DEFAULT_CAPABILITIES, default_spec, set_capabilities};
 pub use error::{Cause, Failure, RuntimeError};
 pub use features::features;
 pub use oci_spec::runtime as oci;

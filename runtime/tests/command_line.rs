@@ -320,6 +320,46 @@ fn a_create_that_fails_leaves_nothing_and_says_why() {
     }
 }
 
+/// While hooks run, the first process still sees the host's root.
+#[test]
+fn nothing_is_run_in_a_container_that_is_being_created() {
+    let Some(lab) = Lab::new() else { return };
+    let ours = Runtime::ours(&lab);
+    let mut bundle = Bundle::new(&lab, "early", "sleep 1000");
+    let answer = lab.directory.path().join("answer");
+    let command = ours.command(&["exec", "x", "true"]);
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words.map(|word| word.to_str().unwrap()).collect();
+    let script = format!("{}; echo $? > {}", words.join(" "), answer.display());
+    let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "timeout": 20, "env": ["PATH=/bin:/usr/bin"] });
+    bundle.config["hooks"] = json!({ "createRuntime": [hook] });
+    bundle.write();
+    ours.done(&["create", "--bundle", bundle.path(), "x"]);
+    assert_eq!(std::fs::read_to_string(&answer).unwrap(), "255\n");
+    ours.done(&["delete", "--force", "x"]);
+}
+
+/// The directory may be one that others write to.
+#[test]
+fn the_pid_file_is_not_written_through_a_prepared_link() {
+    let Some(lab) = Lab::new() else { return };
+    let ours = Runtime::ours(&lab);
+    let bundle = Bundle::new(&lab, "pid", "sleep 1000");
+    bundle.write();
+    let place = lab.directory.path().join("place");
+    std::fs::create_dir(&place).unwrap();
+    let victim = place.join("victim");
+    std::fs::write(&victim, "kept").unwrap();
+    std::os::unix::fs::symlink(&victim, place.join(".pid")).unwrap();
+    std::os::unix::fs::symlink(&victim, place.join("pid")).unwrap();
+    let path = place.join("pid");
+    ours.done(&["create", "--bundle", bundle.path(), "--pid-file", path.to_str().unwrap(), "x"]);
+    assert_eq!(std::fs::read_to_string(&victim).unwrap(), "kept");
+    let pid: i64 = std::fs::read_to_string(&path).unwrap().parse().unwrap();
+    assert_eq!(ours.state("x")["pid"], pid);
+    ours.done(&["delete", "--force", "x"]);
+}
+
 #[test]
 fn hooks_run_in_their_place_with_the_state_on_their_input() {
     let Some(lab) = Lab::new() else { return };

@@ -107,6 +107,9 @@ pub fn forget(paths: &Paths) -> anyhow::Result<()> {
     IdentityDir::new(paths.identity()).clear()?;
     remove(&paths.settings(), |path| std::fs::remove_file(path))?;
     remove(&paths.manager(), |path| std::fs::remove_dir_all(path))?;
+    // The word goes only when nothing of what it is about can come back.
+    sync_parent(&paths.settings())
+        .with_context(|| format!("cannot write `{}`", paths.data_root.display()))?;
     end(paths)
 }
 

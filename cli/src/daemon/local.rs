@@ -38,16 +38,19 @@ impl v1::local_server::Local for LocalService {
     }
 
     async fn init(&self, request: Request<v1::InitRequest>) -> Result<Response<v1::InitResponse>, Status> {
-        self.node.init(request.into_inner()).await.map(Response::new).map_err(|error| refused(&error))
+        let node = self.node.clone();
+        to_the_end(async move { node.init(request.into_inner()).await }).await
     }
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
-        self.node.join(request.into_inner()).await.map(Response::new).map_err(|error| refused(&error))
+        let node = self.node.clone();
+        to_the_end(async move { node.join(request.into_inner()).await }).await
     }
 
     async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
-        self.node.leave(request.into_inner().force).await.map_err(|error| refused(&error))?;
-        Ok(Response::new(v1::LeaveResponse {}))
+        let node = self.node.clone();
+        to_the_end(async move { node.leave(request.into_inner().force).await.map(|()| v1::LeaveResponse {}) })
+            .await
     }
 
     async fn list_images(
@@ -181,6 +184,16 @@ impl v1::local_server::Local for LocalService {
         let checked = self.images.login(&registry, &credentials, &self.pull).await;
         let identity_token = checked.map_err(|error| image_error(&error))?.unwrap_or_default();
         Ok(Response::new(v1::CheckLoginResponse { identity_token }))
+    }
+}
+
+/// A change of membership goes on when the one who asked for it has gone: half of it is worth nothing.
+async fn to_the_end<T: Send + 'static>(
+    change: impl Future<Output = anyhow::Result<T>> + Send + 'static,
+) -> Result<Response<T>, Status> {
+    match tokio::spawn(change).await {
+        Ok(result) => result.map(Response::new).map_err(|error| refused(&error)),
+        Err(_) => Err(Status::unavailable("the daemon is stopping")),
     }
 }
 

@@ -111,6 +111,10 @@ pub async fn save(client: &Client, output: Option<PathBuf>, images: Vec<String>)
         }
         return out.flush().context("cannot write to standard output");
     };
+    if path.metadata().is_ok_and(|place| !place.is_file()) {
+        // A device or a pipe takes what comes.
+        return write_file(client, &path, &mut chunks).await;
+    }
     // Beside its final place, so that half an archive is never taken for a whole one.
     let unfinished = path.with_file_name(format!(
         ".{}.{}",

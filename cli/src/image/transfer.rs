@@ -19,7 +19,7 @@ const BAR: usize = 30;
 
 pub async fn pull(client: &Client, reference: String, platform: String, quiet: bool) -> anyhow::Result<()> {
     use v1::pull_image_response::Step;
-    let auth = registry_auth::of_image(&reference)?;
+    let auth = registry_auth::of_image(&reference);
     let request = v1::PullImageRequest { reference, platform, auth };
     let mut steps = call!(client, local.pull_image(request))?;
     let mut board = Board::new(quiet);
@@ -41,7 +41,7 @@ pub async fn pull(client: &Client, reference: String, platform: String, quiet: b
 
 pub async fn push(client: &Client, reference: String, quiet: bool) -> anyhow::Result<()> {
     use v1::push_image_response::Step;
-    let auth = registry_auth::of_image(&reference)?;
+    let auth = registry_auth::of_image(&reference);
     let mut steps = call!(client, local.push_image(v1::PushImageRequest { reference, auth }))?;
     let mut board = Board::new(quiet);
     while let Some(message) = steps.message().await.map_err(|status| client.error(&status))? {

@@ -119,7 +119,13 @@ impl IdentityDir {
 
     /// Forgets the identity, the key first. Does nothing if there is none.
     pub fn clear(&self) -> Result<(), DirError> {
-        [KEY, NEXT_KEY, CERTIFICATE, ROOT].iter().try_for_each(|name| remove(&self.path.join(name)))
+        [KEY, NEXT_KEY, CERTIFICATE, ROOT].iter().try_for_each(|name| remove(&self.path.join(name)))?;
+        match fs::File::open(&self.path).and_then(|directory| directory.sync_all()) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(DirError::Write { path: self.path.clone(), source })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Neither root nor certificate, or only one of them: a host outside any cluster, or a damaged directory.

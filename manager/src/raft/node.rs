@@ -550,6 +550,8 @@ impl RaftNode {
     pub async fn shutdown(&self) {
         self.inner.config.slot.set(None);
         self.inner.cancelled.cancel();
+        // The core may be waiting for a vote to be written that waits for room.
+        self.inner.log.stop_waiting();
         if let Err(error) = self.inner.raft.shutdown().await {
             tracing::warn!("the raft member did not stop in order: {error}");
         }

@@ -153,7 +153,7 @@ impl Cgroup {
     /// # Errors
     /// Names the directory.
     pub fn unified(&self) -> Result<Option<OwnedFd>, Failure> {
-        let Some(member) = self.members.iter().find(|member| member.is_unified()) else { return Ok(None) };
+        let Some(member) = self.unified_member() else { return Ok(None) };
         fs::File::open(&member.directory)
             .step(|| format!("open cgroup `{}`", member.directory.display()))
             .map(|file| Some(file.into()))
@@ -167,7 +167,7 @@ impl Cgroup {
     /// The same, except to the process `done`, which has had it already.
     pub fn signal_others(&self, signal: i32, done: i32) -> io::Result<()> {
         if signal == libc::SIGKILL
-            && let Some(member) = self.members.iter().find(|member| member.is_unified())
+            && let Some(member) = self.unified_member()
             && fs::write(member.directory.join("cgroup.kill"), "1").is_ok()
         {
             return Ok(());

@@ -136,6 +136,8 @@ fn take_signals(pid: i32, signals: &OwnedFd, terminal: Option<&Terminal>) -> Opt
             }
             (libc::SIGWINCH, Some(terminal)) => terminal.copy_size(),
             (libc::SIGPIPE | libc::SIGURG, _) => {}
+            // Once it has been waited for, its number may be another's.
+            _ if code.is_some() => {}
             _ => {
                 // If it has just ended, that is the next thing we hear.
                 let _ = sys::kill(pid, signal);

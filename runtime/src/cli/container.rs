@@ -149,11 +149,16 @@ impl Container {
             Phase::Creating
         } else if self.record.cgroup.is_frozen() {
             Phase::Paused
-        } else if self.directory.join(START).exists() {
+        } else if self.is_waiting() {
             Phase::Created
         } else {
             Phase::Running
         }
+    }
+
+    /// Whether the first process has not been started yet.
+    pub fn is_waiting(&self) -> bool {
+        self.directory.join(START).exists()
     }
 
     /// Whether the first process exists and has not ended. Its number alone does not tell: numbers come round again.

@@ -25,8 +25,6 @@ pub(super) fn resume(context: &Context, parsed: &Parsed) -> Result<(), CommandEr
     let container = context.load(parsed)?;
     match container.phase() {
         Phase::Paused => Ok(container.record.cgroup.thaw()?),
-        // Created and paused: it is frozen all the same.
-        Phase::Created if container.record.cgroup.is_frozen() => Ok(container.record.cgroup.thaw()?),
         phase => Err(CommandError::NotPaused { id: container.record.id, found: phase.name() }),
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -327,9 +327,7 @@ fn namespace_paths(pid: i32) -> BTreeMap<String, PathBuf> {
 /// Sources of bind mounts may be relative to the bundle. Source: OCI runtime-spec, "Mounts".
 fn absolute_sources(spec: &mut Spec, bundle: &Path) {
     for mount in spec.mounts_mut().iter_mut().flatten() {
-        let bind = |option: &String| option == "bind" || option == "rbind";
-        let is_bind = mount.typ().as_deref() == Some("bind") || mount.options().iter().flatten().any(bind);
-        if let Some(source) = mount.source().as_ref().filter(|_| is_bind) {
+        if let Some(source) = mount.source().as_ref().filter(|_| plan::is_bind(mount)) {
             let source = bundle.join(source);
             mount.set_source(Some(source));
         }
@@ -375,8 +373,10 @@ pub(super) fn absolute(path: impl AsRef<Path>) -> Result<PathBuf, CommandError> 
 /// Readers wait for the file to appear, so it appears with its content.
 pub(super) fn write_pid_file(path: &Path, pid: i32) -> Result<(), CommandError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}"));
-    fs::write(&temporary, pid.to_string())
+    let temporary = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    // Others may write to the directory: what they put there is neither written through nor removed.
+    let mut file = fs::File::create_new(&temporary).on("write the pid to", path)?;
+    file.write_all(pid.to_string().as_bytes())
         .and_then(|()| fs::rename(&temporary, path))
         .inspect_err(|_| drop(fs::remove_file(&temporary)))
         .on("write the pid to", path)

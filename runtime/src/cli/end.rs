@@ -32,7 +32,7 @@ pub(super) fn kill(context: &Context, parsed: &Parsed) -> Result<(), CommandErro
         let not_running = |found: Phase| CommandError::NotRunning { id, found: found.name() };
         let Some(pidfd) = container.pidfd() else { return Err(not_running(Phase::Stopped)) };
         // The kernel spares the first process of a namespace what it has no handler for, and one that waits has none.
-        let waits = phase == Phase::Created && signal_ends(signal);
+        let waits = container.is_waiting() && signal_ends(signal);
         match sys::pidfd_kill(&pidfd, if waits { libc::SIGKILL } else { signal }) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
                 return Err(not_running(Phase::Stopped));

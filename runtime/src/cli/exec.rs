@@ -25,7 +25,9 @@ pub(super) fn exec(context: &Context, parsed: &Parsed) -> Result<i32, CommandErr
     match container.phase() {
         Phase::Stopped => return Err(CommandError::ExecStopped { id: id() }),
         Phase::Paused if !parsed.is_on("ignore-paused") => return Err(CommandError::ExecPaused { id: id() }),
-        _ => {}
+        // Its root may still be the host's.
+        phase @ Phase::Creating => return Err(CommandError::NotRunning { id: id(), found: phase.name() }),
+        Phase::Created | Phase::Running | Phase::Paused => {}
     }
     let preserved = check_preserved(parsed)?;
     let pid_file = parsed.value("pid-file").map(absolute).transpose()?;

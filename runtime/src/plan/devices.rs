@@ -2,10 +2,11 @@
 //!
 //! Source: OCI runtime-spec, "Devices" and "Default Devices", "Dev symbolic links".
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxDeviceType, Mount};
 
+use super::mounts::{is_bind, target};
 use super::{Device, Inside, PlanError};
 
 /// The device nodes every container has. Source: OCI runtime-spec, "Default Devices".
@@ -22,10 +23,7 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 
 pub(super) fn devices(linux: &Linux, mounts: &[Mount], inside: &mut Vec<Inside>) -> Result<(), PlanError> {
     // A /dev of the host has its nodes, and must not get ours.
-    let host_dev = mounts.iter().any(|mount| {
-        let bind = |option: &String| option == "bind" || option == "rbind";
-        mount.destination().as_path() == "/dev" && mount.options().iter().flatten().any(bind)
-    });
+    let host_dev = mounts.iter().any(|mount| target(mount) == Path::new("/dev") && is_bind(mount));
     if !host_dev {
         inside.extend(DEFAULT_DEVICES.iter().map(|(name, major, minor)| {
             let path = PathBuf::from(format!("/dev/{name}"));
@@ -36,7 +34,7 @@ pub(super) fn devices(linux: &Linux, mounts: &[Mount], inside: &mut Vec<Inside>)
     }
     for device in linux.devices().iter().flatten() {
         // A privileged container is given all of the host's nodes; this one is the link into its own devpts.
-        if device.path().as_path() == std::path::Path::new("/dev/ptmx") {
+        if device.path().as_path() == Path::new("/dev/ptmx") {
             continue;
         }
         let kind = match device.typ() {

@@ -36,6 +36,7 @@ use namespaces::Namespaces;
 pub use exec::{Entry, enter};
 pub use lifecycle::{Callers, HookStep, Shape, complete, refuse_callers_parts};
 pub(crate) use lifecycle::{annotations, hooks_of};
+pub(crate) use mounts::is_bind;
 pub(crate) use mounts::known_options;
 pub use mounts::{IdSource, MountIds, MountKind, MountPlan};
 pub use namespaces::{Birth, IdMap, IdMaps, host_id, map_text, name as namespace_name};

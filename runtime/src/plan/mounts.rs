@@ -189,6 +189,17 @@ impl Options {
     }
 }
 
+/// Where a mount goes. A relative destination is allowed for old configurations.
+pub(super) fn target(mount: &Mount) -> PathBuf {
+    Path::new("/").join(mount.destination())
+}
+
+/// Whether a mount shows something of the host. Source: OCI runtime-spec, "Mounts".
+pub(crate) fn is_bind(mount: &Mount) -> bool {
+    let bind = |option: &String| option == "bind" || option == "rbind";
+    mount.typ().as_deref() == Some("bind") || mount.options().iter().flatten().any(bind)
+}
+
 impl MountPlan {
     pub(super) fn of(mount: &Mount, cgroup: &Cgroup, namespaces: &Namespaces) -> Result<Self, PlanError> {
         let given = mount.destination();
@@ -200,8 +211,7 @@ impl MountPlan {
         if given.as_os_str().is_empty() {
             return Err(invalid("expected a destination"));
         }
-        // A relative one is allowed for old configurations, and means this.
-        let target = Path::new("/").join(given);
+        let target = target(mount);
         let has_zero = |path: &Path| path.as_os_str().as_encoded_bytes().contains(&0);
         if has_zero(&target) || mount.source().as_deref().is_some_and(has_zero) {
             return Err(invalid("a path contains a zero byte"));

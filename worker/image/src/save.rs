@@ -20,6 +20,7 @@ use crate::{
     error::ImageError,
     manifest::{self, Descriptor, Document, OCI_INDEX},
     reference::Reference,
+    store::familiar,
     store::{Image, ImageStore},
 };
 
@@ -117,8 +118,4 @@ fn descriptors(descriptor: &Descriptor, tags: &BTreeSet<String>) -> Vec<Descript
         Descriptor { annotations: Some(annotations.into()), ..descriptor.clone() }
     };
     tags.iter().map(named).collect()
-}
-
-fn familiar(full: &str) -> String {
-    full.parse::<Reference>().map_or_else(|_| full.to_owned(), |reference| reference.familiar())
 }

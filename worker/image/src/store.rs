@@ -613,7 +613,7 @@ fn image(id: Digest, record: &Record, config: &[u8]) -> Result<Image, ImageError
     })
 }
 
-fn familiar(full: &str) -> String {
+pub(crate) fn familiar(full: &str) -> String {
     full.parse::<Reference>().map_or_else(|_| full.to_owned(), |reference| reference.familiar())
 }
 

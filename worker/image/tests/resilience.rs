@@ -255,6 +255,41 @@ async fn tokens_are_shared_renewed_and_exchanged() {
     assert!(matches!(error, ImageError::Unauthorized { .. }) && !chain(&error).contains("old"), "{error}");
 }
 
+/// Registries send layers elsewhere; who serves them there has no claim on the user's password.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_the_registry_sends_us_to_learns_no_password() {
+    if !is_root() {
+        return;
+    }
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let log = heard.clone();
+    let foreign = Server::start(Repository::of(&demo("none:1")).with(move |request| {
+        log.lock().unwrap().push((request.path.clone(), request.header("authorization").map(str::to_owned)));
+        let host = request.header("host").unwrap_or_default();
+        let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"s\"");
+        Answer::status(401).with_header("WWW-Authenticate", &challenge)
+    }));
+    let repository = Repository::of(&demo("demo:1"));
+    let (inner, elsewhere) = (repository.clone().answers(), foreign.host.clone());
+    let server = Server::start(repository.with(move |request| {
+        if request.path.contains("/blobs/") {
+            let place = format!("http://{elsewhere}{}", request.path);
+            return Answer::status(307).with_header("Location", &place);
+        }
+        inner(request)
+    }));
+    let password = Credentials::Password { username: "user".into(), password: "secret".into() };
+    let options = PullOptions { auth: Some(password), ..PullOptions::default() };
+    let error = store().pull(&format!("{}/demo:1", server.host), &options).await.unwrap_err();
+    assert!(matches!(error, ImageError::Unauthorized { .. }), "{}", chain(&error));
+    let heard = heard.lock().unwrap();
+    assert!(!heard.is_empty(), "we were sent there");
+    let told = |(path, authorization): &(String, Option<String>)| {
+        path.starts_with("/token") || authorization.is_some()
+    };
+    assert!(!heard.iter().any(told), "{heard:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_prune_takes_what_a_pull_brings() {
     if !is_root() {

@@ -258,10 +258,14 @@ impl LogStore {
         self.shared.full().clone()
     }
 
-    /// Waits until all that was queued is on disk, then releases the files. What there is no room for is dropped; nobody
-    /// was told that it is written. Later calls fail.
-    pub async fn close(&self) {
+    /// From now on what there is no room for is dropped instead of waiting for it; nobody is told that it is written.
+    pub fn stop_waiting(&self) {
         self.shared.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until all that was queued is on disk, if there is room, then releases the files. Later calls fail.
+    pub async fn close(&self) {
+        self.stop_waiting();
         let (done, closed) = oneshot::channel();
         if self.queue.send(Op::Close { done }).is_ok() {
             let _ = closed.await;

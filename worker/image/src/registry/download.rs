@@ -188,13 +188,18 @@ impl Session<'_> {
         what: &str,
         is_manifest: bool,
     ) -> Result<(Vec<u8>, Option<Digest>), ImageError> {
-        let mut response = self.get(path, is_manifest, 0).await?;
+        let response = self.get(path, is_manifest, 0).await?;
         let announced = announced_digest(&response);
+        Ok((self.small_body(response, what).await?, announced.filter(|_| is_manifest)))
+    }
+
+    /// The body of an answer that is small by its nature.
+    pub(super) async fn small_body(&self, mut response: Response, what: &str) -> Result<Vec<u8>, ImageError> {
         let mut bytes = Vec::new();
         loop {
             let chunk =
                 response.chunk().await.map_err(|e| self.interrupted(format!("sending {what}"), Some(e)))?;
-            let Some(chunk) = chunk else { return Ok((bytes, announced.filter(|_| is_manifest))) };
+            let Some(chunk) = chunk else { return Ok(bytes) };
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 > MAX_DOCUMENT {
                 return Err(ImageError::TooLarge { what: what.to_owned(), limit: MAX_DOCUMENT });

@@ -141,7 +141,8 @@ impl<'a> Session<'a> {
     ) -> Result<Response, ImageError> {
         let used = self.current().await;
         let first = self.send_with(&request, used.as_ref()).await?;
-        if first.status() != StatusCode::UNAUTHORIZED {
+        // Nobody but the registry may ask who the user is.
+        if first.status() != StatusCode::UNAUTHORIZED || !self.is_ours(first.url()) {
             return Ok(first);
         }
         let token = self.authenticate(&first, used.as_ref()).await?;
@@ -156,11 +157,14 @@ impl<'a> Session<'a> {
         let (client, request) = request(&self.client)?.build_split();
         let mut request = request.map_err(|e| self.unreachable(e))?;
         // Registries may send uploads elsewhere, with the right to write in the address: no one there needs ours.
-        let is_ours = Url::parse(&self.base).is_ok_and(|base| base.origin() == request.url().origin());
-        if let Some(authorization) = authorization.filter(|_| is_ours) {
+        if let Some(authorization) = authorization.filter(|_| self.is_ours(request.url())) {
             request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
         }
         client.execute(request).await.map_err(|e| self.unreachable(e))
+    }
+
+    fn is_ours(&self, url: &Url) -> bool {
+        Url::parse(&self.base).is_ok_and(|base| base.origin() == url.origin())
     }
 
     /// The authorization found so far, unless it is about to expire.

@@ -19,6 +19,8 @@ use crate::error::ImageError;
 const CLIENT_ID: &str = "rswarm";
 /// A token is given up this long before it expires, for clocks and for the request that carries it.
 const MARGIN: Duration = Duration::from_secs(10);
+/// A token server answers at once or is not worth waiting for.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What to send as `Authorization`.
 pub(super) struct Token {
@@ -140,7 +142,7 @@ async fn fetch(
             _ => request,
         }
     };
-    let response = request.send().await.map_err(|e| session.unreachable(e))?;
+    let response = request.timeout(TIMEOUT).send().await.map_err(|e| session.unreachable(e))?;
     let status = response.status();
     if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST) {
         return Err(session.unauthorized(&detail(response).await));
@@ -148,12 +150,14 @@ async fn fetch(
     if !status.is_success() {
         return Err(session.refusal(response).await);
     }
-    let bytes = response.bytes().await.map_err(|e| session.unreachable(e))?;
+    let bytes = session.small_body(response, "the answer of the token server").await?;
     let answer: Option<Answer> = serde_json::from_slice(&bytes).ok();
     let (token, answer) = answer
         .and_then(|mut answer| Some((answer.token.take().or(answer.access_token.take())?, answer)))
         .ok_or_else(|| session.unauthorized("its token server sent no token"))?;
-    let expires =
-        answer.expires_in.map(|seconds| Instant::now() + Duration::from_secs(seconds).saturating_sub(MARGIN));
+    let expires = answer.expires_in.and_then(|seconds| {
+        // One that lasts beyond what a clock can say lasts for ever.
+        Instant::now().checked_add(Duration::from_secs(seconds).saturating_sub(MARGIN))
+    });
     header(session, &format!("Bearer {token}"), expires, answer.refresh_token)
 }

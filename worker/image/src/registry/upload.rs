@@ -267,7 +267,7 @@ fn location(response: &Response) -> Option<Url> {
 fn received(response: &Response) -> Option<u64> {
     let value = response.headers().get(header::RANGE)?.to_str().ok()?;
     let last: u64 = value.trim_start_matches("bytes=").split_once('-')?.1.parse().ok()?;
-    Some(if last == 0 { 0 } else { last + 1 })
+    if last == 0 { Some(0) } else { last.checked_add(1) }
 }
 
 fn timeout(bytes: u64) -> Duration {

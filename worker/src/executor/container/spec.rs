@@ -11,7 +11,7 @@ use oci_spec::runtime::{
     Capability, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceType, LinuxPidsBuilder, Mount,
     MountBuilder, PosixRlimitBuilder, PosixRlimitType, Spec, UserBuilder,
 };
-use rswarm_runtime::{DEFAULT_CAPABILITIES, default_spec, set_capabilities};
+use rswarm_runtime::{ALL_CAPABILITIES, DEFAULT_CAPABILITIES, default_spec, set_capabilities};
 use rswarm_types::task::{MountKind, Ulimit};
 use rswarm_types::{NetworkDriver, Task, kernel};
 
@@ -315,50 +315,6 @@ fn capabilities(add: &[String], drop: &[String]) -> Result<Vec<Capability>, Spec
     }
     Ok(set)
 }
-
-const ALL_CAPABILITIES: [Capability; 41] = [
-    Capability::Chown,
-    Capability::DacOverride,
-    Capability::DacReadSearch,
-    Capability::Fowner,
-    Capability::Fsetid,
-    Capability::Kill,
-    Capability::Setgid,
-    Capability::Setuid,
-    Capability::Setpcap,
-    Capability::LinuxImmutable,
-    Capability::NetBindService,
-    Capability::NetBroadcast,
-    Capability::NetAdmin,
-    Capability::NetRaw,
-    Capability::IpcLock,
-    Capability::IpcOwner,
-    Capability::SysModule,
-    Capability::SysRawio,
-    Capability::SysChroot,
-    Capability::SysPtrace,
-    Capability::SysPacct,
-    Capability::SysAdmin,
-    Capability::SysBoot,
-    Capability::SysNice,
-    Capability::SysResource,
-    Capability::SysTime,
-    Capability::SysTtyConfig,
-    Capability::Mknod,
-    Capability::Lease,
-    Capability::AuditWrite,
-    Capability::AuditControl,
-    Capability::Setfcap,
-    Capability::MacOverride,
-    Capability::MacAdmin,
-    Capability::Syslog,
-    Capability::WakeAlarm,
-    Capability::BlockSuspend,
-    Capability::AuditRead,
-    Capability::Perfmon,
-    Capability::Bpf,
-    Capability::CheckpointRestore,
-];
 
 fn rlimit(ulimit: &Ulimit) -> Result<oci_spec::runtime::PosixRlimit, SpecError> {
     let Ulimit { name, soft, hard } = ulimit;
