@@ -107,8 +107,9 @@ fn make(
         return Err(CommandError::Exists { id: id.to_owned() });
     }
     let config = Config::read(context, id, &bundle)?;
+    // Reading and planning are most of the program, and what is done with need not stay.
+    sys::forget_program();
     let plan = config.plan(parsed)?;
-    // Reading and planning is half of the program, and done with.
     sys::forget_program();
     let console = Console::open(config.has_terminal(), parsed.value("console-socket"), foreground)?;
 
