@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use rswarm_api::v1;
-use rswarm_image::{ImageStore, ImportConfig, LoadOptions, PullOptions};
+use rswarm_image::{ImageStore, ImportConfig, LoadOptions, Loaded, PullOptions};
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -90,7 +90,11 @@ impl v1::local_server::Local for LocalService {
         let archive = Archive::receive(request.into_inner(), |message| Some(message.chunk));
         let images = self.images.clone();
         let loaded = blocking(move || images.load(archive, &LoadOptions::default())).await?;
-        Ok(Response::new(v1::LoadImageResponse { images: loaded.iter().map(wire).collect() }))
+        let images = loaded.into_iter().map(|Loaded { image, names }| v1::load_image_response::Loaded {
+            image: Some(wire(&image)),
+            names,
+        });
+        Ok(Response::new(v1::LoadImageResponse { images: images.collect() }))
     }
 
     async fn import_image(

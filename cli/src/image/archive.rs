@@ -9,7 +9,7 @@ use tokio::io::AsyncReadExt as _;
 
 use super::ImportArgs;
 use crate::client::{Client, call};
-use crate::task::familiar_image;
+use crate::output;
 
 /// Bytes sent at a time.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -23,15 +23,19 @@ pub async fn load(client: &Client, input: Option<PathBuf>, quiet: bool) -> anyho
     let requests = tokio_stream::StreamExt::map(chunks, |chunk| v1::LoadImageRequest { chunk });
     let loaded = call!(client, local.load_image(requests));
     read_error.check()?;
-    for image in loaded?.images {
-        if !quiet {
-            match image.tags.first() {
-                Some(tag) => println!("Loaded image: {}", familiar_image(tag)),
-                None => println!("Loaded image ID: {}", image.id),
-            }
-        }
+    let images = loaded?.images;
+    if !quiet {
+        output::print(&images.into_iter().map(report).collect::<String>())?;
     }
     Ok(())
+}
+
+/// What was loaded, by the names in the archive, in Docker's words.
+fn report(v1::load_image_response::Loaded { image, names }: v1::load_image_response::Loaded) -> String {
+    if names.is_empty() {
+        return format!("Loaded image ID: {}\n", image.unwrap_or_default().id);
+    }
+    names.iter().map(|name| format!("Loaded image: {name}\n")).collect()
 }
 
 pub async fn import(client: &Client, args: ImportArgs) -> anyhow::Result<()> {
@@ -144,4 +148,23 @@ async fn write_file(
         next = chunks.message().await.map_err(|status| client.error(&status))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_loaded_goes_by_its_names_in_the_archive() {
+        let loaded = |names: &[&str]| v1::load_image_response::Loaded {
+            image: Some(v1::Image {
+                id: "sha256:ab".into(),
+                tags: vec!["known/here:1".into()],
+                ..Default::default()
+            }),
+            names: names.iter().map(ToString::to_string).collect(),
+        };
+        assert_eq!(report(loaded(&["a:1", "b:2"])), "Loaded image: a:1\nLoaded image: b:2\n");
+        assert_eq!(report(loaded(&[])), "Loaded image ID: sha256:ab\n");
+    }
 }

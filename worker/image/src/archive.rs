@@ -23,7 +23,7 @@ use crate::{
     manifest::{self, Descriptor, Document, MAX_DOCUMENT, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST},
     platform::Platform,
     reference::Reference,
-    store::{Image, ImageStore, NewImage, Pins},
+    store::{Image, ImageStore, NewImage, Pins, familiar},
     unpack::{Kind, TarReader},
 };
 
@@ -45,6 +45,14 @@ pub struct LoadOptions {
     pub reference: Option<Reference>,
 }
 
+/// An image that came with an archive.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub image: Image,
+    /// The names it has in the archive, as a user writes them; in the store it may have more.
+    pub names: Vec<String>,
+}
+
 impl ImageStore {
     /// Loads the images of an OCI or docker archive, plain or compressed with gzip or zstd. Blocking.
     ///
@@ -54,7 +62,7 @@ impl ImageStore {
     /// # Errors
     /// `NotAnImageArchive`, `Archive`, `CorruptArchive`, `MissingFromArchive`, `DigestMismatch`, `NoPlatform`, `Layer`
     /// and others that name the part at fault; then nothing was added.
-    pub fn load(&self, reader: impl Read + Send, options: &LoadOptions) -> Result<Vec<Image>, ImageError> {
+    pub fn load(&self, reader: impl Read + Send, options: &LoadOptions) -> Result<Vec<Loaded>, ImageError> {
         let files = self.stage_archive(reader)?;
         let wanted = options.platform.clone().unwrap_or_else(Platform::host);
         let mut images = if files.contains("index.json") {
@@ -116,7 +124,7 @@ impl ImageStore {
     }
 
     /// Puts the blobs in place, unpacks the layers, then adds the images.
-    fn add(&self, files: &Files, images: Vec<Found>) -> Result<Vec<Image>, ImageError> {
+    fn add(&self, files: &Files, images: Vec<Found>) -> Result<Vec<Loaded>, ImageError> {
         let mut pinned: Vec<Pins> = Vec::new();
         let mut ready = Vec::new();
         for image in images {
@@ -144,7 +152,11 @@ impl ImageStore {
                 layers: self.unpack_all(&layers)?,
             });
         }
-        ready.into_iter().map(|image| self.commit(image)).collect()
+        let commit = |new: NewImage| {
+            let names = new.tags.iter().map(|tag| familiar(tag)).collect();
+            Ok(Loaded { image: self.commit(new)?, names })
+        };
+        ready.into_iter().map(commit).collect()
     }
 }
 

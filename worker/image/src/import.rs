@@ -89,6 +89,8 @@ pub(crate) fn config_bytes(config: &ImageConfiguration) -> Vec<u8> {
 impl ImageStore {
     /// Makes an image of one layer from a root file system's tar archive, plain or compressed. Blocking.
     ///
+    /// The same archive gives the same image on every host: it counts as created at the newest time in the archive.
+    ///
     /// # Errors
     /// `InvalidReference`; `Import` with the entry at fault; `TooLarge`; then nothing was added.
     pub fn import(
@@ -110,7 +112,7 @@ impl ImageStore {
                 StageError::Layer(source) => ImageError::Import { source },
             })?;
         let diff_id = staged.diff_id();
-        let created = jiff::Timestamp::now().to_string();
+        let created = created(staged.newest);
         let config = config_bytes(&config.configuration(&created, &[diff_id]));
         let layer = Descriptor::new(layer_media_type(compression_of(&blob)?), blob.digest, blob.size);
         let descriptor = Descriptor::new(OCI_CONFIG, Digest::of(&config), config.len() as u64);
@@ -127,5 +129,28 @@ impl ImageStore {
             digests: BTreeSet::new(),
             layers: vec![LayerRecord { diff_id, blob: blob.digest, unpacked: info.bytes }],
         })
+    }
+}
+
+/// A time as in an image config; the epoch for none, and for one that no calendar has.
+fn created(time: Option<(i64, u32)>) -> String {
+    let (seconds, nanos) = time.unwrap_or_default();
+    jiff::Timestamp::new(seconds, i32::try_from(nanos).unwrap_or_default()).unwrap_or_default().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_archives_become_those_of_images() {
+        for (time, expected) in [
+            (None, "1970-01-01T00:00:00Z"),
+            (Some((1_700_000_000, 500_000_000)), "2023-11-14T22:13:20.5Z"),
+            (Some((-1, 500_000_000)), "1969-12-31T23:59:59.5Z"),
+            (Some((i64::MAX, 0)), "1970-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(created(time), expected, "{time:?}");
+        }
     }
 }

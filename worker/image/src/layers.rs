@@ -102,7 +102,7 @@ impl Layers {
         drain(&mut hashing, self.limits.bytes)?;
         let (diff_id, _) = hashing.finish();
         let info = LayerInfo { diff_id, entries: total.entries, bytes: total.bytes };
-        Ok(StagedLayer { home, info })
+        Ok(StagedLayer { home, info, newest: total.newest })
     }
 
     /// Moves a staged layer to where its diff id says; one that is there already is kept.
@@ -213,6 +213,8 @@ impl Layers {
 pub(crate) struct StagedLayer {
     home: StagedDirectory,
     info: LayerInfo,
+    /// See [`unpack::Unpacked::newest`].
+    pub newest: Option<(i64, u32)>,
 }
 
 impl StagedLayer {

@@ -30,7 +30,7 @@ mod store;
 mod unpack;
 mod usage;
 
-pub use archive::LoadOptions;
+pub use archive::{LoadOptions, Loaded};
 pub use digest::Digest;
 pub use error::ImageError;
 pub use import::ImportConfig;

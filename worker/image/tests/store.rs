@@ -97,7 +97,7 @@ fn a_tag_moves_to_the_image_loaded_last_and_survives_reopening() {
     {
         let store = ImageStore::open(root.path()).unwrap();
         let load = |builder: &ImageBuilder| {
-            store.load(Cursor::new(archive(builder)), &LoadOptions::default()).unwrap().remove(0)
+            store.load(Cursor::new(archive(builder)), &LoadOptions::default()).unwrap().remove(0).image
         };
         first = load(&demo("demo:1"));
         store.tag("demo:1", "other:2").unwrap();
@@ -289,8 +289,9 @@ fn damaged_store_names_what_is_damaged_and_heals() {
     }
     let bytes = archive(&demo("demo:1"));
     let root = tempfile::tempdir().unwrap();
-    let load =
-        |store: &ImageStore| store.load(Cursor::new(&bytes), &LoadOptions::default()).unwrap().remove(0);
+    let load = |store: &ImageStore| {
+        store.load(Cursor::new(&bytes), &LoadOptions::default()).unwrap().remove(0).image
+    };
     let image = load(&ImageStore::open(root.path()).unwrap());
     // The lower layer's blob is the larger one that holds the app.
     let blobs = root.path().join("blobs/sha256");
@@ -355,6 +356,57 @@ fn imported_root_file_system_becomes_an_image() {
     let error = store.import(Cursor::new(&tar), Some("BAD NAME"), &config).unwrap_err().to_string();
     assert!(error.contains("`BAD NAME`"), "{error}");
     assert_eq!((store.list().len(), store.names("tmp")), (before, vec![]));
+}
+
+#[test]
+fn the_same_archive_imports_as_the_same_image_everywhere() {
+    if !is_root() {
+        return;
+    }
+    let mut archive = tar::Builder::new(Vec::new());
+    for (path, time) in [("old", 1_000_000_000), ("new", 1_700_000_000), ("mid", 1_500_000_000)] {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_mtime(time);
+        header.set_size(0);
+        archive.append_data(&mut header, path, &[][..]).unwrap();
+    }
+    let tar = archive.into_inner().unwrap();
+    let import = |store: &ImageStore, name: &str, tar: &[u8]| {
+        store.import(Cursor::new(tar), Some(name), &ImportConfig::default()).unwrap()
+    };
+    let (here, there) = (store(), store());
+    let (first, second) = (import(&here, "base:1", &tar), import(&there, "base:1", &tar));
+    assert_eq!((first.id, first.manifest_digest), (second.id, second.manifest_digest));
+    assert_eq!(first.created.as_deref(), Some("2023-11-14T22:13:20Z"));
+    let empty = import(&here, "empty:1", &tar_of(&[]));
+    assert_eq!(empty.created.as_deref(), Some("1970-01-01T00:00:00Z"));
+}
+
+#[test]
+fn what_was_loaded_is_known_by_its_names_in_the_archive() {
+    if !is_root() {
+        return;
+    }
+    let store = store();
+    let image = store.load_bytes(&archive(&demo("demo:1"))).unwrap().remove(0);
+    store.tag("demo:1", "a/further:name").unwrap();
+    let save = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut bytes = Vec::new();
+        store.save(&names, &mut bytes).unwrap();
+        bytes
+    };
+    let of_id = image.id.to_string();
+    for (saved, names) in [
+        (&["demo:1"][..], &["demo:1"][..]),
+        (&["demo:1", "a/further:name"], &["a/further:name", "demo:1"]),
+        (&[of_id.as_str()], &[]),
+    ] {
+        let loaded = store.load(Cursor::new(save(saved)), &LoadOptions::default()).unwrap().remove(0);
+        assert_eq!(loaded.names, names, "{saved:?}");
+        assert_eq!(loaded.image.references, ["a/further:name", "demo:1"]);
+    }
 }
 
 #[test]

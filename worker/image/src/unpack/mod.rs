@@ -106,6 +106,8 @@ pub struct Unpacked {
     pub entries: u64,
     /// Sum of the lengths of all files in bytes, holes included.
     pub bytes: u64,
+    /// The newest time of an entry: seconds since the epoch, nanoseconds.
+    pub newest: Option<(i64, u32)>,
 }
 
 /// Unpacks the uncompressed tar stream `source` into the existing, empty directory `root`.
@@ -147,6 +149,7 @@ impl Unpacker {
         if self.total.bytes > self.limits.bytes {
             return Err(LayerError::TooManyBytes { entry: entry.name(), limit: self.limits.bytes });
         }
+        self.total.newest = self.total.newest.max(Some(entry.mtime));
         Ok(())
     }
 

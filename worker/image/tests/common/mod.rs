@@ -36,7 +36,8 @@ impl TestStore {
     }
 
     pub fn load_bytes(&self, archive: &[u8]) -> Result<Vec<Image>, ImageError> {
-        self.load(Cursor::new(archive), &LoadOptions::default())
+        let loaded = self.load(Cursor::new(archive), &LoadOptions::default())?;
+        Ok(loaded.into_iter().map(|loaded| loaded.image).collect())
     }
 
     /// True if nothing at all is kept.
