@@ -7,10 +7,10 @@
 //! Source: OCI image-spec, `layer.md`, "Applying Changesets" and "Whiteouts".
 
 mod tar;
+mod times;
 mod tree;
 
 use std::{
-    collections::HashMap,
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
     path::Path,
@@ -21,6 +21,7 @@ use thiserror::Error;
 
 pub(crate) use self::tar::TarReader;
 pub use self::tar::{Entry, Kind, TarError};
+use self::times::Times;
 use self::tree::{Directory, Tree};
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -119,30 +120,32 @@ pub(crate) fn unpack<R: Read>(
     root: &Path,
     limits: LayerLimits,
 ) -> Result<(Unpacked, R), LayerError> {
-    let tree = Tree::open(root)
-        .map_err(|source| LayerError::Directory { path: root.display().to_string(), source })?;
-    let mut unpacker = Unpacker { tree, limits, total: Unpacked::default(), directory_times: HashMap::new() };
+    let failed = |source| LayerError::Directory { path: root.display().to_string(), source };
+    let tree = Tree::open(root).map_err(failed)?;
+    let times = tree.nameless_file().map(Times::new).map_err(failed)?;
+    let mut unpacker = Unpacker { tree, limits, total: Unpacked::default(), times };
     let mut tar = TarReader::new(source);
     while let Some(entry) = tar.next()? {
         unpacker.count(&entry)?;
         unpacker.entry(&entry, &mut tar)?;
     }
-    unpacker.set_directory_times()?;
-    Ok((unpacker.total, tar.into_inner()))
+    let Unpacker { tree, times, total, .. } = unpacker;
+    set_directory_times(&tree, times)?;
+    Ok((total, tar.into_inner()))
 }
 
 struct Unpacker {
     tree: Tree,
     limits: LayerLimits,
     total: Unpacked,
-    /// Times of directories, set at the end because every creation within changes them.
-    directory_times: HashMap<Vec<Vec<u8>>, (i64, u32)>,
+    times: Times,
 }
 
 impl Unpacker {
     fn count(&mut self, entry: &Entry) -> Result<(), LayerError> {
         self.total.entries += 1;
-        if self.total.entries > self.limits.entries {
+        // With the directories that names imply: one name may stand for two thousand.
+        if self.total.entries + self.tree.implied() > self.limits.entries {
             return Err(LayerError::TooManyEntries { entry: entry.name(), limit: self.limits.entries });
         }
         self.total.bytes = self.total.bytes.saturating_add(entry.size);
@@ -187,7 +190,7 @@ impl Unpacker {
                 if !kept {
                     parent.create_directory(name).map_err(fail("create"))?;
                 }
-                self.directory_times.insert(path.iter().map(|part| part.to_vec()).collect(), entry.mtime);
+                self.times.note(&path.join(&b'/'), entry.mtime).map_err(fail("note the time of"))?;
             }
             Kind::File => {
                 let file = parent.create_file(name).map_err(fail("create"))?;
@@ -207,7 +210,7 @@ impl Unpacker {
         }
         let fail = failed("set the attributes of", entry);
         let root = self.tree.directory(&[]).map_err(failed("open", entry))?;
-        self.directory_times.insert(Vec::new(), entry.mtime);
+        self.times.note(b"", entry.mtime).map_err(failed("note the time of", entry))?;
         root.apply(b".", entry, false).map_err(fail)
     }
 
@@ -270,21 +273,20 @@ impl Unpacker {
         self.make_way(parent, name, entry)?;
         parent.create_hard_link(name, &directory, target_name).map_err(failed("create", entry))
     }
+}
 
-    fn set_directory_times(&self) -> Result<(), LayerError> {
-        for (path, time) in &self.directory_times {
-            let parts: Vec<&[u8]> = path.iter().map(Vec::as_slice).collect();
-            let fail =
-                |source| LayerError::Directory { path: parts.join(&b'/').escape_ascii().to_string(), source };
-            match self.tree.directory(&parts) {
-                Ok(directory) => directory.set_time(b".", *time).map_err(fail)?,
-                // A later entry of the layer replaced it by a file.
-                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
-                Err(e) => return Err(fail(e)),
-            }
+fn set_directory_times(tree: &Tree, times: Times) -> Result<(), LayerError> {
+    let mut current = String::new();
+    let set = times.replay(|path, time| {
+        current = path.escape_ascii().to_string();
+        let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).collect();
+        match tree.directory(&parts).and_then(|directory| directory.set_time(b".", time)) {
+            // A later entry of the layer replaced it by a file.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
+            set => set,
         }
-        Ok(())
-    }
+    });
+    set.map_err(|source| LayerError::Directory { path: current, source })
 }
 
 fn failed(action: &'static str, entry: &Entry) -> impl FnOnce(io::Error) -> LayerError + Clone {

@@ -17,6 +17,9 @@ const MAX_EXTENSION: u64 = 1 << 20;
 /// Most pieces of one sparse file.
 const MAX_SPARSE_PIECES: usize = 1 << 16;
 
+/// Headers of one archive, extensions and sparse maps included, in bytes: two million entries of 4 KiB.
+const MAX_HEADERS: u64 = 8 << 30;
+
 /// Why a tar stream cannot be read further.
 #[derive(Debug, Error)]
 pub enum TarError {
@@ -34,6 +37,8 @@ pub enum TarError {
         "extension header at byte {position} is {size} bytes long, more than the limit of {MAX_EXTENSION}"
     )]
     ExtensionTooLong { position: u64, size: u64 },
+    #[error("the headers up to byte {position} are longer than the limit of {limit} bytes")]
+    HeadersTooLong { position: u64, limit: u64 },
     #[error("entry `{entry}` has {problem}")]
     Entry { entry: String, problem: String },
 }
@@ -94,6 +99,7 @@ pub struct TarReader<R> {
     /// Data bytes of the current entry not read yet, then the padding after them.
     remaining: u64,
     padding: u64,
+    headers_left: u64,
 }
 
 /// What the extension headers before an entry said about it.
@@ -122,7 +128,7 @@ impl Extensions {
 
 impl<R: Read> TarReader<R> {
     pub fn new(source: R) -> Self {
-        TarReader { source, position: 0, remaining: 0, padding: 0 }
+        TarReader { source, position: 0, remaining: 0, padding: 0, headers_left: MAX_HEADERS }
     }
 
     /// Gives the underlying reader back, to drain what follows the archive's end.
@@ -322,6 +328,7 @@ impl<R: Read> TarReader<R> {
         if size > MAX_EXTENSION {
             return Err(TarError::ExtensionTooLong { position, size });
         }
+        self.spend(size)?;
         self.remaining = size;
         self.padding = padding(size);
         let mut data = Vec::with_capacity(size as usize);
@@ -355,7 +362,16 @@ impl<R: Read> TarReader<R> {
         Ok(self.block()?.filter(|block| block.iter().any(|byte| *byte != 0)))
     }
 
+    /// Counts bytes of headers, of which there is no end otherwise: files' data is counted by who asks for it.
+    fn spend(&mut self, bytes: u64) -> Result<(), TarError> {
+        let left = self.headers_left.checked_sub(bytes);
+        let (position, limit) = (self.position, MAX_HEADERS);
+        self.headers_left = left.ok_or(TarError::HeadersTooLong { position, limit })?;
+        Ok(())
+    }
+
     fn block(&mut self) -> Result<Option<[u8; BLOCK]>, TarError> {
+        self.spend(BLOCK as u64)?;
         let mut block = [0u8; BLOCK];
         let mut filled = 0;
         while filled < BLOCK {
@@ -543,6 +559,30 @@ mod tests {
             assert!(parsed.is_err() || data == "6 ab=\n\n" && parsed.is_ok(), "{data:?}: {parsed:?}");
         }
         assert_eq!(parse_pax(b"6 a=b\n", 0).unwrap(), [(b"a".to_vec(), b"b".to_vec())]);
+    }
+
+    #[test]
+    fn headers_without_an_entry_come_to_an_end() {
+        let mut global = [0u8; 2 * BLOCK];
+        global[124..135].copy_from_slice(b"00000000010");
+        global[156] = b'g';
+        global[512..520].copy_from_slice(b"8 a=bcd\n");
+        global[148..156].fill(b' ');
+        let sum: u64 = global[..BLOCK].iter().copied().map(u64::from).sum();
+        global[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        struct Endless([u8; 2 * BLOCK], usize);
+        impl Read for Endless {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let from = &self.0[self.1 % (2 * BLOCK)..];
+                let count = from.len().min(buffer.len());
+                buffer[..count].copy_from_slice(&from[..count]);
+                self.1 += count;
+                Ok(count)
+            }
+        }
+        let mut tar = TarReader { headers_left: 100_000, ..TarReader::new(Endless(global, 0)) };
+        let error = tar.next().unwrap_err();
+        assert!(matches!(error, TarError::HeadersTooLong { .. }), "{error}");
     }
 
     #[test]

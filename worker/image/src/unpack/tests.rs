@@ -296,6 +296,89 @@ fn hostile_entries_are_refused_by_name() {
 }
 
 #[test]
+fn of_several_entries_of_one_name_the_last_counts() {
+    if !is_root() {
+        return;
+    }
+    let link = |path: &str, target: &str| entry(EntryType::Link, path, target, b"", |_| {});
+    let outcome = unpack(&[
+        file("file", b"old"),
+        link("kept", "file"),
+        file("file", b"new"),
+        directory("to-file"),
+        file("to-file/in/it", b"x"),
+        file("to-file", b"f"),
+        file("to-directory", b"x"),
+        directory("to-directory"),
+        file("to-directory/in", b"d"),
+        symlink("to-link", "file"),
+        symlink("to-link", "kept"),
+        directory("twice"),
+        file("twice/in", b"t"),
+        entry(EntryType::Directory, "twice", "", b"", |header| header.set_mode(0o700)),
+    ])
+    .ok();
+    for (path, content) in [
+        ("file", "new"),
+        ("kept", "old"),
+        ("to-file", "f"),
+        ("to-directory/in", "d"),
+        ("to-link", "old"),
+        ("twice/in", "t"),
+    ] {
+        assert_eq!(fs::read_to_string(outcome.path(path)).unwrap(), content, "{path}");
+    }
+    assert_eq!(fs::metadata(outcome.path("twice")).unwrap().mode() & 0o7777, 0o700);
+}
+
+#[test]
+fn sparse_files_that_lie_are_refused() {
+    if !is_root() {
+        return;
+    }
+    let sparse = |size: &str, map: &str, data: &[u8]| {
+        let records: [(&str, &[u8]); 2] =
+            [("GNU.sparse.size", size.as_bytes()), ("GNU.sparse.map", map.as_bytes())];
+        [pax(&records), file("sparse", data)]
+    };
+    let fine = unpack(&sparse("1000000", "0,2,999998,2", b"abcd")).ok();
+    assert_eq!(fs::metadata(fine.path("sparse")).unwrap().len(), 1_000_000);
+    assert_eq!(fine.result.as_ref().unwrap().bytes, 1_000_000, "holes count");
+    for (size, map, wanted) in [
+        ("1125899906842624", "0,4", "larger than the limit"),
+        ("10", "0,4,2,0", "invalid sparse map"),  // One over the other.
+        ("10", "8,4", "invalid sparse map"),      // Beyond the end.
+        ("10", "0,1", "disagrees with its size"), // More data than pieces.
+        ("10", "0,5", "disagrees with its size"), // Less.
+        ("10", "0,4,8", "invalid sparse map"),    // Half a pair.
+        ("10", "18446744073709551615,4", "invalid sparse map"),
+        ("10", "x,4", "invalid sparse map"),
+        ("-1", "0,4", "GNU.sparse.size=-1"),
+    ] {
+        refused(&sparse(size, map, b"abcd"), &["`sparse`", wanted]);
+    }
+    let many = (0..70_000).map(|n| format!("{n},0")).collect::<Vec<_>>().join(",");
+    refused(&sparse("100000", &many, b""), &["`sparse`", "invalid sparse map"]);
+}
+
+#[test]
+fn long_names_are_kept_as_far_as_file_systems_go() {
+    if !is_root() {
+        return;
+    }
+    let named = |path: &str| [pax(&[("path", path.as_bytes())]), file("short", b"x")];
+    let deep = vec!["d".repeat(200); 15].join("/");
+    let outcome = unpack(&named(&deep)).ok();
+    assert_eq!(fs::read(outcome.path(&deep)).unwrap(), b"x");
+    let (wide, deeper) = ("w".repeat(256), vec!["d".repeat(200); 30].join("/"));
+    refused(&named(&wide), &[&format!("`{wide}`")]);
+    refused(&named(&deeper), &[&format!("`{deeper}`")]);
+    let target = "t".repeat(5000);
+    let link = [pax(&[("linkpath", target.as_bytes())]), symlink("link", "")];
+    refused(&link, &["`link`"]);
+}
+
+#[test]
 fn bombs_are_bounded() {
     let limits = LayerLimits { bytes: 1000, entries: 3 };
     let error = |entries: &[Vec<u8>]| unpack_with(entries, limits).result.unwrap_err().to_string();
@@ -304,6 +387,13 @@ fn bombs_are_bounded() {
     let many: Vec<_> = (0..4).map(|i| entry(EntryType::Fifo, &format!("f{i}"), "", b"", |_| {})).collect();
     if is_root() {
         assert_eq!(error(&many), "layer has more than 3 entries at entry `f3`");
+    }
+    if is_root() {
+        // One entry, but a directory for each part of its name.
+        assert_eq!(
+            error(&[file("a/b/c/d", b""), file("e", b"")]),
+            "layer has more than 3 entries at entry `e`"
+        );
     }
     let long_name = entry(EntryType::GNULongName, "././@LongLink", "", b"", |h| h.set_size(1 << 40));
     assert!(error(&[long_name]).contains("extension header"), "not read into memory");

@@ -7,6 +7,7 @@
 //! Source: Linux `openat2(2)`; kernel guide `filesystems/overlayfs.rst`, "whiteouts and opaque directories".
 
 use std::{
+    cell::Cell,
     ffi::OsStr,
     fs::File,
     io,
@@ -35,6 +36,7 @@ const OPAQUE: &str = "trusted.overlay.opaque";
 /// The root of the tree being filled.
 pub struct Tree {
     root: OwnedFd,
+    implied: Cell<u64>,
 }
 
 /// An opened directory of the tree; names given to its methods must be single components.
@@ -45,7 +47,22 @@ pub struct Directory {
 impl Tree {
     pub fn open(path: &Path) -> io::Result<Tree> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        Ok(Tree { root: rustix::fs::openat(CWD, path, flags, Mode::empty())? })
+        Ok(Tree { root: rustix::fs::openat(CWD, path, flags, Mode::empty())?, implied: Cell::default() })
+    }
+
+    /// How many directories [`Tree::make_directory`] has made.
+    pub fn implied(&self) -> u64 {
+        self.implied.get()
+    }
+
+    /// An empty file without a name, on the file system of the tree.
+    pub fn nameless_file(&self) -> io::Result<File> {
+        let name = b".rswarm-nameless";
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o600);
+        let file = rustix::fs::openat(&self.root, OsStr::from_bytes(name), flags, mode)?;
+        rustix::fs::unlinkat(&self.root, OsStr::from_bytes(name), AtFlags::empty())?;
+        Ok(file.into())
     }
 
     /// Opens the existing directory `path`, following links within the tree.
@@ -66,7 +83,10 @@ impl Tree {
         let Some((name, parent_path)) = path.split_last() else { return Err(io::ErrorKind::NotFound.into()) };
         let parent = self.make_directory_within(parent_path, links_left)?;
         match parent.kind(name)? {
-            None => parent.create_directory(name)?,
+            None => {
+                parent.create_directory(name)?;
+                self.implied.set(self.implied.get() + 1);
+            }
             Some(FileType::Symlink) => {
                 // A link to a directory that only a lower layer has: make it here too, so that the entry lands where
                 // the link leads in the finished tree.
