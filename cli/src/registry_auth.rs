@@ -1,7 +1,7 @@
 //! The user's credentials for registries: the `config.json` that Docker's tools share, and credential helpers.
 //!
 //! The user's files stay the user's: the daemon never reads them. A command reads what it needs and sends it along
-//! with its call.
+//! with its call; only `service create` and `update --with-registry-auth` have the cluster keep it.
 //!
 //! Source: Docker CLI reference, "Configuration files" and `docker login`, "Credential stores".
 
@@ -51,6 +51,21 @@ pub fn of_image(reference: &str) -> Option<v1::RegistryAuth> {
             let error = anyhow::Error::new(error);
             eprintln!("WARNING: going on without a credential for `{registry}`: {error:#}");
             None
+        }
+    }
+}
+
+/// The credential that a service of the image `reference` is to have: empty, with a warning, if the user has none.
+///
+/// # Errors
+/// If the configuration or a helper fails: going on would take from a service the credential it has.
+pub fn of_service(reference: &str) -> Result<v1::RegistryAuth, AuthError> {
+    let Some(registry) = registry_of(reference) else { return Ok(v1::RegistryAuth::default()) };
+    match ConfigFile::read()?.get(&registry)? {
+        Some(auth) => Ok(v1::RegistryAuth { registry, ..auth }),
+        None => {
+            eprintln!("WARNING: no credential for `{registry}` here: log in with `rswarm login {registry}`");
+            Ok(v1::RegistryAuth::default())
         }
     }
 }

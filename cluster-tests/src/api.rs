@@ -100,7 +100,7 @@ impl Api {
     }
 
     pub fn create(&self, spec: v1::ServiceSpec) -> Result<v1::Service, Status> {
-        let request = v1::CreateServiceRequest { spec: Some(spec), no_resolve_image: false };
+        let request = v1::CreateServiceRequest { spec: Some(spec), ..Default::default() };
         let answer = self.wait(self.control().create_service(request))?;
         answer.service.ok_or_else(|| Status::internal("no service in the answer"))
     }
@@ -138,7 +138,7 @@ impl Api {
             let work = async {
                 let started_at = Instant::now();
                 let name = spec.name.clone();
-                let request = v1::CreateServiceRequest { spec: Some(spec), no_resolve_image: false };
+                let request = v1::CreateServiceRequest { spec: Some(spec), ..Default::default() };
                 control.create_service(request).await?;
                 let watch = v1::WatchServiceRequest { service: name };
                 let mut views = control.watch_service(watch).await?.into_inner();

@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(files, ["proto"])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // What is printed for debugging ends in logs: that of credentials is written by hand.
+    tonic_prost_build::configure().skip_debug([".rswarm.v1.RegistryAuth"]).compile_fds(descriptors)?;
     Ok(())
 }

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use rswarm_types::task::RegistrySecret;
 use rswarm_types::{Task, TaskId, TaskState, TaskStatus, Timestamp};
 
 use crate::executor::{Failure, Found};
@@ -194,10 +195,15 @@ impl Agent {
         self.tasks.values().filter(|held| held.busy.is_none()).filter_map(|held| Some(held.retry?.1)).min()
     }
 
-    /// What the ledger should hold of a task.
+    /// What the ledger should hold of a task: its credential for a registry stays in memory.
     pub fn entry(&self, id: TaskId) -> Option<Entry> {
         let held = self.tasks.get(&id)?;
-        let (task, status) = (Task::clone(&held.task), held.status.clone());
+        let (mut task, status) = (Task::clone(&held.task), held.status.clone());
+        if task.spec.container.registry_auth.is_some()
+            && let Some(auth) = &mut Arc::make_mut(&mut task.spec).container.registry_auth
+        {
+            auth.secret = RegistrySecret::Withheld;
+        }
         Some(Entry { task, status, assigned: held.assigned })
     }
 
@@ -279,6 +285,7 @@ impl Agent {
                         held.report = Report::Unsent;
                     }
                     let changed = !held.assigned
+                        || is_withheld(&held.task) && !is_withheld(&task)
                         || held.task.desired != task.desired
                         || held.task.networks != task.networks;
                     if !changed {
@@ -397,6 +404,12 @@ impl Agent {
             outputs.push(Output::Send { sequence, updates });
         }
     }
+}
+
+/// Whether a task has a credential that is not known here, as after a restart of the daemon.
+fn is_withheld(task: &Task) -> bool {
+    let auth = task.spec.container.registry_auth.as_ref();
+    auth.is_some_and(|auth| auth.secret == RegistrySecret::Withheld)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub mod agent;
 pub mod executor;
 mod ledger;
 mod logs;
+mod registry;
 mod server;
 mod session;
 pub mod task;
@@ -38,6 +39,7 @@ pub use executor::container::{ContainerExecutor, ContainerExecutorConfig, Contai
 use executor::{Executor, Failure};
 use ledger::Ledger;
 pub use ledger::{Entry, LedgerError};
+pub use registry::{credentials, credentials_for};
 use server::{Event, Server};
 use session::Session;
 

@@ -3,6 +3,7 @@
 //! What arrives goes to the event loop as [`SessionEvent`]s; what is to be sent goes into the [`Outbox`] that the first
 //! event of each session brings. Nothing is decided here but whom to ask next and when.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use rswarm_api::v1;
 use rswarm_api::v1::agent_message::Message as FromAgent;
 use rswarm_api::v1::dispatcher_client::DispatcherClient;
 use rswarm_api::v1::manager_message::Message as FromManager;
+use rswarm_types::task::RegistryAuth;
 use rswarm_types::{NodeDescription, Role, Task, TaskId, TaskState, TaskStatus, Timestamp, Version};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -306,10 +308,18 @@ fn describe(status: &tonic::Status) -> String {
 fn read_assignments(wire: v1::manager_message::Assignments, outbox: &Outbox) -> Assignments {
     let mut assignments = Assignments { index: wire.index, full: wire.full, ..Assignments::default() };
     assignments.removed = wire.removed_task_ids.iter().filter_map(|id| id.parse().ok()).collect();
+    let mut credentials: HashMap<_, _> =
+        wire.credentials.into_iter().map(|one| (one.task_id, one.auth.unwrap_or_default())).collect();
     let mut rejected = Vec::new();
     for task in wire.tasks {
         let id = task.id.clone();
-        match Task::try_from(task) {
+        let auth = credentials.remove(&id).map(RegistryAuth::try_from).transpose();
+        let read = auth.and_then(|auth| {
+            let mut task = Task::try_from(task)?;
+            Arc::make_mut(&mut task.spec).container.registry_auth = auth;
+            Ok(task)
+        });
+        match read {
             Ok(task) => assignments.tasks.push(task),
             Err(error) => {
                 tracing::error!(task = %id, %error, "assigned task cannot be read");

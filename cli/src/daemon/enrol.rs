@@ -137,6 +137,7 @@ mod tests {
     use rswarm_manager::{
         BoxFuture, ImageResolver, InitOptions, Manager, ManagerConfig, ResolveError, ResolvedImage,
     };
+    use rswarm_types::task::RegistryAuth;
     use rswarm_types::{Availability, ClusterId, ClusterSpec, NodeDescription, NodeId, Role, Version};
     use tonic::Request;
 
@@ -147,7 +148,11 @@ mod tests {
     struct NoImages;
 
     impl ImageResolver for NoImages {
-        fn resolve<'a>(&'a self, image: &'a str) -> BoxFuture<'a, Result<ResolvedImage, ResolveError>> {
+        fn resolve<'a>(
+            &'a self,
+            image: &'a str,
+            _: Option<&'a RegistryAuth>,
+        ) -> BoxFuture<'a, Result<ResolvedImage, ResolveError>> {
             let error = ResolveError::NotFound { image: image.to_owned(), reason: "none here".to_owned() };
             Box::pin(std::future::ready(Err(error)))
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rswarm_api::v1;
 use rswarm_image::{Credentials, Image, ImageError, Progress, ProgressSink, PruneFilter, PullOptions};
+use rswarm_types::task::RegistryAuth;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -148,14 +149,7 @@ impl LocalService {
 
 /// What a call says of its user; `None` if it says nothing.
 pub fn credentials(auth: Option<v1::RegistryAuth>) -> Option<Credentials> {
-    let v1::RegistryAuth { username, password, identity_token, registry_token } = auth?;
-    if !registry_token.is_empty() {
-        Some(Credentials::RegistryToken(registry_token))
-    } else if !identity_token.is_empty() {
-        Some(Credentials::IdentityToken(identity_token))
-    } else {
-        (!username.is_empty()).then_some(Credentials::Password { username, password })
-    }
+    rswarm_worker::credentials(&RegistryAuth::try_from(auth?).ok()?)
 }
 
 /// Sends what is written in chunks; waits for a slow reader, and fails once there is none.

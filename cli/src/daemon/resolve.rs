@@ -3,6 +3,7 @@
 use rswarm_image::{ImageError, ImageStore, Origin, PullOptions};
 use rswarm_manager::{BoxFuture, ImageResolver, ResolveError, ResolvedImage};
 use rswarm_types::node::Platform;
+use rswarm_types::task::RegistryAuth;
 
 /// Looks names up in the local store, then at their registry.
 ///
@@ -14,7 +15,11 @@ pub struct Resolver {
 }
 
 impl ImageResolver for Resolver {
-    fn resolve<'a>(&'a self, image: &'a str) -> BoxFuture<'a, Result<ResolvedImage, ResolveError>> {
+    fn resolve<'a>(
+        &'a self,
+        image: &'a str,
+        auth: Option<&'a RegistryAuth>,
+    ) -> BoxFuture<'a, Result<ResolvedImage, ResolveError>> {
         Box::pin(async move {
             let local = self.images.get(image);
             if let Some(local) = &local
@@ -22,7 +27,9 @@ impl ImageResolver for Resolver {
             {
                 return pinned(image, local);
             }
-            match (self.images.resolve_digest(image, &self.options).await, local) {
+            let auth = rswarm_worker::credentials_for(image, auth);
+            let options = PullOptions { auth, ..self.options.clone() };
+            match (self.images.resolve_digest(image, &options).await, local) {
                 (Ok(resolved), _) => Ok(ResolvedImage {
                     pinned: resolved.reference,
                     platforms: resolved.platforms.into_iter().map(platform).collect(),
@@ -59,6 +66,7 @@ fn refusal(image: &str, error: ImageError) -> ResolveError {
         ImageError::NotInRegistry { .. } | ImageError::NoSuchImage { .. } => {
             ResolveError::NotFound { image, reason: error.to_string() }
         }
+        error @ ImageError::Unauthorized { .. } => ResolveError::Denied { image, source: Box::new(error) },
         error => ResolveError::Unavailable { image, source: Box::new(error) },
     }
 }

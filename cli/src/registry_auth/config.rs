@@ -75,6 +75,7 @@ impl ConfigFile {
             password: text("password"),
             identity_token: text("identitytoken"),
             registry_token: text("registrytoken"),
+            ..Default::default()
         };
         let pair = text("auth");
         if !pair.is_empty() {

@@ -15,6 +15,7 @@ use rswarm_types::{NetworkId, Service, ServiceSpec};
 
 use crate::client::{Client, call, for_each};
 use crate::progress::{self, Waiting};
+use crate::registry_auth::{self, AuthError};
 use flags::{CreateFlags, FlagError, Surroundings, UpdateFlags};
 
 pub use value::boolean;
@@ -136,13 +137,21 @@ async fn converge(client: &Client, service: &str, waiting: Waiting) -> anyhow::R
 
 async fn create(client: &Client, flags: &CreateFlags) -> anyhow::Result<()> {
     let spec = surrounded(client, flags.names_networks(), &flags.env_file, |s| flags.spec(s)).await?;
-    let request =
-        v1::CreateServiceRequest { spec: Some((&spec).into()), no_resolve_image: flags.no_resolve_image() };
+    let request = v1::CreateServiceRequest {
+        spec: Some((&spec).into()),
+        no_resolve_image: flags.no_resolve_image(),
+        registry_auth: credential(flags.with_registry_auth(), &spec)?,
+    };
     let created = call!(client, control.create_service(request))?;
     warn(&created.warnings);
     let id = created.service.unwrap_or_default().id;
     println!("{id}");
     converge(client, &id, flags.waiting).await
+}
+
+/// The user's credential for the registry of the service's image, if it is asked for; empty if there is none.
+fn credential(wanted: bool, spec: &ServiceSpec) -> Result<Option<v1::RegistryAuth>, AuthError> {
+    wanted.then(|| registry_auth::of_service(&spec.task.container.image)).transpose()
 }
 
 /// Sends a changed spec with the version it was computed from.
@@ -151,6 +160,7 @@ async fn put(
     service: &Service,
     spec: &ServiceSpec,
     resolve_image: bool,
+    registry_auth: Option<v1::RegistryAuth>,
 ) -> anyhow::Result<()> {
     let request = v1::UpdateServiceRequest {
         id: service.id.to_string(),
@@ -158,6 +168,7 @@ async fn put(
         spec: Some(spec.into()),
         resolve_image,
         rollback: false,
+        registry_auth,
     };
     warn(&call!(client, control.update_service(request))?.warnings);
     Ok(())
@@ -170,7 +181,8 @@ async fn update(client: &Client, flags: &UpdateFlags) -> anyhow::Result<()> {
     let service = get(client, &flags.service).await?;
     let mut spec = service.spec.clone();
     surrounded(client, flags.names_networks(), &[], |s| flags.apply(&mut spec, s)).await?;
-    put(client, &service, &spec, flags.resolve_image()).await?;
+    let registry_auth = credential(flags.with_registry_auth(), &spec)?;
+    put(client, &service, &spec, flags.resolve_image(), registry_auth).await?;
     println!("{}", flags.service);
     converge(client, &service.id.to_string(), flags.waiting).await
 }
@@ -183,6 +195,7 @@ async fn rollback(client: &Client, name: &str, waiting: Waiting) -> anyhow::Resu
         spec: None,
         resolve_image: false,
         rollback: true,
+        registry_auth: None,
     };
     warn(&call!(client, control.update_service(request))?.warnings);
     println!("{name}");
@@ -225,7 +238,7 @@ async fn scale_one(client: &Client, name: &str, wanted: u64) -> anyhow::Result<S
         ServiceMode::Replicated { replicas } => *replicas = wanted,
         ServiceMode::Global => anyhow::bail!("scale can only be used with replicated mode"),
     }
-    put(client, &service, &spec, false).await?;
+    put(client, &service, &spec, false, None).await?;
     Ok(service.id.to_string())
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
+use rswarm_types::task::RegistryAuth;
 use rswarm_types::{Node, NodeId, NodeState, NodeStatus, Task, TaskId, TaskState, Timestamp, Version};
 
 use crate::state::{State, Write};
@@ -245,6 +246,12 @@ impl Assignments {
     pub fn tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
         self.tasks.values().filter(|task| is_told(task))
     }
+}
+
+/// The registry's credential that the node of `task` needs: none once the task is over or told to stop.
+pub fn credential(task: &Task) -> Option<&RegistryAuth> {
+    let goes_on = !task.status.state.is_terminal() && task.desired <= TaskState::Running;
+    task.spec.container.registry_auth.as_ref().filter(|_| goes_on)
 }
 
 /// What a node should hold: its tasks from `assigned` on until they are removed, ended ones included, whose logs

@@ -6,7 +6,7 @@ use rswarm_types::cluster::Subnet;
 use rswarm_types::kernel::{self, OWN_SYSCTLS, ULIMITS};
 use rswarm_types::quantity::{format_bytes, format_duration};
 use rswarm_types::service::{EndpointMode, PublishMode, UpdateConfig, UpdateOrder};
-use rswarm_types::task::{ContainerSpec, Limits, Mount, MountKind, Ulimit};
+use rswarm_types::task::{ContainerSpec, Limits, Mount, MountKind, RegistryAuth, RegistrySecret, Ulimit};
 use rswarm_types::{ClusterSpec, NetworkDriver, NetworkSpec, Service, ServiceMode, ServiceSpec};
 
 use crate::constraint::{Constraint, ConstraintError};
@@ -22,6 +22,9 @@ pub const MIN_NANO_CPUS: u64 = 1_000_000;
 pub const MIN_MEMORY_BYTES: u64 = 4 << 20;
 /// Least life of a node's certificate.
 pub const MIN_CERT_EXPIRY: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// Most bytes of a registry's credential; tokens of the large registries have up to 10,000.
+pub const MAX_CREDENTIAL_LEN: usize = 64 << 10;
 
 /// Longest prefix of an address pool: with the network, the gateway and the broadcast address five are left for tasks.
 /// Source: Swarm's limit of `--default-addr-pool-mask-length`.
@@ -39,6 +42,12 @@ pub enum SpecError {
     NoImage,
     #[error("invalid image `{0}`: expected a reference like `name:tag` or `registry/name@sha256:…`")]
     Image(String),
+    #[error("a credential without a registry: expected the `host[:port]` that it is for")]
+    CredentialOfNone,
+    #[error(
+        "invalid credential for `{registry}`: expected at most {MAX_CREDENTIAL_LEN} bytes, found {found}"
+    )]
+    Credential { registry: String, found: usize },
     #[error("invalid {what} {} CPUs: expected at least 0.001", *.found as f64 / 1e9)]
     Cpus { what: &'static str, found: u64 },
     #[error("invalid {what} {}: expected at least {}", format_bytes(*.found), format_bytes(MIN_MEMORY_BYTES))]
@@ -274,6 +283,21 @@ const CAPABILITIES: [&str; 42] = [
     "WAKE_ALARM",
 ];
 
+fn credential(auth: &RegistryAuth) -> Result<(), SpecError> {
+    if auth.registry.is_empty() {
+        return Err(SpecError::CredentialOfNone);
+    }
+    let found = match &auth.secret {
+        RegistrySecret::Password { username, password } => username.len() + password.len(),
+        RegistrySecret::IdentityToken(token) | RegistrySecret::RegistryToken(token) => token.len(),
+        RegistrySecret::Withheld => 0,
+    };
+    if found <= MAX_CREDENTIAL_LEN {
+        return Ok(());
+    }
+    Err(SpecError::Credential { registry: auth.registry.clone(), found })
+}
+
 fn container(spec: &ServiceSpec) -> Result<(), SpecError> {
     let container = &spec.task.container;
     if container.image.is_empty() {
@@ -285,6 +309,9 @@ fn container(spec: &ServiceSpec) -> Result<(), SpecError> {
         || container.image.ends_with([':', '/', '@'])
     {
         return Err(SpecError::Image(container.image.clone()));
+    }
+    if let Some(auth) = &container.registry_auth {
+        credential(auth)?;
     }
     for env in &container.env {
         if env.split_once('=').is_none_or(|(name, _)| name.is_empty()) || env.contains('\0') {
@@ -476,6 +503,20 @@ mod tests {
             (Box::new(|s| s.task.container.env = vec!["A".into()]), "invalid environment variable `A`"),
             (Box::new(|s| s.task.container.cap_add = vec!["cap_net_admin".into(), "ALL".into()]), ""),
             (Box::new(|s| s.task.container.cap_drop = vec!["FOO".into()]), "unknown capability `FOO`"),
+            (
+                Box::new(|s| {
+                    let secret = RegistrySecret::RegistryToken("x".repeat(70_000));
+                    s.task.container.registry_auth = Some(RegistryAuth { registry: "r:5000".into(), secret });
+                }),
+                "invalid credential for `r:5000`: expected at most 65536 bytes, found 70000",
+            ),
+            (
+                Box::new(|s| {
+                    let secret = RegistrySecret::IdentityToken("x".into());
+                    s.task.container.registry_auth = Some(RegistryAuth { registry: String::new(), secret });
+                }),
+                "a credential without a registry",
+            ),
             (Box::new(|s| s.task.container.dir = "rel".into()), "invalid working directory `rel`"),
             (Box::new(|s| s.task.container.init = true), "not supported yet"),
             (Box::new(|s| s.task.container.stop_signal = "SIGRTMIN+1".into()), ""),

@@ -7,6 +7,7 @@ use rswarm_api::v1;
 use rswarm_core::State;
 use rswarm_core::state::{ObjectRef, Rejected, ServiceChange, Write};
 use rswarm_core::validate;
+use rswarm_types::task::RegistryAuth;
 use rswarm_types::{
     NetworkDriver, NodeState, Service, ServiceId, ServiceMode, ServiceSpec, Task, TaskState, Version,
 };
@@ -32,6 +33,7 @@ impl ControlService {
             wire.name = free_name(&state);
         }
         let mut spec = Self::spec_of(&state, wire)?;
+        spec.task.container.registry_auth = request.registry_auth.map(credential).transpose()?.flatten();
         validate::service_spec(&spec).map_err(|error| Status::invalid_argument(chain(&error)))?;
         if let Some(held) = state.service_by_name(&spec.name) {
             return Err(Status::already_exists(format!(
@@ -72,6 +74,10 @@ impl ControlService {
         } else {
             let wire = request.spec.ok_or_else(|| Status::invalid_argument("expected a spec, found none"))?;
             let mut spec = Self::spec_of(&state, wire)?;
+            spec.task.container.registry_auth = match request.registry_auth {
+                Some(auth) => credential(auth)?,
+                None => held.spec.task.container.registry_auth.clone(),
+            };
             validate::service_update(held, &spec).map_err(|error| Status::invalid_argument(chain(&error)))?;
             if request.resolve_image {
                 warnings.extend(self.pin_image(&mut spec).await?);
@@ -163,7 +169,9 @@ impl ControlService {
     /// warning; what certainly is no image is an error.
     async fn pin_image(&self, spec: &mut ServiceSpec) -> Result<Option<String>, Status> {
         let image = spec.task.container.image.clone();
-        match tokio::time::timeout(RESOLVE_TIMEOUT, self.context.images.resolve(&image)).await {
+        let auth = spec.task.container.registry_auth.clone();
+        let lookup = self.context.images.resolve(&image, auth.as_ref());
+        match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
             Ok(Ok(resolved)) => {
                 spec.task.container.image = resolved.pinned;
                 spec.task.placement.platforms = resolved.platforms;
@@ -172,7 +180,9 @@ impl ControlService {
             Ok(Err(error)) => match error {
                 ResolveError::Invalid { .. } => Err(Status::invalid_argument(chain(&error))),
                 ResolveError::NotFound { .. } => Err(Status::not_found(chain(&error))),
-                ResolveError::Unavailable { .. } => Ok(Some(unpinned(&chain(&error)))),
+                ResolveError::Denied { .. } | ResolveError::Unavailable { .. } => {
+                    Ok(Some(unpinned(&chain(&error))))
+                }
             },
             Err(_) => Ok(Some(unpinned(&format!(
                 "image `{image}` could not be looked up within {}",
@@ -180,6 +190,16 @@ impl ControlService {
             )))),
         }
     }
+}
+
+/// A credential from the wire; `None` for one that holds nothing.
+fn credential(wire: v1::RegistryAuth) -> Result<Option<RegistryAuth>, Status> {
+    if wire == v1::RegistryAuth::default() {
+        return Ok(None);
+    }
+    RegistryAuth::try_from(wire)
+        .map(Some)
+        .map_err(|error| Status::invalid_argument(format!("credential for a registry: {error}")))
 }
 
 fn seconds(span: Duration) -> String {

@@ -10,7 +10,7 @@ use rswarm_api::v1::manager_message::Message as Out;
 use rswarm_core::State;
 use rswarm_core::dispatch;
 use rswarm_core::state::Write;
-use rswarm_types::{NodeDescription, NodeId, TaskId, TaskState, TaskStatus, Timestamp};
+use rswarm_types::{NodeDescription, NodeId, Task, TaskId, TaskState, TaskStatus, Timestamp};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
@@ -181,8 +181,8 @@ async fn tell_news(
         let assignments = v1::manager_message::Assignments {
             index: changes.index.0,
             full: false,
-            tasks: changes.set.iter().map(|task| (&**task).into()).collect(),
             removed_task_ids: changes.removed.iter().map(ToString::to_string).collect(),
+            ..with_credentials(changes.set.iter())
         };
         send(out, Out::Assignments(assignments)).await?;
     }
@@ -198,9 +198,20 @@ fn full_set(assignments: &dispatch::Assignments) -> v1::manager_message::Assignm
     v1::manager_message::Assignments {
         index: assignments.index.0,
         full: true,
-        tasks: assignments.tasks().map(|task| (&**task).into()).collect(),
-        removed_task_ids: Vec::new(),
+        ..with_credentials(assignments.tasks())
     }
+}
+
+/// Tasks, and beside them the credentials that their node needs for them.
+fn with_credentials<'a>(tasks: impl Iterator<Item = &'a Arc<Task>>) -> v1::manager_message::Assignments {
+    let mut assignments = v1::manager_message::Assignments::default();
+    for task in tasks {
+        assignments.tasks.push((&**task).into());
+        assignments.credentials.extend(dispatch::credential(task).map(|auth| {
+            v1::manager_message::Credential { task_id: task.id.to_string(), auth: Some(auth.into()) }
+        }));
+    }
+    assignments
 }
 
 /// What a worker's message asks to be written down, and the sequence to acknowledge once it is.

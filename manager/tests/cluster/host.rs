@@ -16,6 +16,7 @@ use rswarm_manager::{
     BoxFuture, ImageResolver, InitOptions, Manager, ManagerConfig, ResolveError, ResolvedImage,
 };
 use rswarm_types::node::{Platform, Resources};
+use rswarm_types::task::RegistryAuth;
 use rswarm_types::{Availability, ClusterId, ClusterSpec, NodeDescription, NodeId, Role, Timestamp, Version};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -40,14 +41,25 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: 
     }
 }
 
-/// Knows `web` and `down`; says of others that there are none.
+/// Knows `web`, `down`, and `private` for those with a credential; says of others that there are none.
 pub struct Images;
 
 impl ImageResolver for Images {
-    fn resolve<'a>(&'a self, image: &'a str) -> BoxFuture<'a, Result<ResolvedImage, ResolveError>> {
+    fn resolve<'a>(
+        &'a self,
+        image: &'a str,
+        auth: Option<&'a RegistryAuth>,
+    ) -> BoxFuture<'a, Result<ResolvedImage, ResolveError>> {
         Box::pin(async move {
             let name = image.to_owned();
             match image {
+                "private" if auth.is_none() => {
+                    Err(ResolveError::Denied { image: name, source: "unauthorized to read `private`".into() })
+                }
+                "private" => Ok(ResolvedImage {
+                    pinned: format!("private:latest@sha256:{}", "b".repeat(64)),
+                    platforms: Vec::new(),
+                }),
                 "web" => Ok(ResolvedImage {
                     pinned: format!("web:latest@sha256:{}", "a".repeat(64)),
                     platforms: vec![Platform { os: "linux".to_owned(), architecture: "amd64".to_owned() }],
@@ -217,6 +229,7 @@ pub async fn enroll_trusting(
 pub struct Worker {
     pub identity: Receiver,
     tasks: Arc<Mutex<BTreeMap<String, v1::Task>>>,
+    credentials: Arc<Mutex<BTreeMap<String, v1::RegistryAuth>>>,
     acknowledged: tokio::sync::watch::Receiver<u64>,
     /// Roles the managers said this node should have.
     role: tokio::sync::watch::Receiver<i32>,
@@ -232,18 +245,19 @@ impl Drop for Worker {
 impl Worker {
     pub async fn connect(addr: &str, identity: Receiver, name: &str) -> Self {
         let tasks: Arc<Mutex<BTreeMap<String, v1::Task>>> = Arc::default();
+        let credentials: Arc<Mutex<BTreeMap<String, v1::RegistryAuth>>> = Arc::default();
         let (acknowledge, acknowledged) = tokio::sync::watch::channel(0);
         let (tell_role, role) = tokio::sync::watch::channel(0);
         let session = session(
             addr.to_owned(),
             identity.clone(),
             name.to_owned(),
-            tasks.clone(),
+            (tasks.clone(), credentials.clone()),
             acknowledge,
             tell_role,
         );
         let session = tokio::spawn(session);
-        Self { identity, tasks, acknowledged, role, session }
+        Self { identity, tasks, credentials, acknowledged, role, session }
     }
 
     pub fn id(&self) -> String {
@@ -259,6 +273,16 @@ impl Worker {
     pub fn tasks(&self) -> Vec<v1::Task> {
         let running = |task: &&v1::Task| task.desired() == v1::TaskState::Running;
         self.tasks.lock().unwrap().values().filter(running).cloned().collect()
+    }
+
+    /// What it was last told for the registry of a task's image.
+    pub fn credential(&self, task: &str) -> Option<v1::RegistryAuth> {
+        self.credentials.lock().unwrap().get(task).cloned()
+    }
+
+    /// How many credentials it was ever told.
+    pub fn credentials_seen(&self) -> usize {
+        self.credentials.lock().unwrap().len()
     }
 
     pub async fn wait_acknowledged(&mut self) {
@@ -313,7 +337,10 @@ async fn session(
     addr: String,
     identity: Receiver,
     name: String,
-    tasks: Arc<Mutex<BTreeMap<String, v1::Task>>>,
+    (tasks, credentials): (
+        Arc<Mutex<BTreeMap<String, v1::Task>>>,
+        Arc<Mutex<BTreeMap<String, v1::RegistryAuth>>>,
+    ),
     acknowledge: tokio::sync::watch::Sender<u64>,
     tell_role: tokio::sync::watch::Sender<i32>,
 ) -> Option<Status> {
@@ -341,6 +368,8 @@ async fn session(
         match message.message {
             Some(Message::Assignments(assignments)) => {
                 let updates: Vec<Update> = assignments.tasks.iter().filter_map(observe).collect();
+                let told = assignments.credentials.into_iter();
+                credentials.lock().unwrap().extend(told.map(|one| (one.task_id, one.auth.unwrap())));
                 {
                     let mut held = tasks.lock().unwrap();
                     if assignments.full {

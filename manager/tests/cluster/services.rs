@@ -21,7 +21,7 @@ pub fn spec(name: &str, image: &str, replicas: u64) -> v1::ServiceSpec {
 }
 
 pub async fn create(host: &Host, spec: v1::ServiceSpec) -> v1::CreateServiceResponse {
-    let request = v1::CreateServiceRequest { spec: Some(spec), no_resolve_image: false };
+    let request = v1::CreateServiceRequest { spec: Some(spec), ..Default::default() };
     host.control().create_service(request).await.unwrap().into_inner()
 }
 
@@ -109,7 +109,7 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing_behind() {
     let host = Host::found().await;
     let mut control = host.control();
     let mut refuse = async |spec: v1::ServiceSpec, code: Code, words: &str| {
-        let request = v1::CreateServiceRequest { spec: Some(spec), no_resolve_image: false };
+        let request = v1::CreateServiceRequest { spec: Some(spec), ..Default::default() };
         let status = control.create_service(request).await.err().unwrap();
         assert_eq!(status.code(), code, "{}", status.message());
         assert!(status.message().contains(words), "{} lacks {words}", status.message());
@@ -282,5 +282,80 @@ async fn a_plan_larger_than_one_command_is_carried_out() {
     let status = tasks[0].status.as_ref().unwrap();
     assert_eq!(status.state(), v1::TaskState::Pending);
     assert!(status.error.contains("no suitable node"), "{}", status.error);
+    host.manager.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_s_credential_goes_to_the_nodes_of_its_tasks_and_is_shown_to_nobody() {
+    const SECRET: &str = "s3cr3t";
+    let host = Host::found().await;
+    let one = host.worker("w1").await;
+    let auth = |password: &str| v1::RegistryAuth {
+        username: "me".to_owned(),
+        password: password.to_owned(),
+        registry: "docker.io".to_owned(),
+        ..v1::RegistryAuth::default()
+    };
+    let mut private = spec("web", "private", 1);
+    // A second node stays without a task.
+    private.task.as_mut().unwrap().placement =
+        Some(v1::Placement { constraints: vec!["node.hostname==w1".to_owned()], ..v1::Placement::default() });
+
+    let without = create(&host, spec("without", "private", 0)).await;
+    assert!(without.warnings[0].contains("--with-registry-auth"), "{:?}", without.warnings);
+    assert!(without.warnings[0].contains("unauthorized to read `private`"), "{:?}", without.warnings);
+
+    let two = host.worker("w2").await;
+    let request = v1::CreateServiceRequest {
+        spec: Some(private.clone()),
+        registry_auth: Some(auth(SECRET)),
+        ..Default::default()
+    };
+    assert!(!format!("{request:?}").contains(SECRET), "{request:?}");
+    let created = host.control().create_service(request).await.unwrap().into_inner();
+    assert_eq!(created.warnings, Vec::<String>::new(), "the credential finds the digest");
+    let view = wait_running(&host, "web", 1).await;
+    let task = &one.tasks()[0];
+    assert_eq!(one.credential(&task.id), Some(auth(SECRET)));
+    assert_eq!(two.credentials_seen(), 0);
+    let shown = [prost::Message::encode_to_vec(&view), prost::Message::encode_to_vec(&created)].concat();
+    assert!(!shown.windows(SECRET.len()).any(|found| found == SECRET.as_bytes()));
+
+    // Changes the service, and says which credential its next task comes with.
+    let change = async |request: v1::UpdateServiceRequest| {
+        let held = v1::GetServiceRequest { service: "web".to_owned() };
+        let held = host.control().get_service(held).await.unwrap().into_inner().service.unwrap();
+        let version = held.meta.unwrap().version;
+        let request = v1::UpdateServiceRequest { id: held.id, version, ..request };
+        let index = host.control().update_service(request).await.unwrap().into_inner().service.unwrap();
+        let made_at = index.spec_version;
+        eventually("a task of the new spec runs", || async {
+            let task = one.tasks().into_iter().find(|task| task.spec_version == made_at)?;
+            Some(one.credential(&task.id).map(|auth| auth.password))
+        })
+        .await
+    };
+    let changed = |force_update, registry_auth| {
+        let mut spec = private.clone();
+        spec.task.as_mut().unwrap().force_update = force_update;
+        v1::UpdateServiceRequest { spec: Some(spec), registry_auth, ..Default::default() }
+    };
+    let rollback = || v1::UpdateServiceRequest { rollback: true, ..Default::default() };
+    assert_eq!(change(changed(1, None)).await.as_deref(), Some(SECRET), "it is kept");
+    assert_eq!(change(changed(2, Some(auth("other")))).await.as_deref(), Some("other"));
+    assert_eq!(change(rollback()).await.as_deref(), Some(SECRET), "the previous spec's");
+    assert_eq!(
+        change(changed(3, Some(v1::RegistryAuth::default()))).await,
+        None,
+        "an empty one takes it away"
+    );
+
+    let request = v1::CreateServiceRequest {
+        spec: Some(spec("bad", "private", 1)),
+        registry_auth: Some(v1::RegistryAuth { registry: "docker.io".to_owned(), ..Default::default() }),
+        ..Default::default()
+    };
+    let refused = host.control().create_service(request).await.err().unwrap();
+    assert!(refused.message().contains("a user name and a password, or a token"), "{}", refused.message());
     host.manager.shutdown().await;
 }

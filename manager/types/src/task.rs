@@ -70,6 +70,8 @@ pub struct TaskSpec {
 pub struct ContainerSpec {
     /// Pinned to a digest when the service is written: `name:tag@sha256:…`.
     pub image: String,
+    /// For pulling `image`. It never travels with the spec: see [`RegistryAuth`].
+    pub registry_auth: Option<RegistryAuth>,
     pub labels: Labels,
     /// Replaces the image's entrypoint when not empty.
     pub command: Vec<String>,
@@ -101,6 +103,45 @@ pub struct ContainerSpec {
     pub cap_drop: Vec<String>,
     pub ulimits: Vec<Ulimit>,
     pub oom_score_adj: i32,
+}
+
+/// A user's credential for a registry, kept in a service's spec for the nodes that its tasks are assigned to.
+///
+/// It is stored in the encrypted Raft log and snapshots alone. On the wire a spec has no field for it: a request brings
+/// it beside the spec, and the dispatcher sends it beside the tasks whose image is still to be pulled.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryAuth {
+    /// `host[:port]` as in the names of its images; shown to no other registry.
+    pub registry: String,
+    pub secret: RegistrySecret,
+}
+
+/// How the user proves who they are.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RegistrySecret {
+    Password {
+        username: String,
+        password: String,
+    },
+    /// Exchanged for access tokens at the registry's token server.
+    IdentityToken(String),
+    /// Sent to the registry as it is.
+    RegistryToken(String),
+    /// There is one, and it is not written down here: a worker's ledger says so.
+    Withheld,
+}
+
+impl std::fmt::Debug for RegistryAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistryAuth").field("registry", &self.registry).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for RegistrySecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RegistrySecret { .. }")
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

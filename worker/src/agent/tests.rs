@@ -1,3 +1,5 @@
+use rswarm_types::task::{RegistryAuth, RegistrySecret};
+
 use super::*;
 use crate::executor::{Exit, FailureKind, FoundState};
 use crate::testing::{id, task};
@@ -270,4 +272,36 @@ fn leaving_ends_everything() {
     h.check(Input::Leave, &["save 1", "discard 9", "shutdown 1"]);
     h.done(1, Operation::Shutdown, Ok(Done::Ended(None)), &["save 1", "remove 1"]);
     h.done(1, Operation::Remove, Ok(Done::Removed), &["forget 1"]);
+}
+
+#[test]
+fn a_credential_is_not_written_down_and_is_learned_again_after_a_restart() {
+    let secret = RegistrySecret::RegistryToken("s3cr3t".to_owned());
+    let with_secret = |index, full| {
+        let mut task = task(1);
+        let auth = RegistryAuth { registry: "r".to_owned(), secret: secret.clone() };
+        Arc::make_mut(&mut task.spec).container.registry_auth = Some(auth);
+        Input::Assignments(Assignments { index, full, tasks: vec![task], ..Assignments::default() })
+    };
+    let secret_of = |agent: &Agent| {
+        let auth = agent.task(id(1)).unwrap().spec.container.registry_auth.clone();
+        auth.map(|auth| auth.secret)
+    };
+    let mut h = Harness::new();
+    h.check(with_secret(1, true), &["index 1", "save 1", "prepare 1"]);
+    assert_eq!(secret_of(&h.agent), Some(secret.clone()));
+    let entry = h.agent.entry(id(1)).unwrap();
+    let written = serde_json::to_string(&entry).unwrap();
+    assert!(!written.contains("s3cr3t"), "{written}");
+
+    let (agent, outputs) = Agent::restore(vec![entry], 1, vec![], NOW);
+    let mut h = Harness { agent, attempts: BTreeMap::new(), now: NOW };
+    assert_eq!(h.take(&outputs), ["prepare 1"]);
+    assert_eq!(secret_of(&h.agent), Some(RegistrySecret::Withheld));
+    let awaited = Failure { text: "waiting".to_owned(), kind: FailureKind::Temporary };
+    h.done(1, Operation::Prepare, Err(awaited), &[]);
+    h.check(with_secret(1, true), &["save 1"]);
+    assert_eq!(secret_of(&h.agent), Some(secret.clone()));
+    h.now = h.now.after(task::RETRY_DELAY);
+    h.check(Input::Tick, &["prepare 1"]);
 }

@@ -81,6 +81,18 @@ enum Error {
         #[source]
         source: Box<ImageError>,
     },
+    #[error(
+        "image `{reference}` is not on this node and cannot be pulled without a credential (log in to its registry, \
+         then `service update --with-registry-auth`)"
+    )]
+    PullDenied {
+        reference: String,
+        #[source]
+        source: Box<ImageError>,
+    },
+    /// Of a daemon that was started anew: a manager sends it with the assignments.
+    #[error("waiting for the credential for registry `{registry}` from a manager")]
+    CredentialAwaited { registry: String },
     #[error(transparent)]
     Spec(#[from] SpecError),
     #[error(transparent)]
@@ -101,9 +113,13 @@ impl From<Error> for Failure {
         // Of a transparent error only the causes would be looked at.
         match &error {
             Error::Runtime(inner) => Self::unless_passing(FailureKind::Final, inner),
-            Error::Image(_) | Error::Pull { .. } | Error::Spec(_) | Error::User(_) | Error::File { .. } => {
-                Self::unless_passing(FailureKind::Final, &error)
-            }
+            Error::CredentialAwaited { .. } => Self::new(FailureKind::Temporary, &error),
+            Error::Image(_)
+            | Error::Pull { .. }
+            | Error::PullDenied { .. }
+            | Error::Spec(_)
+            | Error::User(_)
+            | Error::File { .. } => Self::unless_passing(FailureKind::Final, &error),
         }
     }
 }
@@ -193,7 +209,7 @@ impl ContainerExecutor {
 
     async fn prepare(&self, task: Arc<Task>, progress: Progress) -> Result<Done, Failure> {
         let guard = self.lock(task.id).await;
-        let (image, hold) = self.image(&task.spec.container.image, &progress).await?;
+        let (image, hold) = self.image(&task, &progress).await?;
         let permit = self.creating.clone().acquire_owned().await;
         let node = self.node.clone();
         blocking(move || {

@@ -200,10 +200,15 @@ impl Manager {
 }
 
 pub fn assignments(index: u64, full: bool, tasks: &[Task], removed: &[u8]) -> FromManager {
+    let credential = |task: &Task| {
+        let auth = task.spec.container.registry_auth.as_ref()?;
+        Some(manager_message::Credential { task_id: task.id.to_string(), auth: Some(auth.into()) })
+    };
     FromManager::Assignments(manager_message::Assignments {
         index,
         full,
         tasks: tasks.iter().map(Into::into).collect(),
         removed_task_ids: removed.iter().map(|&n| id(n).to_string()).collect(),
+        credentials: tasks.iter().filter_map(credential).collect(),
     })
 }

@@ -95,6 +95,10 @@ impl CreateFlags {
         self.settings.no_resolve_image()
     }
 
+    pub fn with_registry_auth(&self) -> bool {
+        self.settings.with_registry_auth()
+    }
+
     /// Whether the cluster's networks have to be known.
     pub fn names_networks(&self) -> bool {
         !self.network.is_empty()
@@ -395,7 +399,6 @@ mod tests {
             (&["--secret", "key", "web"], "--secret is not supported yet: mount a file"),
             (&["--health-cmd", "true", "web"], "--health-cmd is not supported yet"),
             (&["-t", "web"], "--tty is not supported yet"),
-            (&["--with-registry-auth", "web"], "--with-registry-auth is not supported yet"),
             (&["--mode", "replicated-job", "web"], "mode `replicated-job` is not supported yet"),
             (&["--secret-add", "key", "web"], "unexpected argument '--secret-add'"),
         ] {

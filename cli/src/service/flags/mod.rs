@@ -211,6 +211,10 @@ pub struct Settings {
     /// User and group in the container: name or number, user[:group]
     #[arg(short, long)]
     user: Option<String>,
+    /// Give the service your credential for the image's registry, for the nodes that pull it
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_parser = value::boolean, value_name = "BOOL")]
+    with_registry_auth: Option<bool>,
     /// Working directory in the container
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
@@ -227,6 +231,11 @@ impl Settings {
     /// Whether the image is to be left as written.
     fn no_resolve_image(&self) -> bool {
         self.no_resolve_image == Some(true)
+    }
+
+    /// Whether the user's credential goes with the service.
+    fn with_registry_auth(&self) -> bool {
+        self.with_registry_auth == Some(true)
     }
 
     fn apply(&self, spec: &mut ServiceSpec) -> Result<(), FlagError> {

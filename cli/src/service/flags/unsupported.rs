@@ -28,7 +28,7 @@ const WINDOWS: &str = "it is for Windows";
 const SWAP: &str = "tasks use the node's swap as the kernel decides";
 
 /// Name, kind, command, and the reason or what to do instead.
-const FLAGS: [(&str, Kind, On, &str); 22] = [
+const FLAGS: [(&str, Kind, On, &str); 21] = [
     ("secret", Kind::Value, On::Create, FILE),
     ("secret-add", Kind::Value, On::Update, FILE),
     ("secret-rm", Kind::Value, On::Update, FILE),
@@ -50,7 +50,6 @@ const FLAGS: [(&str, Kind, On, &str); 22] = [
     ("memory-swap", Kind::Value, On::Both, SWAP),
     ("memory-swappiness", Kind::Value, On::Both, SWAP),
     ("tty", Kind::Switch, On::Both, "services have no terminal so far"),
-    ("with-registry-auth", Kind::Switch, On::Both, "credentials for registries stay on each node"),
 ];
 
 /// The refused flags of `service create`, or of `service update`.

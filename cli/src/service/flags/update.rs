@@ -162,6 +162,10 @@ impl UpdateFlags {
         self.changes.image.is_some() && !self.changes.settings.no_resolve_image()
     }
 
+    pub fn with_registry_auth(&self) -> bool {
+        self.changes.settings.with_registry_auth()
+    }
+
     /// Whether the cluster's networks have to be known.
     pub fn names_networks(&self) -> bool {
         !self.changes.network_add.is_empty() || !self.changes.network_rm.is_empty()

@@ -488,6 +488,28 @@ mod tests {
     }
 
     #[test]
+    fn credentials_travel_alone_and_print_nothing() {
+        use rswarm_types::task::{RegistryAuth, RegistrySecret};
+        let registry = "r:5000".to_owned();
+        for secret in [
+            RegistrySecret::Password { username: "me".into(), password: "s3cr3t".into() },
+            RegistrySecret::IdentityToken("s3cr3t".into()),
+            RegistrySecret::RegistryToken("s3cr3t".into()),
+        ] {
+            let auth = RegistryAuth { registry: registry.clone(), secret };
+            let wire = v1::RegistryAuth::from(&auth);
+            assert!(!format!("{wire:?} {auth:?} {:?}", auth.secret).contains("s3cr3t"));
+            assert_eq!(RegistryAuth::try_from(wire), Ok(auth.clone()));
+            let mut service = service();
+            service.spec.task.container.registry_auth = Some(auth);
+            let bytes = prost::Message::encode_to_vec(&v1::Service::from(&service));
+            assert!(!bytes.windows(6).any(|found| found == b"s3cr3t"));
+        }
+        let nothing = RegistryAuth::try_from(v1::RegistryAuth { registry, ..Default::default() });
+        assert!(nothing.unwrap_err().to_string().contains("found neither"));
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused_by_its_path() {
         let mut wire = v1::Service::from(&service());
         wire.spec.as_mut().unwrap().task.as_mut().unwrap().container.as_mut().unwrap().mounts[1].kind = 77;

@@ -7,7 +7,7 @@ use types::node::{Platform, Resources};
 use types::service::{EndpointSpec, PortConfig, ServiceMode, ServiceSpec, UpdateConfig};
 use types::task::{
     ContainerSpec, DnsConfig, Limits, LogConfig, Mount, MountKind, NetworkAttachment, Placement,
-    RestartPolicy, TaskSpec, Ulimit,
+    RegistryAuth, RegistrySecret, RestartPolicy, TaskSpec, Ulimit,
 };
 use types::{ClusterSpec, NodeSpec};
 
@@ -163,6 +163,7 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
     }
 }
 
+/// Without the credential, which does not travel with a spec.
 impl From<&ContainerSpec> for v1::ContainerSpec {
     fn from(spec: &ContainerSpec) -> Self {
         Self {
@@ -201,6 +202,7 @@ impl TryFrom<v1::ContainerSpec> for ContainerSpec {
         let dns = wire.dns.unwrap_or_default();
         Ok(Self {
             image: wire.image,
+            registry_auth: None,
             labels: wire.labels.into_iter().collect(),
             command: wire.command,
             args: wire.args,
@@ -222,6 +224,48 @@ impl TryFrom<v1::ContainerSpec> for ContainerSpec {
             ulimits: each("ulimits", wire.ulimits)?,
             oom_score_adj: wire.oom_score_adj,
         })
+    }
+}
+
+impl std::fmt::Debug for v1::RegistryAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistryAuth").field("registry", &self.registry).finish_non_exhaustive()
+    }
+}
+
+impl From<&RegistryAuth> for v1::RegistryAuth {
+    fn from(auth: &RegistryAuth) -> Self {
+        let mut wire = Self { registry: auth.registry.clone(), ..Self::default() };
+        match &auth.secret {
+            RegistrySecret::Password { username, password } => {
+                (wire.username, wire.password) = (username.clone(), password.clone());
+            }
+            RegistrySecret::IdentityToken(token) => wire.identity_token.clone_from(token),
+            RegistrySecret::RegistryToken(token) => wire.registry_token.clone_from(token),
+            RegistrySecret::Withheld => {}
+        }
+        wire
+    }
+}
+
+/// Of several secrets the most direct one counts.
+impl TryFrom<v1::RegistryAuth> for RegistryAuth {
+    type Error = WireError;
+    fn try_from(wire: v1::RegistryAuth) -> Result<Self, WireError> {
+        let v1::RegistryAuth { username, password, identity_token, registry_token, registry } = wire;
+        let secret = if !registry_token.is_empty() {
+            RegistrySecret::RegistryToken(registry_token)
+        } else if !identity_token.is_empty() {
+            RegistrySecret::IdentityToken(identity_token)
+        } else if !username.is_empty() {
+            RegistrySecret::Password { username, password }
+        } else {
+            return Err(WireError::new(
+                "username",
+                "expected a user name and a password, or a token, found neither",
+            ));
+        };
+        Ok(Self { registry, secret })
     }
 }
 

@@ -51,7 +51,8 @@ impl<'a> Context<'a> {
 
     /// Whether a task is what its service's spec asks for today. Source: swarm-parity 3.5, "what is dirty".
     ///
-    /// A change of placement alone leaves tasks be whose node satisfies the new constraints.
+    /// A change of placement alone leaves tasks be whose node satisfies the new constraints, and one of the registry's
+    /// credential those that have their image.
     pub fn is_clean(&self, task: &Task) -> bool {
         if task.spec_version == self.service.spec_version {
             return true;
@@ -71,6 +72,9 @@ impl<'a> Context<'a> {
         }
         let mut moved = TaskSpec::clone(&task.spec);
         moved.placement.clone_from(&self.template.placement);
+        if (TaskState::Ready..=TaskState::Running).contains(&task.status.state) {
+            moved.container.registry_auth.clone_from(&self.template.container.registry_auth);
+        }
         moved == *self.template
     }
 

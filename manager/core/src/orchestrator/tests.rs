@@ -4,7 +4,7 @@ use super::is_up_to_date;
 use std::time::Duration;
 
 use rswarm_types::service::{FailureAction, UpdateOrder, UpdateState};
-use rswarm_types::task::RestartCondition;
+use rswarm_types::task::{RegistryAuth, RegistrySecret, RestartCondition};
 use rswarm_types::*;
 
 use crate::Write;
@@ -324,6 +324,26 @@ fn what_tasks_do_not_see_restarts_none() {
     assert!(service.update_status.is_some());
     f.update(web, |spec| drop(spec.labels.insert("a".into(), "b".into())));
     assert_eq!(f.state.service(web).unwrap().update_status, None);
+}
+
+#[test]
+fn a_new_credential_replaces_only_tasks_that_still_need_their_image() {
+    let mut f = Fixture::new(1);
+    let web = f.create("web", 2, |_| {});
+    f.pass();
+    let before = f.current(web);
+    f.report(before[0].id, TaskState::Running);
+    f.report(before[1].id, TaskState::Preparing);
+    f.update(web, |spec| {
+        let secret = RegistrySecret::IdentityToken("token".into());
+        spec.task.container.registry_auth = Some(RegistryAuth { registry: "r".into(), secret });
+    });
+    f.run_for(SECOND * 10);
+    let after = f.current(web);
+    assert_eq!(after[0], f.state.task(before[0].id).cloned().unwrap(), "it runs: it has what it needs");
+    assert_ne!(after[1].id, before[1].id);
+    assert!(after[1].spec.container.registry_auth.is_some());
+    assert_eq!(update_state(&f, web), Some(UpdateState::Completed));
 }
 
 #[test]

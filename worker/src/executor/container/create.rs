@@ -4,24 +4,25 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rswarm_image::{Digest, Hold, Image, PullOptions};
+use rswarm_image::{Digest, Hold, Image, ImageError, PullOptions};
 use rswarm_runtime::{CreateRequest, LogOptions, Rootfs, Status};
 use rswarm_types::Task;
+use rswarm_types::task::{ContainerSpec, RegistryAuth, RegistrySecret};
 
 use super::record::Record;
 use super::{
     ContainerExecutor, Error, Node, SpecError, file_error, files, remove_directory, rootfs, spec, users,
 };
 use crate::executor::Progress;
+use crate::registry;
 
 impl ContainerExecutor {
-    /// The image `reference` names, pulled if the node lacks it, and what keeps it until the container is known to use
-    /// it.
-    pub(super) async fn image(&self, reference: &str, progress: &Progress) -> Result<(Image, Hold), Error> {
+    /// The task's image, pulled if the node lacks it, and what keeps it until the container is known to use it.
+    pub(super) async fn image(&self, task: &Task, progress: &Progress) -> Result<(Image, Hold), Error> {
         loop {
-            let image = match self.node.config.images.get(reference) {
+            let image = match self.node.config.images.get(&task.spec.container.image) {
                 Some(image) => image,
-                None => self.pull(reference, progress).await?,
+                None => self.pull(&task.spec.container, progress).await?,
             };
             // Someone may have removed it this very moment; then it is pulled once more.
             if let Ok(hold) = self.node.config.images.hold(&image.id) {
@@ -30,15 +31,26 @@ impl ContainerExecutor {
         }
     }
 
-    async fn pull(&self, reference: &str, progress: &Progress) -> Result<Image, Error> {
+    async fn pull(&self, container: &ContainerSpec, progress: &Progress) -> Result<Image, Error> {
+        let reference = container.image.as_str();
+        let meant = container.registry_auth.as_ref().filter(|auth| registry::is_meant_for(auth, reference));
+        if let Some(RegistryAuth { registry, secret: RegistrySecret::Withheld }) = meant {
+            return Err(Error::CredentialAwaited { registry: registry.clone() });
+        }
         progress.tell(format!("preparing: pulling image `{reference}`"));
         let options = PullOptions {
             progress: Some(pull_progress(reference, progress.clone())),
+            auth: meant.and_then(registry::credentials),
             ..self.node.config.pull.clone()
         };
         let pulled = self.node.config.images.pull(reference, &options).await;
-        let image = pulled
-            .map_err(|source| Error::Pull { reference: reference.to_owned(), source: Box::new(source) })?;
+        let image = pulled.map_err(|source| {
+            let (reference, source) = (reference.to_owned(), Box::new(source));
+            match *source {
+                ImageError::Unauthorized { .. } if meant.is_none() => Error::PullDenied { reference, source },
+                _ => Error::Pull { reference, source },
+            }
+        })?;
         progress.tell("preparing".to_owned());
         Ok(image)
     }
