@@ -21,12 +21,14 @@ type Peeked<R> = BufReader<Chain<Cursor<Vec<u8>>, R>>;
 ///
 /// # Errors
 /// `Unsupported` for xz, bzip2 and lz4, by name; what `source` answers otherwise.
-pub(crate) fn decompress<'a, R: Read + 'a>(mut source: R) -> io::Result<(Compression, Box<dyn Read + 'a>)> {
+pub(crate) fn decompress<'a, R: Read + Send + 'a>(
+    mut source: R,
+) -> io::Result<(Compression, Box<dyn Read + Send + 'a>)> {
     let mut magic = Vec::with_capacity(6);
     source.by_ref().take(6).read_to_end(&mut magic)?;
     let compression = detect(&magic)?;
     let peeked: Peeked<R> = BufReader::with_capacity(BUFFER, Cursor::new(magic).chain(source));
-    let reader: Box<dyn Read + 'a> = match compression {
+    let reader: Box<dyn Read + Send + 'a> = match compression {
         Compression::None => Box::new(peeked),
         Compression::Gzip => Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(peeked))),
         Compression::Zstd => Box::new(BufReader::with_capacity(BUFFER, ZstdReader::new(peeked))),

@@ -114,11 +114,6 @@ impl<R: io::Read> HashingReader<R> {
         HashingReader { inner, hasher: Hasher::default() }
     }
 
-    /// Bytes read so far.
-    pub fn count(&self) -> u64 {
-        self.hasher.bytes()
-    }
-
     pub fn finish(self) -> (Digest, u64) {
         self.hasher.finish()
     }

@@ -15,6 +15,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    ahead::read_ahead,
     blobs::{Blobs, sync_directory, temporary_path},
     compress::decompress,
     digest::{Digest, HashingReader},
@@ -86,7 +87,7 @@ impl Layers {
     /// Unpacks a stream that is not a blob yet (import), for its diff id to be found out.
     ///
     /// Gives a directory that [`StagedLayer::commit`] moves into place.
-    pub fn stage(&self, source: impl Read) -> Result<StagedLayer, StageError> {
+    pub fn stage(&self, source: impl Read + Send) -> Result<StagedLayer, StageError> {
         let home = StagedDirectory(temporary_path(&self.temporary, "layer"));
         let files = home.0.join("fs");
         let create = |path: &Path| fs::create_dir(path).map_err(ImageError::io("create", path));
@@ -96,11 +97,13 @@ impl Layers {
         fs::set_permissions(&files, fs::Permissions::from_mode(0o755))
             .map_err(ImageError::io("set the mode of", &files))
             .map_err(StageError::Store)?;
-        let hashing = HashingReader::new(source);
-        let (total, mut hashing) =
-            unpack::unpack(hashing, &files, self.limits).map_err(|error| self.explain(error))?;
-        drain(&mut hashing, self.limits.bytes)?;
-        let (diff_id, _) = hashing.finish();
+        let (total, hashing) = read_ahead(HashingReader::new(source), |source| {
+            let unpacked = unpack::unpack(source, &files, self.limits);
+            let (total, rest) = unpacked.map_err(|error| self.explain(error))?;
+            drain(rest, self.limits.bytes)?;
+            Ok(total)
+        });
+        let (total, (diff_id, _)) = (total?, hashing.finish());
         let info = LayerInfo { diff_id, entries: total.entries, bytes: total.bytes };
         Ok(StagedLayer { home, info, newest: total.newest })
     }
@@ -231,12 +234,11 @@ pub(crate) enum StageError {
 }
 
 /// Reads what follows the archive's end mark: it belongs to the digest, but is bounded too.
-fn drain(reader: &mut HashingReader<impl Read>, limit: u64) -> Result<(), StageError> {
-    let start = reader.count();
+fn drain(reader: impl Read, limit: u64) -> Result<(), StageError> {
     let read = io::copy(&mut reader.take(limit.saturating_add(1)), &mut io::sink())
         .map_err(|source| StageError::Layer(LayerError::Decompress { source }))?;
     if read > limit {
-        let entry = format!("(end of archive at byte {start})");
+        let entry = "(end of archive)".to_owned();
         return Err(StageError::Layer(LayerError::TooManyBytes { entry, limit }));
     }
     Ok(())

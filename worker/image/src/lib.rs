@@ -11,6 +11,7 @@
 //!        tmp/                    unfinished things, cleared at start
 //! ```
 
+mod ahead;
 mod archive;
 mod blobs;
 pub mod builder;
