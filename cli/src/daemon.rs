@@ -19,7 +19,7 @@ pub use facts::platform;
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -52,6 +52,8 @@ pub struct DaemonArgs {
 
 /// Threads that drive connections; work that blocks has threads of its own.
 const ASYNC_THREADS: usize = 2;
+/// Where certificates of private authorities are looked for: Docker's place too, so that what is there goes on counting.
+const CERTIFICATE_DIRECTORIES: [&str; 2] = ["/etc/rswarm/certs.d", "/etc/docker/certs.d"];
 /// How long the lock of a daemon that is gone may still be held.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -82,7 +84,12 @@ async fn serve(mut paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
     let images = ImageStore::open(&paths.images())?;
     let mut insecure_registries = registries::load(&paths.registries())?;
     insecure_registries.extend(args.insecure_registries);
-    let pull = PullOptions { insecure_registries, mirrors: args.registry_mirrors, ..PullOptions::default() };
+    let pull = PullOptions {
+        insecure_registries,
+        mirrors: args.registry_mirrors,
+        certificate_directories: CERTIFICATE_DIRECTORIES.map(PathBuf::from).to_vec(),
+        ..PullOptions::default()
+    };
     let control = ControlSwitch::default();
     raise_open_files();
     let node = Node::new(

@@ -20,6 +20,9 @@ const BAR: usize = 30;
 pub async fn pull(client: &Client, reference: String, platform: String, quiet: bool) -> anyhow::Result<()> {
     use v1::pull_image_response::Step;
     let auth = registry_auth::of_image(&reference);
+    // The image may have further names here; shown is the one it was pulled by.
+    let name = reference.parse().map(|parsed: rswarm_image::Reference| parsed.familiar());
+    let name = name.unwrap_or_else(|_| reference.clone());
     let request = v1::PullImageRequest { reference, platform, auth };
     let mut steps = call!(client, local.pull_image(request))?;
     let mut board = Board::new(quiet);
@@ -31,7 +34,7 @@ pub async fn pull(client: &Client, reference: String, platform: String, quiet: b
                 if !quiet {
                     println!("Digest: {}", image.manifest_digest);
                 }
-                println!("{}", image.tags.first().or(image.digests.first()).unwrap_or(&image.id));
+                println!("{name}");
             }
             None => {}
         }

@@ -134,8 +134,9 @@ pub enum ImageError {
         source: Option<reqwest::Error>,
     },
     #[error(
-        "no verified TLS connection to registry `{registry}`: if it speaks plain http or has a certificate of its own, \
-         give `--insecure-registry {registry}` to `rswarm daemon`, or to the `rswarm init` or `join` that starts it"
+        "no verified TLS connection to registry `{registry}`: if its certificate is of a private authority, put that into \
+         `/etc/rswarm/certs.d/{registry}/ca.crt`; if it speaks plain http or has a certificate of its own, give \
+         `--insecure-registry {registry}` to `rswarm daemon`, or to the `rswarm init` or `join` that starts it"
     )]
     NotVerified {
         registry: String,

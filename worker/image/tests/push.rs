@@ -193,7 +193,7 @@ async fn a_registry_with_users_lets_in_who_logs_in() {
     let with = |password: &str| PullOptions { auth: Some(user(password)), ..PullOptions::default() };
 
     let error = store.push(&name, &PullOptions::default()).await.unwrap_err().to_string();
-    assert!(error.contains("unauthorized to write") && error.contains("log in"), "{error}");
+    assert!(error.contains("unauthorized to write") && error.contains("`rswarm login "), "{error}");
     let error = store.push(&name, &with("wrong")).await.unwrap_err().to_string();
     assert!(error.contains("unauthorized to write") && !error.contains("wrong"), "{error}");
     store.push(&name, &with("secret")).await.unwrap();

@@ -80,8 +80,17 @@ async fn registries_with_tls_are_verified() {
     let name = format!("{}/demo:1", registry.host.replace("127.0.0.1", "0.0.0.0"));
     let error = chain(&store().resolve_digest(&name, &PullOptions::default()).await.unwrap_err());
     assert!(error.contains("no verified TLS connection") && error.contains("certificate"), "{error}");
-    let trusting =
-        PullOptions { ca_certificates: vec![certificate.pem().into_bytes()], ..PullOptions::default() };
+    let trusted = tempfile::tempdir().unwrap();
+    let place = trusted.path().join(registry.host.replace("127.0.0.1", "0.0.0.0"));
+    std::fs::create_dir(&place).unwrap();
+    let authority = common::file(&place, "ca.crt", b"no certificate");
+    let trusting = PullOptions {
+        certificate_directories: vec![trusted.path().to_owned(), "/nonexistent".into()],
+        ..PullOptions::default()
+    };
+    let error = store().resolve_digest(&name, &trusting).await.unwrap_err().to_string();
+    assert!(error.contains(authority.to_str().unwrap()) && error.contains("PEM"), "{error}");
+    std::fs::write(&authority, certificate.pem()).unwrap();
     assert_eq!(store().resolve_digest(&name, &trusting).await.unwrap().digest, digest);
     assert_eq!(store().pull(&name, &trusting).await.unwrap().manifest_digest, digest);
     let insecure = PullOptions { insecure_registries: vec!["0.0.0.0".to_owned()], ..PullOptions::default() };

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    io::ErrorKind,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -43,8 +44,9 @@ impl Registries {
     ) -> Result<reqwest::Client, ImageError> {
         let failed = |source| ImageError::Client { registry: host.to_owned(), source };
         let loopback = is_loopback(host);
-        if !insecure && !options.ca_certificates.is_empty() {
-            return build(false, false, Some(READ_TIMEOUT), &options.ca_certificates).map_err(failed);
+        let authorities = if insecure { Vec::new() } else { authorities(host, options)? };
+        if !authorities.is_empty() {
+            return build(false, false, Some(READ_TIMEOUT), authorities).map_err(failed);
         }
         let cell = match (insecure, loopback) {
             (false, _) => &self.verified,
@@ -54,7 +56,8 @@ impl Registries {
         if let Some(client) = cell.get() {
             return Ok(client.clone());
         }
-        let client = build(insecure, insecure && loopback, Some(READ_TIMEOUT), &[]).map_err(failed)?;
+        let client =
+            build(insecure, insecure && loopback, Some(READ_TIMEOUT), authorities).map_err(failed)?;
         Ok(cell.get_or_init(|| client).clone())
     }
 
@@ -65,7 +68,8 @@ impl Registries {
         insecure: bool,
         options: &PullOptions,
     ) -> Result<reqwest::Client, ImageError> {
-        build(insecure, insecure && is_loopback(host), None, &options.ca_certificates)
+        let authorities = if insecure { Vec::new() } else { authorities(host, options)? };
+        build(insecure, insecure && is_loopback(host), None, authorities)
             .map_err(|source| ImageError::Client { registry: host.to_owned(), source })
     }
 
@@ -99,7 +103,7 @@ fn build(
     insecure: bool,
     direct: bool,
     read_timeout: Option<Duration>,
-    authorities: &[Vec<u8>],
+    authorities: Vec<reqwest::Certificate>,
 ) -> reqwest::Result<reqwest::Client> {
     // The program installs the provider; a test or a tool that forgot shall not panic.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -113,12 +117,34 @@ fn build(
     if direct {
         builder = builder.no_proxy();
     }
-    let mut extra = Vec::new();
-    for pem in authorities {
-        extra.extend(reqwest::Certificate::from_pem_bundle(pem)?);
-    }
-    if !extra.is_empty() {
-        builder = builder.tls_certs_merge(extra);
+    if !authorities.is_empty() {
+        builder = builder.tls_certs_merge(authorities);
     }
     builder.build()
+}
+
+/// The private authorities for a registry. They are read each time, so that one that was put there counts at once.
+fn authorities(host: &str, options: &PullOptions) -> Result<Vec<reqwest::Certificate>, ImageError> {
+    let mut found = Vec::new();
+    for directory in &options.certificate_directories {
+        let directory = directory.join(host);
+        let entries = match std::fs::read_dir(&directory) {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
+            entries => entries.map_err(ImageError::io("list", &directory))?,
+        };
+        for entry in entries {
+            let path = entry.map_err(ImageError::io("list", &directory))?.path();
+            if path.extension().is_none_or(|extension| extension != "crt") {
+                continue;
+            }
+            let pem = std::fs::read(&path).map_err(ImageError::io("read", &path))?;
+            let read = reqwest::Certificate::from_pem_bundle(&pem).unwrap_or_default();
+            if read.is_empty() {
+                let what = format!("authority `{}`", path.display());
+                return Err(ImageError::invalid(what, "expected a certificate in PEM"));
+            }
+            found.extend(read);
+        }
+    }
+    Ok(found)
 }

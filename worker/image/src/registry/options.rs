@@ -1,6 +1,6 @@
 //! How to reach a registry, as whom, and what of it comes back as progress.
 
-use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
+use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr, sync::Arc};
 
 use crate::{digest::Digest, error::ImageError, platform::Platform, reference::DEFAULT_REGISTRY};
 
@@ -113,8 +113,9 @@ pub struct PullOptions {
     pub auth: Option<Credentials>,
     /// The platform to take of an image that has several; `None` means this host's.
     pub platform: Option<Platform>,
-    /// Certificate authorities (PEM) trusted in addition to the system's.
-    pub ca_certificates: Vec<Vec<u8>>,
+    /// Directories with a directory for each registry of private authorities, `host[:port]`, whose `*.crt` (PEM) are
+    /// trusted for it in addition to the system's.
+    pub certificate_directories: Vec<PathBuf>,
     pub progress: Option<ProgressSink>,
 }
 

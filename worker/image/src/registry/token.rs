@@ -52,7 +52,9 @@ pub(super) async fn answer(session: &Session<'_>, refused: &Response) -> Result<
             header(session, &format!("Basic {pair}"), None, None)
         }
         (Some(Challenge::Basic), _) => {
-            Err(session.unauthorized("it wants a user name and a password: log in first"))
+            let hint =
+                format!("it wants a user name and a password: `rswarm login {}` first", session.registry);
+            Err(session.unauthorized(&hint))
         }
         (None, _) => Err(session.unauthorized("it wants an unknown kind of authentication")),
     }
