@@ -225,11 +225,14 @@ pub async fn enroll_trusting(
     Ok((issued, Store::new(credentials).1))
 }
 
+/// What a worker was told, by task.
+type Told<T> = Arc<Mutex<BTreeMap<String, T>>>;
+
 /// A worker that claims to run whatever it is told to.
 pub struct Worker {
     pub identity: Receiver,
-    tasks: Arc<Mutex<BTreeMap<String, v1::Task>>>,
-    credentials: Arc<Mutex<BTreeMap<String, v1::RegistryAuth>>>,
+    tasks: Told<v1::Task>,
+    credentials: Told<v1::RegistryAuth>,
     acknowledged: tokio::sync::watch::Receiver<u64>,
     /// Roles the managers said this node should have.
     role: tokio::sync::watch::Receiver<i32>,
@@ -244,8 +247,8 @@ impl Drop for Worker {
 
 impl Worker {
     pub async fn connect(addr: &str, identity: Receiver, name: &str) -> Self {
-        let tasks: Arc<Mutex<BTreeMap<String, v1::Task>>> = Arc::default();
-        let credentials: Arc<Mutex<BTreeMap<String, v1::RegistryAuth>>> = Arc::default();
+        let tasks: Told<v1::Task> = Arc::default();
+        let credentials: Told<v1::RegistryAuth> = Arc::default();
         let (acknowledge, acknowledged) = tokio::sync::watch::channel(0);
         let (tell_role, role) = tokio::sync::watch::channel(0);
         let session = session(
@@ -337,10 +340,7 @@ async fn session(
     addr: String,
     identity: Receiver,
     name: String,
-    (tasks, credentials): (
-        Arc<Mutex<BTreeMap<String, v1::Task>>>,
-        Arc<Mutex<BTreeMap<String, v1::RegistryAuth>>>,
-    ),
+    (tasks, credentials): (Told<v1::Task>, Told<v1::RegistryAuth>),
     acknowledge: tokio::sync::watch::Sender<u64>,
     tell_role: tokio::sync::watch::Sender<i32>,
 ) -> Option<Status> {
