@@ -229,6 +229,27 @@ fn again(lab: &Lab, request: CreateRequest) -> CreateRequest {
     CreateRequest { spec: request.spec, ..lab.request("two", &["true"]) }
 }
 
+/// CVE-2025-52881: what the runtime writes to procfs goes to a file that the container has put in its place. What is mounted
+/// on the container's `/proc` is not where sysctls are written.
+#[test]
+fn settings_are_written_to_the_kernel_and_not_to_what_covers_it() {
+    let Some(lab) = Lab::new() else { return };
+    std::fs::create_dir_all(lab.layer().join("fake/net/ipv4")).unwrap();
+    std::fs::write(lab.layer().join("fake/net/ipv4/ip_default_ttl"), "untouched\n").unwrap();
+    let script = "cat /proc/sys/net/ipv4/ip_default_ttl /other/sys/net/ipv4/ip_default_ttl";
+    let mut request = lab.script("one", script);
+    edit(&mut request, |config| {
+        config["linux"]["sysctl"] = json!({ "net.ipv4.ip_default_ttl": "77" });
+        let fake = lab.layer().join("fake");
+        push(
+            &mut config["mounts"],
+            json!({ "destination": "/proc/sys", "type": "bind", "source": fake, "options": ["bind"] }),
+        );
+        push(&mut config["mounts"], json!({ "destination": "/other", "type": "proc", "source": "proc" }));
+    });
+    assert_eq!(lab.run(&request), (0, "untouched\n77\n".to_owned()));
+}
+
 /// Targets of file binds, devices and links, all of which the image has prepared as links out of its root.
 #[test]
 fn prepared_links_lead_nowhere_outside() {
