@@ -37,32 +37,37 @@ pub(crate) struct OciState<'a> {
     pub annotations: &'a BTreeMap<String, String>,
 }
 
-/// Runs one hook after the other. `pid` is the container's first process as seen from here.
+/// Runs one hook after the other, in `directory` if it is given and there. `pid` is the container's first process as
+/// seen from here.
 ///
 /// # Errors
 /// The first hook that could not be run, failed or did not end in time (it is killed then), with what it said.
-pub(crate) fn run(step: &HookStep, pid: Option<i32>) -> Result<(), Failure> {
+pub(crate) fn run(step: &HookStep, pid: Option<i32>, directory: Option<&Path>) -> Result<(), Failure> {
     let Shape { oci_version, id, status, bundle, annotations } = &step.state;
     let state = OciState { oci_version, id, status, pid, bundle, annotations };
     let text =
         serde_json::to_vec(&state).map_err(|error| Failure::new("describe the state", error.to_string()))?;
-    step.hooks.iter().try_for_each(|hook| run_one(step.kind, hook, &text))
+    let directory = directory.filter(|directory| directory.is_dir());
+    step.hooks.iter().try_for_each(|hook| run_one(step.kind, hook, &text, directory))
 }
 
-fn run_one(kind: &str, hook: &Hook, state: &[u8]) -> Result<(), Failure> {
+fn run_one(kind: &str, hook: &Hook, state: &[u8], directory: Option<&Path>) -> Result<(), Failure> {
     let step = || format!("run the {kind} hook `{}`", hook.path().display());
     let mut args = hook.args().iter().flatten();
     let mut command = Command::new(hook.path());
     if let Some(name) = args.next() {
         command.arg0(name);
     }
-    let env = hook.env().iter().flatten().filter_map(|entry| entry.split_once('='));
+    if let Some(directory) = directory {
+        command.current_dir(directory);
+    }
+    if let Some(env) = hook.env() {
+        command.env_clear().envs(env.iter().filter_map(|entry| entry.split_once('=')));
+    }
     let (said, end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(step)?;
     rustix::io::ioctl_fionbio(&said, true).step(step)?;
     let mut child = command
         .args(args)
-        .env_clear()
-        .envs(env)
         .stdin(input(state).step(step)?)
         .stdout(end.try_clone().step(step)?)
         .stderr(end)
@@ -160,13 +165,20 @@ mod tests {
     }
 
     #[test]
+    fn hook_without_an_environment_has_that_of_the_runtime() {
+        let mut step = shell("test \"$CARGO_PKG_NAME\" = rswarm-runtime && test \"$PWD\" = /", 20);
+        step.hooks[0].set_env(None);
+        run(&step, None, Some(Path::new("/"))).unwrap();
+    }
+
+    #[test]
     fn hook_has_its_environment_alone_and_the_state_on_its_input() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let script = format!(
             "{{ cat; echo; /usr/bin/env | grep -v -e PWD -e SHLVL -e _=; }} > {}",
             file.path().display()
         );
-        run(&shell(&script, 20), Some(7)).unwrap();
+        run(&shell(&script, 20), Some(7), None).unwrap();
         let text = std::fs::read_to_string(file.path()).unwrap();
         assert_eq!(
             text,
@@ -176,7 +188,7 @@ mod tests {
 
     #[test]
     fn failing_slow_and_missing_hooks_are_errors_that_say_so() {
-        let said = |script: &str, timeout| run(&shell(script, timeout), None).unwrap_err().to_string();
+        let said = |script: &str, timeout| run(&shell(script, timeout), None, None).unwrap_err().to_string();
         let prefix = "run the prestart hook `/bin/sh`: ";
         assert_eq!(said("echo no >&2; exit 3", 20), format!("{prefix}exit status: 3, it said: no"));
         assert_eq!(said("exec sleep 1000", 1), format!("{prefix}it did not end within 1 s"));
@@ -184,7 +196,7 @@ mod tests {
         assert!(said("sleep 5 & yes | head -c 300000; exit 1", 20).len() < 2 * WORDS_MAX);
         let mut missing = shell("", 1);
         missing.hooks[0].set_path("/no/hook".into());
-        let error = run(&missing, None).unwrap_err();
+        let error = run(&missing, None, None).unwrap_err();
         assert_eq!(error.to_string(), "run the prestart hook `/no/hook`: no such file or directory");
     }
 }

@@ -431,7 +431,7 @@ fn hooks_run_in_their_place_with_the_state_on_their_input() {
 }
 
 #[test]
-fn a_failing_start_hook_stops_the_container_and_later_hooks_only_warn() {
+fn a_failing_hook_of_the_start_stops_the_container_and_one_of_the_end_only_warns() {
     let Some(lab) = Lab::new() else { return };
     let runtime = Runtime::ours(&lab);
     let failing = json!([{ "path": "/bin/sh", "args": ["sh", "-c", "echo no >&2; exit 1"] }]);
@@ -448,130 +448,33 @@ fn a_failing_start_hook_stops_the_container_and_later_hooks_only_warn() {
     runtime.await_status("x", "stopped");
     runtime.done(&["delete", "x"]);
 
-    bundle.config["hooks"] = json!({ "poststart": failing, "poststop": failing });
+    // Source: OCI runtime-spec, "Lifecycle" 9 and 13: after the start an error, and the container is deleted.
+    let trace = lab.directory.path().join("poststop");
+    let noted = json!({ "path": "/bin/sh", "args": ["sh", "-c", format!("touch {}", trace.display())] });
+    bundle.config["hooks"] = json!({ "poststart": failing, "poststop": [failing[0], noted] });
     bundle.write();
-    runtime.done(&["create", "--bundle", bundle.path(), "x"]);
-    let answer = runtime.call(&["start", "x"]);
-    assert!(answer.code == 0 && answer.errors.contains("level=warning"), "{answer:?}");
-    assert_eq!(runtime.status("x"), "running");
+    for detached in [false, true] {
+        let answer = if detached {
+            runtime.call(&["run", "--detach", "--bundle", bundle.path(), "x"])
+        } else {
+            runtime.done(&["create", "--bundle", bundle.path(), "x"]);
+            runtime.call(&["start", "x"])
+        };
+        assert_eq!(answer.code, 1, "{answer:?}");
+        let expected =
+            "the container was stopped: run the poststart hook `/bin/sh`: exit status: 1, it said: no";
+        assert!(answer.errors.contains(expected), "{answer:?}");
+        assert!(answer.errors.contains("level=warning msg=\"run the poststop hook"), "{answer:?}");
+        assert_eq!(runtime.call(&["state", "x"]).code, 1);
+        std::fs::remove_file(&trace).unwrap();
+    }
+
+    bundle.config["hooks"] = json!({ "poststop": failing });
+    bundle.write();
+    runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]);
     let answer = runtime.call(&["delete", "--force", "x"]);
     assert!(answer.code == 0 && answer.errors.contains("level=warning"), "{answer:?}");
     assert_eq!(runtime.call(&["state", "x"]).code, 1);
-}
-
-#[test]
-fn of_two_starts_at_once_one_succeeds() {
-    let Some(lab) = Lab::new() else { return };
-    let runtime = Runtime::ours(&lab);
-    for _ in 0..5 {
-        bring(&runtime, &lab, "created");
-        let codes: Vec<i32> = std::thread::scope(|scope| {
-            let starts: Vec<_> = (0..4).map(|_| scope.spawn(|| runtime.call(&["start", "x"]).code)).collect();
-            starts.into_iter().map(|start| start.join().unwrap()).collect()
-        });
-        assert_eq!(codes.iter().filter(|code| **code == 0).count(), 1, "{codes:?}");
-        assert_eq!(runtime.status("x"), "running");
-        runtime.done(&["delete", "--force", "x"]);
-    }
-}
-
-#[test]
-fn limits_are_set_changed_and_shown() {
-    let Some(lab) = Lab::new() else { return };
-    for runtime in runtimes(&lab) {
-        let mut bundle = Bundle::new(&lab, &format!("{}-limits", runtime.name), SLEEP);
-        bundle.config["linux"]["resources"]["memory"] = json!({ "limit": 64 << 20, "swap": 64 << 20 });
-        bundle.config["linux"]["resources"]["pids"] = json!({ "limit": 30 });
-        bundle.write();
-        runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]);
-        let shown = |files: &str| {
-            let script = format!("cd /sys/fs/cgroup; cat {files}");
-            runtime.done(&["exec", "x", "sh", "-c", &script]).split_whitespace().collect::<Vec<_>>().join(" ")
-        };
-        const FILES: &str =
-            "memory/memory.limit_in_bytes memory/memory.memsw.limit_in_bytes pids/pids.max cpu/cpu.shares";
-        if !Path::new("/sys/fs/cgroup/memory").exists() {
-            eprintln!("skipped: needs cgroup v1");
-            return;
-        }
-        assert_eq!(shown(FILES), "67108864 67108864 30 1024", "{}", runtime.name);
-        // Up and down again: what bounds the other has to move first.
-        runtime.done(&[
-            "update",
-            "--memory",
-            "128m",
-            "--memory-swap",
-            "256m",
-            "--pids-limit",
-            "40",
-            "--cpu-share",
-            "512",
-            "x",
-        ]);
-        assert_eq!(shown(FILES), "134217728 268435456 40 512", "{}", runtime.name);
-        runtime.done(&["update", "x", "--memory", "32m", "--memory-swap", "48m"]);
-        assert_eq!(shown(FILES), "33554432 50331648 40 512", "{}", runtime.name);
-
-        let file = lab.directory.path().join("resources.json");
-        std::fs::write(&file, r#"{ "pids": { "limit": 50 }, "cpu": { "quota": 20000, "period": 50000 } }"#)
-            .unwrap();
-        runtime.done(&["update", "--resources", file.to_str().unwrap(), "x"]);
-        let mut command = runtime.command(&["update", "-r", "-", "x"]);
-        let input = lab.directory.path().join("input.json");
-        std::fs::write(&input, r#"{ "cpu": { "cpus": "0" } }"#).unwrap();
-        command.stdin(std::fs::File::open(&input).unwrap());
-        assert_eq!(runtime.answer(command).code, 0);
-        let files = "pids/pids.max cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us cpuset/cpuset.cpus";
-        assert_eq!(shown(files), "50 20000 50000 0", "{}", runtime.name);
-        let events: Value = serde_json::from_str(&runtime.done(&["events", "--stats", "x"])).unwrap();
-        assert_eq!(events["data"]["pids"]["limit"], 50);
-        assert_eq!(events["data"]["memory"]["usage"]["limit"], 32 << 20);
-        runtime.done(&["delete", "--force", "x"]);
-    }
-}
-
-#[test]
-fn out_of_memory_is_an_event() {
-    let Some(lab) = Lab::new() else { return };
-    let runtime = Runtime::ours(&lab);
-    let script = "while ! [ -e /tmp/go ]; do sleep 0.02; done; x=a; while :; do x=$x$x; done";
-    let mut bundle = Bundle::new(&lab, "oom", script);
-    bundle.config["linux"]["resources"]["memory"] = json!({ "limit": 16 << 20, "swap": 16 << 20 });
-    bundle.write();
-    runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]);
-    let mut command = runtime.command(&["events", "--interval", "50ms", "x"]);
-    let output = tempfile::NamedTempFile::new().unwrap();
-    let mut watcher = command.stdout(output.reopen().unwrap()).spawn().unwrap();
-    let seen = || std::fs::read_to_string(output.path()).unwrap();
-    eventually("statistics are shown", || seen().contains("\"type\":\"stats\""));
-    let pid = runtime.state("x")["pid"].clone();
-    std::fs::write(format!("/proc/{pid}/root/tmp/go"), "").unwrap();
-    // It ends with the container.
-    assert!(watcher.wait().unwrap().success());
-    assert!(seen().contains("{\"type\":\"oom\",\"id\":\"x\"}"), "{}", seen());
-    std::fs::remove_file(lab.layer().join("tmp/go")).unwrap();
-}
-
-#[test]
-fn a_paused_container_stands_still_and_can_be_killed() {
-    let Some(lab) = Lab::new() else { return };
-    let runtime = Runtime::ours(&lab);
-    let count = lab.layer().join("tmp/count");
-    let bundle = Bundle::new(&lab, "paused", "while :; do echo x >> /tmp/count; sleep 0.01; done");
-    runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]);
-    let len = || std::fs::metadata(&count).map_or(0, |metadata| metadata.len());
-    eventually("it counts", || len() > 4);
-    runtime.done(&["pause", "x"]);
-    assert_eq!(runtime.status("x"), "paused");
-    let still = len();
-    std::thread::sleep(std::time::Duration::from_millis(100));
-    assert_eq!(len(), still);
-    runtime.done(&["resume", "x"]);
-    eventually("it goes on", || len() > still);
-    runtime.done(&["pause", "x"]);
-    runtime.done(&["kill", "x", "KILL"]);
-    runtime.await_status("x", "stopped");
-    runtime.done(&["delete", "x"]);
 }
 
 #[test]
@@ -744,14 +647,6 @@ fn the_binary_answers_what_engines_ask_it_first() {
     runtime.done(&["spec", "--bundle", path]);
     let answer = runtime.call(&["spec", "--bundle", path]);
     assert!(answer.code == 1 && answer.errors.contains("exists, remove it first"), "{answer:?}");
-    for (args, expected) in [
-        (&["bogus"][..], "unknown command `bogus`"),
-        (&["state"], "requires exactly 1 argument"),
-        (&["state", "--bogus", "x"], "flag provided but not defined: `--bogus`"),
-    ] {
-        let answer = runtime.call(args);
-        assert!(answer.code != 0 && answer.errors.contains(expected), "{answer:?}");
-    }
 }
 
 /// What it writes for a start runs, with nothing but another program and no terminal.
@@ -824,6 +719,11 @@ fn users_without_privileges_have_containers_too() {
     assert!(program.to_str().unwrap().starts_with("/memfd:"), "{}", program.display());
     done(&["start", "x"]);
     assert_eq!(done(&["exec", "x", "sh", "-c", "id -u; touch /dev/shm/x && echo mine"]), "0\nmine\n");
+    // The host's cgroups are seen, not changed (CVE-2023-25809).
+    let mounts = done(&["exec", "x", "grep", " /sys/fs/cgroup", "/proc/mounts"]);
+    let last = mounts.lines().last().unwrap();
+    let options = last.split(' ').nth(3).unwrap();
+    assert!(options.split(',').any(|option| option == "ro"), "{mounts}");
     done(&["delete", "--force", "x"]);
     assert_eq!(std::fs::read_dir(home.join("rswarm-runc")).map_or(0, Iterator::count), 0);
 }

@@ -192,7 +192,8 @@ fn missing_agent_is_an_error_of_create() {
     let socket = lab.directory.path().join("nobody");
     let error =
         lab.containers.create(&with_profile(&lab, "one", "true", asks_for_mkdir(&socket))).unwrap_err();
-    let expected = format!("connect to `{}`: no such file or directory", socket.display());
+    let expected =
+        format!("failed to connect with seccomp agent `{}`: no such file or directory", socket.display());
     assert!(chain(&error).ends_with(&expected), "{}", chain(&error));
     drop(UnixListener::bind(&socket).unwrap());
     let error =

@@ -77,7 +77,7 @@ impl Layout {
 }
 
 /// Undoes the octal escapes (`\040` for a space) of mountinfo.
-fn unescape(text: &str) -> String {
+pub(crate) fn unescape(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('\\') {

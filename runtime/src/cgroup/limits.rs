@@ -17,6 +17,8 @@ use super::{Cgroup, Layout, Member};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CgroupPlan {
     pub cgroup: Cgroup,
+    /// What is there already is used as it is; else only what others have left behind is cleared away.
+    pub reuse: bool,
     /// v2 controllers to hand down from the root.
     pub controllers: Vec<&'static str>,
     pub limits: Vec<Write>,
@@ -43,7 +45,7 @@ pub enum CgroupError {
     #[error("resource `{name}` needs the cgroup controller `{controller}`, which this host does not have")]
     NoController { name: &'static str, controller: &'static str },
     #[error(
-        "resource `unified` needs the cgroup controller `{controller}`, which the v2 tree of this host does not have"
+        "invalid configuration: resource `unified` needs the cgroup controller `{controller}`, which the v2 tree of this host does not have"
     )]
     NotUnified { controller: String },
     #[error("resource `{name}` has the invalid value `{value}`: expected {expected}")]
@@ -124,7 +126,7 @@ pub fn update(
         }
     }
     let Files { writes: limits, controllers, .. } = files;
-    Ok(CgroupPlan { cgroup, controllers, limits, device_program })
+    Ok(CgroupPlan { cgroup, reuse: false, controllers, limits, device_program })
 }
 
 /// Collects values for the files of one cgroup.

@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Failure, Step};
 use crate::sys;
 
+pub(crate) use layout::unescape;
 pub use layout::{Hierarchy, Layout};
 pub use limits::{CgroupError, CgroupPlan, Write, plan, update};
 pub use usage::Usage;
@@ -98,6 +99,28 @@ impl Cgroup {
                     "it is in use by other processes or groups",
                 ));
             }
+        }
+        Ok(())
+    }
+
+    /// The other way to start: directories that are there are used with all that is set in them.
+    ///
+    /// # Errors
+    /// Somebody is in one, or whoever came into it would be frozen.
+    pub fn check_unused(&self) -> Result<(), Failure> {
+        for Member { directory, .. } in &self.members {
+            let step = || format!("use the cgroup `{}`", directory.display());
+            let mut pids = Vec::new();
+            if directory.exists() {
+                collect_pids(directory, &mut pids).step(step)?;
+            }
+            if !pids.is_empty() {
+                let text = format!("the container's cgroup is not empty: {} process(es) found", pids.len());
+                return Err(Failure::new(step(), text));
+            }
+        }
+        if self.is_frozen() {
+            return Err(Failure::new("use the cgroup", "the container's cgroup unexpectedly frozen"));
         }
         Ok(())
     }
@@ -225,6 +248,14 @@ impl Cgroup {
                 }
             })
             .unwrap_or(0)
+    }
+
+    /// Whether its kernel counts swap.
+    pub fn limits_swap(&self) -> bool {
+        let has = |member: &Member, file| member.directory.join(file).exists();
+        self.members
+            .iter()
+            .any(|member| has(member, "memory.memsw.limit_in_bytes") || has(member, "memory.swap.max"))
     }
 
     /// Current use.

@@ -116,7 +116,7 @@ fn limits_that_cannot_be_kept_are_refused() {
     unified.set_unified(Some([("memory.max".to_owned(), "1".to_owned())].into_iter().collect()));
     assert_eq!(
         refusal("/t", &unified),
-        "resource `unified` needs the cgroup controller `memory`, which the v2 tree of this host does not have"
+        "invalid configuration: resource `unified` needs the cgroup controller `memory`, which the v2 tree of this host does not have"
     );
 }
 

@@ -7,6 +7,7 @@ use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxPidsBuilder, L
 
 use super::Context;
 use super::container::{Container, Phase};
+use super::create::NO_KERNEL_MEMORY;
 use super::error::{CommandError, During, OnFile};
 use super::options::{Parsed, UsageError};
 use crate::cgroup::{self, Layout};
@@ -37,6 +38,16 @@ pub(super) fn update(context: &Context, parsed: &Parsed) -> Result<(), CommandEr
         return Err(CommandError::NotRunning { id: container.record.id, found });
     }
     let mut resources = resources(parsed)?;
+    if let Some(memory) = resources.memory_mut() {
+        if memory.kernel().or(memory.kernel_tcp()).is_some() {
+            context.log.warn(NO_KERNEL_MEMORY);
+            memory.set_kernel(None).set_kernel_tcp(None);
+        }
+        if memory.limit() == Some(-1) && memory.swap().is_none() && container.record.cgroup.limits_swap() {
+            // As with runc, no limit of memory means none of memory and swap together either, which cannot be lower.
+            memory.set_swap(Some(-1));
+        }
+    }
     keep_quota(&container, &mut resources);
     let layout = Layout::detect().on("read", "/proc/self/mountinfo")?;
     let plan = cgroup::update(&layout, container.record.cgroup.clone(), Some(&resources))?;

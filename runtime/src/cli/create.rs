@@ -30,6 +30,9 @@ use crate::run::{self, Given, Stdio};
 use crate::state::{self, ProcessIdentity};
 use crate::sys;
 
+/// Said of a limit that is left out.
+pub(super) const NO_KERNEL_MEMORY: &str = "limits of kernel memory are ignored: kernels have given them up";
+
 /// `create`.
 pub(super) fn create(context: &Context, parsed: &Parsed) -> Result<(), CommandError> {
     make(context, parsed, false).map(drop)
@@ -37,7 +40,13 @@ pub(super) fn create(context: &Context, parsed: &Parsed) -> Result<(), CommandEr
 
 /// `start`.
 pub(super) fn start(context: &Context, parsed: &Parsed) -> Result<(), CommandError> {
-    start_container(context, &context.load(parsed)?)
+    let container = context.load(parsed)?;
+    start_container(&container).inspect_err(|error| {
+        if let CommandError::Poststart(_) = error {
+            // Source: OCI runtime-spec (from 1.2.1), "Lifecycle" 9: an error, and life goes on with 12, the deletion.
+            let _ = end::destroy(context, &container);
+        }
+    })
 }
 
 /// `run`: gives the exit code of the container.
@@ -48,7 +57,7 @@ pub(super) fn run(context: &Context, parsed: &Parsed) -> Result<i32, CommandErro
         sys::set_child_subreaper().during("become the parent of orphans")?;
     }
     let (container, terminal) = make(context, parsed, foreground)?;
-    let result = start_container(context, &container).and_then(|()| match &signals {
+    let result = start_container(&container).and_then(|()| match &signals {
         Some(signals) => console::attend(container.record.init_process_pid, signals, terminal),
         None => Ok(0),
     });
@@ -59,7 +68,7 @@ pub(super) fn run(context: &Context, parsed: &Parsed) -> Result<i32, CommandErro
     result
 }
 
-fn start_container(context: &Context, container: &Container) -> Result<(), CommandError> {
+fn start_container(container: &Container) -> Result<(), CommandError> {
     let id = || container.record.id.clone();
     match container.phase() {
         Phase::Created => {}
@@ -72,20 +81,21 @@ fn start_container(context: &Context, container: &Container) -> Result<(), Comma
         return Err(CommandError::AlreadyRunning { id: id(), found: "being started" });
     };
     run::start(line.as_fd())?;
-    if let Err(failure) = run_hooks(container, "poststart", Some(container.record.init_process_pid)) {
-        // Source: OCI runtime-spec, "Lifecycle" 9: a warning, and life goes on.
-        context.log.warn(&failure.to_string());
-    }
-    Ok(())
+    run_hooks(container, "poststart", Some(container.record.init_process_pid))
+        .map_err(CommandError::Poststart)
 }
 
-/// Runs hooks that follow an operation: each of them, even if one before it failed. Gives the first failure.
+/// Runs hooks that follow an operation. The first failure after the start ends it; after the end each hook is run, and
+/// the first failure reported.
 pub(super) fn run_hooks(container: &Container, kind: &'static str, pid: Option<i32>) -> Result<(), Failure> {
     let HookStep { kind, hooks, state } = container.hooks(kind);
     let mut result = Ok(());
     for hook in hooks {
-        let ran = hooks::run(&HookStep { kind, hooks: vec![hook], state: state.clone() }, pid);
-        result = result.and(ran);
+        let step = HookStep { kind, hooks: vec![hook], state: state.clone() };
+        result = result.and(hooks::run(&step, pid, Some(&state.bundle)));
+        if result.is_err() && kind == "poststart" {
+            break;
+        }
     }
     result
 }
@@ -98,7 +108,8 @@ fn make(
     foreground: bool,
 ) -> Result<(Container, Option<OwnedFd>), CommandError> {
     let id = context.id(parsed);
-    let preserved = check_preserved(parsed)?;
+    let handed = handed_sockets();
+    let preserved = check_preserved(parsed, handed)?;
     let pid_file = parsed.value("pid-file").map(absolute).transpose()?;
     let bundle = absolute(parsed.value("bundle").unwrap_or("."))?;
     let bundle = bundle.canonicalize().on("find the bundle", &bundle)?;
@@ -106,9 +117,12 @@ fn make(
     if directory.exists() {
         return Err(CommandError::Exists { id: id.to_owned() });
     }
-    let config = Config::read(context, id, &bundle)?;
+    let mut config = Config::read(context, id, &bundle)?;
     // Reading and planning are most of the program, and what is done with need not stay.
     sys::forget_program();
+    if handed > 0 {
+        config.announce_sockets(handed);
+    }
     let plan = config.plan(parsed)?;
     sys::forget_program();
     let console = Console::open(config.has_terminal(), parsed.value("console-socket"), foreground)?;
@@ -171,7 +185,7 @@ impl Config {
         let (mut spec, unknown) =
             plan::parse(&bytes).map_err(|source| CommandError::Spec { path, source })?;
         for name in unknown {
-            context.log.warn(&format!("nobody can grant the capability `{name}`: it is left out"));
+            context.log.warn(&plan::unknown_capability(&name));
         }
         let invalid = |field, value: &str, expected| {
             Err(CommandError::Config { field, value: value.to_owned(), expected })
@@ -189,9 +203,18 @@ impl Config {
             Some(path) if !path.as_os_str().is_empty() => Path::new("/").join(path).display().to_string(),
             _ => format!("/{id}"),
         };
+        forget_kernel_memory(context, &mut spec);
         allow_default_devices(&mut spec);
         absolute_sources(&mut spec, bundle);
         Ok(Self { id: id.to_owned(), bundle: bundle.to_owned(), rootfs, cgroup, spec })
+    }
+
+    /// The program is process 1 of its namespace and has the sockets from descriptor 3 on.
+    fn announce_sockets(&mut self, count: u32) {
+        let Some(process) = self.spec.process_mut() else { return };
+        let mut env = process.env().clone().unwrap_or_default();
+        env.extend([format!("LISTEN_FDS={count}"), "LISTEN_PID=1".to_owned()]);
+        process.set_env(Some(env));
     }
 
     fn has_terminal(&self) -> bool {
@@ -209,6 +232,12 @@ impl Config {
             keep_keyring: parsed.is_on("no-new-keyring"),
         };
         plan::complete(&mut plan, &self.spec, &callers)?;
+        for step in &mut plan.outside {
+            if let Outside::MakeCgroup(cgroup) = step {
+                // The caller may have made it, and set what we do not.
+                cgroup.reuse = true;
+            }
+        }
         Ok(plan)
     }
 
@@ -325,6 +354,16 @@ fn namespace_paths(pid: i32) -> BTreeMap<String, PathBuf> {
     all.into_iter().map(namespace_kind).map(path).collect()
 }
 
+/// Limits that kernels have given up are ignored, as by runc, and not without a word.
+fn forget_kernel_memory(context: &Context, spec: &mut Spec) {
+    let resources = spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut());
+    let Some(memory) = resources.and_then(|resources| resources.memory_mut().as_mut()) else { return };
+    if memory.kernel().or(memory.kernel_tcp()).is_some_and(|limit| limit != 0) {
+        context.log.warn(NO_KERNEL_MEMORY);
+        memory.set_kernel(None).set_kernel_tcp(None);
+    }
+}
+
 /// Sources of bind mounts may be relative to the bundle. Source: OCI runtime-spec, "Mounts".
 fn absolute_sources(spec: &mut Spec, bundle: &Path) {
     for mount in spec.mounts_mut().iter_mut().flatten() {
@@ -356,9 +395,16 @@ fn allow_default_devices(spec: &mut Spec) {
     linux.set_resources(Some(resources));
 }
 
-/// The number of `--preserve-fds`, all of which must be open: another descriptor would end up in their place.
-pub(super) fn check_preserved(parsed: &Parsed) -> Result<u32, CommandError> {
-    let count: u32 = parsed.number("preserve-fds")?.unwrap_or(0);
+/// How many sockets whoever called us has handed to this very process. Source: `sd_listen_fds(3)`.
+fn handed_sockets() -> u32 {
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    number("LISTEN_FDS").filter(|_| number("LISTEN_PID") == Some(std::process::id())).unwrap_or(0)
+}
+
+/// How many descriptors to keep: `handed` ones and those of `--preserve-fds` behind them. All must be open: another one
+/// would end up in their place.
+pub(super) fn check_preserved(parsed: &Parsed, handed: u32) -> Result<u32, CommandError> {
+    let count = parsed.number::<u32>("preserve-fds")?.unwrap_or(0).saturating_add(handed);
     let missing =
         (3..).take(count as usize).find(|number| !Path::new(&format!("/proc/self/fd/{number}")).exists());
     match missing {

@@ -45,6 +45,14 @@ pub(super) enum CommandError {
     UnknownSignal { signal: String },
     #[error("--systemd-cgroup needs systemd as the cgroup manager: {reason}")]
     NoSystemd { reason: &'static str },
+    #[error("`{command}` is not supported: processes can be neither saved nor restored")]
+    NoCheckpoint { command: String },
+    #[error("{path} is not a sub cgroup path: expected one without `..`")]
+    AboveCgroup { path: String },
+    #[error("unknown controller {name}: expected one that the container has a cgroup of")]
+    UnknownController { name: String },
+    #[error("adding pid to the cgroup: {}: no such file or directory", path.display())]
+    NoSubCgroup { path: PathBuf },
     #[error("a terminal needs {expected}")]
     Terminal { expected: &'static str },
     #[error("cannot keep descriptor {number} of --preserve-fds: it is not open")]
@@ -84,6 +92,8 @@ pub(super) enum CommandError {
     Plan(#[from] PlanError),
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    #[error("the container was stopped")]
+    Poststart(#[source] Failure),
     #[error(transparent)]
     Failure(#[from] Failure),
 }

@@ -13,7 +13,7 @@ use super::container::{Container, Phase};
 use super::create::{absolute, check_preserved, write_pid_file};
 use super::error::{CommandError, During, OnFile};
 use super::options::Parsed;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::plan;
 use crate::run::{self, Given, Stdio};
 use crate::sys;
@@ -29,14 +29,14 @@ pub(super) fn exec(context: &Context, parsed: &Parsed) -> Result<i32, CommandErr
         phase @ Phase::Creating => return Err(CommandError::NotRunning { id: id(), found: phase.name() }),
         Phase::Created | Phase::Running | Phase::Paused => {}
     }
-    let preserved = check_preserved(parsed)?;
+    let preserved = check_preserved(parsed, 0)?;
     let pid_file = parsed.value("pid-file").map(absolute).transpose()?;
     let foreground = !parsed.is_on("detach");
-    let process = process(&container, parsed)?;
+    let process = process(context, &container, parsed)?;
     let console =
         Console::open(process.terminal() == Some(true), parsed.value("console-socket"), foreground)?;
     let Some(target) = container.pidfd() else { return Err(CommandError::ExecStopped { id: id() }) };
-    let cgroup = below(&container.record.cgroup, parsed.value("cgroup"))?;
+    let cgroup = below(&container.record.cgroup, parsed.values("cgroup"))?;
     let namespaces = joinable(container.record.namespaces, container.record.init_process_pid);
     let own_pids = namespaces & libc::CLONE_NEWPID as u64 != 0;
     let others = namespaces & !(libc::CLONE_NEWPID as u64);
@@ -77,11 +77,11 @@ pub(super) fn exec(context: &Context, parsed: &Parsed) -> Result<i32, CommandErr
 }
 
 /// The process as JSON, or the container's own with what the command line changes.
-fn process(container: &Container, parsed: &Parsed) -> Result<Process, CommandError> {
+fn process(context: &Context, container: &Container, parsed: &Parsed) -> Result<Process, CommandError> {
     if let Some(path) = parsed.value("process") {
         let path = PathBuf::from(path);
         let bytes = fs::read(&path).on("read", &path)?;
-        return serde_json::from_slice(&bytes).map_err(|source| CommandError::Json { path, source });
+        return plan::parse_process(&bytes).map_err(|source| CommandError::Spec { path, source });
     }
     let mut process = container.record.process.clone();
     let invalid =
@@ -124,12 +124,15 @@ fn process(container: &Container, parsed: &Parsed) -> Result<Process, CommandErr
         groups.extend(more);
         process.user_mut().set_additional_gids(Some(groups));
     }
-    let added = parsed.values("cap").map(|name| {
+    let mut added = Vec::new();
+    for name in parsed.values("cap") {
         let full = if name.starts_with("CAP_") { name.to_owned() } else { format!("CAP_{name}") };
-        serde_json::from_value::<Capability>(full.into())
-            .map_err(|_| invalid("--cap", name, "a capability such as CAP_NET_RAW"))
-    });
-    let added = added.collect::<Result<Vec<_>, _>>()?;
+        match serde_json::from_value::<Capability>(full.into()) {
+            Ok(capability) => added.push(capability),
+            // As in a configuration.
+            Err(_) => context.log.warn(&plan::unknown_capability(name)),
+        }
+    }
     if !added.is_empty() {
         process.set_capabilities(Some(with(process.capabilities().clone().unwrap_or_default(), &added)));
     }
@@ -149,35 +152,46 @@ fn with(mut sets: LinuxCapabilities, added: &[Capability]) -> LinuxCapabilities 
     sets
 }
 
-/// The container's cgroup, or one below it: for all controllers or for those named before a colon.
-fn below(cgroup: &Cgroup, option: Option<&str>) -> Result<Cgroup, CommandError> {
-    let Some(option) = option else { return Ok(cgroup.clone()) };
-    let invalid = |expected| CommandError::Config { field: "--cgroup", value: option.to_owned(), expected };
-    let (controllers, path) =
-        option.split_once(':').map_or((None, option), |(list, path)| (Some(list), path));
-    if Path::new(path).components().any(|part| part == std::path::Component::ParentDir) {
-        return Err(invalid("a path without `..`"));
-    }
-    let relative = path.trim_start_matches('/');
+/// The container's cgroup, or others below it: for all controllers or for those named before a colon.
+fn below<'a>(cgroup: &Cgroup, options: impl Iterator<Item = &'a str>) -> Result<Cgroup, CommandError> {
     let mut found = cgroup.clone();
-    let mut matched = false;
-    for member in &mut found.members {
-        let chosen = controllers
-            .is_none_or(|list| list.split(',').any(|name| member.controllers.iter().any(|own| own == name)));
-        if chosen && !relative.is_empty() {
-            matched |= member.directory.join(relative).is_dir();
-            if member.directory.join(relative).is_dir() {
-                member.directory.push(relative);
-            } else if controllers.is_some() {
-                return Err(invalid("an existing cgroup below the container's"));
+    for option in options {
+        let (controllers, path) = option
+            .split_once(':')
+            .map_or((Vec::new(), option), |(list, path)| (list.split(',').collect(), path));
+        if Path::new(path).components().any(|part| part == std::path::Component::ParentDir) {
+            return Err(CommandError::AboveCgroup { path: path.to_owned() });
+        }
+        let has = |member: &cgroup::Member, name: &str| member.controllers.iter().any(|own| own == name);
+        if let Some(name) =
+            controllers.iter().find(|name| !cgroup.members.iter().any(|member| has(member, name)))
+        {
+            return Err(CommandError::UnknownController { name: (*name).to_owned() });
+        }
+        let relative = path.trim_start_matches('/');
+        if relative.is_empty() {
+            continue;
+        }
+        let mut missing = None;
+        let mut matched = false;
+        for (member, own) in found.members.iter_mut().zip(&cgroup.members) {
+            if !controllers.is_empty() && !controllers.iter().any(|name| has(own, name)) {
+                continue;
+            }
+            let directory = own.directory.join(relative);
+            if directory.is_dir() {
+                member.directory = directory;
+                matched = true;
+            } else {
+                missing = Some(directory.join("cgroup.procs"));
             }
         }
+        // One without controllers may be there in some hierarchies only.
+        if let Some(path) = missing.filter(|_| !matched || !controllers.is_empty()) {
+            return Err(CommandError::NoSubCgroup { path });
+        }
     }
-    if relative.is_empty() || matched {
-        Ok(found)
-    } else {
-        Err(invalid("an existing cgroup below the container's"))
-    }
+    Ok(found)
 }
 
 /// The v2 cgroup to be born in. One that has controllers handed down takes no processes itself: then that of the

@@ -10,9 +10,10 @@
 //! | `end` | `kill`, `delete` |
 //! | `exec` | `exec` |
 //! | `control` | `pause`, `resume`, `update` |
-//! | `show`, `about`, `events` | `state`, `list`, `ps`; `spec`, `features`; `events` |
+//! | `show`, `events` | `state`, `list`, `ps`; `events` |
+//! | `spec`, `about` | `spec`; `features`, the version |
 //!
-//! Left out: `checkpoint` and `restore`.
+//! Left out: `checkpoint` and `restore`, which are refused by name.
 
 mod about;
 mod commands;
@@ -27,6 +28,7 @@ mod exec;
 mod options;
 mod report;
 mod show;
+mod spec;
 mod time;
 
 use std::ffi::OsString;
@@ -71,13 +73,13 @@ pub fn runc_main(args: impl IntoIterator<Item = OsString>) -> i32 {
     let words = args.into_iter().map(|word| {
         word.into_string().map_err(|word| UsageError::NotText { word: word.to_string_lossy().into_owned() })
     });
-    let read = words.collect::<Result<Vec<_>, _>>().and_then(|words| Parsed::read(&words, COMMANDS));
-    let (command, parsed) = match read {
+    let words = match words.collect::<Result<Vec<_>, _>>() {
+        Ok(words) => words,
+        Err(error) => return misused(None, &error),
+    };
+    let (command, parsed) = match Parsed::read(&words, COMMANDS) {
         Ok(read) => read,
-        Err(error) => {
-            Log::default().error(&error.to_string());
-            return 1;
-        }
+        Err((command, error)) => return misused(command, &error),
     };
     let context = match context(&parsed) {
         Ok(context) => context,
@@ -92,12 +94,18 @@ pub fn runc_main(args: impl IntoIterator<Item = OsString>) -> i32 {
     let Some(command) = command.filter(|_| !parsed.is_on("help")) else {
         return say(&options::help(PROGRAM, COMMANDS, command));
     };
-    context.log.debug(command.name);
-    let result = parsed
-        .check_arguments(command)
-        .map_err(CommandError::from)
-        .and_then(|()| perform(command.name, &context, &parsed));
-    match result {
+    if let Err(error) = parsed.check_arguments(command) {
+        return misused(Some(command), &error);
+    }
+    if command.name == "help" {
+        let word = parsed.arguments.first();
+        let about = COMMANDS.iter().find(|command| word.is_some_and(|word| command.name == word));
+        return match (word, about) {
+            (Some(word), None) => misused(None, &UsageError::UnknownCommand { word: word.clone() }),
+            (_, about) => say(&options::help(PROGRAM, COMMANDS, about)),
+        };
+    }
+    match perform(command.name, &context, &parsed) {
         Ok(code) => code,
         Err(error) => {
             let (prefix, code) = match command.name {
@@ -112,6 +120,17 @@ pub fn runc_main(args: impl IntoIterator<Item = OsString>) -> i32 {
     }
 }
 
+/// What runc does with a command line that it does not understand: the help on standard output, and exit code 1; 3 for
+/// a command that there is none of.
+fn misused(command: Option<&'static options::Command>, error: &UsageError) -> i32 {
+    let unknown = matches!(error, UsageError::UnknownCommand { .. });
+    if !unknown {
+        say(&format!("Incorrect Usage: {error}\n\n{}", options::help(PROGRAM, COMMANDS, command)));
+    }
+    Log::default().error(&error.to_string());
+    if unknown { 3 } else { 1 }
+}
+
 fn perform(command: &str, context: &Context, parsed: &Parsed) -> Result<i32, CommandError> {
     if matches!(command, "create" | "run" | "exec") {
         // A process of ours will be seen in the container.
@@ -121,6 +140,7 @@ fn perform(command: &str, context: &Context, parsed: &Parsed) -> Result<i32, Com
             return Err(CommandError::NoSystemd { reason: without_systemd() });
         }
     }
+    context.log.debug(command);
     let done = match command {
         "run" => return create::run(context, parsed),
         "exec" => return exec::exec(context, parsed),
@@ -135,8 +155,9 @@ fn perform(command: &str, context: &Context, parsed: &Parsed) -> Result<i32, Com
         "resume" => control::resume(context, parsed),
         "update" => control::update(context, parsed),
         "events" => events::events(context, parsed),
-        "spec" => about::spec(parsed),
+        "spec" => spec::spec(parsed),
         "features" => about::features(),
+        "checkpoint" | "restore" => Err(CommandError::NoCheckpoint { command: command.to_owned() }),
         word => Err(UsageError::UnknownCommand { word: word.to_owned() }.into()),
     };
     done.map(|()| 0)

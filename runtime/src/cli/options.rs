@@ -37,14 +37,17 @@ pub(super) struct Parsed {
     pub arguments: Vec<String>,
 }
 
+/// Something beside the command that it is about, if one was named.
+type About<T> = (Option<&'static Command>, T);
+
 /// A command line that was not understood.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum UsageError {
     #[error("`{word}` is not valid UTF-8")]
     NotText { word: String },
-    #[error("unknown command `{word}`: see --help")]
+    #[error("No help topic for '{word}': there is no such command")]
     UnknownCommand { word: String },
-    #[error("flag provided but not defined: `{flag}`")]
+    #[error("flag provided but not defined: {flag}")]
     UnknownFlag { flag: String },
     #[error("flag needs an argument: `--{flag}`")]
     MissingValue { flag: &'static str },
@@ -81,47 +84,58 @@ pub(super) const GLOBAL: &[Flag] = &[
 
 impl Parsed {
     /// Reads `words`, what follows the program's name: global flags, a command, and the rest. Without a command there
-    /// are only global flags.
-    pub fn read(
+    /// are only global flags. An error comes with the command that it is about.
+    pub fn read(words: &[String], commands: &'static [Command]) -> Result<About<Self>, About<UsageError>> {
+        let mut parsed = Self::default();
+        let mut command = None;
+        parsed.read_into(words, commands, &mut command).map_err(|error| (command, error))?;
+        Ok((command, parsed))
+    }
+
+    fn read_into(
+        &mut self,
         words: &[String],
         commands: &'static [Command],
-    ) -> Result<(Option<&'static Command>, Self), UsageError> {
-        let mut parsed = Self::default();
+        chosen: &mut Option<&'static Command>,
+    ) -> Result<(), UsageError> {
         let mut rest = words;
         let command = loop {
             match rest {
-                [] => return Ok((None, parsed)),
-                [word, after @ ..] if word.starts_with('-') => rest = parsed.flag(word, after, &[])?,
+                [] => return Ok(()),
+                [word, after @ ..] if word.starts_with('-') => rest = self.flag(word, after, &[])?,
                 [word, after @ ..] => {
                     rest = after;
-                    let found = commands.iter().find(|command| command.name == word);
+                    let found = commands
+                        .iter()
+                        .find(|command| command.name == word || word == "h" && command.name == "help");
                     break found.ok_or_else(|| UsageError::UnknownCommand { word: word.clone() })?;
                 }
             }
         };
+        *chosen = Some(command);
         loop {
             match rest {
                 [] => break,
-                _ if command.passes_on_after.is_some_and(|count| parsed.arguments.len() >= count) => {
+                _ if command.passes_on_after.is_some_and(|count| self.arguments.len() >= count) => {
                     // The mark that ends the flags is not meant for whom the words are passed to.
                     let rest = if rest[0] == "--" { &rest[1..] } else { rest };
-                    parsed.arguments.extend_from_slice(rest);
+                    self.arguments.extend_from_slice(rest);
                     break;
                 }
                 [word, after @ ..] if word == "--" => {
-                    parsed.arguments.extend_from_slice(after);
+                    self.arguments.extend_from_slice(after);
                     break;
                 }
                 [word, after @ ..] if word.starts_with('-') && word.len() > 1 => {
-                    rest = parsed.flag(word, after, command.flags)?;
+                    rest = self.flag(word, after, command.flags)?;
                 }
                 [word, after @ ..] => {
-                    parsed.arguments.push(word.clone());
+                    self.arguments.push(word.clone());
                     rest = after;
                 }
             }
         }
-        Ok((Some(command), parsed))
+        Ok(())
     }
 
     /// Reads one flag; gives what follows it.
@@ -135,7 +149,7 @@ impl Parsed {
         let (name, given) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
         let is_meant = |flag: &&Flag| flag.name == name || (!name.is_empty() && flag.short == name);
         let flag = flags.iter().chain(GLOBAL).find(is_meant);
-        let flag = flag.ok_or_else(|| UsageError::UnknownFlag { flag: word.to_owned() })?;
+        let flag = flag.ok_or_else(|| UsageError::UnknownFlag { flag: format!("-{name}") })?;
         let (value, after) = match (flag.value, given) {
             (None, None) => ("true", after),
             (_, Some(given)) => (given, after),
@@ -194,37 +208,34 @@ impl Parsed {
     }
 }
 
-/// The help of the program, or of one of its commands.
+/// The help of the program, or of one of its commands, in runc's form.
 pub(super) fn help(program: &str, commands: &[Command], command: Option<&Command>) -> String {
-    let mut text = String::new();
     let flags = |title: &str, flags: &[Flag]| {
         if flags.is_empty() {
             return String::new();
         }
         let lines = flags.iter().map(|flag| {
-            let short = if flag.short.is_empty() { String::new() } else { format!("-{}, ", flag.short) };
             let value = flag.value.map_or(String::new(), |value| format!(" {value}"));
-            format!("  {:<30} {}\n", format!("{short}--{}{value}", flag.name), flag.help)
+            let short =
+                if flag.short.is_empty() { String::new() } else { format!(", -{}{value}", flag.short) };
+            format!("   {:<36} {}\n", format!("--{}{value}{short}", flag.name), flag.help)
         });
         format!("\n{title}:\n{}", lines.collect::<String>())
     };
-    match command {
-        Some(command) => {
-            text += &format!(
-                "{}\n\nUsage: {program} {} [options] {}\n",
-                command.about, command.name, command.arguments
-            );
-            text += &flags("Options", command.flags);
-        }
-        None => {
-            text += "An OCI container runtime with runc's command line\n\n";
-            text +=
-                &format!("Usage: {program} [global options] COMMAND [options] [arguments]\n\nCommands:\n");
-            text.extend(commands.iter().map(|command| format!("  {:<12} {}\n", command.name, command.about)));
-        }
+    if let Some(Command { name, about, arguments, flags: own, .. }) = command {
+        let options = if own.is_empty() { "" } else { "[command options] " };
+        return format!(
+            "NAME:\n   {program} {name} - {about}\n\nUSAGE:\n   {program} {name} {options}{arguments}\n{}",
+            flags("OPTIONS", own)
+        );
     }
-    text += &flags("Global options", GLOBAL);
-    text
+    let commands = commands.iter().map(|command| format!("   {:<12} {}\n", command.name, command.about));
+    format!(
+        "NAME:\n   {program} - Open Container Initiative runtime, with runc's command line\n\nUSAGE:\n   \
+         {program} [global options] command [command options] [arguments...]\n\nCOMMANDS:\n{}{}",
+        commands.collect::<String>(),
+        flags("GLOBAL OPTIONS", GLOBAL)
+    )
 }
 
 #[cfg(test)]
@@ -254,7 +265,7 @@ mod tests {
 
     fn read(line: &str) -> Result<(Option<&'static str>, Parsed), String> {
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-        let (command, parsed) = Parsed::read(&words, COMMANDS).map_err(|error| error.to_string())?;
+        let (command, parsed) = Parsed::read(&words, COMMANDS).map_err(|(_, error)| error.to_string())?;
         if let Some(command) = command {
             parsed.check_arguments(command).map_err(|error| error.to_string())?;
         }
@@ -287,10 +298,10 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (line, expected) in [
-            ("bogus", "unknown command `bogus`: see --help"),
+            ("bogus", "No help topic for 'bogus': there is no such command"),
             ("kill", "`kill` requires 1 to 2 argument(s), found 0: ID [SIGNAL]"),
-            ("kill --bogus x", "flag provided but not defined: `--bogus`"),
-            ("--all kill x", "flag provided but not defined: `--all`"),
+            ("kill --bogus x", "flag provided but not defined: -bogus"),
+            ("--all kill x", "flag provided but not defined: -all"),
             ("kill x --root", "flag needs an argument: `--root`"),
             ("kill x --all=maybe", "flag `--all` has the invalid value `maybe`: expected true or false"),
         ] {

@@ -58,7 +58,14 @@ pub fn complete(plan: &mut Plan, spec: &Spec, callers: &Callers) -> Result<(), P
     };
     let outside = [step("prestart", "creating")?, step("createRuntime", "creating")?];
     let create_container = step("createContainer", "creating")?;
-    let start_container = step("startContainer", "created")?;
+    let mut start_container = step("startContainer", "created")?;
+    let env = spec.process().as_ref().and_then(|process| process.env().clone());
+    for hook in start_container.iter_mut().flat_map(|step| &mut step.hooks) {
+        // It is as the program that it precedes, as with runc.
+        if hook.env().is_none() {
+            hook.set_env(env.clone());
+        }
+    }
     // Run by others and later, but refused now.
     hooks_of(spec, "poststart")?;
     hooks_of(spec, "poststop")?;
@@ -96,9 +103,10 @@ pub fn complete(plan: &mut Plan, spec: &Spec, callers: &Callers) -> Result<(), P
                 steps.extend(create_container.clone().map(Inside::RunHooks));
                 steps.push(if callers.no_pivot { Inside::MoveRoot } else { Inside::PivotRoot });
             }
-            Inside::AwaitStart => {
-                steps.push(Inside::AwaitStart);
+            // With the program's rights, no more.
+            Inside::Exec { .. } => {
                 steps.extend(start_container.clone().map(Inside::RunHooks));
+                steps.push(step);
             }
             other => steps.push(other),
         }

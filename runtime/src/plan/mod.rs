@@ -23,10 +23,11 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Capabilities, Linux, LinuxCapabilities, LinuxResources, PosixRlimitType, Process, Spec,
+    Capabilities, Capability, Linux, LinuxCapabilities, LinuxResources, PosixRlimitType, Process, Spec,
 };
 
 use crate::cgroup::{self, CgroupError, CgroupPlan, Layout};
+use crate::defaults::capability_number;
 use crate::request::Rootfs;
 use crate::seccomp::{self, Program, SeccompError};
 use crate::sys::{CapabilityBits, Scheduling};
@@ -40,7 +41,7 @@ pub(crate) use mounts::is_bind;
 pub(crate) use mounts::known_options;
 pub use mounts::{IdSource, MountIds, MountKind, MountPlan};
 pub use namespaces::{Birth, IdMap, IdMaps, host_id, map_text, name as namespace_name};
-pub use validate::{ConfigError, check, parse};
+pub use validate::{ConfigError, check, parse, parse_process, unknown_capability};
 
 /// What the plan needs to know about the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -249,6 +250,10 @@ pub enum Inside {
     StdioOwner {
         uid: u32,
     },
+    /// Look up the user's directory, which is to be `HOME`.
+    FindHome {
+        uid: u32,
+    },
     NoNewPrivileges,
     Seccomp(Program),
     BoundingSet(u64),
@@ -270,6 +275,8 @@ pub enum Inside {
     },
     /// Say that all is well, and wait to be told to start.
     AwaitStart,
+    /// What exec needs besides and a filter may forbid: descriptors that it closes, signals as they were at first.
+    PrepareExec,
     Exec {
         args: Vec<String>,
         env: Vec<String>,
@@ -563,13 +570,18 @@ fn process_steps(
     if user.uid() != 0 {
         inside.push(Inside::StdioOwner { uid: user.uid() });
     }
+    if !env.iter().any(|entry| entry.starts_with("HOME=")) {
+        inside.push(Inside::FindHome { uid: user.uid() });
+    }
     let no_new_privileges = process.no_new_privileges() == Some(true);
-    let filter = filter.map(Inside::Seccomp);
-    let (late, early) = if no_new_privileges { (filter, None) } else { (None, filter) };
-    // Without no-new-privileges only a privileged process may install a filter, so this must precede the loss of
-    // privileges; with it the filter can be the very last thing and need not allow what we still do.
-    inside.extend(early);
     let capabilities = process.capabilities().as_ref();
+    // A filter need not allow what we do, so it comes last but for the program itself. Without no-new-privileges that takes
+    // `CAP_SYS_ADMIN`, which is kept as long; where all of them go with the user, the filter must precede that.
+    let filter = filter.map(Inside::Seccomp);
+    let privileged = filter.is_some() && !no_new_privileges;
+    let lost = privileged && capabilities.is_none() && user.uid() != 0;
+    let (early, late) = if lost { (filter, None) } else { (None, filter) };
+    inside.extend(early);
     if let Some(sets) = capabilities {
         inside.push(Inside::BoundingSet(bits(sets.bounding().as_ref())));
     }
@@ -580,16 +592,18 @@ fn process_steps(
         umask: user.umask().unwrap_or(0o022),
         keep_capabilities: capabilities.is_some(),
     });
-    if let Some(sets) = capabilities {
-        inside.push(capability_step(sets));
-    }
+    let final_sets = capabilities.map(capability_step);
+    let kept = if privileged { 1 << capability_number(Capability::SysAdmin) } else { 0 };
+    inside.extend(final_sets.clone().map(|step| with_capabilities(step, kept)));
     if no_new_privileges {
         inside.push(Inside::NoNewPrivileges);
     }
     let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).map(str::to_owned);
     inside.push(Inside::ResolveExecutable { name: name.clone(), path });
     inside.push(Inside::AwaitStart);
+    inside.push(Inside::PrepareExec);
     inside.extend(late);
+    inside.extend(final_sets.filter(|_| privileged));
     inside.push(Inside::Exec { args, env });
     Ok(())
 }
@@ -608,11 +622,21 @@ fn capability_step(sets: &LinuxCapabilities) -> Inside {
     }
 }
 
+/// The same with more of what takes effect at once.
+fn with_capabilities(step: Inside, more: u64) -> Inside {
+    match step {
+        Inside::Capabilities { mut sets, ambient } => {
+            sets.effective |= more;
+            sets.permitted |= more;
+            Inside::Capabilities { sets, ambient }
+        }
+        other => other,
+    }
+}
+
 /// Capability numbers as a bit mask. Source: linux/capability.h.
 fn bits(set: Option<&Capabilities>) -> u64 {
-    set.into_iter()
-        .flatten()
-        .fold(0, |bits, capability| bits | 1 << crate::defaults::capability_number(*capability))
+    set.into_iter().flatten().fold(0, |bits, capability| bits | 1 << capability_number(*capability))
 }
 
 fn rlimit(kind: PosixRlimitType) -> (String, u32) {

@@ -227,7 +227,8 @@ impl MountPlan {
         let name = mount.typ().clone().unwrap_or_default();
         let source = mount.source().clone();
         let kind = if let Some(recursive) = options.bind.or((name == "bind").then_some(false)) {
-            if let Some((key, _)) = options.own.first() {
+            // With a value it is one of a file system's, and changes nothing, as with `mount(8)`.
+            if let Some((key, _)) = options.own.iter().find(|(_, value)| value.is_none()) {
                 return Err(invalid(&format!("option `{key}` has no meaning for a bind mount")));
             }
             if options.copy_up {

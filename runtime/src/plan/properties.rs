@@ -334,8 +334,8 @@ fn each_wrong_field_is_named_with_its_value_and_the_rule() {
         ),
         (
             "/mounts/7/options",
-            json!(["idmap", "rbind", "size=1"]),
-            "option `size` has no meaning for a bind mount",
+            json!(["idmap", "rbind", "noexecc"]),
+            "option `noexecc` has no meaning for a bind mount",
         ),
     ];
     for (pointer, value, expected) in table {

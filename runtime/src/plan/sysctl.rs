@@ -40,7 +40,10 @@ pub(super) fn sysctls(
             namespaces.require(libc::CLONE_NEWNET, field, name)?;
         } else if name.starts_with("fs.mqueue.") || IPC_SYSCTLS.contains(&name.as_str()) {
             namespaces.require(libc::CLONE_NEWIPC, field, name)?;
-        } else if matches!(name.as_str(), "kernel.hostname" | "kernel.domainname") {
+        } else if name == "kernel.hostname" {
+            let reason = "as with runc, expected `hostname` for that".to_owned();
+            return Err(PlanError::Invalid { field, value: name.clone(), reason });
+        } else if name == "kernel.domainname" {
             namespaces.require(libc::CLONE_NEWUTS, field, name)?;
         } else {
             let reason = "it is not a setting of a namespace, so it would change the host".to_owned();

@@ -38,11 +38,44 @@ pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>), ConfigError> {
     // Something is wrong, and there is time to find out what.
     let mut value: Value =
         serde_json::from_slice(bytes).map_err(|error| ConfigError::Syntax { reason: error.to_string() })?;
-    let unknown = leave_out_unknown_capabilities(&mut value);
-    let spec = serde_path_to_error::deserialize(&value).map_err(|error| {
+    let mut unknown = Vec::new();
+    if let Some(process) = value.get_mut("process") {
+        complete_process(process);
+        unknown = leave_out_unknown_capabilities(process);
+    }
+    let spec = deserialize(&value)?;
+    Ok((spec, unknown))
+}
+
+/// The same for a process alone, as `exec` is given it.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_process(bytes: &[u8]) -> Result<Process, ConfigError> {
+    let mut value: Value =
+        serde_json::from_slice(bytes).map_err(|error| ConfigError::Syntax { reason: error.to_string() })?;
+    complete_process(&mut value);
+    leave_out_unknown_capabilities(&mut value);
+    deserialize(&value)
+}
+
+/// What to say of a capability that [`parse`] left out.
+pub fn unknown_capability(name: &str) -> String {
+    format!("nobody can grant the capability `{name}`: it is left out")
+}
+
+/// Who is not named is root, as with runc.
+fn complete_process(process: &mut Value) {
+    if let Some(process) = process.as_object_mut() {
+        process.entry("user").or_insert_with(|| serde_json::json!({ "uid": 0, "gid": 0 }));
+    }
+}
+
+fn deserialize<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T, ConfigError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path();
         let field = path.to_string();
-        let found = path.iter().try_fold(&value, |value, segment| match segment {
+        let found = path.iter().try_fold(value, |value, segment| match segment {
             serde_path_to_error::Segment::Seq { index } => value.get(index),
             serde_path_to_error::Segment::Map { key } => value.get(key),
             _ => Some(value),
@@ -54,13 +87,12 @@ pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>), ConfigError> {
             shown.push('…');
         }
         ConfigError::Field { field, value: shown, reason: error.inner().to_string() }
-    })?;
-    Ok((spec, unknown))
+    })
 }
 
-fn leave_out_unknown_capabilities(value: &mut Value) -> Vec<String> {
+fn leave_out_unknown_capabilities(process: &mut Value) -> Vec<String> {
     let mut unknown = Vec::new();
-    let sets = value.pointer_mut("/process/capabilities").and_then(Value::as_object_mut);
+    let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
     for set in sets.into_iter().flat_map(|sets| sets.values_mut()).filter_map(Value::as_array_mut) {
         set.retain(|name| {
             let Some(text) = name.as_str() else { return true };

@@ -22,6 +22,8 @@ use crate::sys::{self, MountAttributes};
 /// Why a limit cannot be raised.
 pub(super) const NO_RESOURCE: &str =
     "raising a hard limit needs CAP_SYS_RESOURCE, which the daemon does not have";
+/// So much of `/etc/passwd` is read.
+const PASSWD_MAX: u64 = 1 << 20;
 /// Where programs are searched when the container has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -36,6 +38,8 @@ pub(super) fn run(steps: &[Inside], lines: Lines, preserved: u32) -> i32 {
         listener: None,
         root: None,
         executable: None,
+        home: None,
+        permitted: None,
     };
     let open = matches!(steps.first(), Some(Inside::AwaitAdmission { open: true, .. }));
     if let Err(failure) =
@@ -43,7 +47,9 @@ pub(super) fn run(steps: &[Inside], lines: Lines, preserved: u32) -> i32 {
     {
         let mut message = vec![FAILED];
         let _ = serde_json::to_writer(&mut message, &failure);
-        let _ = send(process.lines.channel.as_fd(), &message);
+        let channel = process.lines.channel.as_fd();
+        // A filter that forbids sockets may still let programs write.
+        let _ = send(channel, &message).or_else(|_| rustix::io::write(channel, &message).map(drop));
         return if failure.errno() == Some(libc::ENOENT) { 127 } else { 126 };
     }
     126
@@ -72,6 +78,10 @@ struct Process {
     listener: Option<Listener>,
     root: Option<Root>,
     executable: Option<CString>,
+    /// An addition to the environment.
+    home: Option<String>,
+    /// Capabilities that it has had.
+    permitted: Option<u64>,
 }
 
 impl Process {
@@ -171,7 +181,14 @@ impl Process {
                 send(self.lines.channel.as_fd(), &[HOOKS]).step(|| "report to the creator".to_owned())?;
                 self.await_byte(HOOKS_DONE)
             }
-            Inside::RunHooks(step) => hooks::run(step, Some(std::process::id() as i32)),
+            Inside::RunHooks(step) => {
+                if let Some(root) = &self.root {
+                    // Before it is the root, the root file system is where hooks are run, as with runc.
+                    let step = || "change to the root file system".to_owned();
+                    rustix::process::fchdir(root.fd()).step(step)?;
+                }
+                hooks::run(step, Some(std::process::id() as i32), None)
+            }
             Inside::Terminal { size, console, uid } => self.terminal(*size, *console, *uid),
             Inside::PivotRoot => self.pivot_root(),
             Inside::MoveRoot => self.move_root(),
@@ -185,6 +202,10 @@ impl Process {
             Inside::MakeDirectory(path) => self.root()?.make_directory(path),
             Inside::WorkingDirectory(path) => working_directory(path),
             Inside::StdioOwner { uid } => stdio_owner(*uid),
+            Inside::FindHome { uid } => {
+                self.home = Some(format!("HOME={}", home(*uid)));
+                Ok(())
+            }
             Inside::NoNewPrivileges => {
                 sys::set_no_new_privileges().step(|| "forbid new privileges".to_owned())
             }
@@ -207,7 +228,12 @@ impl Process {
                 let step = || format!("set the capabilities (permitted {:#x})", sets.permitted);
                 // What we do not have cannot be granted, and must not be an error: see "Capabilities" in the
                 // specification.
-                let ours = sys::permitted_capabilities().step(step)?;
+                // Asked once: a filter may forbid it later.
+                let ours = match self.permitted {
+                    Some(ours) => ours,
+                    None => sys::permitted_capabilities().step(step)?,
+                };
+                self.permitted = Some(ours);
                 let mut sets = *sets;
                 for set in [&mut sets.effective, &mut sets.permitted, &mut sets.inheritable] {
                     *set &= ours;
@@ -223,6 +249,10 @@ impl Process {
             Inside::AwaitStart => {
                 send(self.lines.channel.as_fd(), &[READY]).step(|| "report to the creator".to_owned())?;
                 self.await_start()
+            }
+            Inside::PrepareExec => {
+                sys::reset_signals();
+                sys::close_on_exec_from(3 + self.preserved).step(|| "have exec close descriptors".to_owned())
             }
             Inside::Exec { args, env } => self.exec(args, env),
         }
@@ -327,6 +357,7 @@ impl Process {
     /// Source: `pivot_root(2)`, "`pivot_root(".", ".")`": the old root ends up on top of the new one, and goes.
     fn pivot_root(&mut self) -> Result<(), Failure> {
         let step = || "change to the container's root file system".to_owned();
+        self.root()?.finish()?;
         rustix::process::fchdir(self.root()?.fd()).step(step)?;
         rustix::process::pivot_root(".", ".").step(step)?;
         rustix::mount::unmount(".", UnmountFlags::DETACH).step(step)?;
@@ -340,6 +371,8 @@ impl Process {
     /// covered.
     fn move_root(&mut self) -> Result<(), Failure> {
         let step = || "cover the host's root file system".to_owned();
+        self.root()?.finish()?;
+        self.root()?.part_from_kernel()?;
         rustix::process::fchdir(self.root()?.fd()).step(step)?;
         rustix::mount::mount_move(".", "/").step(step)?;
         rustix::process::chroot(".").step(step)?;
@@ -350,15 +383,13 @@ impl Process {
 
     fn exec(&mut self, args: &[String], env: &[String]) -> Result<(), Failure> {
         let executable = self.executable.take().unwrap_or_default();
-        let strings = |list: &[String]| -> Result<Vec<CString>, Failure> {
+        let string = |text: &String| {
             let zero = |_| Failure::new("exec", "an argument contains a zero byte");
-            list.iter().map(|text| CString::new(text.as_str()).map_err(zero)).collect()
+            CString::new(text.as_str()).map_err(zero)
         };
-        let (args, env) = (strings(args)?, strings(env)?);
-        sys::reset_signals();
-        let error = sys::close_on_exec_from(3 + self.preserved)
-            .map_or_else(|error| error, |()| sys::exec(&executable, &args, &env));
-        Err(error).step(|| format!("exec `{}`", executable.to_string_lossy()))
+        let args = args.iter().map(string).collect::<Result<Vec<_>, _>>()?;
+        let env = env.iter().chain(&self.home).map(string).collect::<Result<Vec<_>, _>>()?;
+        Err(sys::exec(&executable, &args, &env)).step(|| format!("exec `{}`", executable.to_string_lossy()))
     }
 }
 
@@ -462,6 +493,29 @@ fn stdio_owner(uid: u32) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// The directory of a user by the container's `/etc/passwd`, else `/`, as with runc.
+///
+/// Source: `passwd(5)`.
+fn home(uid: u32) -> String {
+    // The image may have anything there, such as a pipe without an end.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let mut users = String::new();
+    if let Ok(file) = rustix::fs::open("/etc/passwd", flags, Mode::empty())
+        && rustix::fs::fstat(&file)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
+    {
+        use std::io::Read;
+        // What was read before an error is as good as a shorter file.
+        let _ = std::fs::File::from(file).take(PASSWD_MAX).read_to_string(&mut users);
+    }
+    let home_of = |line: &str| {
+        let mut fields = line.split(':').skip(2);
+        let found = fields.next()?.parse() == Ok(uid);
+        fields.nth(2).filter(|home| found && !home.is_empty() && !home.contains('\0')).map(str::to_owned)
+    };
+    users.lines().find_map(home_of).unwrap_or_else(|| "/".to_owned())
 }
 
 fn bounding_set(keep: u64) -> Result<(), Failure> {

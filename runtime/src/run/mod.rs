@@ -212,7 +212,11 @@ impl Host {
         match step {
             Outside::MakeCgroup(cgroup) => {
                 // Another's is not ours to take back.
-                cgroup.cgroup.clear()?;
+                if cgroup.reuse {
+                    cgroup.cgroup.check_unused()?;
+                } else {
+                    cgroup.cgroup.clear()?;
+                }
                 self.cgroup = cgroup.cgroup.clone();
                 self.made = self.cgroup.missing_parents();
                 cgroup.perform()
@@ -248,7 +252,7 @@ impl Host {
                     self.paused = true;
                 }
                 meanwhile?;
-                hooks::run(hooks, Some(pid))
+                hooks::run(hooks, Some(pid), Some(&hooks.state.bundle))
             }
             Outside::AwaitReady => {
                 let init = self.init()?;

@@ -4,17 +4,18 @@
 //! container's root as its root (`openat2`, `RESOLVE_IN_ROOT`), and mounts are attached to the descriptor that came
 //! of it, never to a path that could mean something else by then.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, unescape};
 use crate::error::{Failure, Step};
 use crate::plan::{Device, MountKind, MountPlan};
 use crate::sys::{self, MountAttributes};
@@ -28,6 +29,8 @@ pub(super) struct Root {
     /// The mounts of the kernel's own file systems by their path. What is hidden in them is looked for in them, for
     /// by then somebody else may have put something in their place (CVE-2023-27561).
     kernel: Vec<(PathBuf, OwnedFd)>,
+    /// What is to be read-only in the end, when everything below it is there.
+    read_only: Vec<(PathBuf, OwnedFd)>,
 }
 
 /// How long a walk is repeated that somebody disturbs by renaming what is on its way.
@@ -38,7 +41,7 @@ const KERNEL: [&str; 2] = ["proc", "sysfs"];
 
 impl Root {
     pub fn new(fd: OwnedFd) -> Self {
-        Self { fd, empty: None, kernel: Vec::new() }
+        Self { fd, empty: None, kernel: Vec::new(), read_only: Vec::new() }
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -115,11 +118,18 @@ impl Root {
                 let place = match place {
                     Err(Errno::LOOP) => {
                         let step = format!("mount {name} on `{target}`");
-                        return Err(Failure::new(step, "expected a directory and no symbolic link there"));
+                        return Err(Failure::new(
+                            step,
+                            "must be mounted on ordinary directory: expected a directory and no symbolic link there",
+                        ));
                     }
                     other => other.step(|| format!("make the mount point `{target}`"))?,
                 };
-                let mount = new_mount(name, source.as_deref(), options, plan.attributes, &plan.target)?;
+                let mut attributes = plan.attributes;
+                if name == "tmpfs" {
+                    attributes.set &= !libc::MOUNT_ATTR_RDONLY;
+                }
+                let mount = new_mount(name, source.as_deref(), options, attributes, &plan.target)?;
                 if name == "tmpfs" {
                     let step = || format!("fill the tmpfs on `{target}`");
                     if !options.iter().any(|(key, _)| key == "mode") {
@@ -139,6 +149,8 @@ impl Root {
                 attach(mount.as_fd(), place.as_fd()).step(|| format!("mount {name} on `{target}`"))?;
                 if kernel {
                     self.kernel.push((plan.target.clone(), mount));
+                } else if attributes != plan.attributes {
+                    self.read_only.push((plan.target.clone(), mount));
                 }
                 Ok(())
             }
@@ -163,6 +175,36 @@ impl Root {
                 cgroup_mount(cgroup, plan, place.as_fd())
             }
         }
+    }
+
+    /// Makes read-only what had to be filled first.
+    pub fn finish(&mut self) -> Result<(), Failure> {
+        let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
+        let mut mounts = self.read_only.drain(..);
+        mounts.try_for_each(|(target, mount)| set_attributes(mount.as_fd(), attributes, false, &target))
+    }
+
+    /// Unmounts the host's file systems that show the kernel. A root that is only covered keeps its mounts, and the
+    /// kernel allows whoever makes a user namespace a procfs of his own, with nothing masked in it, as long as there is
+    /// an open one in the mount namespace, seen or not.
+    pub fn part_from_kernel(&self) -> Result<(), Failure> {
+        let step = || "part with the host's procfs and sysfs".to_owned();
+        let info = format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd());
+        let info = std::fs::read_to_string(info).step(step)?;
+        let own = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).unwrap_or_default().trim();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").step(step)?;
+        // Inner ones first.
+        for place in kernel_mounts_outside(&mounts, own).iter().rev() {
+            match rustix::mount::unmount(place, UnmountFlags::DETACH) {
+                // Of another user namespace, it cannot be taken away but covered.
+                Err(Errno::INVAL | Errno::PERM) => {
+                    let none = rustix::mount::MountFlags::empty();
+                    rustix::mount::mount("tmpfs", place, "tmpfs", none, None).step(step)?;
+                }
+                other => other.step(step)?,
+            }
+        }
+        Ok(())
     }
 
     /// Hides what is at `path`, if anything is: an empty directory or an empty file in its place.
@@ -289,6 +331,23 @@ fn open_in(
             other => return other,
         }
     }
+}
+
+/// Places of procfs and sysfs that are neither the mount `own` nor below it. Source: `proc_pid_mountinfo(5)`.
+fn kernel_mounts_outside(mountinfo: &str, own: &str) -> Vec<PathBuf> {
+    let lines = mountinfo.lines().filter_map(|line| line.split_once(" - "));
+    let mounts: Vec<(Vec<&str>, &str)> =
+        lines.map(|(mount, kind)| (mount.split(' ').take(5).collect(), kind)).collect();
+    let parents: BTreeMap<&str, &str> = mounts.iter().map(|(fields, _)| (fields[0], fields[1])).collect();
+    let is_own = |id: &str| {
+        // Up to a mount that is not in the list, or is its own parent.
+        let up = |id: &&str| parents.get(id).copied().filter(|parent| parent != id);
+        std::iter::successors(Some(id), up).any(|id| id == own)
+    };
+    let kernel =
+        mounts.iter().filter(|(_, kind)| KERNEL.contains(&kind.split(' ').next().unwrap_or_default()));
+    let outside = kernel.filter(|(fields, _)| !is_own(fields[0]));
+    outside.map(|(fields, _)| unescape(fields[4]).into()).collect()
 }
 
 /// Parent and name; a path that ends in neither a name nor the root is refused.
@@ -425,7 +484,6 @@ pub(super) fn mount_overlay(
     at: &Path,
     user: bool,
 ) -> Result<(), Failure> {
-    use std::os::fd::AsRawFd;
     let step = || format!("mount the overlay of {} layers on `{}`", lower.len() + 1, at.display());
     let layers = lower.iter().map(|path| open_layer(path)).collect::<Result<Vec<_>, _>>()?;
     let (upper, work_fd) = (open_layer(upper)?, open_layer(work)?);

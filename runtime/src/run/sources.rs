@@ -74,7 +74,7 @@ fn spread(mount: BorrowedFd<'_>, propagation: u64) -> std::io::Result<()> {
 
 /// A connection to the socket at `path`, however long that is.
 pub(super) fn connect(path: &Path) -> Result<OwnedFd, Failure> {
-    let step = || format!("connect to `{}`", path.display());
+    let step = || format!("failed to connect with seccomp agent `{}`", path.display());
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let place = rustix::fs::open(path, flags, Mode::empty()).step(step)?;
     let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", place.as_raw_fd())).step(step)?;

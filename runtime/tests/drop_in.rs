@@ -1,0 +1,376 @@
+//! What runc's own conformance tests and those of the OCI ask of a runtime, and callers therefore count on.
+
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests too.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use common::Lab;
+use common::cli::{Bundle, Runtime};
+use serde_json::{Value, json};
+
+/// A runtime, and what it answers for a bundle with a changed configuration.
+struct Case {
+    /// Removes its containers before the place they are in goes.
+    runtime: Runtime,
+    lab: Lab,
+}
+
+impl Case {
+    fn new() -> Option<Self> {
+        let lab = Lab::new()?;
+        let runtime = Runtime::ours(&lab);
+        Some(Self { runtime, lab })
+    }
+
+    fn bundle(&self, script: &str, edit: impl FnOnce(&mut Value)) -> Bundle {
+        let mut bundle = Bundle::new(&self.lab, "case", script);
+        edit(&mut bundle.config);
+        bundle.write();
+        bundle
+    }
+
+    /// Runs it to its end: exit code and all that was said.
+    fn run(&self, script: &str, edit: impl FnOnce(&mut Value)) -> (i32, String) {
+        let bundle = self.bundle(script, edit);
+        let answer = self.runtime.call(&["run", "--bundle", bundle.path(), "x"]);
+        (answer.code, answer.output + &answer.errors)
+    }
+}
+
+/// Whether cgroups are on v1 here.
+fn has_v1() -> bool {
+    Path::new("/sys/fs/cgroup/pids").exists()
+}
+
+/// The container's directory in the hierarchy of `controller`.
+fn cgroup(case: &Case, controller: &str) -> PathBuf {
+    let hierarchy =
+        if has_v1() { Path::new("/sys/fs/cgroup").join(controller) } else { "/sys/fs/cgroup".into() };
+    hierarchy.join(case.lab.cgroup.trim_start_matches('/')).join("case")
+}
+
+/// Of what the runtime does, a filter has to allow no more than it has with runc.
+#[test]
+fn a_filter_need_not_allow_what_only_the_runtime_does() {
+    let Some(case) = Case::new() else { return };
+    let ours = [
+        "close_range",
+        "sendto",
+        "sendmsg",
+        "recvfrom",
+        "recvmsg",
+        "accept4",
+        "setgroups",
+        "setresuid",
+        "setresgid",
+        "capget",
+        "chdir",
+        "madvise",
+        "socketpair",
+    ];
+    for (user, no_new_privileges) in [(0, false), (0, true), (7, false), (7, true)] {
+        let (code, said) = case.run("", |config| {
+            config["process"]["args"] = json!(["/bin/true"]);
+            config["process"]["user"] = json!({ "uid": user, "gid": user });
+            config["process"]["noNewPrivileges"] = no_new_privileges.into();
+            config["linux"]["seccomp"] = json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{ "names": ours, "action": "SCMP_ACT_KILL_PROCESS" }],
+            });
+        });
+        assert_eq!(code, 0, "{user} {no_new_privileges}: {said}");
+    }
+}
+
+#[test]
+fn start_hooks_have_the_filter_and_the_rights_of_the_program_and_its_environment() {
+    let Some(case) = Case::new() else { return };
+    for no_new_privileges in [false, true] {
+        let script = "cat /proc/self/status > /tmp/program; grep -h -e Seccomp: -e CapEff -e CapPrm /tmp/hook; \
+                      cat /tmp/env; grep -h -e Seccomp: -e CapEff -e CapPrm /tmp/program";
+        let (code, said) = case.run(script, |config| {
+            config["process"]["noNewPrivileges"] = no_new_privileges.into();
+            config["process"]["env"] = json!(["PATH=/bin", "OF=program"]);
+            let hook = "cat /proc/self/status > /tmp/hook; echo $OF > /tmp/env";
+            config["hooks"] =
+                json!({ "startContainer": [{ "path": "/bin/sh", "args": ["sh", "-c", hook] }] });
+        });
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!((code, lines.len()), (0, 7), "{said}");
+        assert_eq!(lines[..3], lines[4..], "{said}");
+        assert!(lines[3] == "program" && said.contains("Seccomp:\t2"), "{said}");
+    }
+}
+
+#[test]
+fn hooks_are_run_in_the_bundle_or_in_the_root_file_system() {
+    let Some(case) = Case::new() else { return };
+    let notes = case.lab.directory.path().join("notes");
+    let bundle = case.bundle("true", |config| {
+        for kind in ["prestart", "createRuntime", "createContainer", "poststart", "poststop"] {
+            let script = format!("echo {kind} $(pwd -P) $OF >> {}", notes.display());
+            config["hooks"][kind] = json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }]);
+        }
+    });
+    let mut command = case.runtime.command(&["run", "--bundle", bundle.path(), "x"]);
+    // They give no environment of their own.
+    let answer = case.runtime.answer({
+        command.env("OF", "caller");
+        command
+    });
+    assert_eq!(answer.code, 0, "{answer:?}");
+    let (at, root) = (bundle.path(), case.lab.layer());
+    let expected = ["prestart", "createRuntime", "createContainer", "poststart", "poststop"].map(|kind| {
+        let place = if kind == "createContainer" { root.to_str().unwrap() } else { at };
+        format!("{kind} {place} caller\n")
+    });
+    assert_eq!(std::fs::read_to_string(notes).unwrap(), expected.concat());
+}
+
+#[test]
+fn what_is_mounted_read_only_is_filled_first() {
+    let Some(case) = Case::new() else { return };
+    std::fs::create_dir(case.lab.layer().join("copied")).unwrap();
+    std::fs::write(case.lab.layer().join("copied/file"), "kept\n").unwrap();
+    let script =
+        "cat /copied/file; touch /copied/x /dev/x; touch /dev/shm/x && echo shm; : > /dev/null && echo null";
+    let (_, said) = case.run(script, |config| {
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        let dev = mounts.iter_mut().find(|mount| mount["destination"] == "/dev").unwrap();
+        dev["options"].as_array_mut().unwrap().push("ro".into());
+        mounts.push(json!({ "destination": "/copied", "type": "tmpfs", "options": ["tmpcopyup", "ro"] }));
+    });
+    assert!(said.starts_with("kept\n") && said.contains("shm\nnull\n"), "{said}");
+    assert_eq!(said.matches("Read-only file system").count(), 2, "{said}");
+}
+
+/// A procfs of one's own, with nothing masked, must not be had where the host's lies beneath the container's root.
+#[test]
+fn a_root_that_only_covers_the_hosts_opens_no_procfs() {
+    let Some(case) = Case::new() else { return };
+    let script = "unshare -Umrpf sh -c 'mount -t proc none /proc && echo open'; echo end";
+    let bundle = case.bundle(script, |config| {
+        config["linux"].as_object_mut().unwrap().remove("seccomp");
+    });
+    let answer = case.runtime.call(&["run", "--no-pivot", "--bundle", bundle.path(), "x"]);
+    assert_eq!(answer.output, "end\n", "{answer:?}");
+    assert!(answer.errors.contains("mount"), "{answer:?}");
+}
+
+#[test]
+fn a_cgroup_that_is_there_is_used_as_it_is_or_refused() {
+    let Some(case) = Case::new() else { return };
+    let (setting, freezer) = if has_v1() {
+        (("pids.max", "17"), ("freezer.state", "FROZEN", "THAWED"))
+    } else {
+        (("cgroup.max.depth", "7"), ("cgroup.freeze", "1", "0"))
+    };
+    let directory = cgroup(&case, "pids");
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join(setting.0), setting.1).unwrap();
+    let bundle = case.bundle("sleep 1000", |config| config["linux"]["resources"] = json!({}));
+    case.runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]);
+    assert_eq!(std::fs::read_to_string(directory.join(setting.0)).unwrap().trim(), setting.1);
+    let answer = case.runtime.call(&["create", "--bundle", bundle.path(), "y"]);
+    assert!(answer.code == 1 && answer.errors.contains("container's cgroup is not empty"), "{answer:?}");
+    assert_eq!(case.runtime.status("x"), "running");
+    case.runtime.done(&["delete", "--force", "x"]);
+
+    let directory = cgroup(&case, "freezer");
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join(freezer.0), freezer.1).unwrap();
+    let answer = case.runtime.call(&["create", "--bundle", bundle.path(), "y"]);
+    assert!(
+        answer.code == 1 && answer.errors.contains("container's cgroup unexpectedly frozen"),
+        "{answer:?}"
+    );
+    if directory.exists() {
+        std::fs::write(directory.join(freezer.0), freezer.2).unwrap();
+        std::fs::remove_dir(&directory).unwrap();
+    }
+}
+
+#[test]
+fn no_limit_of_memory_takes_that_of_swap_away_too() {
+    let Some(case) = Case::new() else { return };
+    let file = if has_v1() { "memory.memsw.limit_in_bytes" } else { "memory.swap.max" };
+    let bundle = case.bundle("sleep 1000", |config| {
+        config["linux"]["resources"]["memory"] = json!({ "limit": 64 << 20, "swap": 96 << 20 });
+    });
+    let answer = case.runtime.call(&["run", "--detach", "--bundle", bundle.path(), "x"]);
+    if answer.errors.contains(file) {
+        eprintln!("skipped: needs a kernel that counts swap (swapaccount=1)");
+        return;
+    }
+    assert_eq!(answer.code, 0, "{answer:?}");
+    case.runtime.done(&["update", "--memory", "-1", "x"]);
+    let value = std::fs::read_to_string(cgroup(&case, "memory").join(file)).unwrap();
+    assert!(value.trim() == "max" || value.trim().parse::<u64>().unwrap() > 1 << 60, "{value}");
+}
+
+#[test]
+fn limits_of_kernel_memory_are_ignored_with_a_warning() {
+    let Some(case) = Case::new() else { return };
+    let (code, said) = case.run("echo runs", |config| {
+        config["linux"]["resources"]["memory"] =
+            json!({ "limit": 64 << 20, "kernel": 32 << 20, "kernelTCP": 9 });
+    });
+    assert_eq!(code, 0, "{said}");
+    assert!(said.starts_with("runs\n") && said.contains("limits of kernel memory are ignored"), "{said}");
+}
+
+#[test]
+fn exec_goes_into_cgroups_below_the_containers() {
+    let Some(case) = Case::new() else { return };
+    let bundle = case.bundle("sleep 1000", |_| {});
+    case.runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]);
+    let options: &[&str] = if has_v1() {
+        std::fs::create_dir(cgroup(&case, "memory").join("one")).unwrap();
+        std::fs::create_dir(cgroup(&case, "pids").join("two")).unwrap();
+        &["--cgroup", "memory:one", "--cgroup", "pids:two"]
+    } else {
+        std::fs::create_dir(cgroup(&case, "").join("one")).unwrap();
+        &["--cgroup", "one"]
+    };
+    let seen = case.runtime.done(&[&["exec"], options, &["x", "cat", "/proc/self/cgroup"]].concat());
+    if has_v1() {
+        assert!(seen.contains(":memory:/one\n") && seen.contains(":pids:/two\n"), "{seen}");
+    } else {
+        assert_eq!(seen, "0::/one\n");
+    }
+    for (option, expected) in [
+        ("..", " .. is not a sub cgroup path"),
+        ("nosuch:/", "unknown controller nosuch"),
+        ("nowhere", "/nowhere/cgroup.procs: no such file"),
+    ] {
+        let answer = case.runtime.call(&["exec", "--cgroup", option, "x", "true"]);
+        assert!(answer.code == 255 && answer.errors.contains(expected), "{answer:?}");
+    }
+}
+
+#[test]
+fn home_is_that_of_the_user_unless_it_is_given() {
+    let Some(case) = Case::new() else { return };
+    std::fs::write(case.lab.layer().join("etc/passwd"), "root:x:0:0::/of/root:\nuser:x:7:7::/of/user:\n")
+        .unwrap();
+    for (uid, env, expected) in
+        [(0, "A=b", "/of/root"), (7, "A=b", "/of/user"), (8, "A=b", "/"), (7, "HOME=/given", "/given")]
+    {
+        let (code, said) = case.run("echo $HOME", |config| {
+            config["process"]["user"] = json!({ "uid": uid, "gid": uid });
+            config["process"]["env"] = json!(["PATH=/bin", env]);
+        });
+        assert_eq!((code, said.trim()), (0, expected));
+    }
+    // Nobody waits for the other end of a pipe.
+    std::fs::remove_file(case.lab.layer().join("etc/passwd")).unwrap();
+    let pipe = Command::new("mkfifo").arg(case.lab.layer().join("etc/passwd")).status().unwrap();
+    assert!(pipe.success());
+    assert_eq!(case.run("echo $HOME", |_| {}), (0, "/\n".to_owned()));
+}
+
+#[test]
+fn a_process_for_exec_needs_no_user_and_unknown_capabilities_are_left_out() {
+    let Some(case) = Case::new() else { return };
+    let bundle = case.bundle("sleep 1000", |_| {});
+    case.runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]);
+    let process = case.lab.directory.path().join("process.json");
+    std::fs::write(&process, json!({ "args": ["/bin/id", "-u"], "cwd": "/" }).to_string()).unwrap();
+    assert_eq!(case.runtime.done(&["exec", "--process", process.to_str().unwrap(), "x"]), "0\n");
+    let answer = case.runtime.call(&["exec", "--cap", "CAP_FLY", "x", "true"]);
+    assert!(answer.code == 0 && answer.errors.contains("level=warning"), "{answer:?}");
+}
+
+/// Source: `sd_listen_fds(3)`.
+#[test]
+fn sockets_that_were_handed_to_the_runtime_reach_the_program() {
+    let Some(case) = Case::new() else { return };
+    let bundle = case.bundle("echo $LISTEN_FDS $LISTEN_PID; readlink /proc/self/fd/3", |_| {});
+    for (pid, expected) in [("$$", "1 1\n/dev/zero\n"), ("1", "\n")] {
+        let command = case.runtime.command(&["run", "--bundle", bundle.path(), "x"]);
+        let mut shell = Command::new("sh");
+        let script = format!("export LISTEN_FDS=1 LISTEN_PID={pid}; exec \"$@\" 3</dev/zero");
+        shell.args(["-c", &script, "sh"]).arg(command.get_program()).args(command.get_args());
+        shell.stdin(Stdio::null());
+        let answer = case.runtime.answer(shell);
+        assert_eq!(answer.output, expected, "{answer:?}");
+    }
+}
+
+/// By what follows from runc's: exit codes, and where the words are.
+#[test]
+fn a_command_line_that_is_not_understood_is_answered_as_by_runc() {
+    let Some(case) = Case::new() else { return };
+    let peer = Runtime::peer(&case.lab);
+    for (line, code) in [
+        ("", 0),
+        ("help", 0),
+        ("help state", 0),
+        ("h kill", 0),
+        ("state -h x", 0),
+        ("checkpoint -h", 0),
+        ("-v", 0),
+        ("foo", 3),
+        ("foo -h", 3),
+        ("help foo", 3),
+        ("version", 3),
+        ("--bogus", 1),
+        ("state --bogus x", 1),
+        ("state", 1),
+        ("state a b", 1),
+        ("kill", 1),
+        ("kill a b c", 1),
+        ("exec", 1),
+        ("exec a", 255),
+        ("run", 1),
+        ("list extra", 1),
+        ("update --memory", 1),
+        ("--root", 1),
+    ] {
+        let args: Vec<&str> = line.split_whitespace().collect();
+        let answer = case.runtime.call(&args);
+        assert_eq!(answer.code, code, "`{line}`: {answer:?}");
+        if let Some(peer) = &peer {
+            let theirs = peer.call(&args);
+            assert_eq!(theirs.code, code, "`{line}`: {theirs:?}");
+            let shape = |text: &str| {
+                ["NAME:", "USAGE:", "Incorrect Usage", "No help topic for", "level=error"]
+                    .map(|word| text.contains(word))
+            };
+            let both = [(&answer.output, &theirs.output), (&answer.errors, &theirs.errors)];
+            for (ours, theirs) in both {
+                assert_eq!(shape(ours), shape(theirs), "`{line}`:\n{ours}\n{theirs}");
+            }
+        }
+    }
+    let answer = case.runtime.call(&["checkpoint", "x"]);
+    assert!(answer.code == 1 && answer.errors.contains("`checkpoint` is not supported"), "{answer:?}");
+}
+
+/// But for its name, the version of the specification, and paths that later versions of runc or Docker mask.
+#[test]
+fn the_configuration_to_start_from_is_runcs() {
+    let Some(case) = Case::new() else { return };
+    let Some(peer) = Runtime::peer(&case.lab) else { return };
+    for option in ["--bundle", "--rootless"] {
+        let [ours, theirs] = [&case.runtime, &peer].map(|runtime| {
+            let directory = case.lab.directory.path().join(format!("{}{option}", runtime.name));
+            std::fs::create_dir(&directory).unwrap();
+            let mut args = vec!["spec", "--bundle", directory.to_str().unwrap()];
+            args.extend((option == "--rootless").then_some(option));
+            runtime.done(&args);
+            let text = std::fs::read(directory.join("config.json")).unwrap();
+            let mut config: Value = serde_json::from_slice(&text).unwrap();
+            config["ociVersion"].take();
+            config["hostname"].take();
+            let masked = config["linux"]["maskedPaths"].take();
+            (config, masked)
+        });
+        assert_eq!(ours.0, theirs.0, "{option}");
+        let ours = ours.1.as_array().unwrap();
+        assert!(theirs.1.as_array().unwrap().iter().all(|path| ours.contains(path)), "{option}: {ours:?}");
+    }
+}
