@@ -284,6 +284,19 @@ fn a_process_for_exec_needs_no_user_and_unknown_capabilities_are_left_out() {
     assert!(answer.code == 0 && answer.errors.contains("level=warning"), "{answer:?}");
 }
 
+#[test]
+fn of_two_values_of_a_variable_the_last_counts() {
+    let Some(case) = Case::new() else { return };
+    let bundle = case.bundle("echo $A; sleep 1000", |config| {
+        config["process"]["env"] = json!(["PATH=/bin", "A=1", "A=2"]);
+    });
+    assert_eq!(case.runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]), "2\n");
+    std::fs::create_dir_all(case.lab.layer().join("other")).unwrap();
+    std::os::unix::fs::symlink("/bin/busybox", case.lab.layer().join("other/env")).unwrap();
+    let seen = case.runtime.done(&["exec", "--env", "A=3", "--env", "PATH=/other", "x", "env"]);
+    assert_eq!(seen, "PATH=/other\nA=3\nHOME=/\n");
+}
+
 /// Source: `sd_listen_fds(3)`.
 #[test]
 fn sockets_that_were_handed_to_the_runtime_reach_the_program() {

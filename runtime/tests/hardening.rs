@@ -9,6 +9,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use common::cli::{Bundle, Runtime};
 use common::{Lab, chain};
 use rswarm_runtime::{CreateRequest, Rootfs};
 use serde_json::{Value, json};
@@ -248,6 +249,47 @@ fn settings_are_written_to_the_kernel_and_not_to_what_covers_it() {
         push(&mut config["mounts"], json!({ "destination": "/other", "type": "proc", "source": "proc" }));
     });
     assert_eq!(lab.run(&request), (0, "untouched\n77\n".to_owned()));
+}
+
+/// CVE-2025-52565: the terminal is shown as `/dev/console` by paths that the image has prepared, so that a file of the
+/// kernel is mounted there, or the terminal over one, before those are protected.
+#[test]
+fn the_console_is_the_terminal_whatever_the_image_has_there() {
+    let Some(lab) = Lab::new() else { return };
+    let runtime = Runtime::ours(&lab);
+    let hidden =
+        ["/proc/keys", "/proc/timer_list", "/proc/kcore"].into_iter().find(|path| Path::new(path).exists());
+    let Some(hidden) = hidden else {
+        eprintln!("skipped: needs a kernel with a file in /proc that is masked");
+        return;
+    };
+    let script = format!("echo through > /dev/console; grep ' {hidden} ' /proc/mounts; echo end");
+    let script = script.as_str();
+    let mut bundle = Bundle::new(&lab, "console", script);
+    bundle.config["process"]["terminal"] = true.into();
+    // The image's /dev is what the container has, but for the terminals.
+    let ours =
+        |mount: &Value| !matches!(mount["destination"].as_str(), Some("/dev" | "/dev/shm" | "/dev/mqueue"));
+    bundle.config["mounts"].as_array_mut().unwrap().retain(ours);
+    bundle.write();
+    for target in [hidden, "pts/0", "pts/ptmx", "/proc/self/fd/0", "/proc/1/root/etc/made"] {
+        let console = lab.layer().join("dev/console");
+        let _ = std::fs::remove_file(&console);
+        symlink(target, &console).unwrap();
+        let answer = runtime.call(&["run", "--bundle", bundle.path(), "x"]);
+        let Some(said) = answer.output.strip_prefix("through\r\n") else {
+            // A link that leads nowhere is refused before anything runs.
+            assert!(answer.code == 1 && answer.errors.contains("mount the terminal"), "{target}: {answer:?}");
+            continue;
+        };
+        // The terminal, or the host's /dev/null.
+        let top = said.lines().rfind(|line| line.contains(hidden));
+        let covered = top.is_some_and(|top| {
+            top.starts_with("devpts ") || top.starts_with("devtmpfs ") || top.starts_with("tmpfs ")
+        });
+        assert!(covered && said.ends_with("end\r\n"), "{target}: {answer:?}");
+    }
+    assert!(!lab.layer().join("etc/made").exists());
 }
 
 /// Targets of file binds, devices and links, all of which the image has prepared as links out of its root.

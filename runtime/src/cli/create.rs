@@ -43,7 +43,7 @@ pub(super) fn start(context: &Context, parsed: &Parsed) -> Result<(), CommandErr
     let container = context.load(parsed)?;
     start_container(&container).inspect_err(|error| {
         if let CommandError::Poststart(_) = error {
-            // Source: OCI runtime-spec (from 1.2.1), "Lifecycle" 9: an error, and life goes on with 12, the deletion.
+            // Source: OCI runtime-spec 1.3, "Lifecycle" 9: an error, and life goes on with 12, the deletion.
             let _ = end::destroy(context, &container);
         }
     })

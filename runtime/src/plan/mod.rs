@@ -541,7 +541,7 @@ fn process_steps(
     let args = process.args().clone().unwrap_or_default();
     let name =
         args.first().filter(|name| !name.is_empty()).ok_or(PlanError::Missing { field: "process.args" })?;
-    let env = process.env().clone().unwrap_or_default();
+    let env = distinct(process.env().clone().unwrap_or_default());
     for (field, list) in [("process.args", &args), ("process.env", &env)] {
         if let Some(bad) = list.iter().find(|text| text.contains('\0')) {
             let value = bad.replace('\0', "\\0");
@@ -620,6 +620,21 @@ fn capability_step(sets: &LinuxCapabilities) -> Inside {
         // The kernel only takes what is both permitted and inheritable.
         ambient: bits(sets.ambient().as_ref()) & permitted & inheritable,
     }
+}
+
+/// Each variable once: of several values the last, as with runc, or `exec --env` could change nothing.
+fn distinct(env: Vec<String>) -> Vec<String> {
+    fn name(entry: &str) -> &str {
+        entry.split_once('=').map_or(entry, |(name, _)| name)
+    }
+    let mut all: Vec<String> = Vec::with_capacity(env.len());
+    for entry in env {
+        match all.iter_mut().find(|earlier| name(earlier) == name(&entry)) {
+            Some(earlier) => *earlier = entry,
+            None => all.push(entry),
+        }
+    }
+    all
 }
 
 /// The same with more of what takes effect at once.
