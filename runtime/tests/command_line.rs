@@ -708,6 +708,21 @@ fn users_without_privileges_have_containers_too() {
     spec["process"]["terminal"] = false.into();
     spec["process"]["args"] = json!(["sleep", "1000"]);
     std::fs::write(&config, spec.to_string()).unwrap();
+    // Nobody has given them a cgroup, which is an error only where one is asked for.
+    for (change, expected) in [
+        (json!({ "cgroupsPath": "/of/nobody" }), "unable to apply cgroup configuration: permission denied"),
+        (
+            json!({ "resources": { "pids": { "limit": 5 } } }),
+            "cannot set `pids.limit`: rootless needs no limits",
+        ),
+    ] {
+        let mut changed = spec.clone();
+        changed["linux"].as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        std::fs::write(&config, changed.to_string()).unwrap();
+        let answer = call(&["create", "x"]);
+        assert!(answer.code == 1 && answer.errors.contains(expected), "{answer:?}");
+    }
+    std::fs::write(&config, spec.to_string()).unwrap();
     let created = call(&["create", "x"]);
     if created.code != 0 && created.errors.contains("new namespaces") {
         eprintln!("skipped: needs user namespaces for users other than root: {}", created.errors);

@@ -21,7 +21,7 @@ use super::end;
 use super::error::{CommandError, During, OnFile};
 use super::options::Parsed;
 use super::time::rfc3339;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::error::{Failure, Step};
 use crate::hooks;
 use crate::plan::{self, Callers, HookStep, HostFacts, Inside, Listener, Outside, Plan, PlanError};
@@ -223,8 +223,20 @@ impl Config {
 
     fn plan(&self, parsed: &Parsed) -> Result<Plan, CommandError> {
         let host = HostFacts::detect(&self.spec, &self.cgroup)?;
+        let path = self.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+        let asked = path.filter(|path| !path.as_os_str().is_empty());
+        let none = host.cgroups.v1.is_empty() && host.cgroups.unified.is_none();
+        if let Some(path) = asked.filter(|_| host.rootless && none) {
+            return Err(CommandError::CgroupNotPermitted { path: path.clone() });
+        }
         let rootfs = Rootfs::Directory(self.rootfs.clone());
-        let mut plan = plan::create(&self.spec, &rootfs, self.rootfs.clone(), &self.cgroup, &host)?;
+        let plan = plan::create(&self.spec, &rootfs, self.rootfs.clone(), &self.cgroup, &host);
+        let mut plan = plan.map_err(|error| match error {
+            PlanError::Cgroup(CgroupError::NoController { name, .. }) if host.rootless => {
+                CommandError::LimitNotPermitted { name }
+            }
+            other => other.into(),
+        })?;
         let callers = Callers {
             id: self.id.clone(),
             bundle: self.bundle.clone(),

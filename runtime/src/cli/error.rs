@@ -53,6 +53,14 @@ pub(super) enum CommandError {
     UnknownController { name: String },
     #[error("adding pid to the cgroup: {}: no such file or directory", path.display())]
     NoSubCgroup { path: PathBuf },
+    #[error(
+        "unable to apply cgroup configuration: permission denied for `{}`: leave out `linux.cgroupsPath`", path.display()
+    )]
+    CgroupNotPermitted { path: PathBuf },
+    #[error(
+        "cannot set `{name}`: rootless needs no limits + no cgrouppath when no permission is granted for cgroups"
+    )]
+    LimitNotPermitted { name: &'static str },
     #[error("a terminal needs {expected}")]
     Terminal { expected: &'static str },
     #[error("cannot keep descriptor {number} of --preserve-fds: it is not open")]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::Process;
 
-use super::{HostFacts, Inside, Listener, PlanError, lifecycle, process, process_steps, validate};
+use super::{HostFacts, Inside, Listener, PlanError, lifecycle, process, program, validate};
 use crate::seccomp::Program;
 
 /// The container that a process enters.
@@ -44,7 +44,7 @@ pub fn enter(process: &Process, container: Entry, host: &HostFacts) -> Result<Ve
         steps.push(lifecycle::terminal_of(process, false));
     }
     steps.extend(personality.map(Inside::Personality));
-    process_steps(process, filter, &mut steps)?;
+    program::steps(process, filter, &mut steps)?;
     // There is nobody to start it a second time.
     steps.retain(|step| *step != Inside::AwaitStart);
     Ok(steps)

@@ -372,6 +372,6 @@ fn unknown_capabilities_are_left_out_and_named() {
     let (spec, unknown) = parse(config.to_string().as_bytes()).unwrap();
     assert_eq!(unknown, ["CAP_FLY", "CAP_SWIM"]);
     let sets = spec.process().as_ref().unwrap().capabilities().as_ref().unwrap();
-    assert_eq!(bits(sets.bounding().as_ref()), 1);
-    assert_eq!(bits(sets.permitted().as_ref()), 0);
+    assert_eq!(program::bits(sets.bounding().as_ref()), 1);
+    assert_eq!(program::bits(sets.permitted().as_ref()), 0);
 }

@@ -183,7 +183,7 @@ fn default_spec_is_dockers() {
     let spec = default_spec();
     let capabilities = spec.process().as_ref().unwrap().capabilities().as_ref().unwrap();
     // CapEff of `docker run alpine`.
-    assert_eq!(bits(capabilities.effective().as_ref()), 0xa804_25fb);
+    assert_eq!(program::bits(capabilities.effective().as_ref()), 0xa804_25fb);
     // It survives the way to the shim.
     let text = serde_json::to_string(&spec).unwrap();
     assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);

@@ -1,0 +1,155 @@
+//! From the root file system to the program: who it runs as, what it may do, and in which order that is settled. Pure.
+//!
+//! Source: OCI runtime-spec, "Process" ("POSIX process", "Linux Process") and "Seccomp"; `capabilities(7)`.
+
+use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, PosixRlimitType, Process};
+
+use super::{Inside, PlanError, Rlimit};
+use crate::defaults::capability_number;
+use crate::seccomp::Program;
+use crate::sys::CapabilityBits;
+
+/// From being in the new root to running the program. The order matters: what needs privileges comes before they
+/// go, and the filter comes last of what may be privileged.
+pub(super) fn steps(
+    process: &Process,
+    filter: Option<Program>,
+    inside: &mut Vec<Inside>,
+) -> Result<(), PlanError> {
+    let args = process.args().clone().unwrap_or_default();
+    let name =
+        args.first().filter(|name| !name.is_empty()).ok_or(PlanError::Missing { field: "process.args" })?;
+    let env = distinct(process.env().clone().unwrap_or_default());
+    for (field, list) in [("process.args", &args), ("process.env", &env)] {
+        if let Some(bad) = list.iter().find(|text| text.contains('\0')) {
+            let value = bad.replace('\0', "\\0");
+            return Err(PlanError::Invalid { field, value, reason: "it contains a zero byte".to_owned() });
+        }
+    }
+    if !process.cwd().is_absolute() {
+        let value = process.cwd().display().to_string();
+        return Err(PlanError::Invalid {
+            field: "process.cwd",
+            value,
+            reason: "expected an absolute path".to_owned(),
+        });
+    }
+    for limit in process.rlimits().iter().flatten() {
+        let (name, resource) = rlimit(limit.typ());
+        if limit.soft() > limit.hard() {
+            let value = limit.soft().to_string();
+            let reason = format!("{name} is above its hard limit {}", limit.hard());
+            return Err(PlanError::Invalid { field: "process.rlimits", value, reason });
+        }
+        inside.push(Inside::Rlimit(Rlimit { name, resource, soft: limit.soft(), hard: limit.hard() }));
+    }
+    inside.push(Inside::WorkingDirectory(process.cwd().clone()));
+    let user = process.user();
+    if user.uid() != 0 {
+        inside.push(Inside::StdioOwner { uid: user.uid() });
+    }
+    if !env.iter().any(|entry| entry.starts_with("HOME=")) {
+        inside.push(Inside::FindHome { uid: user.uid() });
+    }
+    let no_new_privileges = process.no_new_privileges() == Some(true);
+    let capabilities = process.capabilities().as_ref();
+    // A filter need not allow what we do, so it comes last but for the program itself. Without no-new-privileges that takes
+    // `CAP_SYS_ADMIN`, which is kept as long; where all of them go with the user, the filter must precede that.
+    let filter = filter.map(Inside::Seccomp);
+    let privileged = filter.is_some() && !no_new_privileges;
+    let lost = privileged && capabilities.is_none() && user.uid() != 0;
+    let (early, late) = if lost { (filter, None) } else { (None, filter) };
+    inside.extend(early);
+    if let Some(sets) = capabilities {
+        inside.push(Inside::BoundingSet(bits(sets.bounding().as_ref())));
+    }
+    inside.push(Inside::User {
+        uid: user.uid(),
+        gid: user.gid(),
+        groups: user.additional_gids().clone().unwrap_or_default(),
+        umask: user.umask().unwrap_or(0o022),
+        keep_capabilities: capabilities.is_some(),
+    });
+    let final_sets = capabilities.map(capability_step);
+    let kept = if privileged { 1 << capability_number(Capability::SysAdmin) } else { 0 };
+    inside.extend(final_sets.clone().map(|step| with_capabilities(step, kept)));
+    if no_new_privileges {
+        inside.push(Inside::NoNewPrivileges);
+    }
+    let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).map(str::to_owned);
+    inside.push(Inside::ResolveExecutable { name: name.clone(), path });
+    inside.push(Inside::AwaitStart);
+    inside.push(Inside::PrepareExec);
+    inside.extend(late);
+    inside.extend(final_sets.filter(|_| privileged));
+    inside.push(Inside::Exec { args, env });
+    Ok(())
+}
+
+fn capability_step(sets: &LinuxCapabilities) -> Inside {
+    let permitted = bits(sets.permitted().as_ref());
+    let inheritable = bits(sets.inheritable().as_ref());
+    Inside::Capabilities {
+        sets: CapabilityBits {
+            effective: bits(sets.effective().as_ref()) & permitted,
+            permitted,
+            inheritable,
+        },
+        // The kernel only takes what is both permitted and inheritable.
+        ambient: bits(sets.ambient().as_ref()) & permitted & inheritable,
+    }
+}
+
+/// Each variable once: of several values the last, as with runc, or `exec --env` could change nothing.
+fn distinct(env: Vec<String>) -> Vec<String> {
+    fn name(entry: &str) -> &str {
+        entry.split_once('=').map_or(entry, |(name, _)| name)
+    }
+    let mut all: Vec<String> = Vec::with_capacity(env.len());
+    for entry in env {
+        match all.iter_mut().find(|earlier| name(earlier) == name(&entry)) {
+            Some(earlier) => *earlier = entry,
+            None => all.push(entry),
+        }
+    }
+    all
+}
+
+/// The same with more of what takes effect at once.
+fn with_capabilities(step: Inside, more: u64) -> Inside {
+    match step {
+        Inside::Capabilities { mut sets, ambient } => {
+            sets.effective |= more;
+            sets.permitted |= more;
+            Inside::Capabilities { sets, ambient }
+        }
+        other => other,
+    }
+}
+
+/// Capability numbers as a bit mask. Source: linux/capability.h.
+pub(super) fn bits(set: Option<&Capabilities>) -> u64 {
+    set.into_iter().flatten().fold(0, |bits, capability| bits | 1 << capability_number(*capability))
+}
+
+fn rlimit(kind: PosixRlimitType) -> (String, u32) {
+    let number = match kind {
+        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
+        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
+        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
+        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
+        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
+        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
+        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
+        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
+        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
+        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
+        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
+        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
+        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
+        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
+        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
+        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
+    };
+    (kind.to_string(), number)
+}
