@@ -488,8 +488,10 @@ impl Container {
             // A late answer must not be taken for the next question's.
             *connection = None;
             drop(connection);
-            // Closed: it has ended, which the next attempt tells, or had too many connections and did not read this.
-            if source.kind() != io::ErrorKind::BrokenPipe || Instant::now() > deadline {
+            // Closed: it has ended, which the next attempt tells, or had too many connections and did not read this. Reset,
+            // when it was killed before it took the connection.
+            let closed = matches!(source.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+            if !closed || Instant::now() > deadline {
                 return Err(RuntimeError::Control { id: self.id.clone(), source });
             }
             std::thread::sleep(Duration::from_millis(1));

@@ -166,7 +166,16 @@ mod tests {
 
     #[test]
     fn hook_without_an_environment_has_that_of_the_runtime() {
-        let mut step = shell("test \"$CARGO_PKG_NAME\" = rswarm-runtime && test \"$PWD\" = /", 20);
+        // Anything that a shell does not set by itself.
+        let own = ["PWD", "OLDPWD", "SHLVL", "PATH", "_"];
+        let plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+        let found = std::env::vars()
+            .find(|(name, value)| plain(name) && !own.contains(&name.as_str()) && !value.contains('\''));
+        let Some((name, value)) = found else {
+            eprintln!("skipped: needs an environment");
+            return;
+        };
+        let mut step = shell(&format!("test \"${name}\" = '{value}' && test \"$PWD\" = /"), 20);
         step.hooks[0].set_env(None);
         run(&step, None, Some(Path::new("/"))).unwrap();
     }

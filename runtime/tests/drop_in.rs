@@ -287,10 +287,10 @@ fn a_process_for_exec_needs_no_user_and_unknown_capabilities_are_left_out() {
 #[test]
 fn of_two_values_of_a_variable_the_last_counts() {
     let Some(case) = Case::new() else { return };
-    let bundle = case.bundle("echo $A; sleep 1000", |config| {
-        config["process"]["env"] = json!(["PATH=/bin", "A=1", "A=2"]);
-    });
-    assert_eq!(case.runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]), "2\n");
+    let twice = |config: &mut Value| config["process"]["env"] = json!(["PATH=/bin", "A=1", "A=2"]);
+    assert_eq!(case.run("echo $A", twice), (0, "2\n".to_owned()));
+    let bundle = case.bundle("sleep 1000", twice);
+    case.runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]);
     std::fs::create_dir_all(case.lab.layer().join("other")).unwrap();
     std::os::unix::fs::symlink("/bin/busybox", case.lab.layer().join("other/env")).unwrap();
     let seen = case.runtime.done(&["exec", "--env", "A=3", "--env", "PATH=/other", "x", "env"]);
