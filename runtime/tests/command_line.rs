@@ -685,7 +685,7 @@ fn users_without_privileges_have_containers_too() {
     std::fs::create_dir(&home).unwrap();
     let program = home.join("runtime");
     // Their own, so that a container of theirs could overwrite it, and no mount is theirs to make.
-    std::fs::copy(env!("CARGO_BIN_EXE_rswarm-runc"), &program).unwrap();
+    common::copy_program(env!("CARGO_BIN_EXE_rswarm-runc"), &program);
     for path in [&home, &program] {
         open(path);
         chown(path, Some(1000), Some(1000)).unwrap();

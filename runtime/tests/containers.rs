@@ -410,7 +410,7 @@ fn the_hosts_executable_cannot_be_written_from_inside() {
     let Some(lab) = Lab::new() else { return };
     // An executable of its own, so that only this test's processes keep it busy.
     let executable = lab.directory.path().join("shim");
-    std::fs::copy(env!("CARGO_BIN_EXE_rswarm-runtime-shim"), &executable).unwrap();
+    common::copy_program(env!("CARGO_BIN_EXE_rswarm-runtime-shim"), &executable);
     let shim = ShimCommand { executable: executable.clone(), args: Vec::new() };
     let containers = Containers::new(lab.directory.path().join("sealed"), shim);
     let container = containers.create(&lab.request("one", &["true"])).unwrap();

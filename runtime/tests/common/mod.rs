@@ -124,6 +124,12 @@ impl Drop for Lab {
     }
 }
 
+/// Copies a program that is to be run. By another process: a child that another test makes meanwhile would have our
+/// descriptor of the copy, and what is open for writing is not executed.
+pub fn copy_program(from: &str, to: &Path) {
+    assert!(std::process::Command::new("cp").arg(from).arg(to).status().unwrap().success());
+}
+
 pub fn edit_args(spec: &mut Spec, args: &[&str]) {
     let args = args.iter().map(|arg| (*arg).to_owned()).collect();
     spec.process_mut().as_mut().unwrap().set_args(Some(args));
