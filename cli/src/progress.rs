@@ -192,7 +192,7 @@ impl Progress {
         let mut slots: BTreeMap<u64, Vec<&Task>> = BTreeMap::new();
         for task in &snapshot.tasks {
             let gone = task.node_id.is_some_and(|node| down.contains(&node));
-            if snapshot.up_to_date.contains(&task.id) && !gone {
+            if snapshot.concerns(task) && !gone {
                 slots.entry(task.slot).or_default().push(task);
             }
         }
@@ -217,6 +217,13 @@ impl Progress {
 }
 
 impl Snapshot {
+    /// Whether a task is one of those to wait for, or an attempt at one. What was tried with an equal spec before the
+    /// last update says nothing of this one.
+    fn concerns(&self, task: &Task) -> bool {
+        self.up_to_date.contains(&task.id)
+            && (task.desired <= TaskState::Running || task.spec_version == self.service.spec_version)
+    }
+
     fn down(&self) -> BTreeSet<NodeId> {
         self.nodes.iter().filter(|node| node.status.state == NodeState::Down).map(|node| node.id).collect()
     }
@@ -230,22 +237,35 @@ fn nodes(snapshot: &Snapshot) -> (Vec<Unit<'_>>, Option<u64>) {
     let mut expected = BTreeSet::new();
     for task in &snapshot.tasks {
         let Some(node) = task.node_id.filter(|node| !down.contains(node)) else { continue };
-        if snapshot.up_to_date.contains(&task.id) {
+        if snapshot.concerns(task) {
             present.entry(node).or_default().push(task);
         }
         if task.desired <= TaskState::Running {
             expected.insert(node);
         }
     }
+    // A node whose task ended for good was not let off.
+    expected.extend(present.iter().filter(|(_, tasks)| ended_by_itself(tasks)).map(|(node, _)| *node));
     let units = present.iter().filter(|(node, _)| expected.contains(*node));
     let units = units.filter_map(|(node, tasks)| unit(node.short(), tasks)).collect();
     (units, (!expected.is_empty()).then_some(expected.len() as u64))
 }
 
+/// Whether the newest of these tasks was not told to stop before it ended.
+fn ended_by_itself(tasks: &[&Task]) -> bool {
+    let newest = tasks.iter().max_by_key(|task| (task.meta.created_at, task.id));
+    newest.is_some_and(|task| {
+        matches!(task.status.state, TaskState::Complete | TaskState::Failed | TaskState::Rejected)
+    })
+}
+
 /// Of several attempts the one that is meant to live; of equals the one that has come less far, so that a start-first
-/// update is not done before its new task runs.
+/// update is not done before its new task runs. If none is meant to live, the newest.
 fn unit<'a>(name: String, tasks: &[&'a Task]) -> Option<Unit<'a>> {
-    let rank = |task: &Task| (task.desired, task.status.state, std::cmp::Reverse(task.meta.created_at));
+    let rank = |task: &Task| {
+        let state = if task.desired <= TaskState::Running { task.status.state } else { TaskState::Remove };
+        (task.desired, state, std::cmp::Reverse(task.meta.created_at))
+    };
     let task = *tasks.iter().min_by_key(|task| rank(task))?;
     let held = task.desired == TaskState::Ready && task.status.error.is_empty();
     let previous = tasks.iter().filter(|other| held && !other.status.error.is_empty());

@@ -161,6 +161,20 @@ fn the_attempt_that_is_meant_to_live_is_shown() {
 }
 
 #[test]
+fn an_error_of_an_update_before_this_one_is_not_shown() {
+    let mut old = failed(task(1, 1, 1, SHUTDOWN, TaskState::Rejected), "no such image");
+    check(&snapshot(1, vec![old.clone()]), &["overall progress: 0 out of 1 tasks", "1/1: no such image"]);
+    // The spec is what it was at the first attempt; this is another one.
+    old.spec_version = Version(1);
+    check(&snapshot(1, vec![old.clone()]), &["overall progress: 0 out of 1 tasks"]);
+    let held = task(2, 1, 1, READY, READY);
+    check(
+        &snapshot(1, vec![old, held]),
+        &["overall progress: 0 out of 1 tasks", "1/1: ready [======================================>]"],
+    );
+}
+
+#[test]
 fn a_pending_task_says_why() {
     let mut pending = task(1, 1, 0, RUNNING, TaskState::Pending);
     pending.status.unplaced = Some(Unplaced { reasons: vec![(PlacementFilter::Resources, 2)] });
@@ -266,6 +280,16 @@ fn a_global_service_has_a_line_for_each_node() {
     assert_eq!(Progress::default().observe(&done, Duration::ZERO).verdict, Verdict::Wait(Some(SECOND)));
     done.nodes[0].status.state = NodeState::Down;
     check(&done, &["overall progress: waiting for new tasks"]);
+    // One that ended for good is waited for although nothing is wanted of it any more.
+    let ended = failed(task(2, 0, 2, SHUTDOWN, TaskState::Failed), "gone");
+    check(
+        &global(vec![task(1, 0, 1, RUNNING, RUNNING), ended]),
+        &[
+            "overall progress: 1 out of 2 tasks",
+            &format!("{one}: running [==================================================>]"),
+            &format!("{two}: gone"),
+        ],
+    );
 }
 
 #[test]

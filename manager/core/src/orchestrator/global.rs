@@ -18,10 +18,8 @@ enum Wish {
     Task,
     /// Nothing new; what is there stays: the node is paused, or has not been heard of since the last election.
     Leave,
-    /// No task for now: the node is drained or down.
+    /// No task: the node is drained, down, or does not suit.
     Absence,
-    /// No task: the node does not suit.
-    Nothing,
     /// The node is gone; so shall be what it ran.
     Forget,
 }
@@ -40,14 +38,9 @@ pub(super) fn plan(context: &Context, plan: &mut Plan) {
                 plan.actions.push(Action::CreateTask(draft));
             }
             Wish::Leave => {}
-            Wish::Nothing => {
-                for task in place.current() {
-                    plan.set_desired(task.id, TaskState::Shutdown);
-                }
-            }
+            // What ended for good before stays so when the node is back or suits again.
             Wish::Absence => {
-                // What completed is done, also when the node is back.
-                for task in place.current().filter(|task| task.status.state != TaskState::Complete) {
+                for task in place.wanted() {
                     plan.set_desired(task.id, TaskState::Shutdown);
                 }
             }
@@ -67,6 +60,6 @@ fn wish(context: &Context, state: &State, place: &Place) -> Wish {
         (NodeState::Down, _) | (_, Availability::Drain) => Wish::Absence,
         (_, Availability::Pause) | (NodeState::Unknown, _) => Wish::Leave,
         (NodeState::Ready, Availability::Active) if context.suits(node) => Wish::Task,
-        (NodeState::Ready, Availability::Active) => Wish::Nothing,
+        (NodeState::Ready, Availability::Active) => Wish::Absence,
     }
 }

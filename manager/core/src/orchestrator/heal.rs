@@ -64,6 +64,11 @@ fn heal_main(context: &Context, place: &Place, main: &Arc<Task>, plan: &mut Plan
             }
             Restart::Never(reason) => {
                 plan.note(ObjectRef::Task(main.id), format!("not restarted: {reason}"));
+                // Nothing is wanted of it any more; its place has settled. Source: swarm-parity 3.4.
+                let newest = place.tasks.last().is_some_and(|task| task.id == main.id);
+                if newest && main.desired < TaskState::Shutdown {
+                    plan.set_desired(main.id, TaskState::Shutdown);
+                }
                 return false;
             }
         }
@@ -135,7 +140,7 @@ pub(super) fn pace(service: &Service) -> &UpdateConfig {
 pub(super) fn renew(context: &Context, place: &Place, plan: &mut Plan) {
     let start_first = pace(context.service).order == UpdateOrder::StartFirst;
     let mut waits = false;
-    for task in place.current() {
+    for task in place.wanted() {
         // What does not run serves nobody: it need not stay until its successor does.
         if !start_first || task.status.state != TaskState::Running {
             plan.set_desired(task.id, TaskState::Shutdown);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rswarm_types::{NodeId, NodeState, ServiceId, Task, TaskState};
 
+use super::restart;
 use crate::state::State;
 
 /// A place and its tasks, oldest first.
@@ -21,9 +22,26 @@ impl<'a> Place<'a> {
         Self { slot, node, tasks }
     }
 
-    /// Tasks meant to fill the place: not told to stop. An ended one that must not be replaced is among them.
-    pub fn current(&self) -> impl DoubleEndedIterator<Item = &'a Arc<Task>> {
+    /// Tasks that were not told to stop.
+    pub fn wanted(&self) -> impl DoubleEndedIterator<Item = &'a Arc<Task>> {
         self.tasks.iter().copied().filter(|task| task.desired <= TaskState::Running)
+    }
+
+    /// The newest task, if it ended by itself for good: it fills the place although nothing is wanted of it any more.
+    pub fn settled(&self) -> Option<&'a Arc<Task>> {
+        let newest = self.tasks.last().copied()?;
+        let by_itself =
+            matches!(newest.status.state, TaskState::Complete | TaskState::Failed | TaskState::Rejected);
+        let for_good = by_itself
+            && newest.desired == TaskState::Shutdown
+            && restart::forbidden(newest, self).is_some();
+        for_good.then_some(newest)
+    }
+
+    /// Tasks that fill the place: those wanted, else the one it has settled with.
+    pub fn current(&self) -> impl DoubleEndedIterator<Item = &'a Arc<Task>> {
+        let settled = if self.wanted().next().is_none() { self.settled() } else { None };
+        self.wanted().chain(settled)
     }
 
     pub fn is_filled(&self) -> bool {

@@ -40,7 +40,7 @@ pub fn plan(state: &State, service: ServiceId) -> Plan {
         let kept = kept.filter(|kept| *kept > 1).unwrap_or(0).max(limit).max(1);
         let surplus = tasks.len().saturating_sub(usize::try_from(kept).unwrap_or(usize::MAX));
         let dead = |task: &Task| task.desired > TaskState::Running && task.status.state.is_terminal();
-        for task in tasks.iter().filter(|task| dead(task)).take(surplus) {
+        for task in tasks.iter().take(surplus).filter(|task| dead(task)) {
             plan.actions.push(Action::RemoveTask { task: task.id });
         }
     }

@@ -31,21 +31,11 @@ pub(super) enum Restart {
 
 /// Decides for `task`, which is current and was seen to end.
 pub(super) fn decide(task: &Task, place: &Place, now: Timestamp) -> Restart {
-    let policy = &task.spec.restart;
-    let state = task.status.state;
-    if state == TaskState::Orphaned {
+    if task.status.state == TaskState::Orphaned {
         return Restart::Now(Duration::ZERO);
     }
-    match policy.condition {
-        RestartCondition::None => return Restart::Never("its restart condition is `none`".to_owned()),
-        RestartCondition::OnFailure if state == TaskState::Complete => {
-            return Restart::Never("it completed, and its restart condition is `on-failure`".to_owned());
-        }
-        RestartCondition::OnFailure | RestartCondition::Any => {}
-    }
-    let attempts = attempts(task, place);
-    if policy.max_attempts > 0 && attempts >= policy.max_attempts {
-        return Restart::Never(format!("it was restarted {attempts} times, the most its policy allows"));
+    if let Some(reason) = forbidden(task, place) {
+        return Restart::Never(reason);
     }
     if task.desired == TaskState::Ready
         && let Some(until) = still_waits(task.meta.created_at, task.start_delay, now)
@@ -53,6 +43,21 @@ pub(super) fn decide(task: &Task, place: &Place, now: Timestamp) -> Restart {
         return Restart::At(until);
     }
     Restart::Now(delay(task, place))
+}
+
+/// Why the policy of a task that ended forbids to replace it; `None` if it does not. The answer stays the same.
+pub(super) fn forbidden(task: &Task, place: &Place) -> Option<String> {
+    let policy = &task.spec.restart;
+    match policy.condition {
+        RestartCondition::None => return Some("its restart condition is `none`".to_owned()),
+        RestartCondition::OnFailure if task.status.state == TaskState::Complete => {
+            return Some("it completed, and its restart condition is `on-failure`".to_owned());
+        }
+        RestartCondition::OnFailure | RestartCondition::Any => {}
+    }
+    let attempts = attempts(task, place);
+    (policy.max_attempts > 0 && attempts >= policy.max_attempts)
+        .then(|| format!("it was restarted {attempts} times, the most its policy allows"))
 }
 
 /// How often the place was refilled under the task's spec, within the policy's window before the task ended.

@@ -191,13 +191,93 @@ fn restart_conditions_and_attempts() {
         f.run();
         let mut seen = 0;
         for _ in 0..7 {
-            let task = f.current(web)[0].id;
+            let Some(task) = f.current(web).first().map(|task| task.id) else { break };
             f.report(task, ends);
             f.run_for(SECOND * 600);
-            seen += usize::from(f.current(web)[0].id != task);
+            seen += usize::from(f.current(web).iter().any(|next| next.id != task));
         }
         assert_eq!(seen, restarts, "{condition} {attempts} {ends}");
+        // Of one that ended for good nothing is wanted, and nothing takes its place.
+        let ended = f.state.tasks_of(web).max_by_key(|task| task.meta.created_at).unwrap();
+        let desired = if restarts < 7 { TaskState::Shutdown } else { TaskState::Running };
+        assert_eq!(ended.desired, desired, "{condition} {attempts} {ends}");
     }
+}
+
+/// A service of `replicas` whose first task has just ended for good.
+fn settled(nodes: u8, replicas: u64, ends: TaskState) -> (Fixture, ServiceId, TaskId) {
+    let mut f = Fixture::new(nodes);
+    let web = f.create("web", replicas, |spec| spec.task.restart.condition = RestartCondition::None);
+    f.run();
+    let ended = f.current(web)[0].id;
+    f.report(ended, ends);
+    f.run_for(SECOND * 600);
+    assert_eq!(f.state.task(ended).unwrap().desired, TaskState::Shutdown);
+    assert_eq!(f.running(web) as u64, replicas - 1);
+    (f, web, ended)
+}
+
+#[test]
+fn what_ended_for_good_fills_its_slot_until_the_spec_changes() {
+    for ends in [TaskState::Complete, TaskState::Failed] {
+        let (mut f, web, ended) = settled(2, 3, ends);
+        // Neither more slots nor the loss of its node bring it back.
+        f.update(web, |spec| spec.mode = ServiceMode::Replicated { replicas: 4 });
+        f.set_node(1, UP, Availability::Drain);
+        f.run_for(SECOND * 600);
+        assert_eq!((f.running(web), f.state.tasks_of(web).filter(|task| task.slot == 1).count()), (3, 1));
+        assert!(f.state.task(ended).is_some());
+        f.update(web, |spec| spec.task.container.image = "image:2".into());
+        f.run_for(SECOND * 600);
+        assert_eq!((f.running(web), update_state(&f, web)), (4, Some(UpdateState::Completed)));
+    }
+    // It is the first to go when there are too many.
+    let (mut f, web, ended) = settled(2, 3, TaskState::Failed);
+    f.update(web, |spec| spec.mode = ServiceMode::Replicated { replicas: 2 });
+    f.run();
+    assert_eq!((f.running(web), f.state.task(ended)), (2, None));
+}
+
+#[test]
+fn a_stopped_global_task_comes_back_with_its_node_and_one_that_ended_for_good_does_not() {
+    let mut f = Fixture::new(2);
+    let agent = f.create("agent", 0, |spec| {
+        spec.mode = ServiceMode::Global;
+        spec.task.restart.condition = RestartCondition::None;
+    });
+    f.run();
+    let first = f.current(agent).iter().find(|task| task.node_id == Some(node_id(1))).unwrap().id;
+    f.report(first, TaskState::Failed);
+    f.run();
+    for n in [1, 2] {
+        f.set_node(n, UP, Availability::Drain);
+        f.run();
+        assert_eq!(f.spread(agent, 2)[usize::from(n) - 1], 0);
+        f.set_node(n, UP, Availability::Active);
+        f.run();
+    }
+    assert_eq!((f.spread(agent, 2), f.running(agent)), (vec![0, 1], 1));
+    assert_eq!(f.state.task(first).unwrap().status.state, TaskState::Failed);
+}
+
+#[test]
+fn a_start_first_update_whose_task_ended_for_good_leaves_the_old_one_and_ends() {
+    let mut f = Fixture::new(2);
+    let web = f.create("web", 1, |spec| {
+        spec.task.restart.condition = RestartCondition::None;
+        spec.update.order = UpdateOrder::StartFirst;
+        spec.update.failure_action = FailureAction::Continue;
+    });
+    f.run();
+    f.update(web, |spec| spec.task.container.image = "image:2".into());
+    f.pass();
+    let new = f.current(web).iter().find(|task| task.spec.container.image == "image:2").unwrap().id;
+    f.report(new, TaskState::Failed);
+    f.run_for(SECOND * 60);
+    assert_eq!(images(&f, web), ["image:1"]);
+    assert_eq!(f.state.task(new).unwrap().desired, TaskState::Shutdown);
+    assert_eq!((f.running(web), update_state(&f, web)), (1, Some(UpdateState::Completed)));
+    assert_eq!(f.state.task_count(), 2);
 }
 
 #[test]

@@ -108,7 +108,8 @@ pub(super) fn plan(context: &Context, places: &[&Place], acted: &[bool], plan: &
 
 fn progress(context: &Context, place: &Place) -> Progress {
     let version = context.service.spec_version;
-    if !place.current().any(|task| context.is_clean(task)) {
+    let tried = place.settled().is_some_and(|task| context.is_clean(task));
+    if !tried && !place.current().any(|task| context.is_clean(task)) {
         return Progress::Dirty;
     }
     let mut made = place.tasks.iter().filter(|task| task.spec_version == version).peekable();

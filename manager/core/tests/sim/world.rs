@@ -433,6 +433,20 @@ impl World {
         }
     }
 
+    fn is_newest(&self, task: &Task) -> bool {
+        let age = |task: &Task| (task.meta.created_at, task.id);
+        let of_place = self.state.tasks_of(task.service_id).filter(|other| other.name() == task.name());
+        of_place.max_by_key(|other| age(other)).is_some_and(|newest| newest.id == task.id)
+    }
+
+    /// Whether a task ended by itself and its place is left at that.
+    fn has_settled(&self, task: &Task) -> bool {
+        matches!(task.status.state, TaskState::Complete | TaskState::Failed | TaskState::Rejected)
+            && task.desired == TaskState::Shutdown
+            && may_end(task)
+            && self.is_newest(task)
+    }
+
     /// What is not as it should be in a cluster at rest; empty if all is well.
     fn unfinished(&self) -> String {
         let mut wrong = Vec::new();
@@ -444,9 +458,8 @@ impl World {
             if self.state.service(task.service_id).is_none() {
                 wrong.push(format!("{} has no service", task.name()));
             }
-            let policy = task.spec.restart;
-            let may_rest =
-                state.is_terminal() && (policy.condition != RestartCondition::Any || policy.max_attempts > 0);
+            // Of one that ended for good nothing is wanted, unless its place also holds a newer one.
+            let may_rest = state.is_terminal() && may_end(task) && !self.is_newest(task);
             let explained = state < TaskState::Assigned && !task.status.error.is_empty();
             if desired <= TaskState::Running && state != TaskState::Running && !may_rest && !explained {
                 let node = task.node_id.and_then(|id| self.state.node(id));
@@ -470,12 +483,14 @@ impl World {
                 .any(|task| task.status.state < TaskState::Assigned || task.status.state.is_terminal());
             match service.spec.mode {
                 ServiceMode::Replicated { replicas } => {
-                    let slots: std::collections::BTreeSet<u64> = current.iter().map(|t| t.slot).collect();
-                    if slots.len() as u64 != replicas {
-                        wrong.push(format!("{} fills {slots:?} of {replicas} slots", service.spec.name));
-                    }
+                    let mut slots: std::collections::BTreeSet<u64> = current.iter().map(|t| t.slot).collect();
                     if current.len() > slots.len() && !waits {
                         wrong.push(format!("{} has {} tasks too many", service.spec.name, current.len()));
+                    }
+                    let tasks = self.state.tasks_of(service.id);
+                    slots.extend(tasks.filter(|task| self.has_settled(task)).map(|task| task.slot));
+                    if slots.len() as u64 != replicas {
+                        wrong.push(format!("{} fills {slots:?} of {replicas} slots", service.spec.name));
                     }
                 }
                 ServiceMode::Global => {
@@ -493,4 +508,9 @@ impl World {
         }
         wrong.join("; ")
     }
+}
+
+/// Whether the policy of a task lets it end for good.
+fn may_end(task: &Task) -> bool {
+    task.spec.restart.condition != RestartCondition::Any || task.spec.restart.max_attempts > 0
 }
