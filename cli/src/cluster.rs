@@ -8,7 +8,7 @@ use rswarm_types::quantity::{format_bytes, parse_duration};
 use rswarm_types::{Availability, Role};
 
 use crate::client::{CallError, Client, call};
-use crate::daemon::registries;
+use crate::daemon::{offline, registries};
 use crate::daemon::start::{Started, ensure_running};
 use crate::output;
 use crate::paths::Paths;
@@ -82,7 +82,7 @@ pub struct JoinTokenArgs {
 
 #[derive(Debug, Args)]
 pub struct LeaveArgs {
-    /// Leave although this node is a manager
+    /// Leave although this node is a manager, or has no daemon that runs
     #[arg(short, long)]
     force: bool,
 }
@@ -176,8 +176,14 @@ pub async fn join_token(client: &Client, args: JoinTokenArgs) -> anyhow::Result<
     Ok(output::print(&text)?)
 }
 
-pub async fn leave(client: &Client, args: LeaveArgs) -> anyhow::Result<()> {
-    call!(client, local.leave(v1::LeaveRequest { force: args.force }))?;
+/// With force also where no daemon runs, and none may be able to.
+pub async fn leave(paths: &Paths, client: &Client, args: LeaveArgs) -> anyhow::Result<()> {
+    match call!(client, local.leave(v1::LeaveRequest { force: args.force })) {
+        Err(CallError::Unreachable { .. }) if args.force && offline::is_member(paths) => {
+            offline::leave(paths.clone()).await?;
+        }
+        answer => drop(answer?),
+    }
     Ok(output::print("Node left the swarm.\n")?)
 }
 

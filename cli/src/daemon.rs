@@ -9,6 +9,7 @@ mod images;
 mod journal;
 mod local;
 mod node;
+pub mod offline;
 pub mod registries;
 mod resolve;
 mod settings;

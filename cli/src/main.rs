@@ -20,11 +20,12 @@ mod system;
 mod task;
 mod template;
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use client::Client;
 use paths::Paths;
@@ -33,7 +34,9 @@ use tracing_subscriber::prelude::*;
 
 /// A swarm of machines that runs your services: containers, networks and updates, with nothing beneath it.
 #[derive(Debug, Parser)]
+// Of a flag that is given twice the last one counts, as in Docker.
 #[command(name = "rswarm", version, propagate_version = false, disable_help_subcommand = true)]
+#[command(args_override_self = true)]
 struct Cli {
     #[command(flatten)]
     paths: Paths,
@@ -96,7 +99,8 @@ enum SwarmCommand {
     Leave(cluster::LeaveArgs),
 }
 
-/// A flag that is not known or has a value that cannot be read. Source: swarm-parity 1.0.
+/// A flag that is not known or has a value that cannot be read; words too many or too few, and words that mean
+/// nothing, are ordinary failures. Source: swarm-parity 1.0.
 const EXIT_BAD_FLAG: u8 = 125;
 
 fn main() -> ExitCode {
@@ -118,7 +122,7 @@ fn main() -> ExitCode {
     {
         return playground::serve();
     }
-    let cli = match Cli::try_parse() {
+    let cli = match parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -138,16 +142,48 @@ fn is_runc(name: Option<&std::ffi::OsStr>) -> bool {
     name.is_some_and(|name| name == rswarm_runtime::RUNC_PROGRAM)
 }
 
+/// The roots of one daemon mean nothing to the playground, whose hosts have their own: there they are not shown, and
+/// refused.
+fn parse<T: Into<OsString> + Clone>(words: impl IntoIterator<Item = T>) -> Result<Cli, clap::Error> {
+    const ROOTS: [(&str, &str); 2] = [("data_root", "data-root"), ("run_root", "run-root")];
+    let mut command = Cli::command().mut_subcommand("playground", |playground| {
+        ROOTS.into_iter().fold(playground, |playground, (id, flag)| {
+            let root = clap::Arg::new(id).long(flag).hide(true).global(true);
+            playground.arg(root.value_parser(clap::value_parser!(std::path::PathBuf)))
+        })
+    });
+    let matches = command.try_get_matches_from_mut(words)?;
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    let given = |id| matches.value_source(id) == Some(clap::parser::ValueSource::CommandLine);
+    if let (Command::Playground(_), Some((_, flag))) = (&cli.command, ROOTS.iter().find(|(id, _)| given(id))) {
+        let text = format!("`--{flag}` means nothing to the playground: its hosts have roots of their own");
+        return Err(command.error(ErrorKind::ArgumentConflict, text));
+    }
+    Ok(cli)
+}
+
 fn usage(error: &clap::Error) -> ExitCode {
     // Nothing can be done if the terminal does not take it.
     let _ = error.print();
+    ExitCode::from(exit_code(error))
+}
+
+fn exit_code(error: &clap::Error) -> u8 {
+    let flag = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(argument)) => argument.starts_with('-'),
+        _ => true,
+    };
     match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
         ErrorKind::UnknownArgument
         | ErrorKind::InvalidValue
         | ErrorKind::ValueValidation
-        | ErrorKind::NoEquals => ExitCode::from(EXIT_BAD_FLAG),
-        _ => ExitCode::FAILURE,
+        | ErrorKind::NoEquals
+            if flag =>
+        {
+            EXIT_BAD_FLAG
+        }
+        _ => 1,
     }
 }
 
@@ -173,7 +209,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 cluster::join_token(&client, args).await
             }
             Command::Leave(args) | Command::Swarm(SwarmCommand::Leave(args)) => {
-                cluster::leave(&client, args).await
+                cluster::leave(&paths, &client, args).await
             }
             Command::Info(args) => cluster::info(&client, args).await,
             Command::Version(args) => cluster::version(&client, args).await,
@@ -204,5 +240,62 @@ fn log_to_stderr() {
     tracing_subscriber::registry().with(lines.with_filter(filter)).init();
     if let Some(error) = refused {
         tracing::warn!(%error, "RSWARM_LOG=`{wanted}` is not a list like `{DEFAULT}`; the default is used");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the command line `rswarm …` ends with if it is not understood; `None` if it is.
+    fn refusal(line: &str) -> Option<u8> {
+        parse(std::iter::once("rswarm").chain(line.split(' '))).err().map(|error| exit_code(&error))
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn unknown_flags_and_bad_values_exit_125_and_wrong_words_1() {
+        for (line, code) in [
+            ("service create --no-such-flag web", 125),
+            ("service create -z web", 125),
+            ("service create --replicas many web", 125),
+            ("service create --replicas", 125),
+            ("node update --availability asleep host-1", 125),
+            ("service create", 1),
+            ("service rm", 1),
+            ("service rollback web extra", 1),
+            ("node ls extra", 1),
+            ("join 10.0.0.1", 1),
+            ("join-token", 1),
+            ("join-token nobody", 1),
+            ("service nonsense", 1),
+            ("nonsense", 1),
+            ("service create --help", 0),
+        ] {
+            assert_eq!(refusal(line), Some(code), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_last_of_equal_flags_counts_and_lists_grow() {
+        assert_eq!(refusal("service create --replicas 1 --replicas 2 --label a=1 --label b=2 web"), None);
+        let cli = parse(["rswarm", "node", "ls", "--format", "a", "--format", "b"]).unwrap();
+        assert!(format!("{cli:?}").contains("\"b\""), "{cli:?}");
+    }
+
+    #[test]
+    fn the_roots_of_a_daemon_are_not_the_playground_s() {
+        for line in ["playground --data-root /x", "--run-root /x playground down", "playground down --data-root /x"] {
+            assert_eq!(refusal(line), Some(1), "{line}");
+        }
+        assert_eq!(refusal("playground down --name two"), None);
+        let help = |words: &[&str]| parse(words).unwrap_err().to_string();
+        assert!(!help(&["rswarm", "playground", "--help"]).contains("--data-root"));
+        assert!(!help(&["rswarm", "playground", "down", "--help"]).contains("--data-root"));
+        assert!(help(&["rswarm", "node", "ls", "--help"]).contains("--data-root"));
     }
 }

@@ -25,7 +25,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -225,6 +225,35 @@ impl Worker {
         std::fs::remove_file(&self.ledger)
             .map_err(|error| WorkerError::Remove(format!("`{}`: {error}", self.ledger.display())))
     }
+}
+
+/// For a node that leaves its cluster and whose worker cannot be started: does without a manager and an identity what
+/// [`Worker::remove_everything`] does. Of a ledger that cannot be read nothing is needed: its containers are known
+/// from what is there.
+///
+/// # Errors
+/// As [`Worker::start`] and [`Worker::remove_everything`]; it may be called again.
+pub async fn remove_everything(
+    data_root: &Path,
+    executor: ContainerExecutorConfig,
+    patience: Duration,
+) -> Result<(), WorkerError> {
+    let root = data_root.join("worker");
+    let ledger = root.join("ledger");
+    if let Err(LedgerError::Open { .. }) = Ledger::open(&ledger) {
+        std::fs::remove_file(&ledger)
+            .map_err(|error| WorkerError::Remove(format!("`{}`: {error}", ledger.display())))?;
+    }
+    let nobody = || tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+    let worker = Worker::start_with(WorkerParts {
+        node_id: NodeId::from_bytes([0; 16]),
+        node_description: NodeDescription::default(),
+        managers: Vec::new(),
+        connect: Arc::new(move |_| nobody()),
+        executor: Arc::new(ContainerExecutor::open(root.join("tasks"), "", executor)?),
+        ledger,
+    });
+    worker.await?.remove_everything(patience).await
 }
 
 impl Drop for Worker {

@@ -31,7 +31,9 @@ pub const DEFAULT_PORT: u16 = 2377;
 /// Between two attempts to renew a certificate or to take up a role.
 const RETRY: Duration = Duration::from_secs(5);
 /// How long tasks get to stop when the node leaves before they are killed.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
+pub const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a new member waits for the leader's welcome.
+const WELCOME_PATIENCE: Duration = Duration::from_secs(5);
 /// First letters of the names of bridges.
 const BRIDGE_PREFIX: &str = "rsb";
 
@@ -44,6 +46,22 @@ pub struct NodeConfig {
     /// This executable, which is also the shim.
     pub executable: PathBuf,
     pub started_at: Timestamp,
+}
+
+impl NodeConfig {
+    /// How containers of the node `id` are run here.
+    pub fn executor(&self, id: NodeId) -> ContainerExecutorConfig {
+        ContainerExecutorConfig {
+            containers: self.paths.containers(),
+            shim: ShimCommand { executable: self.executable.clone(), args: vec!["shim".into()] },
+            images: self.images.clone(),
+            pull: self.pull.clone(),
+            // Several nodes on one machine share its cgroups: each has a branch of its own.
+            cgroup_parent: format!("/rswarm/{}", id.short()),
+            network: NetworkConfig::default(),
+            bridge_prefix: BRIDGE_PREFIX.to_owned(),
+        }
+    }
 }
 
 /// The node; cloning shares it.
@@ -164,7 +182,10 @@ impl Node {
         };
         match entered.await {
             Ok((worker, tokens)) => {
+                let session = worker.session_state();
                 *state = self.enter(store, receiver, settings, manager, worker);
+                drop(state);
+                until_connected(session).await;
                 Ok(v1::InitResponse {
                     node_id: claims.node.to_string(),
                     cluster_id: claims.cluster.to_string(),
@@ -220,7 +241,10 @@ impl Node {
         };
         match entered.await {
             Ok(worker) => {
+                let session = worker.session_state();
                 *state = self.enter(store, receiver, settings, manager, worker);
+                drop(state);
+                until_connected(session).await;
                 Ok(v1::JoinResponse {
                     node_id: identity.node.to_string(),
                     cluster_id: identity.cluster.to_string(),
@@ -381,16 +405,7 @@ impl Node {
             identity: identity.clone(),
             managers: settings.managers.clone(),
             data_root: config.paths.data_root.clone(),
-            executor: ContainerExecutorConfig {
-                containers: config.paths.containers(),
-                shim: ShimCommand { executable: config.executable.clone(), args: vec!["shim".into()] },
-                images: config.images.clone(),
-                pull: config.pull.clone(),
-                // Several nodes on one machine share its cgroups: each has a branch of its own.
-                cgroup_parent: format!("/rswarm/{}", identity.identity().node.short()),
-                network: NetworkConfig::default(),
-                bridge_prefix: BRIDGE_PREFIX.to_owned(),
-            },
+            executor: config.executor(identity.identity().node),
         });
         started.await.map_err(|error| anyhow::Error::new(error).context("worker"))
     }
@@ -524,6 +539,15 @@ impl Node {
             }
             State::Inactive => false,
         }
+    }
+}
+
+/// Waits until the cluster knows this new member's name and state, or for as long as a user may be kept waiting: it
+/// is a member either way.
+async fn until_connected(mut session: watch::Receiver<SessionState>) {
+    let connected = session.wait_for(|state| matches!(state, SessionState::Connected { .. }));
+    if tokio::time::timeout(WELCOME_PATIENCE, connected).await.is_err() {
+        tracing::warn!("no leader has welcomed this node within {WELCOME_PATIENCE:?}; it goes on asking");
     }
 }
 

@@ -25,6 +25,10 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a worker is kept waiting during an election before it is told to come back.
 const ELECTION_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a worker waits for its welcome while what it said of itself is written down. A leader that cannot write
+/// still has assignments to tell.
+const WELCOME_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Longest remark about a task that is kept, in bytes.
 const REMARK_MAX: usize = 4096;
 /// Largest description of a node, in bytes.
@@ -116,8 +120,8 @@ async fn conversation(
     {
         writes.push(Write::SetNodeDescription { id: node, description });
     }
-    // Nobody waits for these: should they get lost, so does this session.
-    drop(lead.reports.write(writes).await);
+    // Whoever is welcomed is also known, with its name. Should these get lost, so does this session.
+    let _ = tokio::time::timeout(WELCOME_PATIENCE, lead.reports.write(writes).await).await;
 
     let heartbeat_period = super::heartbeat_period(&state);
     let welcome = v1::manager_message::Welcome {

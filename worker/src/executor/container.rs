@@ -14,6 +14,7 @@ mod record;
 mod recover;
 mod rootfs;
 mod spec;
+mod strays;
 mod users;
 
 use std::collections::{BTreeMap, HashMap};

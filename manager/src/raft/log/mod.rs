@@ -75,8 +75,9 @@ pub enum LogError {
 }
 
 /// What to do about a damaged log.
-const REPAIR: &str = "if other managers hold a majority, remove this manager from the cluster and join again with an \
-                      empty data root, else restore a backup";
+const REPAIR: &str = "if other managers hold a majority, run `rswarm leave --force` here (it ends this node's \
+                      containers and needs no daemon), `rswarm node demote` and `rswarm node rm` there, and join \
+                      again; else restore a backup";
 
 /// Where an entry lies on disk.
 #[derive(Debug, Clone)]

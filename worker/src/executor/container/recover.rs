@@ -11,7 +11,7 @@ use rswarm_runtime::{Container, RuntimeError, State, Status};
 use rswarm_types::TaskId;
 
 use super::record::Record;
-use super::{ContainerExecutor, Error, Node, blocking, file_error};
+use super::{ContainerExecutor, Error, Node, blocking, file_error, strays};
 use crate::executor::{Failure, Found, FoundState, chain};
 
 /// Containers from before that are looked at at the same time, each in a thread.
@@ -27,8 +27,10 @@ struct Recovered {
 }
 
 impl ContainerExecutor {
-    /// Takes over what the daemon before left running, with its networks.
+    /// Takes over what the daemon before left running, with its networks, and ends what no daemon knows any more.
     pub(super) async fn recover(&self) -> Result<Vec<Found>, Failure> {
+        let node = self.node.clone();
+        blocking(move || strays::end(&node.config.containers, &node.config.shim.args)).await?;
         let node = self.node.clone();
         let recovered = blocking(move || node.take_stock()).await??;
         let mut found = Vec::new();
