@@ -74,6 +74,8 @@ fn join_is_refused_without_the_right_token_and_address() {
     assert_eq!(lab.api(1).nodes().unwrap().len(), 2, "none of these has left an entry");
 
     lab.ok(4, &["join", "--token", &rotated, &manager]);
+    let known = lab.ok(1, &["node", "ls", "--format", "{{.Hostname}} {{.Status}}"]);
+    assert_eq!(known, "host-1 Ready\nhost-2 Ready\nhost-4 Ready\n", "known as soon as it has joined");
     lab.refused(4, &["join", "--token", &foreign, &format!("{three}:2377")], &["already"]);
     lab.refused(4, &["init"], &["already"]);
     lab.refused(1, &["init"], &["already"]);
@@ -360,6 +362,7 @@ fn flipped_byte_in_the_log_is_named_and_a_torn_end_is_cut() {
     let name = log.file_name().unwrap().to_string_lossy().into_owned();
     let message = lab.refused(1, &["daemon", "--data-root", &address, "--run-root", &other], &["corrupt"]);
     assert!(message.contains(&name.to_lowercase()), "expected `{name}` in {message}");
+    assert!(message.contains("rswarm leave --force"), "it says what to do: {message}");
 
     // The last record half written, as a power cut leaves it: cut off, and the rest is there.
     let mut torn = sound.clone();
@@ -369,6 +372,26 @@ fn flipped_byte_in_the_log_is_named_and_a_torn_end_is_cut() {
     lab.until_ready(1);
     let services = lab.api(1).services().unwrap().len();
     assert!(services >= 19, "{services} of 20 are there");
+
+    // What the message says to do works where no daemon can start, and ends what runs.
+    lab.load_image(workload::IMAGE);
+    lab.create(1, "web", 2, &[], &[]);
+    lab.until_running(1, "web", 2, SOON);
+    lab.crash(1);
+    let log = largest_file(&manager).expect("the log is below the manager's directory");
+    let mut flipped = fs::read(&log).unwrap();
+    let end = flipped.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    flipped[end / 2] ^= 0x10;
+    fs::write(&log, &flipped).unwrap();
+    lab.refused(1, &["leave"], &["rswarm.sock"]);
+    assert_eq!(lab.workload_pids(1).len(), 2);
+    lab.ok(1, &["leave", "--force"]);
+    assert!(lab.workload_pids(1).is_empty() && !manager.exists());
+    lab.start(1);
+    is_outside(&lab, 1);
+    lab.init(1);
+    lab.create(1, "web", 2, &[], &[]);
+    lab.until_running(1, "web", 2, SOON);
 }
 
 fn largest_file(directory: &std::path::Path) -> Option<std::path::PathBuf> {

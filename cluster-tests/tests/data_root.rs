@@ -126,3 +126,90 @@ fn data_root_that_is_not_writable_or_another_node_s_is_refused_by_name() {
     lab.start(1);
     lab.until_ready(1);
 }
+
+#[test]
+fn leader_with_a_full_disk_hands_over_and_catches_up_when_there_is_room() {
+    let Some(mut lab) = ClusterLab::new("full-leader", 3) else { return };
+    let root = lab.host(1).data_root.clone();
+    small_disk(&root, "size=64m,mode=700");
+    for number in 1..=3 {
+        lab.start(number);
+    }
+    lab.init(1);
+    lab.join(2, "manager", 1);
+    lab.join(3, "manager", 1);
+    lab.until_ready(3);
+    assert_eq!(lab.leader(2), Some(1));
+    let pid = lab.host_mut(1).daemon_pid();
+
+    let label = format!("big={}", "x".repeat(60 << 10));
+    let mut created = 0;
+    {
+        let _full = Filler::new(&root);
+        // Each through another manager, and none is lost while the leadership moves.
+        while lab.leader(2) == Some(1) {
+            let name = format!("s{created}");
+            lab.create(2, &name, 0, &["--no-resolve-image", "--label", &label], &[]);
+            created += 1;
+            assert!(created < 200, "the log must want a new segment some time");
+        }
+        lab.wait("one with room leads", SOON, || match lab.leader(2) {
+            Some(2 | 3) => Ok(()),
+            other => Err(format!("{other:?} does")),
+        });
+        for _ in 0..5 {
+            lab.create(3, &format!("s{created}"), 0, &["--no-resolve-image", "--label", &label], &[]);
+            created += 1;
+        }
+        lab.refused(1, &["service", "ls"], &["no space left", &root.to_string_lossy()]);
+    }
+    lab.wait("it has caught up", SOON, || {
+        let known = lab.api(1).services().map_err(|status| status.to_string())?.len();
+        if known == created { Ok(()) } else { Err(format!("it knows {known} of {created}")) }
+    });
+    assert_eq!(lab.host_mut(1).daemon_pid(), pid, "it is the same daemon");
+    lab.create(1, "last", 0, &["--no-resolve-image"], &[]);
+}
+
+/// What was started below a data root that is there no more has to end; what another daemon has goes on.
+#[test]
+fn containers_of_a_lost_data_root_end_when_the_next_one_enters_a_cluster() {
+    let Some(mut lab) = ClusterLab::new("lost", 2) else { return };
+    for number in 1..=2 {
+        lab.start(number);
+        lab.init(number);
+    }
+    lab.load_image(workload::IMAGE);
+    for number in 1..=2 {
+        lab.create(number, "web", 2, &[], &[]);
+        lab.until_running(number, "web", 2, SOON);
+    }
+    let neighbour = lab.workload_pids(2);
+    let (root, moved) = (lab.host(1).data_root.clone(), lab.host(1).data_root.with_extension("moved"));
+    for keep in [false, true] {
+        let before = lab.workload_pids(1);
+        assert_eq!(before.len(), 2);
+        lab.host_mut(1).stop();
+        if keep {
+            fs::rename(&root, &moved).unwrap();
+            fs::create_dir(&root).unwrap();
+        } else {
+            // Its own file system, if it has one, stays; what is in it goes.
+            fs::remove_dir_all(&root).unwrap();
+            fs::create_dir(&root).unwrap();
+        }
+        lab.start(1);
+        assert_eq!(lab.workload_pids(1), before, "outside of a cluster nothing is ended");
+        lab.init(1);
+        lab.wait("the old containers have ended", SOON, || match lab.workload_pids(1).len() {
+            0 => Ok(()),
+            found => Err(format!("{found} processes are there")),
+        });
+        lab.load_image(workload::IMAGE);
+        lab.create(1, "web", 2, &["--publish", "mode=host,target=80"], &[]);
+        lab.until_running(1, "web", 2, SOON);
+    }
+    // A daemon on the directory that was moved has none of them.
+    assert_eq!(lab.workload_pids(2), neighbour, "another daemon's containers are left alone");
+    fs::remove_dir_all(&moved).unwrap();
+}

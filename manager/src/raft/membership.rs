@@ -24,6 +24,8 @@ use super::types::Peer;
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// A change of the group commits within an election, or the majority is gone.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two looks whether others can do without a leader that has no room.
+const ROOM_PAUSE: Duration = Duration::from_millis(200);
 /// Between two looks at a change that is under way.
 const POLL: Duration = Duration::from_millis(50);
 /// Between two looks at the node objects while the state keeps changing.
@@ -295,6 +297,18 @@ impl RaftNode {
         }
     }
 
+    /// Whether voters other than this leader are a majority, answer, and have the log up to `index`.
+    fn can_do_without_this(&self, index: Option<u64>) -> bool {
+        let Some(reachable) = self.reachable() else { return false };
+        let voters = self.group().voters;
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow_watched();
+        let matched = |id: &u64| metrics.replication.as_ref().and_then(|all| all.get(id).copied().flatten());
+        let others = voters.intersection(&reachable).filter(|id| **id != self.raft_id());
+        let able = others.filter(|id| matched(id).map(|log_id| log_id.index) >= index).count();
+        able > voters.len() / 2
+    }
+
     /// Changes the group and waits until the result is uniform. Voters that are removed do not stay as learners.
     async fn change(&self, change: ChangeMembers<u64, Peer>) -> Result<(), String> {
         in_time(async {
@@ -384,4 +398,28 @@ pub(super) async fn maintain(node: RaftNode) {
             () = cancelled.cancelled() => return,
         }
     }
+}
+
+/// Hands the leadership over when this member's log has no room, until it stops.
+///
+/// Only where the others can elect a leader without this one's vote, which it could not write down: a majority of the
+/// voters answer and have, on disk, what this one cannot write. Else it leads on, so that at least it can be read.
+pub(super) async fn hand_over_when_full(node: RaftNode) {
+    let mut full = node.full();
+    let cancelled = node.cancelled().clone();
+    let work = async {
+        while full.wait_for(Option::is_some).await.is_ok() {
+            let stuck = node.raft().metrics().borrow_watched().last_log_index;
+            while full.borrow().is_some() {
+                if node.leads() && node.can_do_without_this(stuck) {
+                    match node.transfer_leadership().await {
+                        Ok(to) => tracing::warn!("member {to} leads now, as there is no room for the log here"),
+                        Err(error) => tracing::warn!("cannot hand over, and there is no room here: {error}"),
+                    }
+                }
+                tokio::time::sleep(ROOM_PAUSE).await;
+            }
+        }
+    };
+    cancelled.run_until_cancelled(work).await;
 }

@@ -363,6 +363,7 @@ impl RaftNode {
         tokio::spawn(leadership::watch(raft, progress, leadership_sender, timings, cancelled));
         tokio::spawn(membership::maintain(node.clone()));
         tokio::spawn(compaction::maintain(node.clone()));
+        tokio::spawn(membership::hand_over_when_full(node.clone()));
         node.inner.config.slot.set(Some(node.clone()));
         Ok(node)
     }
@@ -424,7 +425,12 @@ impl RaftNode {
 
     /// The directory in which this member's log has no room to go on.
     pub fn out_of_room(&self) -> Option<String> {
-        self.inner.log.full().map(|dir| dir.display().to_string())
+        self.full().borrow().as_ref().map(|dir| dir.display().to_string())
+    }
+
+    /// The same, and its changes.
+    pub(super) fn full(&self) -> watch::Receiver<Option<PathBuf>> {
+        self.inner.log.full()
     }
 
     async fn propose_there(&self, leader: &LeaderInfo, encoded: &[u8], deadline: Instant) -> Outcome {
@@ -450,7 +456,10 @@ impl RaftNode {
         let deadline = Instant::now() + LEADER_TIMEOUT;
         let index = loop {
             let index = match self.leader() {
-                Some(leader) if leader.raft_id == self.inner.raft_id => self.read_index_here().await,
+                // One that waits for room to write down a new leader's term answers nobody.
+                Some(leader) if leader.raft_id == self.inner.raft_id => {
+                    tokio::time::timeout_at(deadline, self.read_index_here()).await.ok().flatten()
+                }
                 Some(leader) => {
                     let mut client = self.inner.peers.client(&leader.addr);
                     let ask = tokio::time::timeout_at(deadline, client.read_index(ReadIndexRequest {}));

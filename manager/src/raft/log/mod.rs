@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::type_config::alias::VoteOf;
 use openraft::{LogIdOptionExt, OptionalSend};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::codec::{self, CodecError};
 use super::key::Sealer;
@@ -190,15 +190,11 @@ struct Shared {
     memory: Mutex<Memory>,
     sealer: Sealer,
     /// The file system there is no room on for the next segment.
-    full: Mutex<Option<PathBuf>>,
+    full: watch::Sender<Option<PathBuf>>,
     closing: AtomicBool,
 }
 
 impl Shared {
-    fn full(&self) -> MutexGuard<'_, Option<PathBuf>> {
-        self.full.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn memory(&self) -> MutexGuard<'_, Memory> {
         // Nothing panics while it holds the lock, and if it did the raft core would stop on its own.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
@@ -243,7 +239,7 @@ impl LogStore {
         let shared = Arc::new(Shared {
             memory: Mutex::new(memory),
             sealer,
-            full: Mutex::default(),
+            full: watch::Sender::default(),
             closing: AtomicBool::new(false),
         });
         let (queue, ops) = mpsc::channel();
@@ -255,8 +251,8 @@ impl LogStore {
     }
 
     /// The directory for whose next segment there is no room. What was queued waits until there is.
-    pub fn full(&self) -> Option<PathBuf> {
-        self.shared.full().clone()
+    pub fn full(&self) -> watch::Receiver<Option<PathBuf>> {
+        self.shared.full.subscribe()
     }
 
     /// From now on what there is no room for is dropped instead of waiting for it; nobody is told that it is written.

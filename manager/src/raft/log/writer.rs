@@ -289,25 +289,27 @@ impl Writer {
         let dir = &self.disk.dir;
         loop {
             let begun = begin_segment(dir, sequence, len, &self.disk.summary, &self.shared.sealer);
-            let mut full = self.shared.full();
             match begun {
                 Err(error) if is_full(&error) && !self.shared.closing.load(Ordering::Relaxed) => {
-                    if full.is_none() {
+                    if self.shared.full.borrow().is_none() {
                         let dir = dir.display();
                         tracing::error!(
-                            "no room for the raft log in `{dir}`: {error}; nothing can be changed until there is"
+                            "no room for the raft log in `{dir}`: {error}; nothing is written here until there is"
                         );
-                        *full = Some(self.disk.dir.clone());
+                        self.shared.full.send_replace(Some(self.disk.dir.clone()));
                     }
                 }
                 begun => {
-                    if full.take().is_some() && begun.is_ok() {
+                    let was_full = self.shared.full.borrow().is_some();
+                    if was_full {
+                        self.shared.full.send_replace(None);
+                    }
+                    if was_full && begun.is_ok() {
                         tracing::info!("there is room for the raft log in `{}` again", dir.display());
                     }
                     return begun;
                 }
             }
-            drop(full);
             std::thread::sleep(FULL_RETRY);
         }
     }
