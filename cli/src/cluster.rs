@@ -8,18 +8,18 @@ use rswarm_types::quantity::{format_bytes, parse_duration};
 use rswarm_types::{Availability, Role};
 
 use crate::client::{CallError, Client, call};
-use crate::daemon::{offline, registries};
 use crate::daemon::start::{Started, ensure_running};
+use crate::daemon::{offline, registries};
 use crate::output;
 use crate::paths::Paths;
 
 #[derive(Debug, Args)]
 pub struct InitArgs {
-    /// Address told to other nodes: IP or IP:PORT
-    #[arg(long, value_name = "IP[:PORT]", default_value = "", hide_default_value = true)]
+    /// Address told to other nodes: its own, or that of an interface
+    #[arg(long, value_name = "IP|INTERFACE[:PORT]", default_value = "", hide_default_value = true)]
     advertise_addr: String,
     /// Where managers listen
-    #[arg(long, value_name = "IP[:PORT]", default_value = "0.0.0.0:2377")]
+    #[arg(long, value_name = "IP|INTERFACE[:PORT]", default_value = "0.0.0.0:2377")]
     listen_addr: String,
     /// Whether this node takes tasks: active, pause or drain
     #[arg(long, default_value = "active")]
@@ -51,10 +51,10 @@ pub struct JoinArgs {
     #[arg(long)]
     token: String,
     /// Address told to other nodes (default: the one this host reaches the manager by)
-    #[arg(long, value_name = "IP[:PORT]", default_value = "", hide_default_value = true)]
+    #[arg(long, value_name = "IP|INTERFACE[:PORT]", default_value = "", hide_default_value = true)]
     advertise_addr: String,
     /// Where this node listens as a manager
-    #[arg(long, value_name = "IP[:PORT]", default_value = "0.0.0.0:2377")]
+    #[arg(long, value_name = "IP|INTERFACE[:PORT]", default_value = "0.0.0.0:2377")]
     listen_addr: String,
     /// Whether this node takes tasks: active, pause or drain
     #[arg(long, default_value = "active")]

@@ -153,9 +153,10 @@ fn parse<T: Into<OsString> + Clone>(words: impl IntoIterator<Item = T>) -> Resul
         })
     });
     let matches = command.try_get_matches_from_mut(words)?;
-    let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    let cli = Cli::from_arg_matches(&matches)?;
     let given = |id| matches.value_source(id) == Some(clap::parser::ValueSource::CommandLine);
-    if let (Command::Playground(_), Some((_, flag))) = (&cli.command, ROOTS.iter().find(|(id, _)| given(id))) {
+    if let (Command::Playground(_), Some((_, flag))) = (&cli.command, ROOTS.iter().find(|(id, _)| given(id)))
+    {
         let text = format!("`--{flag}` means nothing to the playground: its hosts have roots of their own");
         return Err(command.error(ErrorKind::ArgumentConflict, text));
     }
@@ -289,7 +290,9 @@ mod tests {
 
     #[test]
     fn the_roots_of_a_daemon_are_not_the_playground_s() {
-        for line in ["playground --data-root /x", "--run-root /x playground down", "playground down --data-root /x"] {
+        for line in
+            ["playground --data-root /x", "--run-root /x playground down", "playground down --data-root /x"]
+        {
             assert_eq!(refusal(line), Some(1), "{line}");
         }
         assert_eq!(refusal("playground down --name two"), None);

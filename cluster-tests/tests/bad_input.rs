@@ -100,7 +100,7 @@ fn join_that_fails_after_it_was_let_in_leaves_no_entry() {
         assert_eq!(nodes.len(), 1, "the {role} has left no entry: {nodes:?}");
     }
     // Nor does the first manager wait for the second one's vote.
-    lab.create(1, "web", 0, &[], &[]);
+    lab.create(1, "web", 0, &["--no-resolve-image"], &[]);
     fs::remove_file(&worker).unwrap();
     lab.join(2, "manager", 1);
     lab.until_ready(2);

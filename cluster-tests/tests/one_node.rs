@@ -199,7 +199,7 @@ fn killed_while_it_founds_or_leaves_a_cluster_it_is_a_member_or_none() {
         if !founded {
             lab.init(1);
         }
-        lab.create(1, "web", 0, &[], &[]);
+        lab.create(1, "web", 0, &["--no-resolve-image"], &[]);
         let api = lab.api(1);
         let (tell, told) = std::sync::mpsc::channel();
         kill_during(&mut lab, after, move || tell.send(api.leave().is_ok()).unwrap());

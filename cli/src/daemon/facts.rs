@@ -78,6 +78,13 @@ pub fn addresses() -> Vec<(String, IpAddr)> {
         .collect()
 }
 
+/// The addresses of the interface `name`, whatever it leads to; IPv4 as above.
+pub fn addresses_of(name: &str) -> Vec<IpAddr> {
+    let Ok(interfaces) = getifaddrs() else { return Vec::new() };
+    let own = interfaces.filter(|interface| interface.interface_name == name);
+    own.filter_map(|interface| Some(IpAddr::V4(interface.address?.as_sockaddr_in()?.ip()))).collect()
+}
+
 /// Whether an address belongs to this host, loopback included.
 pub fn has_address(wanted: IpAddr) -> bool {
     let Ok(mut interfaces) = getifaddrs() else { return false };

@@ -1,7 +1,7 @@
 //! The membership of this node: entering a cluster, leaving it, and keeping role and certificate as the cluster wants
 //! them. One lock orders these; the worker and the manager are started and stopped nowhere else.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use rswarm_worker::{ContainerExecutorConfig, SessionState, Worker, WorkerConfig}
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
+use super::address::{advertise_addr, ensure_free, listen_addr, local_address_to, with_default_port};
 use super::journal::{Change, remove};
 use super::resolve::Resolver;
 use super::settings::Settings;
@@ -26,8 +27,6 @@ use super::socket::{ControlSwitch, NOT_A_MANAGER, NOT_A_MEMBER};
 use super::{enrol, facts, journal};
 use crate::paths::Paths;
 
-/// Where managers listen. Source: Swarm's port.
-pub const DEFAULT_PORT: u16 = 2377;
 /// Between two attempts to renew a certificate or to take up a role.
 const RETRY: Duration = Duration::from_secs(5);
 /// How long tasks get to stop when the node leaves before they are killed.
@@ -605,10 +604,6 @@ async fn keep(
     }
 }
 
-async fn local_address_to(addr: &str) -> std::io::Result<IpAddr> {
-    Ok(tokio::net::TcpStream::connect(addr).await?.local_addr()?.ip())
-}
-
 fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).context("the system has no randomness")?;
@@ -620,85 +615,5 @@ fn availability(number: i32) -> anyhow::Result<Availability> {
         Ok(v1::Availability::Unspecified) => Ok(Availability::Active),
         Ok(value) => Ok(value.try_into()?),
         Err(_) => bail!("unknown availability `{number}`"),
-    }
-}
-
-fn listen_addr(text: &str) -> anyhow::Result<SocketAddr> {
-    match text {
-        "" => Ok(SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT))),
-        text => parse_addr("--listen-addr", text, DEFAULT_PORT),
-    }
-}
-
-/// The address told to other nodes: the one given, or the only one this host has.
-fn advertise_addr(text: &str, port: u16) -> anyhow::Result<SocketAddr> {
-    if !text.is_empty() {
-        return parse_addr("--advertise-addr", text, port);
-    }
-    let addresses = facts::addresses();
-    match addresses.as_slice() {
-        [(_, ip)] => Ok(SocketAddr::new(*ip, port)),
-        [] => {
-            bail!("this host has no address by which others could reach it: give one by `--advertise-addr`")
-        }
-        several => {
-            let list: Vec<_> = several.iter().map(|(name, ip)| format!("{ip} on {name}")).collect();
-            bail!("this host has several addresses: choose one by `--advertise-addr` ({})", list.join(", "))
-        }
-    }
-}
-
-fn parse_addr(flag: &str, text: &str, port: u16) -> anyhow::Result<SocketAddr> {
-    text.parse::<SocketAddr>()
-        .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, port)))
-        .map_err(|_| anyhow::anyhow!("invalid {flag} `{text}`: expected IP or IP:PORT"))
-}
-
-fn with_default_port(addr: &str) -> anyhow::Result<String> {
-    let addr = addr.trim();
-    ensure!(!addr.is_empty(), "the address of a manager is missing: expected HOST:PORT");
-    if let Ok(ip) = addr.parse::<IpAddr>() {
-        return Ok(SocketAddr::new(ip, DEFAULT_PORT).to_string());
-    }
-    match addr.rsplit_once(':') {
-        None => Ok(format!("{addr}:{DEFAULT_PORT}")),
-        Some((host, port)) => {
-            ensure!(
-                !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0),
-                "invalid manager address `{addr}`: expected HOST:PORT"
-            );
-            Ok(addr.to_owned())
-        }
-    }
-}
-
-/// Whether this node could serve at its addresses: they are this host's and the port is free.
-fn ensure_free(listen: SocketAddr, advertise: SocketAddr) -> anyhow::Result<()> {
-    ensure!(
-        facts::has_address(advertise.ip()),
-        "`{}` is not an address of this host: use one of its own as `--advertise-addr`",
-        advertise.ip()
-    );
-    std::net::TcpListener::bind(listen).map(drop).with_context(|| format!("cannot listen on `{listen}`"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn manager_addresses_get_the_default_port() {
-        for (given, expected) in [
-            ("10.0.0.1", Some("10.0.0.1:2377")),
-            ("10.0.0.1:99", Some("10.0.0.1:99")),
-            ("manager.example", Some("manager.example:2377")),
-            ("::1", Some("[::1]:2377")),
-            ("", None),
-            (":2377", None),
-            ("host:port", None),
-            ("host:0", None),
-        ] {
-            assert_eq!(with_default_port(given).ok().as_deref(), expected, "{given}");
-        }
     }
 }

@@ -32,9 +32,8 @@ impl<'a> Place<'a> {
         let newest = self.tasks.last().copied()?;
         let by_itself =
             matches!(newest.status.state, TaskState::Complete | TaskState::Failed | TaskState::Rejected);
-        let for_good = by_itself
-            && newest.desired == TaskState::Shutdown
-            && restart::forbidden(newest, self).is_some();
+        let for_good =
+            by_itself && newest.desired == TaskState::Shutdown && restart::forbidden(newest, self).is_some();
         for_good.then_some(newest)
     }
 

@@ -1,0 +1,122 @@
+//! The addresses of a node: where it listens, and by which name others reach it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, bail, ensure};
+
+use super::facts;
+
+/// Where managers listen. Source: Swarm's port.
+pub const DEFAULT_PORT: u16 = 2377;
+
+/// The address of this host from which it reaches `addr`.
+pub async fn local_address_to(addr: &str) -> std::io::Result<IpAddr> {
+    Ok(tokio::net::TcpStream::connect(addr).await?.local_addr()?.ip())
+}
+
+/// Where this node listens as a manager; everywhere if nothing is given.
+pub fn listen_addr(text: &str) -> anyhow::Result<SocketAddr> {
+    match text {
+        "" => Ok(SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT))),
+        text => parse_addr("--listen-addr", text, DEFAULT_PORT),
+    }
+}
+
+/// The address told to other nodes: the one given, or the only one this host has.
+pub fn advertise_addr(text: &str, port: u16) -> anyhow::Result<SocketAddr> {
+    if !text.is_empty() {
+        return parse_addr("--advertise-addr", text, port);
+    }
+    let addresses = facts::addresses();
+    match addresses.as_slice() {
+        [(_, ip)] => Ok(SocketAddr::new(*ip, port)),
+        [] => {
+            bail!("this host has no address by which others could reach it: give one by `--advertise-addr`")
+        }
+        several => {
+            let list: Vec<_> = several.iter().map(|(name, ip)| format!("{ip} on {name}")).collect();
+            bail!("this host has several addresses: choose one by `--advertise-addr` ({})", list.join(", "))
+        }
+    }
+}
+
+/// `IP`, `IP:PORT`, or the name of an interface in the place of the address. Source: swarm-parity 1.1.
+fn parse_addr(flag: &str, text: &str, port: u16) -> anyhow::Result<SocketAddr> {
+    let parsed =
+        text.parse::<SocketAddr>().or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, port)));
+    if let Ok(addr) = parsed {
+        return Ok(addr);
+    }
+    let (name, port) = match text.rsplit_once(':') {
+        Some((name, number)) => (name, number.parse().ok()),
+        None => (text, Some(port)),
+    };
+    match (facts::addresses_of(name).as_slice(), port) {
+        ([ip], Some(port)) => Ok(SocketAddr::new(*ip, port)),
+        ([_, _, ..], _) => bail!("interface `{name}` has several addresses: choose one of them as {flag}"),
+        _ => bail!(
+            "invalid {flag} `{text}`: expected IP, IP:PORT or the name of an interface that has an address"
+        ),
+    }
+}
+
+/// The address of a manager, with the port it has if none is given.
+pub fn with_default_port(addr: &str) -> anyhow::Result<String> {
+    let addr = addr.trim();
+    ensure!(!addr.is_empty(), "the address of a manager is missing: expected HOST:PORT");
+    if let Ok(ip) = addr.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, DEFAULT_PORT).to_string());
+    }
+    match addr.rsplit_once(':') {
+        None => Ok(format!("{addr}:{DEFAULT_PORT}")),
+        Some((host, port)) => {
+            ensure!(
+                !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0),
+                "invalid manager address `{addr}`: expected HOST:PORT"
+            );
+            Ok(addr.to_owned())
+        }
+    }
+}
+
+/// Whether this node could serve at its addresses: they are this host's and the port is free.
+pub fn ensure_free(listen: SocketAddr, advertise: SocketAddr) -> anyhow::Result<()> {
+    ensure!(
+        facts::has_address(advertise.ip()),
+        "`{}` is not an address of this host: use one of its own as `--advertise-addr`",
+        advertise.ip()
+    );
+    std::net::TcpListener::bind(listen).map(drop).with_context(|| format!("cannot listen on `{listen}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn manager_addresses_get_the_default_port() {
+        for (given, expected) in [
+            ("10.0.0.1", Some("10.0.0.1:2377")),
+            ("10.0.0.1:99", Some("10.0.0.1:99")),
+            ("manager.example", Some("manager.example:2377")),
+            ("::1", Some("[::1]:2377")),
+            ("", None),
+            (":2377", None),
+            ("host:port", None),
+            ("host:0", None),
+        ] {
+            assert_eq!(with_default_port(given).ok().as_deref(), expected, "{given}");
+        }
+    }
+
+    #[test]
+    fn an_interface_stands_for_its_address() {
+        let parse = |text| parse_addr("--advertise-addr", text, 2377);
+        assert_eq!(parse("10.0.0.1:99").unwrap().to_string(), "10.0.0.1:99");
+        assert_eq!(parse("lo").unwrap().to_string(), "127.0.0.1:2377");
+        assert_eq!(parse("lo:99").unwrap().to_string(), "127.0.0.1:99");
+        for bad in ["nonsense", "lo:port", ":99", "10.0.0.256"] {
+            assert!(parse(bad).unwrap_err().to_string().contains(bad), "{bad}");
+        }
+    }
+}
