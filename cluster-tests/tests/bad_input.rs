@@ -246,8 +246,14 @@ fn a_lost_quorum_says_who_is_missing() {
     lab.wait("the last manager has noticed", SOON, || {
         if lab.leader(1).is_none() { Ok(()) } else { Err("it leads".to_owned()) }
     });
-    lab.refused(1, &["node", "ls"], &missing);
-    let message = lab.refused(1, &["join-token", "--rotate", "worker"], &missing);
+    // Both wait for a leader first.
+    let message = std::thread::scope(|scope| {
+        let reads = scope.spawn(|| lab.rswarm(1, &["node", "ls"]));
+        let message = lab.refused(1, &["join-token", "--rotate", "worker"], &missing);
+        let reads = reads.join().unwrap().stderr;
+        assert!(missing.iter().all(|word| reads.contains(word)), "{reads}");
+        message
+    });
     assert!(message.contains("no leader"), "{message}");
     lab.start(2);
     lab.wait("two of three are enough", SOON, || {

@@ -366,9 +366,7 @@ async fn fill_and_empty(small: &Path) {
     let append_until_full = async |indexes: std::ops::RangeInclusive<u64>| {
         let mut writing = log.clone();
         let waiting = tokio::spawn(async move { append(&mut writing, 1, indexes).await });
-        while log.full().is_none() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
+        log.full().wait_for(Option::is_some).await.unwrap();
         assert!(!waiting.is_finished(), "nobody is told of what is not on disk");
         waiting
     };
@@ -376,7 +374,7 @@ async fn fill_and_empty(small: &Path) {
     let waiting = append_until_full(3..=20).await;
     empty();
     waiting.await.unwrap();
-    assert_eq!(log.full(), None);
+    assert_eq!(*log.full().borrow(), None);
 
     // A log that is closed while it waits drops what it has no room for, and nothing else.
     fill();
