@@ -414,7 +414,7 @@ pub(super) async fn hand_over_when_full(node: RaftNode) {
                 if node.leads() && node.can_do_without_this(stuck) {
                     match node.transfer_leadership().await {
                         Ok(to) => {
-                            tracing::warn!("member {to} leads now, as there is no room for the log here")
+                            tracing::warn!("member {to} leads now, as there is no room for the log here");
                         }
                         Err(error) => tracing::warn!("cannot hand over, and there is no room here: {error}"),
                     }
