@@ -149,7 +149,14 @@ fn leader_with_a_full_disk_hands_over_and_catches_up_when_there_is_room() {
         // Each through another manager, and none is lost while the leadership moves.
         while lab.leader(2) == Some(1) {
             let name = format!("s{created}");
-            lab.create(2, &name, 0, &["--no-resolve-image", "--label", &label], &[]);
+            // An answer may get lost with the leadership; the change then was made, or is asked for again.
+            let create = ["service", "create", "-d", "--no-resolve-image", "--replicas", "0"];
+            let args = [&create[..], &["--label", &label, "--name", &name, workload::IMAGE]].concat();
+            lab.wait(&format!("`{name}` is created"), SOON, || {
+                let output = lab.rswarm(2, &args);
+                let made = output.code == Some(0) || output.stderr.contains("is in use by");
+                if made { Ok(()) } else { Err(output.stderr) }
+            });
             created += 1;
             assert!(created < 200, "the log must want a new segment some time");
         }
