@@ -11,10 +11,11 @@ use oci_spec::runtime::{
     LinuxResources,
 };
 
+use super::systemd::UnitPlan;
 use super::{Cgroup, Layout, Member};
 
 /// The cgroup to make and what to write into it, in this order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CgroupPlan {
     pub cgroup: Cgroup,
     /// What is there already is used as it is; else only what others have left behind is cleared away.
@@ -24,6 +25,8 @@ pub struct CgroupPlan {
     pub limits: Vec<Write>,
     /// Device rules that files cannot express: on v2 they are a program.
     pub device_program: Option<Vec<LinuxDeviceCgroup>>,
+    /// What systemd is to make, where it manages the cgroup.
+    pub unit: Option<UnitPlan>,
 }
 
 /// One value for one file.
@@ -40,6 +43,10 @@ pub enum CgroupError {
         "invalid cgroup path `{path}`: expected an absolute path without `..`, such as `/rswarm/node/task`"
     )]
     Path { path: String },
+    #[error("`linux.cgroupsPath` has the invalid value `{path}`: expected {expected}")]
+    UnitPath { path: String, expected: &'static str },
+    #[error("the annotation `{key}` has the invalid value `{value}`: expected {expected}")]
+    Annotation { key: String, value: String, expected: &'static str },
     #[error("resource `{name}` is not supported: {reason}")]
     NotSupported { name: &'static str, reason: &'static str },
     #[error("resource `{name}` needs the cgroup controller `{controller}`, which this host does not have")]
@@ -126,7 +133,7 @@ pub fn update(
         }
     }
     let Files { writes: limits, controllers, .. } = files;
-    Ok(CgroupPlan { cgroup, reuse: false, controllers, limits, device_program })
+    Ok(CgroupPlan { cgroup, reuse: false, controllers, limits, device_program, unit: None })
 }
 
 /// Collects values for the files of one cgroup.

@@ -5,7 +5,9 @@
 //! tree beside them; the container joins that too, because it can be killed as a whole there, and because controllers
 //! that no v1 hierarchy has may be found there.
 //!
-//! Left out: kernel memory limits, which kernels have given up, and systemd as the manager (refused by name).
+//! Who makes the directories: this module, or [`systemd`], which calls them units.
+//!
+//! Left out: kernel memory limits, which kernels have given up.
 //!
 //! Source: Linux `Documentation/admin-guide/cgroup-v1` and `cgroup-v2.rst`; OCI runtime-spec, "Control groups".
 
@@ -14,6 +16,7 @@ mod devices;
 mod freezer;
 mod layout;
 mod limits;
+pub(crate) mod systemd;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -32,6 +35,7 @@ use crate::sys;
 pub(crate) use layout::unescape;
 pub use layout::{Hierarchy, Layout};
 pub use limits::{CgroupError, CgroupPlan, Write, plan, update};
+pub use systemd::{Manager, Unit};
 pub use usage::Usage;
 
 /// The name of the v2 tree among a cgroup's members.
@@ -46,6 +50,9 @@ pub(crate) const SHIMS: &str = "shims";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cgroup {
     pub members: Vec<Member>,
+    /// Where systemd manages it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<systemd::Unit>,
 }
 
 /// One hierarchy's directory.
@@ -81,7 +88,12 @@ impl Cgroup {
         let mut members: Vec<Member> =
             layout.v1.iter().map(|hierarchy| member(&hierarchy.controllers, &hierarchy.mount)).collect();
         members.extend(layout.unified.as_deref().map(|mount| member(&[UNIFIED.to_owned()], mount)));
-        Self { members }
+        Self { members, unit: None }
+    }
+
+    /// None yet.
+    pub fn nowhere() -> Self {
+        Self { members: Vec::new(), unit: None }
     }
 
     /// Removes directories left by a container that was killed with its shim: their counters must not be taken for
@@ -90,6 +102,10 @@ impl Cgroup {
     /// # Errors
     /// A directory that is in use; whoever uses it is left alone.
     pub fn clear(&self) -> Result<(), Failure> {
+        if self.unit.is_some() {
+            // systemd says so itself when there is another unit of this name.
+            return Ok(());
+        }
         for member in &self.members {
             if let Err(error) = fs::remove_dir(&member.directory)
                 && error.raw_os_error() == Some(libc::EBUSY)
@@ -150,8 +166,11 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Directories above this cgroup that do not exist yet, deepest first.
+    /// Directories above this cgroup that do not exist yet, deepest first. Those that systemd makes are its own.
     pub fn missing_parents(&self) -> Vec<PathBuf> {
+        if self.unit.is_some() {
+            return Vec::new();
+        }
         let parents = self.members.iter().flat_map(|member| {
             let above = member.directory.ancestors().skip(1);
             above.take_while(|directory| directory.starts_with(&member.mount) && !directory.exists())
@@ -298,11 +317,12 @@ impl Cgroup {
         result
     }
 
-    /// The same, for which processes on their way out are given `limit`.
+    /// Has it removed by whoever made it; processes on their way out are given `limit`.
     ///
     /// # Errors
-    /// As [`Self::remove`], at the end of that time.
+    /// As [`Self::remove`], at the end of that time; or that of the unit, after the directories were removed.
     pub fn remove_soon(&self, limit: Duration) -> Result<(), Failure> {
+        let stopped = self.unit.as_ref().map_or(Ok(()), systemd::Unit::stop);
         let deadline = Instant::now() + limit;
         let mut pause = Duration::from_micros(200);
         loop {
@@ -311,7 +331,7 @@ impl Cgroup {
                     std::thread::sleep(pause);
                     pause = (pause * 2).min(Duration::from_millis(20));
                 }
-                other => return other,
+                other => return stopped.and(other),
             }
         }
     }
@@ -423,12 +443,30 @@ impl Member {
 }
 
 impl CgroupPlan {
-    /// Makes the cgroup with all that limits it.
+    /// Makes sure that the place is this container's and no other's. systemd then has made a unit around the process
+    /// `first`.
     ///
     /// # Errors
-    /// As [`Cgroup::create`]. Undo with [`Cgroup::remove`].
-    pub fn perform(&self) -> Result<(), Failure> {
+    /// Whoever has the place is left alone. What systemd says.
+    pub fn claim(&self, first: Option<i32>) -> Result<(), Failure> {
+        match &self.unit {
+            Some(unit) => unit.make(first),
+            None if self.reuse => self.cgroup.check_unused(),
+            None => self.cgroup.clear(),
+        }
+    }
+
+    /// Makes what there is not yet, with all that limits it. A process `first` that exists already is put there.
+    ///
+    /// # Errors
+    /// As [`Cgroup::create`]. Undo with [`Cgroup::remove_soon`].
+    pub fn perform(&self, first: Option<i32>) -> Result<(), Failure> {
         self.cgroup.create(&self.controllers, &self.limits)?;
+        if let (Some(pid), Some(member)) = (first, self.cgroup.unified_member()) {
+            // Where systemd is on v1, or the unit is a slice, nobody has done so.
+            let path = member.directory.join("cgroup.procs");
+            Write { path, value: pid.to_string() }.perform()?;
+        }
         let Some(rules) = &self.device_program else { return Ok(()) };
         let step = || "control the devices of the cgroup".to_owned();
         let program = devices::compile(rules);
@@ -436,6 +474,19 @@ impl CgroupPlan {
             return Err(Failure::new(step(), "no v2 cgroup tree is mounted"));
         };
         sys::attach_device_program(directory.as_fd(), &program).step(step)
+    }
+
+    /// Applies the limits to a cgroup that exists. Values may depend on each other's order, as a limit and the higher one
+    /// above it do: what is refused at first is tried once more.
+    ///
+    /// # Errors
+    /// The first value that was refused twice; those before and after may have been taken.
+    pub fn change(&self) -> Result<(), Failure> {
+        if let Some(unit) = &self.cgroup.unit {
+            unit.tell(&self.limits)?;
+        }
+        let refused: Vec<&Write> = self.limits.iter().filter(|write| write.perform().is_err()).collect();
+        refused.into_iter().try_for_each(Write::perform)
     }
 }
 
@@ -457,16 +508,6 @@ impl Write {
     fn describe(&self) -> String {
         format!("write `{}` to `{}`", self.value, self.path.display())
     }
-}
-
-/// Writes values that may depend on each other's order, as a limit and the higher one above it do: what is refused at
-/// first is tried once more.
-///
-/// # Errors
-/// The first value that was refused twice; those before and after may have been taken.
-pub fn rewrite(writes: &[Write]) -> Result<(), Failure> {
-    let refused: Vec<&Write> = writes.iter().filter(|write| write.perform().is_err()).collect();
-    refused.into_iter().try_for_each(Write::perform)
 }
 
 /// Does `work`, and does it again when somebody pruned a parent in the middle of it, as the removal of the last container

@@ -131,7 +131,7 @@ fn fake_v2(root: &Path) -> Layout {
 fn v2_controllers_are_handed_down_to_the_parent_only() {
     let root = tempfile::tempdir().unwrap();
     let layout = fake_v2(root.path());
-    plan(&layout, "/rswarm/n/t", None).unwrap().perform().unwrap();
+    plan(&layout, "/rswarm/n/t", None).unwrap().perform(None).unwrap();
     let enabled = |path: &str| fs::read_to_string(root.path().join(path).join("cgroup.subtree_control")).ok();
     let expected = Some("+cpu +cpuset +io +memory +pids".to_owned());
     assert_eq!(enabled(""), expected);
@@ -147,7 +147,7 @@ fn limit_without_its_file_is_an_error_that_names_both() {
     let mut resources = LinuxResources::default();
     resources.set_pids(Some(LinuxPidsBuilder::default().limit(7i64).build().unwrap()));
     let plan = plan(&layout, "/t", Some(&resources)).unwrap();
-    let failure = plan.perform().unwrap_err().to_string();
+    let failure = plan.perform(None).unwrap_err().to_string();
     let file = root.path().join("t/pids.max");
     assert_eq!(failure, format!("write `7` to `{}`: no such file or directory", file.display()));
     fs::write(&file, "").unwrap();
@@ -461,7 +461,7 @@ fn values_that_bound_each_other_are_written_in_the_order_that_works() {
         let memory = LinuxMemoryBuilder::default().limit(limit << 20).swap(total << 20);
         resources.set_memory(Some(memory.build().unwrap()));
         let plan = update(&layout, Cgroup::at(&layout, &format!("/{name}")), Some(&resources)).unwrap();
-        rewrite(&plan.limits).unwrap();
+        plan.change().unwrap();
         let read = |file: &str| read_number(&directory.0.join(file)).unwrap() as i64 >> 20;
         assert_eq!((read("memory.limit_in_bytes"), read("memory.memsw.limit_in_bytes")), (limit, total));
     }

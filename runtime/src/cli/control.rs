@@ -51,7 +51,7 @@ pub(super) fn update(context: &Context, parsed: &Parsed) -> Result<(), CommandEr
     keep_quota(&container, &mut resources);
     let layout = Layout::detect().on("read", "/proc/self/mountinfo")?;
     let plan = cgroup::update(&layout, container.record.cgroup.clone(), Some(&resources))?;
-    Ok(cgroup::rewrite(&plan.limits)?)
+    Ok(plan.change()?)
 }
 
 /// A period alone must not take the quota away, which v2 writes into the same file.

@@ -21,6 +21,7 @@ use super::end;
 use super::error::{CommandError, During, OnFile};
 use super::options::Parsed;
 use super::time::rfc3339;
+use crate::cgroup::systemd::UnitName;
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::error::{Failure, Step};
 use crate::hooks;
@@ -117,7 +118,7 @@ fn make(
     if directory.exists() {
         return Err(CommandError::Exists { id: id.to_owned() });
     }
-    let mut config = Config::read(context, id, &bundle)?;
+    let mut config = Config::read(context, id, &bundle, parsed.is_on("systemd-cgroup"))?;
     // Reading and planning are most of the program, and what is done with need not stay.
     sys::forget_program();
     if handed > 0 {
@@ -169,12 +170,14 @@ struct Config {
     id: String,
     bundle: PathBuf,
     rootfs: PathBuf,
+    /// A path, or `slice:prefix:name` for systemd.
     cgroup: String,
+    systemd: bool,
     spec: Spec,
 }
 
 impl Config {
-    fn read(context: &Context, id: &str, bundle: &Path) -> Result<Self, CommandError> {
+    fn read(context: &Context, id: &str, bundle: &Path, systemd: bool) -> Result<Self, CommandError> {
         let path = bundle.join("config.json");
         let bytes = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -198,15 +201,17 @@ impl Config {
             return invalid("root.path", &root.path().display().to_string(), "a directory");
         }
         let linux = spec.linux().as_ref().ok_or(PlanError::Missing { field: "linux" })?;
-        let cgroup = match linux.cgroups_path() {
+        let cgroup = match linux.cgroups_path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
+            Some(path) if systemd => path.display().to_string(),
+            None if systemd => UnitName::default_path(id),
             // From the top of each hierarchy, whether the path says so or not.
-            Some(path) if !path.as_os_str().is_empty() => Path::new("/").join(path).display().to_string(),
-            _ => format!("/{id}"),
+            Some(path) => Path::new("/").join(path).display().to_string(),
+            None => format!("/{id}"),
         };
         forget_kernel_memory(context, &mut spec);
         allow_default_devices(&mut spec);
         absolute_sources(&mut spec, bundle);
-        Ok(Self { id: id.to_owned(), bundle: bundle.to_owned(), rootfs, cgroup, spec })
+        Ok(Self { id: id.to_owned(), bundle: bundle.to_owned(), rootfs, cgroup, systemd, spec })
     }
 
     /// The program is process 1 of its namespace and has the sockets from descriptor 3 on.
@@ -222,11 +227,15 @@ impl Config {
     }
 
     fn plan(&self, parsed: &Parsed) -> Result<Plan, CommandError> {
-        let host = HostFacts::detect(&self.spec, &self.cgroup)?;
+        let host = if self.systemd {
+            HostFacts::detect_with_systemd(&self.spec)?
+        } else {
+            HostFacts::detect(&self.spec, &self.cgroup)?
+        };
         let path = self.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
         let asked = path.filter(|path| !path.as_os_str().is_empty());
         let none = host.cgroups.v1.is_empty() && host.cgroups.unified.is_none();
-        if let Some(path) = asked.filter(|_| host.rootless && none) {
+        if let Some(path) = asked.filter(|_| host.rootless && none && !self.systemd) {
             return Err(CommandError::CgroupNotPermitted { path: path.clone() });
         }
         let rootfs = Rootfs::Directory(self.rootfs.clone());
@@ -320,7 +329,7 @@ impl Config {
             annotations: plan::annotations(&self.spec),
             cgroup_paths: BTreeMap::new(),
             namespace_paths: BTreeMap::new(),
-            cgroup: Cgroup { members: Vec::new() },
+            cgroup: Cgroup::nowhere(),
             namespaces: kinds.fold(0, |bits, (_, bit, _)| bits | bit as u64),
             owns_pids,
             process: self.spec.process().clone().ok_or(PlanError::Missing { field: "process" })?,

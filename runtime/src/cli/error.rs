@@ -43,8 +43,6 @@ pub(super) enum CommandError {
     StillRunning { id: String, seconds: u64 },
     #[error("unknown signal `{signal}`: expected a number or a name such as TERM")]
     UnknownSignal { signal: String },
-    #[error("--systemd-cgroup needs systemd as the cgroup manager: {reason}")]
-    NoSystemd { reason: &'static str },
     #[error("`{command}` is not supported: processes can be neither saved nor restored")]
     NoCheckpoint { command: String },
     #[error("{path} is not a sub cgroup path: expected one without `..`")]

@@ -136,9 +136,6 @@ fn perform(command: &str, context: &Context, parsed: &Parsed) -> Result<i32, Com
         // A process of ours will be seen in the container.
         crate::seal::run_sealed().during("protect the runtime's executable")?;
         let _ = rustix::thread::set_name(c"rswarm-runc");
-        if parsed.is_on("systemd-cgroup") {
-            return Err(CommandError::NoSystemd { reason: without_systemd() });
-        }
     }
     context.log.debug(command);
     let done = match command {
@@ -161,15 +158,6 @@ fn perform(command: &str, context: &Context, parsed: &Parsed) -> Result<i32, Com
         word => Err(UsageError::UnknownCommand { word: word.to_owned() }.into()),
     };
     done.map(|()| 0)
-}
-
-/// Why systemd cannot manage the cgroups.
-fn without_systemd() -> &'static str {
-    if Path::new("/run/systemd/system").exists() {
-        "it runs, but speaking to it is not implemented: leave the flag out, and give cgroupsPath as a path"
-    } else {
-        "it does not run here"
-    }
 }
 
 fn context(parsed: &Parsed) -> Result<Context, CommandError> {

@@ -76,7 +76,7 @@ pub(super) const GLOBAL: &[Flag] = &[
     value("log-format", "", "text|json", "form of the log"),
     value("root", "", "DIR", "where the state of containers is kept (default /run/rswarm-runc)"),
     value("criu", "", "PATH", "accepted for runc's callers; there is no checkpoint"),
-    switch("systemd-cgroup", "", "have systemd manage the cgroups"),
+    switch("systemd-cgroup", "", "have systemd manage the cgroups; cgroupsPath is slice:prefix:name"),
     value("rootless", "", "true|false|auto", "whether to do without privileges"),
     switch("help", "h", "show help"),
     switch("version", "v", "show the version"),

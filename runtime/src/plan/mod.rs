@@ -48,6 +48,8 @@ pub struct HostFacts {
     pub cgroups: Layout,
     /// Whoever creates the container has no privileges on this host, so that it needs a user namespace.
     pub rootless: bool,
+    /// Who manages the cgroups, if that is not this runtime itself.
+    pub systemd: Option<cgroup::Manager>,
     /// Security modules that are switched on.
     pub apparmor: bool,
     pub selinux: bool,
@@ -63,11 +65,12 @@ pub struct Plan {
 /// A step on the host.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outside {
-    /// Make the cgroup and set its limits.
+    /// Make the cgroup, or have it made by systemd, and set its limits. A process that exists is put there.
     MakeCgroup(CgroupPlan),
     /// Open what the new process could not open, or not in this form. They are numbered in this order.
     OpenSources(Vec<Source>),
-    /// Make the container's first process with these new namespaces (`CLONE_NEW*`), in the v2 cgroup if there is one.
+    /// Make the container's first process with these new namespaces (`CLONE_NEW*`), in the v2 cgroup if there is one
+    /// already.
     SpawnInit { namespaces: u64, birth: Option<Birth> },
     /// Give it what its own privileges do not reach, and let it begin.
     Admit(Admission),
@@ -310,7 +313,7 @@ pub enum PlanError {
 }
 
 /// The steps that create the container `spec` describes, with its root file system mounted at `mount_point`
-/// (an empty directory) and in the cgroup `cgroup`.
+/// (an empty directory) and in the cgroup `cgroup`: a path, or where systemd manages them `slice:prefix:name`.
 ///
 /// # Errors
 /// Invalid and unsupported parts of the configuration, by name.
@@ -327,7 +330,14 @@ pub fn create(
     refuse_unsupported(linux)?;
     let namespaces = Namespaces::of(linux)?;
     validate::check_namespaces(spec, process, &namespaces, host)?;
-    let cgroup = cgroup::plan(&host.cgroups, cgroup, resources(linux, host).as_deref())?;
+    let limits = resources(linux, host);
+    let cgroup = match &host.systemd {
+        None => cgroup::plan(&host.cgroups, cgroup, limits.as_deref())?,
+        Some(manager) => {
+            let annotations = spec.annotations().iter().flatten();
+            cgroup::systemd::plan(&host.cgroups, manager, cgroup, limits.as_deref(), annotations)?
+        }
+    };
     let propagation = mounts::root_propagation(linux.rootfs_propagation().as_deref())?;
     let user = namespaces.has(libc::CLONE_NEWUSER);
     let own_mounts = namespaces.creates(libc::CLONE_NEWNS);
@@ -427,13 +437,17 @@ pub fn create(
     if far {
         move_out(&mut inside, process, &mut admission);
     }
-    let mut outside = vec![Outside::MakeCgroup(cgroup)];
+    // Processes are born in their cgroup, except where systemd makes that around a process.
+    let born_before = cgroup.unit.is_some();
+    let make = Outside::MakeCgroup(cgroup);
+    let (mut outside, spawn) =
+        if born_before { (vec![spawn, make], None) } else { (vec![make], Some(spawn)) };
     let descriptors = sources.0.len();
     if descriptors > 0 {
         outside.push(Outside::OpenSources(sources.0));
     }
-    outside.push(spawn);
-    if user || far || descriptors > 0 {
+    outside.extend(spawn);
+    if born_before || user || far || descriptors > 0 {
         outside.push(Outside::Admit(admission));
         let open = host.rootless && made_user;
         inside.insert(0, Inside::AwaitAdmission { descriptors, user, open });

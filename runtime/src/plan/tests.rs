@@ -79,7 +79,7 @@ fn mount_options_become_attributes() {
             .options(options.split(',').map(str::to_owned).collect::<Vec<_>>())
             .build()
             .unwrap();
-        MountPlan::of(&mount, &cgroup::Cgroup { members: Vec::new() }, &Namespaces::default())
+        MountPlan::of(&mount, &cgroup::Cgroup::nowhere(), &Namespaces::default())
     };
     let tmpfs = mount("tmpfs", "nosuid,ro,rw,strictatime,mode=755,noswap").unwrap();
     let strict = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_STRICTATIME;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Process, Spec};
 
-use crate::cgroup::{Cgroup, Layout};
+use crate::cgroup::{Cgroup, Layout, Manager};
 use crate::error::{Failure, Step};
 use crate::plan::HostFacts;
 use crate::sys;
@@ -18,13 +18,28 @@ impl HostFacts {
     /// # Errors
     /// Without a usable `/proc`.
     pub fn detect(spec: &Spec, cgroup: &str) -> Result<Self, Failure> {
+        let mut facts = Self::of(spec)?;
+        if facts.rootless {
+            delegated(&mut facts.cgroups, cgroup);
+        }
+        Ok(facts)
+    }
+
+    /// The same, where systemd manages the cgroups: it, and no hierarchy's owner, says what may be had.
+    ///
+    /// # Errors
+    /// Without a usable `/proc`, and without a systemd that can be asked.
+    pub fn detect_with_systemd(spec: &Spec) -> Result<Self, Failure> {
+        let mut facts = Self::of(spec)?;
+        let user = facts.rootless || !rustix::process::geteuid().is_root() || in_user_namespace();
+        facts.systemd = Some(Manager::find(&facts.cgroups, user)?);
+        Ok(facts)
+    }
+
+    fn of(spec: &Spec) -> Result<Self, Failure> {
         let permitted = sys::permitted_capabilities().step(|| "read the own capabilities".to_owned())?;
         let rootless = permitted & 1 << CAP_SYS_ADMIN == 0;
-        let mut cgroups =
-            Layout::detect().step(|| "look for cgroups in `/proc/self/mountinfo`".to_owned())?;
-        if rootless {
-            delegated(&mut cgroups, cgroup);
-        }
+        let cgroups = Layout::detect().step(|| "look for cgroups in `/proc/self/mountinfo`".to_owned())?;
         let labels = spec.process().as_ref().map(Self::labels).unwrap_or_default();
         let mount_label = spec.linux().as_ref().is_some_and(|linux| is_set(linux.mount_label()));
         let selinux = labels.selinux || mount_label && has_selinux();
@@ -39,6 +54,12 @@ impl HostFacts {
             ..Self::default()
         }
     }
+}
+
+/// Root of a user namespace, as podman makes one for a user, is nobody to the system's manager.
+fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    !map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
 fn is_set(text: &Option<String>) -> bool {

@@ -85,13 +85,8 @@ pub(crate) fn create(
     given: Given<'_>,
     meanwhile: impl FnOnce(i32, &Cgroup) -> Result<(), Failure>,
 ) -> Result<Created, Failure> {
-    let mut host = Host {
-        cgroup: Cgroup { members: Vec::new() },
-        made: Vec::new(),
-        sources: Vec::new(),
-        init: None,
-        paused: false,
-    };
+    let mut host =
+        Host { cgroup: Cgroup::nowhere(), made: Vec::new(), sources: Vec::new(), init: None, paused: false };
     let mut meanwhile = Some(meanwhile);
     for (at, step) in plan.outside.iter().enumerate() {
         if let Err(failure) = host.perform(step, plan, given, &mut meanwhile) {
@@ -211,15 +206,12 @@ impl Host {
     ) -> Result<(), Failure> {
         match step {
             Outside::MakeCgroup(cgroup) => {
+                let first = self.init.as_ref().map(|init| init.pid);
                 // Another's is not ours to take back.
-                if cgroup.reuse {
-                    cgroup.cgroup.check_unused()?;
-                } else {
-                    cgroup.cgroup.clear()?;
-                }
+                cgroup.claim(first)?;
                 self.cgroup = cgroup.cgroup.clone();
                 self.made = self.cgroup.missing_parents();
-                cgroup.perform()
+                cgroup.perform(first)
             }
             Outside::OpenSources(sources) => {
                 self.sources = sources::open_all(sources)?;
@@ -292,6 +284,8 @@ impl Host {
         match undo {
             Undo::Nothing => {}
             Undo::RemoveCgroup => {
+                // Where the cgroup came second it goes first, but not from under a process.
+                self.undo(Undo::KillInit);
                 let _ = self.cgroup.remove_soon(CGROUP_END);
                 for directory in self.made.drain(..) {
                     let _ = std::fs::remove_dir(directory);
