@@ -85,12 +85,12 @@ pub fn config(run_dir: &Path, name: &str, size: Size, payload: Payload) -> anyho
     })
 }
 
-/// What a node of a cluster holds: `rswarm`, and a shell for people.
+/// What a node of a cluster holds beside `payload`: `rswarm`, and a shell for people.
 ///
 /// # Errors
 /// When one of them is missing.
-pub fn node_payload() -> anyhow::Result<Payload> {
-    Ok(Payload::new().busybox()?.program(rswarm_executable()?, vm::RSWARM))
+pub fn node_payload(payload: Payload) -> anyhow::Result<Payload> {
+    Ok(payload.busybox()?.program(rswarm_executable()?, vm::RSWARM))
 }
 
 /// An archive of the playground's image, which is the `rswarm` executable; written anew when that is newer. The path.

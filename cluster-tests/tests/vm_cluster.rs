@@ -6,6 +6,7 @@ use rswarm_cluster_tests::ClusterLab;
 use rswarm_cluster_tests::scenario::{self, Scenario};
 use rswarm_cluster_tests::vm::{self, Size, VmTest};
 use rswarm_lab::Machine;
+use rswarm_lab::vm::Payload;
 
 /// Everything is emulated, on a machine that may have other things to do: hence also the slower heartbeat, lest a node
 /// that only waits for its processor is taken for dead.
@@ -19,7 +20,7 @@ fn replicas_of_a_worker_without_power_run_elsewhere_on_virtual_machines() {
         return;
     }
     let archive = vm::hello_archive().unwrap_or_else(|error| panic!("{error:#}"));
-    let payload = vm::node_payload().unwrap_or_else(|error| panic!("{error:#}"));
+    let payload = vm::node_payload(Payload::new()).unwrap_or_else(|error| panic!("{error:#}"));
     let payload = payload.file(&archive, "/root/rswarm-hello.tar", 0o644);
     let mut test = VmTest::new("vm-cluster", Size { machines: 3, cpus: 1, memory_mib: 1024 }, payload);
     let wire = test.lab.wire_netns();

@@ -1,11 +1,11 @@
 //! Virtual machines to type on: the lab of the tests by hand.
 //!
 //! ```text
-//! vm-lab up [--nodes 3] [--bare]
+//! vm-lab up [--nodes 3] [--bare] [--systemd]
 //! ```
 //!
 //! Makes a cluster of one manager and workers with the playground's image on every node, or with `--bare` machines on
-//! which nothing runs yet. It then reads lines: `2 rswarm node ls` runs a command on the second machine, `off 2` takes
+//! which nothing runs yet; with `--systemd` that is their first process. It then reads lines: `2 rswarm node ls` runs a command on the second machine, `off 2` takes
 //! its power away, `cut 2` and `heal 2` pull its cable and put it back, and the end of input or Ctrl-C ends everything.
 
 use std::io::{BufRead as _, Write as _};
@@ -18,7 +18,7 @@ use nix::sys::signal::{SigSet, Signal};
 use rswarm_cluster_tests::scenario::Scenario;
 use rswarm_cluster_tests::vm::{self, HELLO, Size};
 use rswarm_lab::Machine;
-use rswarm_lab::vm::{VmLab, VmLabConfig};
+use rswarm_lab::vm::{Payload, VmLab, VmLabConfig};
 
 const NAME: &str = "lab";
 const RUN_DIR: &str = "/run/rswarm-vm-lab";
@@ -39,10 +39,12 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    let (nodes, bare) = arguments(std::env::args().skip(1))?;
+    let Arguments { nodes, bare, systemd } = arguments(std::env::args().skip(1))?;
     vm::can_run().map_err(|reason| anyhow::anyhow!("this {reason}"))?;
     let archive = vm::hello_archive()?;
-    let payload = vm::node_payload()?.file(&archive, Path::new("/root/rswarm-hello.tar"), 0o644);
+    let mut payload = if systemd { Payload::new().systemd()? } else { Payload::new() };
+    payload = vm::node_payload(payload)?.file(&archive, Path::new("/root/rswarm-hello.tar"), 0o644);
+    payload = payload.symlink("/usr/local/bin/rswarm-runc", "rswarm");
     let size = Size { machines: nodes, cpus: 1, memory_mib: MEMORY_MIB };
     let config = vm::config(Path::new(RUN_DIR), NAME, size, payload)?;
     end_on_signals(config.clone())?;
@@ -61,10 +63,16 @@ fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn arguments(mut words: impl Iterator<Item = String>) -> anyhow::Result<(usize, bool)> {
-    const USAGE: &str = "usage: vm-lab up [--nodes 3] [--bare]";
+struct Arguments {
+    nodes: usize,
+    bare: bool,
+    systemd: bool,
+}
+
+fn arguments(mut words: impl Iterator<Item = String>) -> anyhow::Result<Arguments> {
+    const USAGE: &str = "usage: vm-lab up [--nodes 3] [--bare] [--systemd]";
     ensure!(words.next().as_deref() == Some("up"), USAGE);
-    let (mut nodes, mut bare) = (3, false);
+    let (mut nodes, mut bare, mut systemd) = (3, false, false);
     while let Some(word) = words.next() {
         match word.as_str() {
             "--nodes" => {
@@ -73,10 +81,11 @@ fn arguments(mut words: impl Iterator<Item = String>) -> anyhow::Result<(usize, 
                     count.filter(|count| (1..=20).contains(count)).context("expected `--nodes` 1 to 20")?;
             }
             "--bare" => bare = true,
+            "--systemd" => systemd = true,
             _ => bail!("unknown word `{word}`; {USAGE}"),
         }
     }
-    Ok((nodes, bare))
+    Ok(Arguments { nodes, bare, systemd })
 }
 
 fn form(lab: &mut VmLab, archive: &Path) -> anyhow::Result<()> {

@@ -304,6 +304,20 @@ impl Cgroup {
         stats
     }
 
+    /// Quota and period of the processors' time in microseconds; no quota is `None`, as is what this host does not have.
+    pub fn cpu_share(&self) -> (Option<i64>, Option<u64>) {
+        if let Some(member) = self.members.iter().find(|member| member.has("cpu")) {
+            let number = |file: &str| read_number(&member.directory.join(file));
+            let quota = number("cpu.cfs_quota_us").and_then(|quota| i64::try_from(quota).ok());
+            return (quota, number("cpu.cfs_period_us"));
+        }
+        let text = self
+            .unified_member()
+            .and_then(|member| fs::read_to_string(member.directory.join("cpu.max")).ok());
+        let mut words = text.as_deref().unwrap_or_default().split_ascii_whitespace();
+        (words.next().and_then(|word| word.parse().ok()), words.next().and_then(|word| word.parse().ok()))
+    }
+
     /// Removes the directories with everything below. Idempotent; a directory with processes stays.
     ///
     /// # Errors

@@ -48,21 +48,27 @@ pub(super) fn update(context: &Context, parsed: &Parsed) -> Result<(), CommandEr
             memory.set_swap(Some(-1));
         }
     }
-    keep_quota(&container, &mut resources);
+    keep_share(&container, &mut resources);
     let layout = Layout::detect().on("read", "/proc/self/mountinfo")?;
     let plan = cgroup::update(&layout, container.record.cgroup.clone(), Some(&resources))?;
     Ok(plan.change()?)
 }
 
-/// A period alone must not take the quota away, which v2 writes into the same file.
-fn keep_quota(container: &Container, resources: &mut LinuxResources) {
+/// Quota and period belong together: where only one is given the other stays. v2 has both in one file, and systemd
+/// takes their ratio.
+fn keep_share(container: &Container, resources: &mut LinuxResources) {
     let Some(cpu) = resources.cpu_mut() else { return };
-    let alone = cpu.period().is_some_and(|period| period > 0) && cpu.quota().is_none_or(|quota| quota == 0);
-    let member = container.record.cgroup.unified_member().filter(|_| alone);
-    let text = member.and_then(|member| std::fs::read_to_string(member.directory.join("cpu.max")).ok());
-    let quota = text.as_deref().and_then(|text| text.split_ascii_whitespace().next()?.parse().ok());
-    if quota.is_some() {
-        cpu.set_quota(quota);
+    let period = cpu.period().filter(|period| *period > 0);
+    let quota = cpu.quota().filter(|quota| *quota != 0);
+    if period.is_some() == quota.is_some() {
+        return;
+    }
+    let (present_quota, present_period) = container.record.cgroup.cpu_share();
+    if quota.is_none() && present_quota.is_some() {
+        cpu.set_quota(present_quota);
+    }
+    if period.is_none() && present_period.is_some() {
+        cpu.set_period(present_period);
     }
 }
 

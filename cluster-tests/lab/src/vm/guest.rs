@@ -3,7 +3,8 @@
 //!
 //! The first process makes the machine what a container host is (pure cgroup v2, `/proc`, `/sys`, `/dev`, kernel modules,
 //! an address), starts the agent, and then only buries orphans. When the agent ends, the machine goes off; the agent ends
-//! when the host lets go of the channel, so that no machine outlives whoever made it.
+//! when the host lets go of the channel, so that no machine outlives whoever made it. Where another program is to be the
+//! first process, as systemd, this one makes way for it, and the agent is that program's to start.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -12,7 +13,7 @@ use std::io::{self, Read, Write as _};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::symlink;
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -77,7 +78,11 @@ fn write(path: &Path) -> ExitCode {
 
 fn first_process() -> ExitCode {
     match come_up() {
-        Ok(()) => {
+        Ok(Settings { first: Some(program), .. }) => {
+            let error = Command::new(&program).exec();
+            agent(Some(failed("run", &program)(error)));
+        }
+        Ok(_) => {
             let started = Command::new("/init").arg(AGENT).stdin(Stdio::null()).spawn();
             match started {
                 Ok(agent) => bury_until(agent.id() as i32),
@@ -109,7 +114,7 @@ fn bury_until(agent: i32) {
     }
 }
 
-fn come_up() -> Result<(), Failure> {
+fn come_up() -> Result<Settings, Failure> {
     leave_first_root()?;
     for (kind, target, options) in [
         ("devtmpfs", "/dev", ""),
@@ -140,7 +145,7 @@ fn come_up() -> Result<(), Failure> {
         until(|| Path::new("/sys/class/net/eth0").exists(), "there is no network device")?;
         lab::configure("eth0", address, settings.gateway).map_err(|error| chain(&error))?;
     }
-    Ok(())
+    Ok(settings)
 }
 
 /// The first root file system cannot be the old root of `pivot_root`, which every container is started by. A bind mount
@@ -183,7 +188,10 @@ fn make_files(settings: &Settings) -> Result<(), Failure> {
         ("/etc/group", "root:x:0:\ntty:x:5:\n".to_owned()),
         ("/etc/os-release", "ID=rswarm-lab\nPRETTY_NAME=\"rswarm lab\"\n".to_owned()),
     ] {
-        fs::write(path, text).map_err(failed("write", path))?;
+        // A machine with a system of its own has its own.
+        if !Path::new(path).exists() {
+            fs::write(path, text).map_err(failed("write", path))?;
+        }
     }
     for (path, target) in [
         ("/dev/fd", "/proc/self/fd"),
@@ -196,7 +204,10 @@ fn make_files(settings: &Settings) -> Result<(), Failure> {
         ("/usr/bin", "/bin"),
         ("/usr/sbin", "/bin"),
     ] {
-        symlink(target, path).map_err(failed("make", path))?;
+        match symlink(target, path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other.map_err(failed("make", path))?,
+        }
     }
     Ok(())
 }
@@ -207,6 +218,8 @@ pub(crate) struct Settings {
     pub name: String,
     pub address: Option<Cidr>,
     pub gateway: Option<Ipv4Addr>,
+    /// The program that becomes the first process.
+    pub first: Option<String>,
 }
 
 impl Settings {
@@ -218,6 +231,9 @@ impl Settings {
         }
         if let Some(gateway) = self.gateway {
             words.push_str(&format!(" rswarm.gateway={gateway}"));
+        }
+        if let Some(first) = &self.first {
+            words.push_str(&format!(" rswarm.first={first}"));
         }
         words
     }
@@ -235,6 +251,7 @@ impl Settings {
             name: value("rswarm.name").ok_or("no `rswarm.name=` on the kernel's command line")?.to_owned(),
             address: value(address).map(|text| cidr(text).ok_or_else(|| wrong(address, text))).transpose()?,
             gateway: value(gateway).map(|text| text.parse().map_err(|_| wrong(gateway, text))).transpose()?,
+            first: value("rswarm.first").map(str::to_owned),
         })
     }
 }
@@ -404,10 +421,11 @@ mod tests {
 
     #[test]
     fn settings_survive_the_command_line() {
-        let mut settings = Settings { name: "host-1".to_owned(), address: None, gateway: None };
+        let mut settings = Settings { name: "host-1".to_owned(), address: None, gateway: None, first: None };
         assert_eq!(Settings::parse(&settings.words()).as_ref(), Ok(&settings));
         settings.address = Some(Cidr { address: [10, 79, 0, 1].into(), prefix_len: 24 });
         settings.gateway = Some([10, 79, 0, 254].into());
+        settings.first = Some("/lib/systemd/systemd".to_owned());
         let words = format!("console=ttyS0 quiet {} panic=-1\n", settings.words());
         assert_eq!(Settings::parse(&words), Ok(settings));
 

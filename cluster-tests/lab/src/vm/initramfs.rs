@@ -17,13 +17,33 @@ const MODULES: &str = "/lib/modules";
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Payload {
     entries: Vec<Entry>,
+    /// The program that the guest's own one makes way for, as the first process.
+    pub(super) first: Option<&'static str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Entry {
-    File { from: PathBuf, to: PathBuf, mode: u32 },
-    Program { from: PathBuf, to: PathBuf },
-    Symlink { at: PathBuf, target: String },
+    File {
+        from: PathBuf,
+        to: PathBuf,
+        mode: u32,
+    },
+    Program {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Symlink {
+        at: PathBuf,
+        target: String,
+    },
+    Text {
+        to: PathBuf,
+        text: String,
+    },
+    /// A directory with all that is in it becomes the root.
+    Tree {
+        from: PathBuf,
+    },
 }
 
 impl Payload {
@@ -81,6 +101,30 @@ impl Payload {
         Ok(self.file(path, Path::new("/bin").join(name), 0o755))
     }
 
+    /// systemd as it lies unpacked on this machine becomes the guest's first process.
+    ///
+    /// # Errors
+    /// `Missing` when this machine has none.
+    pub fn systemd(mut self) -> Result<Self, LabError> {
+        let from = PathBuf::from(super::systemd::ROOT);
+        // Written last.
+        if !from.join("version").exists() {
+            return Err(LabError::Missing {
+                what: format!("systemd (looked for in `{}`)", from.display()),
+                remedy: "`cluster-tests/vm-systemd` fetches it",
+            });
+        }
+        self.entries.push(Entry::Tree { from });
+        self.first = Some(super::systemd::PROGRAM);
+        Ok(super::systemd::FILES.iter().fold(self, |all, (to, text)| all.text(*to, text)))
+    }
+
+    /// A file of this text.
+    pub fn text(mut self, to: impl Into<PathBuf>, text: &str) -> Self {
+        self.entries.push(Entry::Text { to: to.into(), text: text.to_owned() });
+        self
+    }
+
     /// Where the guests have a file of this machine, if they do.
     pub(super) fn place_of(&self, file: &Path) -> Option<PathBuf> {
         self.entries.iter().find_map(|entry| match entry {
@@ -132,6 +176,11 @@ pub fn write(
             Entry::Symlink { at, target } => {
                 archive.symlink(at, target).map_err(LabError::directory(path))?;
             }
+            Entry::Text { to, text } => {
+                let written = archive.file(to, 0o644, text.len() as u64, text.as_bytes());
+                written.map_err(LabError::directory(path))?;
+            }
+            Entry::Tree { from } => add_tree(&mut archive, from, Path::new("/"))?,
         }
     }
     archive.finish().map(drop).map_err(LabError::directory(path))
@@ -146,6 +195,31 @@ fn add_file(
     let file = File::open(from).map_err(LabError::directory(from))?;
     let length = file.metadata().map_err(LabError::directory(from))?.len();
     archive.file(to, mode, length, file).map_err(LabError::directory(from))
+}
+
+/// All of a directory's files, links and directories; other kinds are left out.
+fn add_tree(archive: &mut Archive<impl std::io::Write>, from: &Path, to: &Path) -> Result<(), LabError> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let failed = LabError::directory(from);
+    let mut entries: Vec<_> = match fs::read_dir(from) {
+        Ok(entries) => entries.flatten().collect(),
+        Err(error) => return Err(failed(error)),
+    };
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let (path, to) = (entry.path(), to.join(entry.file_name()));
+        let metadata = fs::symlink_metadata(&path).map_err(LabError::directory(&path))?;
+        if metadata.is_dir() {
+            archive.directory(&to).map_err(LabError::directory(&path))?;
+            add_tree(archive, &path, &to)?;
+        } else if metadata.is_symlink() {
+            let target = fs::read_link(&path).map_err(LabError::directory(&path))?;
+            archive.symlink(&to, &target.to_string_lossy()).map_err(LabError::directory(&path))?;
+        } else if metadata.is_file() {
+            add_file(archive, &path, &to, metadata.permissions().mode() & 0o7777)?;
+        }
+    }
+    Ok(())
 }
 
 fn add_program(

@@ -22,6 +22,7 @@ pub mod guest;
 mod initramfs;
 mod kernel;
 mod qemu;
+mod systemd;
 
 use std::fs::{self, File};
 use std::io;
@@ -190,6 +191,7 @@ impl VmLab {
                 name: host::name(number),
                 address: Some(Cidr { address, prefix_len: PREFIX_LEN }),
                 gateway: Some(spec.gateway_address()),
+                first: lab.config.payload.first.map(str::to_owned),
             };
             let hardware = Hardware {
                 kernel: &kernel,

@@ -11,7 +11,6 @@ pub(super) const PROLOGUE: usize = 16;
 
 pub(super) const METHOD_CALL: u8 = 1;
 pub(super) const METHOD_RETURN: u8 = 2;
-pub(super) const ERROR: u8 = 3;
 pub(super) const SIGNAL: u8 = 4;
 
 /// A value with its type, as properties of units have them.
@@ -361,6 +360,7 @@ mod tests {
         out.bytes
     }
 
+    const ERROR: u8 = 3;
     const PING: Address<'_> = Address { destination: "a.b", path: "/a", interface: "a.b", member: "M" };
 
     #[test]
