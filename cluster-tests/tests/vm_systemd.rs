@@ -45,7 +45,8 @@ fn payload() -> Result<Payload, String> {
     let missing = |error: rswarm_lab::LabError| error.to_string();
     // systemd's root comes first, for others' libraries are added to it.
     let mut payload = Payload::new().systemd().and_then(Payload::busybox).map_err(missing)?;
-    payload = payload.host_program("/usr/bin/setpriv", "setpriv").map_err(missing)?;
+    // By a name that busybox has no program of its own for.
+    payload = payload.host_program("/usr/bin/setpriv", "as-user").map_err(missing)?;
     payload = payload.host_program(PEER, "runc").map_err(missing)?;
     let programs = programs("runtime").map_err(|error| format!("{error:#}"))?;
     let ours = programs.into_iter().find(|path| path.ends_with("rswarm-runc"));
@@ -308,7 +309,7 @@ fn a_user_has_scopes_of_the_users_own_manager(host: &Host<'_>) {
     host.ok(&format!("printf '{}' > /run/systemd/system/lab-user.service", MANAGER.replace('\n', "\\n")));
     host.ok("mkdir -p /run/user/1000 && chown 1000:1000 /run/user/1000 && systemctl daemon-reload && systemctl start lab-user");
     let user =
-        "setpriv --reuid 1000 --regid 1000 --clear-groups env XDG_RUNTIME_DIR=/run/user/1000 HOME=/tmp";
+        "as-user --reuid 1000 --regid 1000 --clear-groups env XDG_RUNTIME_DIR=/run/user/1000 HOME=/tmp";
     host.ok(&format!("cd /b && rm config.json && {OURS} spec --rootless && chown 1000 /b /b/rootfs"));
     host.change(|config| {
         config["process"]["terminal"] = false.into();

@@ -8,22 +8,25 @@ pub(super) const ROOT: &str = "/var/cache/rswarm-lab/systemd";
 pub(super) const PROGRAM: &str = "/lib/systemd/systemd";
 
 /// No login, no journal, no device manager: what the tests need, and a bus.
-pub(super) const FILES: [(&str, &str); 5] = [
+pub(super) const FILES: [(&str, &str); 6] = [
     (
         "/etc/systemd/system/lab-agent.service",
-        "[Unit]\nDefaultDependencies=no\nSuccessAction=poweroff-force\nFailureAction=poweroff-force\n\
+        "[Unit]\nDefaultDependencies=no\nAfter=dbus.service\nSuccessAction=poweroff-force\nFailureAction=poweroff-force\n\
          [Service]\nExecStart=/init agent\n",
     ),
     (
         "/etc/systemd/system/default.target",
-        "[Unit]\nDefaultDependencies=no\nWants=lab-bus.service\nRequires=lab-agent.service\n\
-         After=lab-bus.service\n",
+        "[Unit]\nDefaultDependencies=no\nRequires=dbus.socket dbus.service lab-agent.service\nAfter=dbus.service\n",
+    ),
+    // Debian's own units want all that comes with the start of a whole system. systemd looks for these two by their names.
+    (
+        "/etc/systemd/system/dbus.socket",
+        "[Unit]\nDefaultDependencies=no\n[Socket]\nListenStream=/run/dbus/system_bus_socket\n",
     ),
     (
-        // Debian's own unit wants all that comes with a start of a whole system.
-        "/etc/systemd/system/lab-bus.service",
-        "[Unit]\nDefaultDependencies=no\n[Service]\nType=notify\nRuntimeDirectory=dbus\n\
-         ExecStart=/usr/bin/dbus-daemon --system --nofork --nopidfile --systemd-activation\n",
+        "/etc/systemd/system/dbus.service",
+        "[Unit]\nDefaultDependencies=no\nRequires=dbus.socket\n[Service]\nType=notify\n\
+         ExecStart=/usr/bin/dbus-daemon --system --address=systemd: --nofork --nopidfile --systemd-activation\n",
     ),
     (
         "/etc/passwd",

@@ -75,7 +75,7 @@ impl Manager {
         }
         let mut bus = connect(user)?;
         let mut property = |name| {
-            let failed = |error| failure("ask systemd for its properties", error);
+            let failed = |error: BusError| failure("ask systemd for its properties", &error);
             bus.property_of_manager(name).map_err(failed)
         };
         let text = property("Version")?;
@@ -127,7 +127,7 @@ impl UnitPlan {
     /// Names unit and reason; nothing is left of it then.
     pub(super) fn make(&self, first: Option<i32>) -> Result<(), Failure> {
         let Self { unit, slice, control_group, is_v2, properties } = self;
-        let failed = |error| failure(&format!("start the unit `{}`", unit.name), error);
+        let failed = |error: BusError| failure(&format!("start the unit `{}`", unit.name), &error);
         let is_slice = name::is_slice(&unit.name);
         let mut all = properties::basic(&unit.name, slice, is_slice, *is_v2);
         if let Some(pid) = first.filter(|_| !is_slice) {
@@ -170,7 +170,7 @@ impl Unit {
     /// # Errors
     /// Names unit and reason.
     pub(super) fn tell(&self, limits: &[Write]) -> Result<(), Failure> {
-        let failed = |error| failure(&format!("change the unit `{}`", self.name), error);
+        let failed = |error: BusError| failure(&format!("change the unit `{}`", self.name), &error);
         let mut bus = connect(self.user)?;
         let text = bus.property_of_manager("Version").map_err(failed)?;
         let properties = properties::of_limits(limits, version(&text).unwrap_or(VERSION_LEAST));
@@ -186,7 +186,7 @@ impl Unit {
         let stopped = match bus.stop(&self.name) {
             // It ended by itself when its last process did.
             Err(error) if error.is(".NoSuchUnit") => Ok(()),
-            other => other.map_err(|error| failure(&format!("stop the unit `{}`", self.name), error)),
+            other => other.map_err(|error| failure(&format!("stop the unit `{}`", self.name), &error)),
         };
         // It only knows failed ones.
         let _ = bus.reset_failed(&self.name);
@@ -202,7 +202,7 @@ fn connect(user: bool) -> Result<Bus, Failure> {
             let what = "is there a session, with DBUS_SESSION_BUS_ADDRESS or XDG_RUNTIME_DIR?";
             Failure::new(step, format!("{error}; {what}"))
         }
-        error => failure(step, error),
+        error => failure(step, &error),
     })
 }
 
@@ -212,8 +212,8 @@ fn of_user() -> Vec<Place> {
     bus::of_user(std::env::var_os("DBUS_SESSION_BUS_ADDRESS").as_deref(), &directory)
 }
 
-fn failure(step: &str, error: BusError) -> Failure {
-    match &error {
+fn failure(step: &str, error: &BusError) -> Failure {
+    match error {
         BusError::Connection(source) => Failure { step: step.to_owned(), cause: source.into() },
         other => Failure::new(step, other.to_string()),
     }
