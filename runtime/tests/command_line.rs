@@ -321,6 +321,27 @@ fn a_create_that_fails_leaves_nothing_and_says_why() {
 }
 
 /// While hooks run, the first process still sees the host's root.
+/// Where it runs, `cluster-tests/tests/vm_systemd.rs` says what then.
+#[test]
+fn systemd_that_does_not_run_is_missed_by_name() {
+    let Some(lab) = Lab::new() else { return };
+    if Path::new("/run/systemd/system").exists() {
+        eprintln!("skipped: needs a machine without systemd");
+        return;
+    }
+    let runtime = Runtime::ours(&lab);
+    let mut bundle = Bundle::new(&lab, "unit", SLEEP);
+    bundle.config["linux"]["cgroupsPath"] = "system.slice:rswarm:unit".into();
+    bundle.write();
+    let before = traces(&lab);
+    let answer = runtime.call(&["--systemd-cgroup", "create", "--bundle", bundle.path(), "x"]);
+    assert_eq!(answer.code, 1);
+    for words in ["systemd does not run here", "leave out --systemd-cgroup", "cgroupfs"] {
+        assert!(answer.errors.contains(words), "{}", answer.errors);
+    }
+    assert_eq!(traces(&lab), before);
+}
+
 #[test]
 fn nothing_is_run_in_a_container_that_is_being_created() {
     let Some(lab) = Lab::new() else { return };

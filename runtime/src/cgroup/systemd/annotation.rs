@@ -1,8 +1,7 @@
 //! Annotations `org.systemd.property.NAME`: properties of the unit in the words of whoever asks for the container. Pure.
 //!
-//! The value is written as GVariant's text: `'text'`, `true`, `uint64 5`, `['a', 'b']`; a bare number is an `int32`. A name
-//! that ends in `Sec` and is no property of systemd's own on the bus is one that ends in `USec` there, a million times the
-//! value.
+//! The value is written as GVariant's text: `'text'`, `true`, `uint64 5`, `['a', 'b']`; a bare number is an `int32`. A time
+//! in seconds (`TimeoutStopSec`) is passed on in microseconds, which is all the bus knows (`TimeoutStopUSec`).
 //!
 //! Source: runc, `docs/systemd.md`, "Auxiliary properties"; GLib, "GVariant Text Format".
 

@@ -381,6 +381,48 @@ mod tests {
         }
     }
 
+    /// What systemd answers to one call after the other.
+    fn answering(answers: &[Vec<u8>]) -> (Bus, UnixStream) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        theirs.write_all(&answers.concat()).unwrap();
+        (Bus { stream: ours, serial: 0, ended: Vec::new() }, theirs)
+    }
+
+    #[test]
+    fn a_job_has_ended_when_the_signal_says_so_whichever_comes_first() {
+        let started = wire::tests::answer(wire::METHOD_RETURN, 1, None, "o", |body| body.text("/job/2"));
+        let ended = |job: &str, result: &str| {
+            wire::tests::answer(wire::SIGNAL, 0, Some("JobRemoved"), "uoss", |body| {
+                body.u32(2);
+                [job, "a.scope", result].iter().for_each(|text| body.text(text));
+            })
+        };
+        for (answers, expected) in [
+            ([started.clone(), ended("/job/1", "failed"), ended("/job/2", "done")], Ok(())),
+            ([ended("/job/2", "done"), started.clone(), Vec::new()], Ok(())),
+            ([started, ended("/job/2", "failed"), Vec::new()], Err("the job ended as `failed`")),
+        ] {
+            let (mut bus, _theirs) = answering(&answers);
+            let found = bus.start_transient("a.scope", &[]).map_err(|error| error.to_string());
+            assert_eq!(found, expected.map_err(str::to_owned));
+        }
+    }
+
+    #[test]
+    fn refusals_are_told_from_losses() {
+        let name = Some("org.freedesktop.systemd1.NoSuchUnit");
+        let refused = wire::tests::answer(3, 1, name, "s", |body| body.text("Unit a.scope not loaded."));
+        let (mut bus, theirs) = answering(&[refused]);
+        let error = bus.stop("a.scope").unwrap_err();
+        assert!(
+            error.is(".NoSuchUnit") && error.to_string().starts_with("Unit a.scope not loaded."),
+            "{error}"
+        );
+        drop(theirs);
+        assert!(matches!(bus.stop("a.scope"), Err(BusError::Connection(_))));
+    }
+
     #[test]
     fn addresses_of_buses_are_read() {
         let found = |text: &str| addresses(OsStr::new(text));

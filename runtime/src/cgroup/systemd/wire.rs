@@ -327,15 +327,15 @@ impl<'a> Reader<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// An answer as the other end would write it, to check the reading by.
-    fn answer(
+    /// A message as the other end would write it, to check the reading by: an answer, or a signal `name`.
+    pub(crate) fn answer(
         kind: u8,
         reply_to: u32,
-        error: Option<&str>,
+        name: Option<&str>,
         signature: &str,
         write: impl FnOnce(&mut Writer),
     ) -> Vec<u8> {
@@ -345,8 +345,12 @@ mod tests {
         out.bytes.extend([b'l', kind, 1, 1]);
         out.u32(body.bytes.len() as u32);
         out.u32(7);
-        let fields = [(5, "u", ""), (4, "s", error.unwrap_or_default()), (8, "g", signature)];
-        out.array(8, &fields, |out, (code, kind, text)| {
+        let name = (if kind == SIGNAL { 3 } else { 4 }, "s", name.unwrap_or_default());
+        let fields: &[_] = match kind {
+            SIGNAL => &[name, (8, "g", signature)],
+            _ => &[(5, "u", ""), name, (8, "g", signature)],
+        };
+        out.array(8, fields, |out, (code, kind, text)| {
             out.bytes.push(*code);
             out.signature(kind);
             match *kind {
