@@ -276,7 +276,7 @@ fn a_scope_that_is_stopped_ends_the_container(host: &Host<'_>) {
     // Without a path, and with an id that no unit can have as its name.
     host.configure("", |config| {
         config["process"]["args"] =
-            json!(["busybox", "sh", "-c", "trap 'exit 3' TERM; busybox sleep 100000 & wait"])
+            json!(["busybox", "sh", "-c", "trap 'exit 3' TERM; busybox sleep 100000 & wait"]);
     });
     host.run(OURS, "a+b");
     let group = host.ok("ls -d /sys/fs/cgroup/system.slice/rswarm-a*b.scope");
