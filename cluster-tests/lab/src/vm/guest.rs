@@ -453,11 +453,16 @@ mod tests {
             pieces.iter().for_each(|piece| sender.send(piece.to_vec()).unwrap());
             drop(sender);
             serve(&port, 5, &run, input);
-            let mut output = Vec::new();
+            // Which of the two comes first is nobody's promise.
+            let (mut output, mut errors) = (Vec::new(), Vec::new());
             loop {
                 match frame::read(&ours).unwrap().unwrap() {
-                    (5, Frame::Output(piece) | Frame::ErrorOutput(piece)) => output.extend(piece),
-                    (5, last) => return assert_eq!((&output[..], last), expected, "{words:?}"),
+                    (5, Frame::Output(piece)) => output.extend(piece),
+                    (5, Frame::ErrorOutput(piece)) => errors.extend(piece),
+                    (5, last) => {
+                        output.extend(errors);
+                        return assert_eq!((&output[..], last), expected, "{words:?}");
+                    }
                     other => panic!("{other:?}"),
                 }
             }
