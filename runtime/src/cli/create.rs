@@ -187,6 +187,8 @@ impl Config {
         };
         let (mut spec, unknown) =
             plan::parse(&bytes).map_err(|source| CommandError::Spec { path, source })?;
+        // Here and between other phases: what is done with need not stay, and reading is most of the program.
+        sys::forget_program();
         for name in unknown {
             context.log.warn(&plan::unknown_capability(&name));
         }
@@ -293,6 +295,7 @@ impl Config {
             _ => None,
         });
         run::create(plan, given, |pid, cgroup| {
+            sys::forget_program();
             let fill = |record: &mut Record| -> io::Result<()> {
                 let identity = ProcessIdentity::of(pid)?;
                 (record.init_process_pid, record.init_process_start) = (pid, identity.start_time);
@@ -306,6 +309,7 @@ impl Config {
             };
             fill(&mut record).step(|| format!("write the state to `{}`", directory.display()))
         })?;
+        sys::forget_program();
         container::allow_start(directory)?;
         Ok(Container { directory: directory.to_owned(), record })
     }
