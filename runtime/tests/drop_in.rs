@@ -4,11 +4,14 @@
 
 mod common;
 
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use common::Lab;
 use common::cli::{Bundle, Runtime};
+use common::{Lab, eventually};
 use serde_json::{Value, json};
 
 /// A runtime, and what it answers for a bundle with a changed configuration.
@@ -386,4 +389,115 @@ fn the_configuration_to_start_from_is_runcs() {
         let ours = ours.1.as_array().unwrap();
         assert!(theirs.1.as_array().unwrap().iter().all(|path| ours.contains(path)), "{option}: {ours:?}");
     }
+}
+
+/// A socket of a caller who waits to be notified, in the file system or abstract.
+fn listen(case: &Case, is_abstract: bool) -> (UnixDatagram, String) {
+    let path = case.lab.directory.path().join("callers.sock");
+    let (address, name) = if is_abstract {
+        let name = format!("rswarm-test-{}", std::process::id());
+        (SocketAddr::from_abstract_name(&name).unwrap(), format!("@{name}"))
+    } else {
+        let _ = std::fs::remove_file(&path);
+        (SocketAddr::from_pathname(&path).unwrap(), path.display().to_string())
+    };
+    let socket = UnixDatagram::bind_addr(&address).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    (socket, name)
+}
+
+fn hear(socket: &UnixDatagram) -> String {
+    let mut buffer = [0; 4096];
+    let len = socket.recv(&mut buffer).unwrap();
+    String::from_utf8_lossy(&buffer[..len]).into_owned()
+}
+
+/// Source: `sd_notify(3)`, as runc does it.
+#[test]
+fn whoever_waits_to_be_notified_hears_when_the_program_is_ready() {
+    let Some(case) = Case::new() else { return };
+    let bundle = case.bundle("echo $NOTIFY_SOCKET > /tmp/name; sleep 1000", |_| {});
+    for runtime in std::iter::once(&case.runtime).chain(Runtime::peer(&case.lab).as_ref()) {
+        for (is_abstract, args) in [
+            (false, &["run", "--bundle", bundle.path(), "x"][..]),
+            (false, &["run", "--detach", "--bundle", bundle.path(), "x"]),
+            (true, &["run", "--detach", "--bundle", bundle.path(), "x"]),
+            (true, &["start", "x"]),
+        ] {
+            let (socket, name) = listen(&case, is_abstract);
+            let begin = |args: &[&str]| {
+                let mut command = runtime.command(args);
+                command.env("NOTIFY_SOCKET", &name).stdout(Stdio::null()).stderr(Stdio::null());
+                command.spawn().unwrap()
+            };
+            if args[0] == "start" {
+                assert!(begin(&["create", "--bundle", bundle.path(), "x"]).wait().unwrap().success());
+            }
+            let _ = std::fs::remove_file(case.lab.layer().join("tmp/name"));
+            let mut child = begin(args);
+            let seen = || std::fs::read_to_string(case.lab.layer().join("tmp/name")).unwrap_or_default();
+            eventually("the program runs", || seen() == "/run/notify/notify.sock\n");
+            assert_eq!(child.try_wait().unwrap(), None, "{} {args:?} did not wait", runtime.name);
+            let first = runtime.state("x")["pid"].as_u64().unwrap();
+            let inside = format!("/proc/{first}/root/run/notify/notify.sock");
+            for message in ["STATUS=begins", "READY=1\nSTATUS=up"] {
+                UnixDatagram::unbound().unwrap().send_to(message.as_bytes(), &inside).unwrap();
+            }
+            let mut heard = hear(&socket);
+            while !heard.contains("MAINPID") {
+                heard += &hear(&socket);
+            }
+            let stays = args.len() == 4;
+            let main = if stays { child.id().into() } else { first };
+            assert_eq!(heard, format!("READY=1\nMAINPID={main}\n"), "{} {args:?}", runtime.name);
+            if runtime.name == case.runtime.name {
+                assert_eq!(hear(&socket), "BARRIER=1");
+            }
+            if !stays {
+                assert!(child.wait().unwrap().success(), "{} {args:?}", runtime.name);
+            }
+            runtime.done(&["delete", "--force", "x"]);
+            child.wait().unwrap();
+            assert!(!runtime.root.join("x").exists());
+        }
+    }
+}
+
+#[test]
+fn nobody_waits_for_a_notification_that_cannot_come() {
+    let Some(case) = Case::new() else { return };
+    let (socket, name) = listen(&case, false);
+    let notified = |name: &str, args: &[&str]| {
+        let mut command = case.runtime.command(args);
+        command.env("NOTIFY_SOCKET", name);
+        case.runtime.answer(command)
+    };
+    // The program ends without a word.
+    let bundle = case.bundle("exit 3", |_| {});
+    let path = bundle.path();
+    assert_eq!(notified(&name, &["run", "--bundle", path, "x"]).code, 3);
+    assert_eq!(notified(&name, &["run", "--detach", "--bundle", path, "x"]).code, 0);
+    case.runtime.done(&["delete", "--force", "x"]);
+    assert_eq!(notified(&name, &["create", "--bundle", path, "x"]).code, 0);
+    assert_eq!(notified(&name, &["start", "x"]).code, 0);
+    case.runtime.done(&["delete", "--force", "x"]);
+    socket.set_nonblocking(true).unwrap();
+    assert!(socket.recv(&mut [0; 64]).is_err(), "something was said");
+
+    // Nobody listens, or there was no socket when the container was made.
+    let bundle = case.bundle("sleep 1000", |_| {});
+    for name in ["/nowhere/socket", "@rswarm-test-nobody", "vsock:2:1234"] {
+        let answer = notified(name, &["run", "--detach", "--bundle", bundle.path(), "x"]);
+        assert!(answer.code == 0 && answer.errors.contains(&format!("={name} will not hear")), "{answer:?}");
+        case.runtime.done(&["delete", "--force", "x"]);
+    }
+    case.runtime.done(&["create", "--bundle", bundle.path(), "x"]);
+    let answer = notified(&name, &["start", "x"]);
+    assert!(answer.code == 0 && answer.errors.contains("will not hear"), "{answer:?}");
+    case.runtime.done(&["delete", "--force", "x"]);
+
+    // A creation that fails.
+    let bundle = case.bundle("", |config| config["process"]["args"] = json!(["/nowhere"]));
+    assert_eq!(notified(&name, &["create", "--bundle", bundle.path(), "x"]).code, 1);
+    assert!(!case.runtime.root.join("x").exists());
 }

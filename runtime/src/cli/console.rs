@@ -15,6 +15,8 @@ use rustix::net::{
 use rustix::termios::{OptionalActions, Termios};
 
 use super::error::{CommandError, During, OnFile};
+use super::notify::Notify;
+use super::report::Log;
 use crate::sys;
 
 /// How long the end waits for output that is still on its way.
@@ -94,17 +96,25 @@ pub(super) fn watch_signals() -> Result<OwnedFd, CommandError> {
 }
 
 /// Stays with our child `pid` until it ends: passes signals on, and copies between our terminal and its own (`master`).
+/// Meanwhile whoever is to be notified hears when it is ready, and that we are the process to watch.
 /// Gives its exit code, 128 and the signal's number if it was killed.
-pub(super) fn attend(pid: i32, signals: &OwnedFd, master: Option<OwnedFd>) -> Result<i32, CommandError> {
+pub(super) fn attend(
+    pid: i32,
+    signals: &OwnedFd,
+    master: Option<OwnedFd>,
+    mut notify: Option<(Notify, &Log)>,
+) -> Result<i32, CommandError> {
     let mut terminal = master.map(Terminal::new).transpose().during("prepare the terminal")?;
     loop {
         let mut fds = vec![PollFd::new(signals, PollFlags::IN)];
         if let Some(terminal) = &terminal {
             terminal.watch(&mut fds);
         }
+        fds.extend(notify.iter().map(|(notify, _)| PollFd::from_borrowed_fd(notify.fd(), PollFlags::IN)));
         // Interrupted or not: whoever is called next finds out what is ready.
         let _ = poll(&mut fds, None);
         drop(fds);
+        notify.take_if(|(notify, log)| notify.pass_on(std::process::id() as i32, log));
         let code = take_signals(pid, signals, terminal.as_ref());
         if let Some(terminal) = &mut terminal {
             terminal.copy();

@@ -5,6 +5,7 @@
 //! | `state.json` | once the first process exists | [`Record`] |
 //! | `creating.sock` | while it sets itself up | it cannot be started yet |
 //! | `start.sock` | until it is started | where the first process waits; who removes the name starts it |
+//! | `notify` | with a `NOTIFY_SOCKET` | mounted into the container, with the socket of `notify.rs` |
 //! | `seccomp.bpf` | with a seccomp profile | its compiled filter, for `exec` |
 //!
 //! The names `id`, `init_process_pid`, `init_process_start`, `created`, `cgroup_paths` and `namespace_paths` in
@@ -250,7 +251,7 @@ pub(super) fn claim_start(directory: &Path) -> io::Result<Option<OwnedFd>> {
 }
 
 /// By way of the directory's descriptor, for socket paths end at 107 bytes.
-fn address(directory: &Path, name: &str) -> io::Result<(OwnedFd, SocketAddrUnix)> {
+pub(super) fn address(directory: &Path, name: &str) -> io::Result<(OwnedFd, SocketAddrUnix)> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let handle = rustix::fs::open(directory, flags, Mode::empty())?;
     let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", handle.as_raw_fd()))?;

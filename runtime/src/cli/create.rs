@@ -19,6 +19,7 @@ use super::console::{self, Console};
 use super::container::{self, Container, Phase, Record};
 use super::end;
 use super::error::{CommandError, During, OnFile};
+use super::notify::{self, Notify};
 use super::options::Parsed;
 use super::time::rfc3339;
 use crate::cgroup::systemd::UnitName;
@@ -42,12 +43,14 @@ pub(super) fn create(context: &Context, parsed: &Parsed) -> Result<(), CommandEr
 /// `start`.
 pub(super) fn start(context: &Context, parsed: &Parsed) -> Result<(), CommandError> {
     let container = context.load(parsed)?;
-    start_container(&container).inspect_err(|error| {
+    let notify = start_container(context, &container).inspect_err(|error| {
         if let CommandError::Poststart(_) = error {
             // Source: OCI runtime-spec 1.3, "Lifecycle" 9: an error, and life goes on with 12, the deletion.
             let _ = end::destroy(context, &container);
         }
-    })
+    })?;
+    await_ready(context, &container, notify.as_ref());
+    Ok(())
 }
 
 /// `run`: gives the exit code of the container.
@@ -58,9 +61,15 @@ pub(super) fn run(context: &Context, parsed: &Parsed) -> Result<i32, CommandErro
         sys::set_child_subreaper().during("become the parent of orphans")?;
     }
     let (container, terminal) = make(context, parsed, foreground)?;
-    let result = start_container(&container).and_then(|()| match &signals {
-        Some(signals) => console::attend(container.record.init_process_pid, signals, terminal),
-        None => Ok(0),
+    let result = start_container(context, &container).and_then(|notify| match &signals {
+        Some(signals) => {
+            let pid = container.record.init_process_pid;
+            console::attend(pid, signals, terminal, notify.map(|notify| (notify, &context.log)))
+        }
+        None => {
+            await_ready(context, &container, notify.as_ref());
+            Ok(0)
+        }
     });
     if (foreground && !parsed.is_on("keep")) || result.is_err() {
         let ended = end::destroy(context, &container);
@@ -69,7 +78,14 @@ pub(super) fn run(context: &Context, parsed: &Parsed) -> Result<i32, CommandErro
     result
 }
 
-fn start_container(container: &Container) -> Result<(), CommandError> {
+/// Whoever does not stay with a container stays until it is ready, if its caller wants to hear of that.
+fn await_ready(context: &Context, container: &Container, notify: Option<&Notify>) {
+    if let Some(notify) = notify {
+        notify.wait(container.pidfd().as_ref(), container.record.init_process_pid, &context.log);
+    }
+}
+
+fn start_container(context: &Context, container: &Container) -> Result<Option<Notify>, CommandError> {
     let id = || container.record.id.clone();
     match container.phase() {
         Phase::Created => {}
@@ -81,9 +97,11 @@ fn start_container(container: &Container) -> Result<(), CommandError> {
     else {
         return Err(CommandError::AlreadyRunning { id: id(), found: "being started" });
     };
+    let notify = Notify::listen(container, &context.log);
     run::start(line.as_fd())?;
     run_hooks(container, "poststart", Some(container.record.init_process_pid))
-        .map_err(CommandError::Poststart)
+        .map_err(CommandError::Poststart)?;
+    Ok(notify)
 }
 
 /// Runs hooks that follow an operation. The first failure after the start ends it; after the end each hook is run, and
@@ -124,6 +142,7 @@ fn make(
     if handed > 0 {
         config.announce_sockets(handed);
     }
+    let notifies = notify::offer(&mut config.spec, &directory, &context.log);
     let plan = config.plan(parsed)?;
     sys::forget_program();
     let console = Console::open(config.has_terminal(), parsed.value("console-socket"), foreground)?;
@@ -138,7 +157,10 @@ fn make(
         other => other.on("make", &directory)?,
     }
     let above = parents_to_make(&plan);
-    let made = config.perform(&plan, &directory, preserved, &console).and_then(|container| {
+    let prepared = if notifies { notify::make(&directory) } else { Ok(()) };
+    let made = prepared.on("make a place for a socket in", &directory);
+    let made = made.and_then(|()| config.perform(&plan, &directory, preserved, &console));
+    let made = made.and_then(|container| {
         let terminal = console.master()?;
         if let Some(path) = &pid_file {
             write_pid_file(path, container.record.init_process_pid)?;

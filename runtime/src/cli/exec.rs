@@ -71,7 +71,7 @@ pub(super) fn exec(context: &Context, parsed: &Parsed) -> Result<i32, CommandErr
         write_pid_file(&path, pid)?;
     }
     match &signals {
-        Some(signals) => console::attend(pid, signals, terminal),
+        Some(signals) => console::attend(pid, signals, terminal, None),
         None => Ok(0),
     }
 }

@@ -25,6 +25,7 @@ mod end;
 mod error;
 mod events;
 mod exec;
+mod notify;
 mod options;
 mod report;
 mod show;
