@@ -439,6 +439,8 @@ fn whoever_waits_to_be_notified_hears_when_the_program_is_ready() {
             eventually("the program runs", || seen() == "/run/notify/notify.sock\n");
             assert_eq!(child.try_wait().unwrap(), None, "{} {args:?} did not wait", runtime.name);
             let first = runtime.state("x")["pid"].as_u64().unwrap();
+            // It is for the first process.
+            assert!(!runtime.done(&["exec", "x", "cat", "/proc/self/environ"]).contains("NOTIFY_SOCKET"));
             let inside = format!("/proc/{first}/root/run/notify/notify.sock");
             for message in ["STATUS=begins", "READY=1\nSTATUS=up"] {
                 UnixDatagram::unbound().unwrap().send_to(message.as_bytes(), &inside).unwrap();

@@ -11,7 +11,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxNamespaceType, Spec,
+    LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxNamespaceType, Process, Spec,
 };
 
 use super::Context;
@@ -196,6 +196,8 @@ struct Config {
     cgroup: String,
     systemd: bool,
     spec: Spec,
+    /// Its process without what only the first one has, which `exec` starts from.
+    process: Process,
 }
 
 impl Config {
@@ -232,10 +234,11 @@ impl Config {
             Some(path) => Path::new("/").join(path).display().to_string(),
             None => format!("/{id}"),
         };
+        let process = spec.process().clone().ok_or(PlanError::Missing { field: "process" })?;
         forget_kernel_memory(context, &mut spec);
         allow_default_devices(&mut spec);
         absolute_sources(&mut spec, bundle);
-        Ok(Self { id: id.to_owned(), bundle: bundle.to_owned(), rootfs, cgroup, systemd, spec })
+        Ok(Self { id: id.to_owned(), bundle: bundle.to_owned(), rootfs, cgroup, systemd, spec, process })
     }
 
     /// The program is process 1 of its namespace and has the sockets from descriptor 3 on.
@@ -247,7 +250,7 @@ impl Config {
     }
 
     fn has_terminal(&self) -> bool {
-        self.spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal) == Some(true)
+        self.spec.process().as_ref().and_then(Process::terminal) == Some(true)
     }
 
     fn plan(&self, parsed: &Parsed) -> Result<Plan, CommandError> {
@@ -358,7 +361,7 @@ impl Config {
             cgroup: Cgroup::nowhere(),
             namespaces: kinds.fold(0, |bits, (_, bit, _)| bits | bit as u64),
             owns_pids,
-            process: self.spec.process().clone().ok_or(PlanError::Missing { field: "process" })?,
+            process: self.process.clone(),
             seccomp_flags,
             seccomp_listener: None,
             personality: None,
