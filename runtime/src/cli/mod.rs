@@ -6,7 +6,7 @@
 //!
 //! | file | commands |
 //! |---|---|
-//! | `create` | `create`, `start`, `run` |
+//! | `create`, with `notify` | `create`, `start`, `run` |
 //! | `end` | `kill`, `delete` |
 //! | `exec` | `exec` |
 //! | `control` | `pause`, `resume`, `update` |
