@@ -3,6 +3,7 @@
 
 use clap::Args;
 use rswarm_api::v1;
+use rswarm_identity::JoinToken;
 use rswarm_types::cluster::Subnet;
 use rswarm_types::quantity::{format_bytes, parse_duration};
 use rswarm_types::{Availability, Role};
@@ -136,6 +137,8 @@ fn or_undo<T>(outcome: Result<T, CallError>, started: Started) -> Result<T, Call
 }
 
 pub async fn join(paths: &Paths, client: &Client, args: JoinArgs) -> anyhow::Result<()> {
+    // What no cluster can have given out needs no daemon to be refused.
+    args.token.parse::<JoinToken>()?;
     let started = ensure_running(paths, &args.insecure_registries)?;
     let request = v1::JoinRequest {
         token: args.token,
@@ -179,7 +182,11 @@ pub async fn join_token(client: &Client, args: JoinTokenArgs) -> anyhow::Result<
 /// With force also where no daemon runs, and none may be able to.
 pub async fn leave(paths: &Paths, client: &Client, args: LeaveArgs) -> anyhow::Result<()> {
     match call!(client, local.leave(v1::LeaveRequest { force: args.force })) {
-        Err(CallError::Unreachable { .. }) if args.force && offline::is_member(paths) => {
+        Err(error @ CallError::Unreachable { .. }) if args.force && offline::is_member(paths) => {
+            anyhow::ensure!(
+                !paths.only_run_root_is_named(),
+                "{error}; to leave without one, name its data root as well: `--data-root` or RSWARM_DATA_ROOT"
+            );
             offline::leave(paths.clone()).await?;
         }
         answer => drop(answer?),

@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 
+/// Where the one daemon of a host keeps things.
+const DATA_ROOT: &str = "/var/lib/rswarm";
+const RUN_ROOT: &str = "/run/rswarm";
+
 /// Under what help lists them, apart from a command's own options.
 const GLOBAL: &str = "Which daemon (for every command)";
 
@@ -17,7 +21,7 @@ pub struct Paths {
     #[arg(
         long,
         global = true,
-        default_value_os_t = from_environment("RSWARM_DATA_ROOT", "/var/lib/rswarm"),
+        default_value_os_t = from_environment("RSWARM_DATA_ROOT", DATA_ROOT),
         value_name = "DIR",
         help_heading = GLOBAL
     )]
@@ -26,7 +30,7 @@ pub struct Paths {
     #[arg(
         long,
         global = true,
-        default_value_os_t = from_environment("RSWARM_RUN_ROOT", "/run/rswarm"),
+        default_value_os_t = from_environment("RSWARM_RUN_ROOT", RUN_ROOT),
         value_name = "DIR",
         help_heading = GLOBAL
     )]
@@ -39,6 +43,11 @@ fn from_environment(variable: &str, otherwise: &str) -> PathBuf {
 }
 
 impl Paths {
+    /// Whether these roots may be those of two daemons: enough to call the one, and not to touch what is the other's.
+    pub fn only_run_root_is_named(&self) -> bool {
+        self.run_root != Path::new(RUN_ROOT) && self.data_root == Path::new(DATA_ROOT)
+    }
+
     /// The daemon's unix socket.
     pub fn socket(&self) -> PathBuf {
         self.run_root.join("rswarm.sock")
@@ -113,6 +122,16 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_run_root_without_its_data_root_is_no_node() {
+        let named = |data: &str, run: &str| {
+            Paths { data_root: data.into(), run_root: run.into() }.only_run_root_is_named()
+        };
+        assert!(!named(DATA_ROOT, RUN_ROOT));
+        assert!(!named("/a/data", "/a/run"));
+        assert!(named(DATA_ROOT, "/a/run"));
     }
 
     #[test]

@@ -119,6 +119,19 @@ fn init_is_refused_on_foreign_addresses_and_roots() {
     // Nobody there to answer.
     lab.refused(2, &["service", "ls"], &["rswarm.sock", "daemon"]);
 
+    // Where no daemon runs one is started, and goes again with all that it has made.
+    let bare = lab.config().data_dir.join("bare");
+    let (data, run) = (bare.join("data"), bare.join("run"));
+    let roots = ["--data-root", data.to_str().unwrap(), "--run-root", run.to_str().unwrap()];
+    let mut init = roots.to_vec();
+    init.extend(["init", "--advertise-addr", "10.99.99.99"]);
+    lab.refused(2, &init, &["started the rswarm daemon", "stopped", "10.99.99.99"]);
+    assert!(!data.exists() && !run.exists(), "nothing stays of it");
+    let mut join = roots.to_vec();
+    join.extend(["join", "--token", "RSWTKN-1-x", "10.99.99.99"]);
+    let message = lab.refused(2, &join, &["token", "cut short"]);
+    assert!(!message.contains("started") && !data.exists(), "it needs no daemon: {message}");
+
     // A second daemon on the same data root.
     let data_root = lab.host(1).data_root.to_string_lossy().into_owned();
     let other = lab.host(1).run_root.join("other").to_string_lossy().into_owned();

@@ -259,6 +259,11 @@ fn a_create_that_fails_leaves_nothing_and_says_why() {
             "bind mount `/no/source`",
         ),
         (
+            set("/mounts", json!([{ "destination": "/x", "type": "nosuchfs" }])),
+            &[],
+            "mount nosuchfs on `/x`: this kernel has no file system `nosuchfs`",
+        ),
+        (
             set("/linux/resources", json!({ "memory": { "limit": 64 << 20, "swap": 32 << 20 } })),
             &[],
             // On v1 the kernel refuses it, on v2, which limits swap alone, the plan does.

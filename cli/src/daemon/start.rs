@@ -1,7 +1,7 @@
 //! Starting a daemon for `init` and `join` on a host where none runs.
 
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,11 +17,13 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two looks at the socket.
 const POLL: Duration = Duration::from_millis(5);
 
-/// What was begun for a command: the daemon if this process is its parent, and what it was given to remember.
+/// What was begun for a command: the daemon if this process is its parent, what it was given to remember, and those of
+/// its roots that had not been there.
 #[derive(Debug, Default)]
 pub struct Started {
     daemon: Option<Child>,
     remembered: Option<Remembered>,
+    roots: Vec<PathBuf>,
 }
 
 impl Started {
@@ -36,6 +38,11 @@ impl Started {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
         if asked.is_ok() && daemon.wait().is_ok() {
             eprintln!("Stopped the rswarm daemon again (process {pid}).");
+            for root in self.roots {
+                if let Err(error) = std::fs::remove_dir_all(&root) {
+                    eprintln!("cannot remove `{}` again: {error}", root.display());
+                }
+            }
         }
     }
 }
@@ -56,9 +63,11 @@ pub fn ensure_running(paths: &Paths, registries: &[String]) -> anyhow::Result<St
         return Ok(Started::default());
     }
     super::require_root()?;
+    let roots = [&paths.data_root, &paths.run_root].into_iter().filter(|root| !root.exists());
+    let roots = roots.cloned().collect();
     crate::paths::make_private(&paths.data_root)?;
-    let mut started =
-        Started { remembered: registries::remember(&paths.registries(), registries)?, daemon: None };
+    let remembered = registries::remember(&paths.registries(), registries)?;
+    let mut started = Started { remembered, roots, daemon: None };
     match start(paths) {
         Ok(daemon) => {
             started.daemon = daemon;

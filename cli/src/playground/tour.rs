@@ -175,6 +175,7 @@ fn explain(lab: &Lab, example: Option<&str>) {
     if let Some(directory) = directory_to_add(&lab.config().executable) {
         println!("    export PATH=\"$PATH:{}\"", directory.display());
     }
+    println!("    export RSWARM_DATA_ROOT={}", lab.host(1).data_root.display());
     println!("    export RSWARM_RUN_ROOT={}", lab.host(1).run_root.display());
     println!("    rswarm service scale {SERVICE}=6");
     println!("    rswarm service update --image {NAME}:{} {SERVICE}", REVISIONS[1]);

@@ -16,9 +16,12 @@ pub(super) fn steps(
     filter: Option<Program>,
     inside: &mut Vec<Inside>,
 ) -> Result<(), PlanError> {
-    let args = process.args().clone().unwrap_or_default();
-    let name =
-        args.first().filter(|name| !name.is_empty()).ok_or(PlanError::Missing { field: "process.args" })?;
+    let args = process.args().clone().ok_or(PlanError::Missing { field: "process.args" })?;
+    let name = args.first().filter(|name| !name.is_empty()).ok_or_else(|| PlanError::Invalid {
+        field: "process.args",
+        value: format!("{args:?}"),
+        reason: "expected a program and what it is given".to_owned(),
+    })?;
     let env = distinct(process.env().clone().unwrap_or_default());
     for (field, list) in [("process.args", &args), ("process.env", &env)] {
         if let Some(bad) = list.iter().find(|text| text.contains('\0')) {

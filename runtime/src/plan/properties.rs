@@ -186,7 +186,7 @@ fn each_wrong_field_is_named_with_its_value_and_the_rule() {
             json!("sh"),
             "`process.args` has the invalid value `\"sh\"`: invalid type: string \"sh\", expected a sequence",
         ),
-        ("/process/args", json!([]), "`process.args` is missing"),
+        ("/process/args", json!([]), "`process.args` has the invalid value `[]`: expected a program"),
         (
             "/process/cwd",
             json!("tmp"),

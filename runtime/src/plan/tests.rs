@@ -114,7 +114,7 @@ fn mount_options_become_attributes() {
 #[test]
 fn configuration_that_cannot_be_carried_out_is_refused_by_name() {
     type Edit = fn(&mut Spec);
-    let table: [(Edit, &str); 11] = [
+    let table: [(Edit, &str); 12] = [
         (|spec| _ = spec.set_process(None), "`process` is missing"),
         (|spec| _ = spec.set_linux(None), "`linux` is missing"),
         (
@@ -130,9 +130,10 @@ fn configuration_that_cannot_be_carried_out_is_refused_by_name() {
             |spec| _ = spec.process_mut().as_mut().unwrap().set_terminal(Some(true)),
             "`process.terminal` is not supported yet",
         ),
+        (|spec| _ = spec.process_mut().as_mut().unwrap().set_args(None), "`process.args` is missing"),
         (
             |spec| _ = spec.process_mut().as_mut().unwrap().set_args(Some(Vec::new())),
-            "`process.args` is missing",
+            "`process.args` has the invalid value `[]`: expected a program and what it is given",
         ),
         (
             |spec| _ = spec.process_mut().as_mut().unwrap().set_args(Some(vec!["a\0b".to_owned()])),

@@ -112,6 +112,12 @@ impl Root {
         let target = plan.target.display();
         match &plan.kind {
             MountKind::FileSystem { name, source, options, copy_up } => {
+                // Before its place is made: of one that cannot be there shall be no directory left.
+                let mut attributes = plan.attributes;
+                if name == "tmpfs" {
+                    attributes.set &= !libc::MOUNT_ATTR_RDONLY;
+                }
+                let mount = new_mount(name, source.as_deref(), options, attributes, &plan.target)?;
                 let kernel = KERNEL.contains(&name.as_str());
                 let place =
                     if kernel { self.ordinary_directory(&plan.target) } else { self.directory(&plan.target) };
@@ -125,11 +131,6 @@ impl Root {
                     }
                     other => other.step(|| format!("make the mount point `{target}`"))?,
                 };
-                let mut attributes = plan.attributes;
-                if name == "tmpfs" {
-                    attributes.set &= !libc::MOUNT_ATTR_RDONLY;
-                }
-                let mount = new_mount(name, source.as_deref(), options, attributes, &plan.target)?;
                 if name == "tmpfs" {
                     let step = || format!("fill the tmpfs on `{target}`");
                     if !options.iter().any(|(key, _)| key == "mode") {
@@ -367,7 +368,12 @@ fn new_mount(
     target: &Path,
 ) -> Result<OwnedFd, Failure> {
     let step = || format!("mount {name} on `{}`", target.display());
-    let context = rustix::mount::fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC).step(step)?;
+    let context = match rustix::mount::fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC) {
+        Err(Errno::NODEV) => {
+            return Err(Failure::new(step(), format!("this kernel has no file system `{name}`")));
+        }
+        other => other.step(step)?,
+    };
     if let Some(source) = source {
         rustix::mount::fsconfig_set_string(&context, "source", source).step(step)?;
     }
