@@ -5,8 +5,9 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::cli::{Bundle, Runtime};
@@ -90,6 +91,34 @@ fn no_descriptor_of_the_host_is_left_in_the_program() {
         assert!(lines.len() == 3 && lines[0] == "/dev/null", "{text}");
         assert!(lines[1..].iter().all(|line| line.starts_with("pipe:")), "{text}");
     }
+}
+
+/// Whoever has the host's `/dev/null` open may close it to everybody there: `fchmod(2)` asks for no path.
+#[test]
+fn the_hosts_null_device_is_not_what_a_program_is_given() {
+    let Some(lab) = Lab::new() else { return };
+    let same = "test $(stat -L -c %d:%i /proc/self/fd/0) = $(stat -c %d:%i /dev/null) && echo same";
+    assert_eq!(lab.run(&lab.script("task", same)), (0, "same\n".to_owned()));
+
+    // A device of this test's in the place of the host's.
+    let null = lab.directory.path().join("null");
+    let made = Command::new("mknod").args(["-m", "666"]).arg(&null).args(["c", "1", "3"]).status().unwrap();
+    assert!(made.success());
+    let mode = || std::fs::metadata(&null).unwrap().permissions().mode() & 0o777;
+    let runtime = Runtime::ours(&lab);
+    let bundle = Bundle::new(&lab, "null", "chmod 640 /proc/self/fd/0; sleep 1000");
+    let call = |args: &[&str]| {
+        let mut command = runtime.command(args);
+        command.stdin(std::fs::File::options().read(true).write(true).open(&null).unwrap());
+        let answer = runtime.answer(command);
+        assert_eq!(answer.code, 0, "{}", answer.errors);
+    };
+    call(&["create", "--bundle", bundle.path(), "null"]);
+    call(&["start", "null"]);
+    let own = || runtime.call(&["exec", "null", "/bin/sh", "-c", "stat -c %a /dev/null"]).output;
+    common::eventually("the container has changed its own", || own() == "640\n");
+    call(&["exec", "null", "/bin/sh", "-c", "chmod 600 /proc/self/fd/0"]);
+    assert_eq!((own().as_str(), mode()), ("600\n", 0o666));
 }
 
 /// CVE-2019-16884 and CVE-2023-27561: `/proc` as a link makes the runtime mount procfs elsewhere, and mask nothing.

@@ -248,6 +248,8 @@ pub enum Inside {
     /// Make the working directory if it is not there, as a container's first process finds it.
     MakeDirectory(PathBuf),
     WorkingDirectory(PathBuf),
+    /// What is the host's `/dev/null` becomes the container's own, whose mode and owner may be changed.
+    OwnNull,
     StdioOwner {
         uid: u32,
     },

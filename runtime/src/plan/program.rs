@@ -47,6 +47,7 @@ pub(super) fn steps(
         inside.push(Inside::Rlimit(Rlimit { name, resource, soft: limit.soft(), hard: limit.hard() }));
     }
     inside.push(Inside::WorkingDirectory(process.cwd().clone()));
+    inside.push(Inside::OwnNull);
     let user = process.user();
     if user.uid() != 0 {
         inside.push(Inside::StdioOwner { uid: user.uid() });

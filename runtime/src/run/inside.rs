@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::{Gid, Uid};
 
@@ -21,7 +21,7 @@ use crate::sys::{self, MountAttributes};
 
 /// Why a limit cannot be raised.
 pub(super) const NO_RESOURCE: &str =
-    "raising a hard limit needs CAP_SYS_RESOURCE, which the daemon does not have";
+    "raising a hard limit needs CAP_SYS_RESOURCE, which the runtime does not have";
 /// So much of `/etc/passwd` is read.
 const PASSWD_MAX: u64 = 1 << 20;
 /// Where programs are searched when the container has no `PATH`.
@@ -201,6 +201,7 @@ impl Process {
             Inside::Rlimit(limit) => rlimit(limit),
             Inside::MakeDirectory(path) => self.root()?.make_directory(path),
             Inside::WorkingDirectory(path) => working_directory(path),
+            Inside::OwnNull => own_null(),
             Inside::StdioOwner { uid } => stdio_owner(*uid),
             Inside::FindHome { uid } => {
                 self.home = Some(format!("HOME={}", home(*uid)));
@@ -445,7 +446,7 @@ pub(super) fn oom_score_adj(path: &Path, adjustment: i32) -> Result<(), Failure>
         Err(error) if error.raw_os_error() == Some(libc::EACCES) => Err(Failure::new(
             step(),
             format!(
-                "lowering it from {} needs CAP_SYS_RESOURCE, which the daemon does not have",
+                "lowering it from {} needs CAP_SYS_RESOURCE, which the runtime does not have",
                 present.trim()
             ),
         )),
@@ -474,6 +475,30 @@ fn working_directory(path: &Path) -> Result<(), Failure> {
     // A path through /proc could have led out of the container by way of an open descriptor (CVE-2024-21626).
     if !sys::current_directory().step(step)?.starts_with(b"/") {
         return Err(Failure::new(step(), "it is outside of the container"));
+    }
+    Ok(())
+}
+
+/// Replaces standard descriptors that are the host's `/dev/null` by the container's: through the host's, a program could
+/// close that to everybody on the host (`fchmod(2)`). One that has no such device keeps what it was given.
+fn own_null() -> Result<(), Failure> {
+    let is_null = |stat: &Stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+            && stat.st_rdev == rustix::fs::makedev(1, 3)
+    };
+    let step = || "open the container's `/dev/null`".to_owned();
+    // The image may have anything there, such as a pipe without an end.
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let Ok(own) = rustix::fs::open("/dev/null", flags, Mode::empty()) else { return Ok(()) };
+    if !is_null(&rustix::fs::fstat(&own).step(step)?) {
+        return Ok(());
+    }
+    let replace =
+        [rustix::stdio::dup2_stdin::<&OwnedFd>, rustix::stdio::dup2_stdout, rustix::stdio::dup2_stderr];
+    for (number, replace) in (0..).zip(replace) {
+        if is_null(&rustix::fs::fstat(sys::standard(number)).step(step)?) {
+            replace(&own).step(step)?;
+        }
     }
     Ok(())
 }

@@ -65,6 +65,7 @@ fn one_node(plan: &Plan) -> anyhow::Result<()> {
         "one node: idle daemon, CPU",
         "one node: shim of a container, proportional",
         "one node: shim of a container, private",
+        "one node: create until 200 run",
     ];
     if !names.iter().any(|name| plan.wants(name)) {
         return Ok(());
@@ -83,6 +84,7 @@ fn one_node(plan: &Plan) -> anyhow::Result<()> {
         })?;
     }
     plan.figure(names[0], "ms", Some(100.0), |run| create(&lab, &format!("a{run}"), 3))?;
+    plan.figure(names[5], "ms", Some(4000.0), |run| create(&lab, &format!("b{run}"), 200))?;
     if plan.wants(names[3]) || plan.wants(names[4]) {
         lab.create(1, "shims", plan.runs, &[], &[]);
         lab.until_running(1, "shims", plan.runs, LIMIT);
