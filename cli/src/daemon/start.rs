@@ -39,7 +39,9 @@ impl Started {
         if asked.is_ok() && daemon.wait().is_ok() {
             eprintln!("Stopped the rswarm daemon again (process {pid}).");
             for root in self.roots {
-                if let Err(error) = std::fs::remove_dir_all(&root) {
+                if let Err(error) = std::fs::remove_dir_all(&root)
+                    && error.kind() != std::io::ErrorKind::NotFound
+                {
                     eprintln!("cannot remove `{}` again: {error}", root.display());
                 }
             }

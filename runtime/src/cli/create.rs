@@ -137,7 +137,6 @@ fn make(
         return Err(CommandError::Exists { id: id.to_owned() });
     }
     let mut config = Config::read(context, id, &bundle, parsed.is_on("systemd-cgroup"))?;
-    // Reading and planning are most of the program, and what is done with need not stay.
     sys::forget_program();
     if handed > 0 {
         config.announce_sockets(handed);
