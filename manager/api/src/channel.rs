@@ -1,5 +1,6 @@
 //! Connections for clients: mutual TLS over TCP to other nodes, and the unix socket of the daemon on this host.
 
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,8 @@ where
 {
     let addr: Arc<str> = addr.into();
     let config = Arc::new(config);
-    endpoint(KEEP_ALIVE_TIMEOUT).connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+    let endpoint = if is_own(&addr) { endpoint() } else { kept_alive(endpoint(), KEEP_ALIVE_TIMEOUT) };
+    endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
         let (addr, config) = (addr.clone(), config.clone());
         async move {
             let tcp = TcpStream::connect(&*addr).await?;
@@ -44,18 +46,47 @@ where
 /// A channel to the daemon that listens on the unix socket `path`.
 pub fn unix(path: &Path) -> Channel {
     let path: Arc<PathBuf> = Arc::new(path.to_owned());
-    endpoint(LOCAL_KEEP_ALIVE_TIMEOUT).connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { UnixStream::connect(&*path).await.map(TokioIo::new) }
-    }))
+    kept_alive(endpoint(), LOCAL_KEEP_ALIVE_TIMEOUT).connect_with_connector_lazy(tower::service_fn(
+        move |_: Uri| {
+            let path = path.clone();
+            async move { UnixStream::connect(&*path).await.map(TokioIo::new) }
+        },
+    ))
 }
 
-fn endpoint(keep_alive_timeout: Duration) -> Endpoint {
+fn endpoint() -> Endpoint {
     // The authority is only a label here: connectors above know where to go.
-    Endpoint::from_static("http://rswarm")
-        .connect_timeout(CONNECT_TIMEOUT)
+    Endpoint::from_static("http://rswarm").connect_timeout(CONNECT_TIMEOUT).http2_adaptive_window(true)
+}
+
+fn kept_alive(endpoint: Endpoint, timeout: Duration) -> Endpoint {
+    endpoint
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(keep_alive_timeout)
+        .keep_alive_timeout(timeout)
         .keep_alive_while_idle(true)
-        .http2_adaptive_window(true)
+}
+
+/// Whether `addr` is of this host, so that nothing on the way can fail silently and asking for life would only wake
+/// an idle node. The kernel knows: it takes an own address as the source of what goes there.
+fn is_own(addr: &str) -> bool {
+    let Ok(addr) = addr.parse::<SocketAddr>() else { return false };
+    // Connecting a datagram socket looks the route up and sends nothing.
+    let source = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
+        socket.connect(addr)?;
+        socket.local_addr()
+    });
+    source.is_ok_and(|source| source.ip() == addr.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_own;
+
+    #[test]
+    fn only_addresses_of_this_host_are_own() {
+        assert!(is_own("127.0.0.1:2377"));
+        for other in ["192.0.2.1:2377", "localhost:2377", "127.0.0.1", ""] {
+            assert!(!is_own(other), "{other}");
+        }
+    }
 }

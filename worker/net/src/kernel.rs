@@ -44,6 +44,8 @@ pub(crate) struct Kernel {
     pub config: NetworkConfig,
     route: Socket,
     netfilter: Socket,
+    /// The tables as last read, and the generation of the rule set they were read at.
+    read: Option<(u32, message::Shape, BTreeSet<Element>)>,
 }
 
 impl Kernel {
@@ -56,6 +58,7 @@ impl Kernel {
                 .map_err(|error| NetError::kernel("open a NETLINK_ROUTE socket", error))?,
             netfilter: Socket::open(libc::NETLINK_NETFILTER)
                 .map_err(|error| NetError::kernel("open a NETLINK_NETFILTER socket", error))?,
+            read: None,
         })
     }
 
@@ -85,10 +88,19 @@ impl Kernel {
         Ok(observed)
     }
 
-    /// Reads our tables.
+    /// Reads our tables, unless nothing in the namespace's rule set has changed since they were read: the look at an
+    /// idle node then costs one message, whatever it carries.
     pub fn firewall(&mut self) -> Result<(message::Shape, BTreeSet<Element>), NetError> {
-        message::observe(&mut self.netfilter, &self.config.table)
-            .map_err(|error| NetError::kernel(format!("read nft table `{}`", self.config.table), error))
+        let failed = |error| NetError::kernel(format!("read nft table `{}`", self.config.table), error);
+        let generation = message::generation(&mut self.netfilter).map_err(failed)?;
+        if let Some((at, shape, elements)) = &self.read
+            && *at == generation
+        {
+            return Ok((shape.clone(), elements.clone()));
+        }
+        let (shape, elements) = message::observe(&mut self.netfilter, &self.config.table).map_err(failed)?;
+        self.read = Some((generation, shape.clone(), elements.clone()));
+        Ok((shape, elements))
     }
 
     /// Reads one link with all that [`crate::plan::plan_network`] and [`crate::plan::plan_endpoint`] look at.

@@ -32,6 +32,7 @@ const DEL_SET: u16 = 11;
 const NEW_ELEMENT: u16 = 12;
 const GET_ELEMENT: u16 = 13;
 const DEL_ELEMENT: u16 = 14;
+const GET_GENERATION: u16 = 16;
 
 const TABLE_NAME: u16 = 1;
 const CHAIN_TABLE: u16 = 1;
@@ -56,6 +57,7 @@ const SET_DATA_TYPE: u16 = 6;
 const SET_DATA_LEN: u16 = 7;
 const SET_ID: u16 = 10;
 const SET_USERDATA: u16 = 13;
+const GENERATION_ID: u16 = 1;
 const ELEMENTS_TABLE: u16 = 1;
 const ELEMENTS_SET: u16 = 2;
 const ELEMENTS_LIST: u16 = 3;
@@ -513,6 +515,17 @@ fn observe_elements(
             }));
         }
     })
+}
+
+/// A number that changes with every change of any rule set in the namespace, whoever makes it.
+pub(crate) fn generation(socket: &mut Socket) -> Result<u32, KernelError> {
+    let answer = socket.get(&message(GET_GENERATION, Family::Inet, Attributes::new()))?;
+    // The answer starts with `struct nfgenmsg`.
+    answer
+        .get(4..)
+        .and_then(|attributes| find(attributes, GENERATION_ID))
+        .and_then(be_number)
+        .ok_or(KernelError { errno: libc::EPROTO, reason: None })
 }
 
 /// The families in which our table exists.
