@@ -1,7 +1,7 @@
 //! The caller's side: creating containers, and handles on them that work from any process, before and after a restart.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
@@ -59,8 +59,8 @@ pub struct Containers {
 #[derive(Debug)]
 struct Shim {
     command: ShimCommand,
-    /// A private read-only mount of the executable, see [`seal`].
-    sealed: Option<OwnedFd>,
+    /// The executable on a private read-only mount, see [`seal`].
+    sealed: Option<File>,
 }
 
 impl Containers {
