@@ -796,6 +796,15 @@ fn users_without_privileges_have_containers_too() {
     let last = mounts.lines().last().unwrap();
     let options = last.split(' ').nth(3).unwrap();
     assert!(options.split(',').any(|option| option == "ro"), "{mounts}");
+    for (args, controller) in
+        [(&["pause", "x"][..], "freezer"), (&["update", "--memory", "1g", "x"], "memory")]
+    {
+        let answer = call(args);
+        let lacks = format!(
+            "`x` has no cgroup with the controller `{controller}`: its processes are in `/sys/fs/cgroup"
+        );
+        assert!(answer.code == 1 && answer.errors.contains(&lacks), "{answer:?}");
+    }
     done(&["delete", "--force", "x"]);
     assert_eq!(std::fs::read_dir(home.join("rswarm-runc")).map_or(0, Iterator::count), 0);
 }

@@ -503,3 +503,32 @@ fn nobody_waits_for_a_notification_that_cannot_come() {
     assert_eq!(notified(&name, &["create", "--bundle", bundle.path(), "x"]).code, 1);
     assert!(!case.runtime.root.join("x").exists());
 }
+
+#[test]
+fn what_a_command_lacks_or_met_is_in_its_error() {
+    let Some(lab) = Lab::new() else { return };
+    let runtime = Runtime::ours(&lab);
+    let bundle = Bundle::new(&lab, "errors", "exec sleep 1000");
+    runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]);
+    let said = |args: &[&str], code: i32| {
+        let answer = runtime.call(args);
+        assert_eq!(answer.code, code, "{answer:?}");
+        answer.errors
+    };
+    let errors = said(&["exec", "x"], 255);
+    assert!(errors.contains("process args cannot be empty: expected a command"), "{errors}");
+    let errors = said(&["exec", "x", "--", "true"], 255);
+    assert!(errors.contains("exec `--`"), "{errors}");
+    // It selects nothing, and prints its title alone.
+    let errors = said(&["ps", "x", "-C", "no-such-program"], 1);
+    assert!(errors.contains("failed to run `ps`: exit status: 1: "), "{errors}");
+    let errors = said(&["exec", "--process", "/no/such.json", "x"], 255);
+    assert!(errors.contains("failed to read `/no/such.json`: no such file or directory\""), "{errors}");
+    if Path::new("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists() {
+        let errors = said(&["update", "--memory", "5", "x"], 1);
+        assert!(errors.contains(" bytes are in use, of which too few can be given up"), "{errors}");
+    } else {
+        eprintln!("skipped in part: v2 takes any limit of memory");
+    }
+    runtime.done(&["delete", "--force", "x"]);
+}

@@ -28,6 +28,11 @@ impl Cgroup {
         Some(Freezer::V2 { control: file("cgroup.freeze"), events: file("cgroup.events") })
     }
 
+    /// Whether its processes can be halted.
+    pub fn has_freezer(&self) -> bool {
+        self.freezer().is_some()
+    }
+
     /// Whether its processes are halted, or about to be.
     pub fn is_frozen(&self) -> bool {
         match self.freezer() {

@@ -40,6 +40,31 @@ impl Layout {
         Ok(layout)
     }
 
+    /// The directory that the process `pid` is in with respect to `controller`, if this host has it. The v2 tree freezes
+    /// without a controller.
+    pub fn place_of(&self, pid: i32, controller: &str) -> Option<PathBuf> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        self.find(&text, controller)
+    }
+
+    /// In the text of `/proc/<pid>/cgroup`. Source: `cgroups(7)`.
+    pub(super) fn find(&self, text: &str, controller: &str) -> Option<PathBuf> {
+        let v1_name = if controller == "io" { "blkio" } else { controller };
+        let v1 = self.v1.iter().find(|hierarchy| hierarchy.controllers.iter().any(|name| name == v1_name));
+        let on_v2 = controller == "freezer" || self.unified_controllers.iter().any(|name| name == controller);
+        let mount = match v1 {
+            Some(hierarchy) => &hierarchy.mount,
+            None => self.unified.as_ref().filter(|_| on_v2)?,
+        };
+        let path = text.lines().find_map(|line| {
+            let (names, path) = line.split_once(':')?.1.split_once(':')?;
+            let meant =
+                if v1.is_some() { names.split(',').any(|name| name == v1_name) } else { names.is_empty() };
+            meant.then_some(path)
+        })?;
+        Some(mount.join(path.trim_start_matches('/')))
+    }
+
     /// Every controller is on v2.
     pub fn is_v2(&self) -> bool {
         self.v1.is_empty() && self.unified.is_some()

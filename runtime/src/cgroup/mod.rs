@@ -516,7 +516,27 @@ impl Write {
 
     fn perform_on(&self, file: &mut fs::File) -> Result<(), Failure> {
         use io::Write as _;
-        file.write_all(self.value.as_bytes()).step(|| self.describe())
+        file.write_all(self.value.as_bytes())
+            .step(|| self.describe())
+            .map_err(|failure| self.with_use(failure))
+    }
+
+    /// Says how much there is of what v1 cannot bring below a limit.
+    fn with_use(&self, failure: Failure) -> Failure {
+        let used = match self.path.file_name().and_then(|name| name.to_str()) {
+            Some("memory.limit_in_bytes") => "memory.usage_in_bytes",
+            Some("memory.memsw.limit_in_bytes") => "memory.memsw.usage_in_bytes",
+            _ => return failure,
+        };
+        match read_number(&self.path.with_file_name(used)) {
+            Some(used) if failure.errno() == Some(libc::EBUSY) => {
+                let text = format!(
+                    "{used} bytes are in use, of which too few can be given up: expected a higher limit"
+                );
+                Failure::new(failure.step, text)
+            }
+            _ => failure,
+        }
     }
 
     fn describe(&self) -> String {

@@ -44,6 +44,23 @@ fn resources() -> LinuxResources {
         .unwrap()
 }
 
+#[test]
+fn the_place_of_a_process_is_found_by_controller() {
+    let layout = Layout { unified_controllers: vec!["io".to_owned()], ..Layout::parse(HYBRID) };
+    let text = "5:memory:/m\n3:cpu,cpuacct:/c/d\n1:name=systemd:/s\n0::/user\n";
+    for (controller, expected) in [
+        ("memory", Some("/sys/fs/cgroup/memory/m")),
+        ("cpuacct", Some("/sys/fs/cgroup/cpu,cpuacct/c/d")),
+        ("io", Some("/sys/fs/cgroup/unified/user")),
+        ("freezer", Some("/sys/fs/cgroup/unified/user")),
+        // In no line, and on no host.
+        ("pids", None),
+        ("rdma", None),
+    ] {
+        assert_eq!(layout.find(text, controller).as_deref(), expected.map(Path::new), "{controller}");
+    }
+}
+
 fn rendered(plan: &CgroupPlan) -> Vec<String> {
     plan.limits.iter().map(|write| format!("{} = {}", write.path.display(), write.value)).collect()
 }
@@ -286,7 +303,7 @@ fn parents_that_are_pruned_meanwhile_are_made_again() {
 
 #[test]
 fn the_shims_cgroup_that_is_pruned_meanwhile_is_made_again() {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
     const ROUNDS: usize = 5000;
     let layout = Layout::detect().unwrap();
     let is_pids = |hierarchy: &&Hierarchy| hierarchy.controllers.iter().any(|name| name == "pids");
@@ -305,14 +322,20 @@ fn the_shims_cgroup_that_is_pruned_meanwhile_is_made_again() {
         directory: parent.join(SHIMS),
     };
     let done = AtomicBool::new(false);
+    // Each time that is lost takes a removal, and no more are withstood than this many.
+    let allowed = AtomicI64::new(0);
     let failures = std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                let _ = fs::remove_dir(&shims.directory);
-                let _ = fs::remove_dir(&parent);
+                for directory in [&shims.directory, &parent] {
+                    if allowed.load(Ordering::Relaxed) > 0 && fs::remove_dir(directory).is_ok() {
+                        allowed.fetch_sub(1, Ordering::Relaxed);
+                    }
+                }
             }
         });
         let join = |_| {
+            allowed.store(i64::from(PRUNED_MAX) / 2, Ordering::Relaxed);
             let joined = shims.make_and_join();
             fs::write(&home, "0").unwrap();
             joined.err().map(|failure| failure.to_string())

@@ -6,17 +6,25 @@ use std::path::PathBuf;
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxPidsBuilder, LinuxResources};
 
 use super::Context;
-use super::container::{Container, Phase};
+use super::container::{Container, Phase, Record};
 use super::create::NO_KERNEL_MEMORY;
 use super::error::{CommandError, During, OnFile};
 use super::options::{Parsed, UsageError};
-use crate::cgroup::{self, Layout};
+use crate::cgroup::{self, CgroupError, Layout};
 
 /// `pause`.
 pub(super) fn pause(context: &Context, parsed: &Parsed) -> Result<(), CommandError> {
     let container = context.load(parsed)?;
     match container.phase() {
-        Phase::Running | Phase::Created => Ok(container.record.cgroup.freeze()?),
+        Phase::Running | Phase::Created => {
+            let layout = Layout::detect().on("read", "/proc/self/mountinfo")?;
+            if !container.record.cgroup.has_freezer()
+                && let Some(error) = not_delegated(&container, &layout, "freezer")
+            {
+                return Err(error);
+            }
+            Ok(container.record.cgroup.freeze()?)
+        }
         phase => Err(CommandError::NotRunning { id: container.record.id, found: phase.name() }),
     }
 }
@@ -50,8 +58,21 @@ pub(super) fn update(context: &Context, parsed: &Parsed) -> Result<(), CommandEr
     }
     keep_share(&container, &mut resources);
     let layout = Layout::detect().on("read", "/proc/self/mountinfo")?;
-    let plan = cgroup::update(&layout, container.record.cgroup.clone(), Some(&resources))?;
-    Ok(plan.change()?)
+    let plan = cgroup::update(&layout, container.record.cgroup.clone(), Some(&resources));
+    let plan = plan.map_err(|error| match &error {
+        CgroupError::NoController { controller, .. } => {
+            not_delegated(&container, &layout, controller).unwrap_or(error.into())
+        }
+        _ => error.into(),
+    });
+    Ok(plan?.change()?)
+}
+
+/// What the container has no cgroup for, although the host could have it.
+fn not_delegated(container: &Container, layout: &Layout, controller: &str) -> Option<CommandError> {
+    let Record { id, init_process_pid, .. } = &container.record;
+    let path = layout.place_of(*init_process_pid, controller)?;
+    Some(CommandError::NotDelegated { id: id.clone(), controller: controller.to_owned(), path })
 }
 
 /// Quota and period belong together: where only one is given the other stays. v2 has both in one file, and systemd

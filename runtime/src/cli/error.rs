@@ -33,6 +33,8 @@ pub(super) enum CommandError {
     HasStopped { id: String },
     #[error("cannot delete container {id} that is not stopped: {found}")]
     NotStopped { id: String, found: &'static str },
+    #[error("process args cannot be empty: expected a command after the container's id, or --process")]
+    NoCommand,
     #[error("cannot exec in a stopped container: `{id}`")]
     ExecStopped { id: String },
     #[error("cannot exec in a paused container (use --ignore-paused to override): `{id}`")]
@@ -59,6 +61,12 @@ pub(super) enum CommandError {
         "cannot set `{name}`: rootless needs no limits + no cgrouppath when no permission is granted for cgroups"
     )]
     LimitNotPermitted { name: &'static str },
+    #[error(
+        "container `{id}` has no cgroup with the controller `{controller}`: its processes are in `{}`, where its user may make none; \
+         have one delegated (with systemd: `systemd-run --user --scope`) or be root, and create the container anew",
+        path.display()
+    )]
+    NotDelegated { id: String, controller: String, path: PathBuf },
     #[error("a terminal needs {expected}")]
     Terminal { expected: &'static str },
     #[error("cannot keep descriptor {number} of --preserve-fds: it is not open")]

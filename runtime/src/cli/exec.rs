@@ -87,7 +87,7 @@ fn process(context: &Context, container: &Container, parsed: &Parsed) -> Result<
     let invalid =
         |field, value: &str, expected| CommandError::Config { field, value: value.to_owned(), expected };
     if parsed.arguments.len() < 2 {
-        return Err(invalid("exec", "", "a command, or --process"));
+        return Err(CommandError::NoCommand);
     }
     process.set_args(Some(parsed.arguments[1..].to_vec()));
     process.set_terminal(Some(parsed.is_on("tty")));

@@ -117,8 +117,6 @@ impl Parsed {
             match rest {
                 [] => break,
                 _ if command.passes_on_after.is_some_and(|count| self.arguments.len() >= count) => {
-                    // The mark that ends the flags is not meant for whom the words are passed to.
-                    let rest = if rest[0] == "--" { &rest[1..] } else { rest };
                     self.arguments.extend_from_slice(rest);
                     break;
                 }
@@ -292,7 +290,9 @@ mod tests {
         let (_, parsed) = read("exec -e A=b -e C=d x ls -la --env").unwrap();
         assert_eq!(parsed.arguments, ["x", "ls", "-la", "--env"]);
         assert_eq!(parsed.values("env").collect::<Vec<_>>(), ["A=b", "C=d"]);
-        assert_eq!(read("exec x -- ls --").unwrap().1.arguments, ["x", "ls", "--"]);
+        // The mark that ends the flags is one before the id only, as with runc.
+        assert_eq!(read("exec x -- ls --").unwrap().1.arguments, ["x", "--", "ls", "--"]);
+        assert_eq!(read("exec -- x -- ls").unwrap().1.arguments, ["x", "--", "ls"]);
     }
 
     #[test]

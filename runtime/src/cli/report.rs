@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::time::rfc3339;
+use crate::error::Cause;
 use crate::sys;
 
 #[derive(Debug, Default)]
@@ -68,12 +69,15 @@ impl Log {
     }
 }
 
-/// An error with all its causes on one line.
+/// An error with all its causes on one line, those of the kernel in words alone.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        let _ = write!(text, ": {cause}");
+        let _ = match cause.downcast_ref::<std::io::Error>() {
+            Some(error) => write!(text, ": {}", Cause::from(error)),
+            None => write!(text, ": {cause}"),
+        };
         source = cause.source();
     }
     text

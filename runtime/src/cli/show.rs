@@ -130,8 +130,12 @@ pub(super) fn ps(context: &Context, parsed: &Parsed) -> Result<(), CommandError>
     let options = if options.is_empty() { &default[..] } else { options };
     let output = Command::new("ps").args(options).output().during("run `ps`")?;
     if !output.status.success() {
-        let said = std::io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned());
-        return Err(said).during("run `ps`");
+        // Where it selects nothing, it says so by its exit status alone.
+        let said =
+            [output.stderr, output.stdout].map(|said| String::from_utf8_lossy(&said).trim().to_owned());
+        let said = said.into_iter().filter(|said| !said.is_empty());
+        let text = std::iter::once(output.status.to_string()).chain(said).collect::<Vec<_>>().join(": ");
+        return Err(std::io::Error::other(text)).during("run `ps`");
     }
     let text = String::from_utf8_lossy(&output.stdout);
     let mut lines = text.lines();

@@ -18,7 +18,7 @@ use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
 use super::{Cgroup, CgroupError, CgroupPlan, Layout, Write, update};
-use crate::error::Failure;
+use crate::error::{Cause, Failure};
 use bus::{Bus, BusError, Place};
 use wire::Property;
 
@@ -198,9 +198,9 @@ fn connect(user: bool) -> Result<Bus, Failure> {
     let places = if user { of_user() } else { bus::of_system() };
     let step = if user { "connect to systemd of this user" } else { "connect to systemd" };
     Bus::connect(&places).map_err(|error| match error {
-        BusError::Connection(_) if user => {
+        BusError::Connection(error) if user => {
             let what = "is there a session, with DBUS_SESSION_BUS_ADDRESS or XDG_RUNTIME_DIR?";
-            Failure::new(step, format!("{error}; {what}"))
+            Failure::new(step, format!("{}; {what}", Cause::from(&error)))
         }
         error => failure(step, &error),
     })
