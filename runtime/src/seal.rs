@@ -40,8 +40,6 @@ fn own(fd: &impl AsRawFd) -> String {
 pub(crate) fn run_sealed() -> io::Result<()> {
     let program = Path::new("/proc/self/exe");
     if rustix::fs::statvfs(program)?.f_flag.contains(StatVfsMountFlags::RDONLY) {
-        // Of what the start has used, little is used again.
-        sys::forget_program();
         return Ok(());
     }
     let protected = match seal(program) {
