@@ -21,9 +21,10 @@ use crate::{
     error::ImageError,
     index::Origin,
     manifest::{self, Descriptor, Document, MAX_DOCUMENT, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST},
+    names::familiar,
     platform::Platform,
     reference::Reference,
-    store::{Image, ImageStore, NewImage, Pins, familiar},
+    store::{Image, ImageStore, NewImage, Pins},
     unpack::{Kind, TarReader},
 };
 
@@ -261,7 +262,10 @@ impl Files {
                 .tags
                 .extend(full_name.and_then(|name| name.parse().ok()).map(|r: Reference| r.without_digest()));
             if image.tags.is_empty() {
-                image.tags.extend(tags.get(&Digest::of(&image.config)).into_iter().flatten().cloned());
+                let layers = image.layers.iter().map(|(_, blob)| *blob).collect();
+                image
+                    .tags
+                    .extend(tags.get(&(Digest::of(&image.config), layers)).into_iter().flatten().cloned());
             }
             // One image under two names appears as two entries.
             match found.iter_mut().find(|other| other.manifest == image.manifest) {
@@ -313,17 +317,21 @@ impl Files {
         Ok(Found { tags: Vec::new(), config, manifest: bytes, diff_ids, layers })
     }
 
-    /// The names in the `manifest.json` that current versions of `docker save` add to an OCI layout, by config.
-    fn docker_tags(&self) -> HashMap<Digest, Vec<Reference>> {
+    /// The names in the `manifest.json` that current versions of `docker save` add to an OCI layout, by config and
+    /// layers: the same config may be there with layers compressed in several ways.
+    fn docker_tags(&self) -> HashMap<(Digest, Vec<Digest>), Vec<Reference>> {
         let images: Vec<DockerImage> = self.json("manifest.json").unwrap_or_default();
-        let tags = |image: DockerImage| {
-            let config = self.file(&plain_name("", &image.config)).ok()?.digest;
-            Some((
-                config,
-                image.repo_tags.unwrap_or_default().iter().filter_map(|tag| tag.parse().ok()).collect(),
-            ))
-        };
-        images.into_iter().filter_map(tags).collect()
+        let digest = |name: &String| Some(self.file(&plain_name("", name)).ok()?.digest);
+        let mut tags: HashMap<_, Vec<Reference>> = HashMap::new();
+        for image in images {
+            let layers: Option<Vec<Digest>> = image.layers.iter().map(digest).collect();
+            if let (Some(config), Some(layers)) = (digest(&image.config), layers) {
+                let names = image.repo_tags.unwrap_or_default();
+                let names = names.iter().filter_map(|tag| tag.parse().ok());
+                tags.entry((config, layers)).or_default().extend(names);
+            }
+        }
+        tags
     }
 
     fn docker_images(&self, wanted: &Platform) -> Result<Vec<Found>, ImageError> {

@@ -24,21 +24,24 @@ pub enum Origin {
     Local,
 }
 
-/// All images by id (the digest of the config).
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// What the store has, by manifest.
+///
+/// Several manifests may describe one image (one config, layers compressed in other ways). Each has its own names and
+/// blobs; the image, its id and its unpacked layers are shared.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Index {
-    version: u32,
-    pub images: BTreeMap<Digest, Record>,
+    pub manifests: BTreeMap<Digest, Record>,
 }
 
-/// What is remembered of one image; the rest is in its blobs.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// What is remembered of one manifest; the rest is in its blobs.
+#[derive(Clone, Debug)]
 pub(crate) struct Record {
-    pub manifest: Digest,
+    /// Digest of the config: the image's id.
+    pub id: Digest,
     pub origin: Origin,
-    /// Full `name:tag`; each belongs to one image only.
+    /// Full `name:tag`; each belongs to one manifest only.
     pub tags: BTreeSet<String>,
-    /// Full `name@digest`, of the manifest and of the index it was chosen from.
+    /// Full `name@digest`, of the manifest and of the indexes it was chosen from.
     pub digests: BTreeSet<String>,
     /// From the base up.
     pub layers: Vec<LayerRecord>,
@@ -52,9 +55,58 @@ pub(crate) struct LayerRecord {
     pub unpacked: u64,
 }
 
-impl Default for Index {
-    fn default() -> Self {
-        Index { version: VERSION, images: BTreeMap::new() }
+/// `images.json`: by id, the preferred manifest of each image with the others after it.
+///
+/// Stores of before there were others lack `others`, and need no migration; a daemon of that time reads this file as
+/// well, and knows the preferred manifest alone.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    version: u32,
+    images: BTreeMap<Digest, StoredImage>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredImage {
+    #[serde(flatten)]
+    preferred: StoredManifest,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    others: Vec<StoredManifest>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredManifest {
+    manifest: Digest,
+    origin: Origin,
+    tags: BTreeSet<String>,
+    digests: BTreeSet<String>,
+    layers: Vec<LayerRecord>,
+}
+
+impl From<Stored> for Index {
+    fn from(stored: Stored) -> Index {
+        let images = stored.images.into_iter().flat_map(|(id, image)| {
+            std::iter::once(image.preferred).chain(image.others).map(move |stored| {
+                let StoredManifest { manifest, origin, tags, digests, layers } = stored;
+                (manifest, Record { id, origin, tags, digests, layers })
+            })
+        });
+        Index { manifests: images.collect() }
+    }
+}
+
+impl From<&Index> for Stored {
+    fn from(index: &Index) -> Stored {
+        let ids: BTreeSet<Digest> = index.manifests.values().map(|record| record.id).collect();
+        let stored = |manifest: Digest| {
+            let Record { id: _, origin, tags, digests, layers } = index.manifests[&manifest].clone();
+            StoredManifest { manifest, origin, tags, digests, layers }
+        };
+        let image = |id: Digest| {
+            let mut manifests = index.manifests_of(&id).into_iter().map(stored);
+            let preferred = manifests.next()?;
+            Some((id, StoredImage { preferred, others: manifests.collect() }))
+        };
+        Stored { version: VERSION, images: ids.into_iter().filter_map(image).collect() }
     }
 }
 
@@ -67,20 +119,21 @@ impl Index {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Index::default()),
             Err(error) => return Err(ImageError::io("read", path)(error)),
         };
-        let index: Index = serde_json::from_slice(&bytes)
+        let stored: Stored = serde_json::from_slice(&bytes)
             .map_err(|source| ImageError::CorruptIndex { path: path.clone(), source })?;
-        if index.version != VERSION {
-            let reason = format!("version {} is not known, expected {VERSION}", index.version);
+        if stored.version != VERSION {
+            let reason = format!("version {} is not known, expected {VERSION}", stored.version);
             return Err(ImageError::invalid(format!("image index `{}`", path.display()), reason));
         }
-        Ok(index)
+        Ok(stored.into())
     }
 
     /// Replaces the index on disk; after an error the old one still holds.
     pub fn write(&self, root: &Path) -> Result<(), ImageError> {
         let path = root.join(FILE);
         let temporary = root.join("tmp").join(FILE);
-        let bytes = serde_json::to_vec_pretty(self).expect("an index has string keys and plain values");
+        let bytes = serde_json::to_vec_pretty(&Stored::from(self))
+            .expect("an index has string keys and plain values");
         let write = || -> io::Result<()> {
             let mut file = File::create(&temporary)?;
             file.write_all(&bytes)?;

@@ -4,7 +4,7 @@
 //! is wanted, and by whom, is the caller's business. Credentials come from the caller too; nothing of them is kept.
 //!
 //! ```text
-//! <root>/images.json             names and facts of each image (index.rs)
+//! <root>/images.json             names and facts of each manifest, by image (index.rs, names.rs)
 //!        blobs/sha256/<hex>      manifests, configs, layers as they came (blobs.rs)
 //!        layers/<hex>/fs         unpacked layers, shared, read-only by convention (layers.rs)
 //!        partial/<hex>           downloads under way, gone on with after a restart (partial.rs)
@@ -22,6 +22,7 @@ mod import;
 mod index;
 mod layers;
 mod manifest;
+mod names;
 mod partial;
 mod platform;
 mod reference;

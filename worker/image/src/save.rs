@@ -19,8 +19,8 @@ use crate::{
     digest::{Digest, HashingReader},
     error::ImageError,
     manifest::{self, Descriptor, Document, OCI_INDEX},
+    names::familiar,
     reference::Reference,
-    store::familiar,
     store::{Image, ImageStore},
 };
 
@@ -41,7 +41,7 @@ impl ImageStore {
                 .ok()
                 .filter(|name| name.digest().is_none() && image.references.contains(&name.familiar()))
                 .map(|name| name.to_string());
-            match images.iter_mut().find(|(known, _)| known.id == image.id) {
+            match images.iter_mut().find(|(known, _)| known.manifest_digest == image.manifest_digest) {
                 Some((_, tags)) => tags.extend(tag),
                 None => images.push((image, tag.into_iter().collect())),
             }

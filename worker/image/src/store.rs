@@ -20,6 +20,7 @@ use crate::{
     index::{Index, LayerRecord, Origin, Record},
     layers::Layers,
     manifest::{self, MAX_DOCUMENT},
+    names::familiar,
     partial::Partials,
     reference::Reference,
     registry::Registries,
@@ -29,16 +30,18 @@ use crate::{
 /// Threads that unpack layers of one image at a time: unpacking is bound by the disk and by decompression.
 const UNPACK_THREADS: usize = 4;
 
-/// One image of the store, as of the moment it was asked for.
+/// One image of the store by one of its manifests, as of the moment it was asked for.
+///
+/// The same image may have come with several manifests: each is listed by itself, under the same id, with its own names.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// Digest of the config; what Docker calls the image id.
     pub id: Digest,
-    /// Digest of the manifest.
+    /// Digest of the manifest that the names below mean.
     pub manifest_digest: Digest,
-    /// Its names as a user writes them (`nginx:1.25`), sorted.
+    /// Names as a user writes them (`nginx:1.25`), sorted.
     pub references: Vec<String>,
-    /// Its pinned names (`nginx@sha256:…`), sorted: of the manifest and of the index it was chosen from.
+    /// Pinned names (`nginx@sha256:…`), sorted: of the manifest and of the indexes it was chosen from.
     pub digests: Vec<String>,
     pub origin: Origin,
     /// When it was built, RFC 3339; `None` if it does not say.
@@ -59,7 +62,8 @@ pub struct Image {
 pub struct Removed {
     /// Names that no longer exist.
     pub untagged: Vec<String>,
-    /// Ids of images that are gone with their last name.
+    /// Ids of images that are gone with their last name; of a manifest that is gone while its image has others, its
+    /// digest.
     pub deleted: Vec<Digest>,
 }
 
@@ -107,6 +111,7 @@ pub(crate) struct Inner {
 #[derive(Default)]
 pub(crate) struct State {
     pub index: Index,
+    /// By manifest, as in the index; those with a damaged config are left out.
     pub images: BTreeMap<Digest, Image>,
     /// Blobs and layers that an operation under way relies on, with the number of such operations.
     pins: HashMap<Digest, usize>,
@@ -141,10 +146,12 @@ impl ImageStore {
         let blobs = Blobs::open(&root)?;
         let layers = Layers::open(&root, limits.layer)?;
         let mut images = BTreeMap::new();
-        for (id, record) in &index.images {
-            match blobs.read(id, MAX_DOCUMENT).and_then(|config| image(*id, record, &config)) {
-                Ok(image) => drop(images.insert(*id, image)),
-                Err(error) => tracing::warn!(image = %id, %error, "image is left out: pull or load it again"),
+        for (manifest, record) in &index.manifests {
+            match blobs.read(&record.id, MAX_DOCUMENT).and_then(|config| image(*manifest, record, &config)) {
+                Ok(image) => drop(images.insert(*manifest, image)),
+                Err(error) => {
+                    tracing::warn!(image = %record.id, %error, "image is left out: pull or load it again");
+                }
             }
         }
         let state = State { index, images, ..State::default() };
@@ -167,7 +174,8 @@ impl ImageStore {
         *self.inner.in_use.write().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(in_use));
     }
 
-    /// The image meant by a name (`nginx`, `host:5000/x:1`, `x@sha256:…`), an id, or the unique beginning of an id.
+    /// The image meant by a name (`nginx`, `host:5000/x:1`, `x@sha256:…`), the digest of a manifest, an id, or the
+    /// unique beginning of an id. Of several manifests of one id one with a name is taken.
     pub fn get(&self, reference_or_id: &str) -> Option<Image> {
         self.find(reference_or_id).ok()
     }
@@ -178,19 +186,16 @@ impl ImageStore {
     /// `NoSuchImage`, `AmbiguousId`.
     pub fn find(&self, reference_or_id: &str) -> Result<Image, ImageError> {
         let state = self.state();
-        state.find(reference_or_id).map(|id| state.images[&id].clone())
+        state.find(reference_or_id).map(|manifest| state.images[&manifest].clone())
     }
 
-    /// All images, by first name, then those without a name, by id.
+    /// All images, each manifest by itself: by first name, then those without a name, by id.
     pub fn list(&self) -> Vec<Image> {
+        fn key(image: &Image) -> (bool, &[String], Digest, Digest) {
+            (image.references.is_empty(), &image.references, image.id, image.manifest_digest)
+        }
         let mut images: Vec<Image> = self.state().images.values().cloned().collect();
-        images.sort_by(|a, b| {
-            (a.references.is_empty(), &a.references, a.id).cmp(&(
-                b.references.is_empty(),
-                &b.references,
-                b.id,
-            ))
-        });
+        images.sort_by(|a, b| key(a).cmp(&key(b)));
         images
     }
 
@@ -216,7 +221,7 @@ impl ImageStore {
         Ok(image.layers.iter().rev().map(|diff_id| self.inner.layers.path(diff_id)).collect())
     }
 
-    /// Gives `image` the further name `reference`, taking it from the image that had it.
+    /// Gives the manifest that `image` means the further name `reference`, taking it from the one that had it.
     ///
     /// # Errors
     /// `InvalidReference`; `NoSuchImage`; index write errors, after which nothing has changed.
@@ -229,37 +234,39 @@ impl ImageStore {
             });
         }
         let mut state = self.state();
-        let id = state.find(image)?;
+        let manifest = state.find(image)?;
         let mut index = state.index.clone();
-        index.assign(&reference.without_digest().to_string(), id);
+        index.assign(&reference.without_digest().to_string(), manifest);
         self.replace(&mut state, index)?;
-        Ok(state.images[&id].clone())
+        Ok(state.images[&manifest].clone())
     }
 
-    /// Removes a name and, with its last name, the image and what only it needed.
+    /// Removes a name; with the last name of a manifest that manifest, with the last one of all the image, and what
+    /// only they needed.
     ///
-    /// By id, all its names go; with several of them only if `force`. An image in use is refused; with `force` it
-    /// loses its names but stays until nobody uses it.
+    /// By id, all names of all manifests go; with several of them only if `force`. The last name of an image in use is
+    /// refused; with `force` the image loses it but stays until nobody uses it.
     ///
     /// # Errors
     /// `NoSuchImage`, `AmbiguousId`, `InUse`, `SeveralNames`.
     pub fn remove(&self, reference_or_id: &str, force: bool) -> Result<Removed, ImageError> {
         let mut state = self.state();
-        let id = state.find(reference_or_id)?;
+        let mut meant = state.find_all(reference_or_id)?;
         let mut index = state.index.clone();
-        let record = index.images.get_mut(&id).expect("a found image has a record");
-        let mut removed =
-            Removed { untagged: take_names(record, reference_or_id, force)?, deleted: Vec::new() };
-        if record.tags.is_empty() && record.digests.is_empty() {
-            match self.user(&state, &id) {
+        let untagged = index.take_names(&meant, reference_or_id, force)?;
+        meant.retain(|manifest| index.manifests[manifest].is_nameless());
+        let mut removed = Removed { untagged, deleted: Vec::new() };
+        if let Some(first) = meant.first() {
+            let id = index.manifests[first].id;
+            let all = index.manifests_of(&id);
+            // Manifests that had lost their names before go with the last one that has any.
+            let last = all.iter().all(|manifest| index.manifests[manifest].is_nameless());
+            match self.user(&state, &id).filter(|_| last) {
                 Some(user) if !force => {
                     return Err(ImageError::InUse { image: reference_or_id.to_owned(), user });
                 }
                 Some(_) => {}
-                None => {
-                    let _ = index.images.remove(&id);
-                    removed.deleted.push(id);
-                }
+                None => removed.deleted = index.remove(if last { &all } else { &meant }),
             }
         }
         self.replace(&mut state, index)?;
@@ -271,10 +278,17 @@ impl ImageStore {
     }
 
     /// Who uses an image or is about to, if anyone does.
-    pub(crate) fn user(&self, state: &State, id: &Digest) -> Option<String> {
+    fn user(&self, state: &State, id: &Digest) -> Option<String> {
         let in_use = self.inner.in_use.read().unwrap_or_else(PoisonError::into_inner);
         let about_to = || state.holds.contains_key(id).then(|| "a container being prepared".to_owned());
         in_use.as_ref().and_then(|ask| ask(id)).or_else(about_to)
+    }
+
+    /// Who needs a manifest, if anyone does: the user of its image, unless it has no name and the image has another.
+    pub(crate) fn user_of_manifest(&self, state: &State, image: &Image) -> Option<String> {
+        let preferred = || state.index.manifests_of(&image.id).first() == Some(&image.manifest_digest);
+        let named = !state.index.manifests[&image.manifest_digest].is_nameless();
+        if named || preferred() { self.user(state, &image.id) } else { None }
     }
 
     /// Keeps an image from being removed while the result lives, until its user is known to whoever was registered by
@@ -284,7 +298,7 @@ impl ImageStore {
     /// `NoSuchImage` if it has been removed meanwhile.
     pub fn hold(&self, id: &Digest) -> Result<Hold, ImageError> {
         let mut state = self.state();
-        if !state.images.contains_key(id) {
+        if !state.images.values().any(|image| image.id == *id) {
             return Err(ImageError::NoSuchImage { reference: id.to_string() });
         }
         *state.holds.entry(*id).or_default() += 1;
@@ -304,23 +318,26 @@ impl ImageStore {
     pub(crate) fn collect(&self, also_partial: bool) -> Result<u64, ImageError> {
         let inner = &self.inner;
         let state = self.state();
-        let mut needed: HashSet<Digest> = state.pins.keys().copied().collect();
-        for (id, record) in &state.index.images {
-            needed.extend([*id, record.manifest]);
-            needed.extend(record.layers.iter().flat_map(|layer| [layer.blob, layer.diff_id]));
+        // Two sets, as the blob of a layer that is not compressed has the layer's own digest.
+        let mut blobs: HashSet<Digest> = state.pins.keys().copied().collect();
+        let mut layers = blobs.clone();
+        for (manifest, record) in &state.index.manifests {
+            blobs.extend([*manifest, record.id]);
+            blobs.extend(record.layers.iter().map(|layer| layer.blob));
+            layers.extend(record.layers.iter().map(|layer| layer.diff_id));
         }
-        let mut freed = inner.partials.retain(|digest| needed.contains(digest), also_partial)?;
+        let mut freed = inner.partials.retain(|digest| blobs.contains(digest), also_partial)?;
         let directory = inner.blobs.directory();
         for file in fs::read_dir(directory).map_err(ImageError::io("list", directory))? {
             let file = file.map_err(ImageError::io("list", directory))?;
             let digest = format!("sha256:{}", file.file_name().to_string_lossy()).parse();
-            if digest.as_ref().is_ok_and(|digest| needed.contains(digest)) {
+            if digest.as_ref().is_ok_and(|digest| blobs.contains(digest)) {
                 continue;
             }
             freed += file.metadata().map_or(0, |metadata| metadata.len());
             fs::remove_file(file.path()).map_err(ImageError::io("remove", file.path()))?;
         }
-        let (removed, layer_bytes) = inner.layers.retain(|diff_id| needed.contains(diff_id))?;
+        let (removed, layer_bytes) = inner.layers.retain(|diff_id| layers.contains(diff_id))?;
         // Deleting many files takes time that nobody else needs to wait for.
         drop(state);
         drop(removed);
@@ -334,23 +351,20 @@ impl ImageStore {
     /// The image that has exactly this name.
     pub(crate) fn find_name(&self, reference: &Reference) -> Result<Image, ImageError> {
         let state = self.state();
-        let id = state
+        let manifest = state
             .find_reference(reference)
             .ok_or_else(|| ImageError::NoSuchImage { reference: reference.familiar() })?;
-        Ok(state.images[&id].clone())
+        Ok(state.images[&manifest].clone())
     }
 
-    /// Repositories of `registry` that are known to have, or to have had, the blob: those of pinned names of images
+    /// Repositories of `registry` that are known to have, or to have had, the blob: those of pinned names of manifests
     /// that need it.
     pub(crate) fn repositories_with(&self, blob: &Digest, registry: &str) -> Vec<String> {
         let state = self.state();
-        let with = state
-            .index
-            .images
-            .iter()
-            .filter(|(id, record)| *id == blob || record.layers.iter().any(|layer| layer.blob == *blob));
-        let repositories: BTreeSet<String> = with
-            .flat_map(|(_, record)| &record.digests)
+        let manifests = state.index.manifests.values();
+        let repositories: BTreeSet<String> = manifests
+            .filter(|record| record.id == *blob || record.layers.iter().any(|layer| layer.blob == *blob))
+            .flat_map(|record| &record.digests)
             .filter_map(|name| name.parse::<Reference>().ok())
             .filter(|name| name.registry() == registry)
             .map(|name| name.repository().to_owned())
@@ -358,18 +372,14 @@ impl ImageStore {
         repositories.into_iter().collect()
     }
 
-    /// Gives an image the further name `name@digest`.
-    pub(crate) fn add_pinned_name(&self, id: &Digest, name: &str) -> Result<(), ImageError> {
+    /// Gives a manifest the further name `name@digest`.
+    pub(crate) fn add_pinned_name(&self, manifest: &Digest, name: &str) -> Result<(), ImageError> {
         let mut state = self.state();
         let mut index = state.index.clone();
-        match index.images.get_mut(id) {
-            // It was removed while it was pushed.
-            None => return Ok(()),
-            Some(record) => {
-                if !record.digests.insert(name.to_owned()) {
-                    return Ok(());
-                }
-            }
+        let record = index.manifests.get_mut(manifest);
+        if !record.is_some_and(|record| record.digests.insert(name.to_owned())) {
+            // Known already, or removed while it was pushed.
+            return Ok(());
         }
         self.replace(&mut state, index)
     }
@@ -414,33 +424,29 @@ impl ImageStore {
         results.into_iter().map(|(_, result)| result).collect()
     }
 
-    /// Adds an image whose blobs are all there; tags move here from other images. Durable when it returns.
+    /// Adds a manifest whose blobs are all there; tags move here from others, which stay. Durable when it returns.
     pub(crate) fn commit(&self, new: NewImage) -> Result<Image, ImageError> {
-        let config = self.inner.blobs.read(&new.id, MAX_DOCUMENT)?;
+        let NewImage { id, manifest, mut origin, tags, mut digests, layers } = new;
+        let config = self.inner.blobs.read(&id, MAX_DOCUMENT)?;
         let mut state = self.state();
         let mut index = state.index.clone();
-        let mut record = Record {
-            manifest: new.manifest,
-            origin: new.origin,
-            tags: BTreeSet::new(),
-            digests: new.digests,
-            layers: new.layers,
-        };
-        if let Some(old) = index.images.get(&new.id) {
-            record.tags.clone_from(&old.tags);
-            record.digests.extend(old.digests.iter().cloned());
+        let mut kept = BTreeSet::new();
+        if let Some(old) = index.manifests.remove(&manifest) {
+            kept = old.tags;
+            digests.extend(old.digests);
             if old.origin == Origin::Registry {
-                record.origin = Origin::Registry;
+                origin = Origin::Registry;
             }
         }
-        let image = image(new.id, &record, &config)?;
-        index.images.insert(new.id, record);
-        for tag in &new.tags {
-            index.assign(tag, new.id);
+        let record = Record { id, origin, tags: kept, digests, layers };
+        let image = image(manifest, &record, &config)?;
+        index.add(manifest, record);
+        for tag in &tags {
+            index.assign(tag, manifest);
         }
-        state.images.insert(new.id, image);
+        state.images.insert(manifest, image);
         self.replace(&mut state, index)?;
-        Ok(state.images[&new.id].clone())
+        Ok(state.images[&manifest].clone())
     }
 
     /// Makes `index` the current one, on disk first, and brings the images' names in line with it.
@@ -450,101 +456,12 @@ impl ImageStore {
             state.index = index;
         }
         let State { index, images, .. } = state;
-        images.retain(|id, _| index.images.contains_key(id));
-        for (id, image) in images {
-            (image.references, image.digests) = names(&index.images[id]);
+        images.retain(|manifest, _| index.manifests.contains_key(manifest));
+        for (manifest, image) in images {
+            (image.references, image.digests) = names(&index.manifests[manifest]);
         }
         written
     }
-}
-
-impl State {
-    pub fn find(&self, text: &str) -> Result<Digest, ImageError> {
-        let missing = || ImageError::NoSuchImage { reference: text.to_owned() };
-        if let Ok(digest) = text.parse::<Digest>() {
-            let by_manifest =
-                || self.index.images.iter().find(|(_, record)| record.manifest == digest).map(|(id, _)| *id);
-            let found = if self.images.contains_key(&digest) { Some(digest) } else { by_manifest() };
-            return found.filter(|id| self.images.contains_key(id)).ok_or_else(missing);
-        }
-        if let Ok(reference) = text.parse::<Reference>()
-            && let Some(id) = self.find_reference(&reference)
-        {
-            return Ok(id);
-        }
-        let prefix = text.strip_prefix("sha256:").unwrap_or(text);
-        if prefix.is_empty()
-            || prefix.len() > 64
-            || !prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-        {
-            return Err(missing());
-        }
-        let matches: Vec<Digest> =
-            self.images.keys().filter(|id| id.hex().starts_with(prefix)).copied().collect();
-        match matches.as_slice() {
-            [] => Err(missing()),
-            [id] => Ok(*id),
-            several => Err(ImageError::AmbiguousId { prefix: text.to_owned(), matches: several.len() }),
-        }
-    }
-
-    /// By digest if the reference has one, else by tag. A local image's name and manifest digest count as pinned name.
-    fn find_reference(&self, reference: &Reference) -> Option<Digest> {
-        let named = |tag: &String| tag.rsplit_once(':').is_some_and(|(name, _)| name == reference.name());
-        let matches = |record: &Record| match reference.digest() {
-            None => record.tags.contains(&reference.to_string()),
-            Some(digest) => {
-                record.digests.contains(&reference.pinned_name(digest))
-                    || record.manifest == digest && record.tags.iter().any(named)
-            }
-        };
-        let found = self.index.images.iter().find(|(_, record)| matches(record)).map(|(id, _)| *id);
-        found.filter(|id| self.images.contains_key(id))
-    }
-}
-
-impl Index {
-    /// Gives `tag` to the image `id` alone.
-    fn assign(&mut self, tag: &str, id: Digest) {
-        for (other, record) in &mut self.images {
-            if *other == id {
-                record.tags.insert(tag.to_owned());
-            } else {
-                record.tags.remove(tag);
-            }
-        }
-    }
-}
-
-/// Takes from `record` the names that removing `text` removes.
-fn take_names(record: &mut Record, text: &str, force: bool) -> Result<Vec<String>, ImageError> {
-    let reference = text
-        .parse::<Reference>()
-        .ok()
-        .filter(|reference| reference.digest().is_some() || record.tags.contains(&reference.to_string()));
-    let Some(reference) = reference else {
-        if record.tags.len() > 1 && !force {
-            let names = record.tags.iter().map(|name| familiar(name)).collect();
-            return Err(ImageError::SeveralNames { image: text.to_owned(), names });
-        }
-        let gone = [std::mem::take(&mut record.tags), std::mem::take(&mut record.digests)];
-        return Ok(gone.iter().flatten().map(|name| familiar(name)).collect());
-    };
-    let name = reference.name();
-    let of_name = |full: &String, mark: char| full.rsplit_once(mark).is_some_and(|(n, _)| n == name);
-    let mut gone = Vec::new();
-    if reference.tag().is_some() {
-        gone.extend(record.tags.take(&reference.without_digest().to_string()));
-    }
-    // Pinned names go when they are meant themselves, or with the last tag of their repository.
-    if reference.digest().is_some() || !record.tags.iter().any(|tag| of_name(tag, ':')) {
-        gone.extend(record.digests.extract_if(.., |full| of_name(full, '@')));
-    }
-    if gone.is_empty() {
-        // A local image found by name and manifest digest: it has no pinned name, only tags.
-        gone.extend(record.tags.extract_if(.., |full| of_name(full, ':')));
-    }
-    Ok(gone.iter().map(|name| familiar(name)).collect())
 }
 
 /// What [`ImageStore::commit`] is told of a new image.
@@ -595,12 +512,12 @@ impl Drop for Pins {
     }
 }
 
-fn image(id: Digest, record: &Record, config: &[u8]) -> Result<Image, ImageError> {
-    let config = manifest::read_config(config, &id.to_string())?;
+fn image(manifest: Digest, record: &Record, config: &[u8]) -> Result<Image, ImageError> {
+    let config = manifest::read_config(config, &record.id.to_string())?;
     let (references, digests) = names(record);
     Ok(Image {
-        id,
-        manifest_digest: record.manifest,
+        id: record.id,
+        manifest_digest: manifest,
         references,
         digests,
         origin: record.origin,
@@ -611,10 +528,6 @@ fn image(id: Digest, record: &Record, config: &[u8]) -> Result<Image, ImageError
         blobs: record.layers.iter().map(|layer| layer.blob).collect(),
         layer_bytes: record.layers.iter().map(|layer| layer.unpacked).collect(),
     })
-}
-
-pub(crate) fn familiar(full: &str) -> String {
-    full.parse::<Reference>().map_or_else(|_| full.to_owned(), |reference| reference.familiar())
 }
 
 /// Tags and pinned names as a user writes them.

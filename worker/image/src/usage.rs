@@ -22,13 +22,13 @@ pub struct HistoryEntry {
     pub size_bytes: u64,
 }
 
-/// What one image takes on disk, in bytes.
+/// What one manifest of an image takes on disk, in bytes.
 #[derive(Clone, Debug)]
 pub struct ImageUsage {
     pub image: Image,
-    /// Layers, packed and unpacked, that other images have as well.
+    /// Layers, packed and unpacked, and configs that others have as well.
     pub shared_bytes: u64,
-    /// What goes with the image.
+    /// What goes with it.
     pub unique_bytes: u64,
     /// Who uses it, if anyone does.
     pub user: Option<String>,
@@ -191,7 +191,7 @@ impl ImageStore {
         let images = self.list();
         let users: Vec<Option<String>> = {
             let state = self.state();
-            images.iter().map(|image| self.user(&state, &image.id)).collect()
+            images.iter().map(|image| self.user_of_manifest(&state, image)).collect()
         };
         let mut sizes: HashMap<Part, u64> = HashMap::new();
         let mut owners: HashMap<Part, usize> = HashMap::new();
@@ -250,14 +250,14 @@ impl ImageStore {
             let candidates: Vec<Image> = state
                 .images
                 .values()
-                .filter(|image| filter.admits(image) && self.user(&state, &image.id).is_none())
+                .filter(|image| filter.admits(image) && self.user_of_manifest(&state, image).is_none())
                 .cloned()
                 .collect();
-            for image in candidates {
-                index.images.remove(&image.id);
+            for image in &candidates {
                 removed.untagged.extend(image.references.iter().chain(&image.digests).cloned());
-                removed.deleted.push(image.id);
             }
+            let manifests: Vec<Digest> = candidates.iter().map(|image| image.manifest_digest).collect();
+            removed.deleted = index.remove(&manifests);
             if !removed.deleted.is_empty() {
                 self.replace(&mut state, index)?;
             }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use common::{archive, demo, is_root};
+use common::{archive, demo, gzip, is_root, repacked};
 use rswarm_image::{Digest, ImageStore, LoadOptions, PruneFilter, builder::ImageBuilder};
 
 const ROOT: &str = "RSWARM_TEST_CRASH_ROOT";
@@ -31,6 +31,9 @@ fn a_busy_store() {
         let bytes = archive(&image(number));
         store.load(bytes.as_slice(), &LoadOptions::default()).unwrap();
         store.tag("crash:1", &format!("crash:n{number}")).unwrap();
+        // The same image once more, by a second manifest.
+        let bytes = repacked(&image(number), "crash:packed", gzip);
+        store.load(bytes.as_slice(), &LoadOptions::default()).unwrap();
         if number == 3 {
             store.remove("crash:n1", true).ok();
         }
@@ -51,7 +54,7 @@ fn check(root: &Path) -> usize {
         let top = store.rootfs(&image).unwrap()[0].join("number");
         assert_eq!(fs::read(top).unwrap().len(), 200_000);
         // Every blob is what its name says: saving verifies them.
-        store.save(&[image.id.to_string()], std::io::sink()).unwrap();
+        store.save(&[image.manifest_digest.to_string()], std::io::sink()).unwrap();
     }
     let blobs: BTreeSet<String> = common::names(&root.join("blobs/sha256")).into_iter().collect();
     for blob in &blobs {

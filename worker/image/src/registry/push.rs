@@ -38,7 +38,7 @@ pub struct Pushed {
 }
 
 impl ImageStore {
-    /// Pushes the image that has the name `reference` to the registry that the name says.
+    /// Pushes what has the name `reference` to the registry that the name says: the manifest that the name means.
     ///
     /// Layers go as they are stored, so manifest and digest are the same there as here. Blobs that the registry has
     /// are not sent again; those that this store knows to be in another repository of the registry are mounted from
@@ -89,7 +89,7 @@ impl ImageStore {
                 found,
             });
         }
-        self.add_pinned_name(&image.id, &reference.pinned_name(found))?;
+        self.add_pinned_name(&image.manifest_digest, &reference.pinned_name(found))?;
         Ok(Pushed { reference: reference.familiar(), tag, digest: found, size: bytes.len() as u64 })
     }
 

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::{
-    io::Cursor,
+    io::{Cursor, Read},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -80,6 +80,37 @@ pub fn archive(builder: &ImageBuilder) -> Vec<u8> {
     let mut bytes = Vec::new();
     builder.write_oci_archive(&mut bytes).unwrap();
     bytes
+}
+
+/// The same image as `docker save` writes it, with each layer made into what `pack` gives: another manifest, the same id.
+pub fn repacked(builder: &ImageBuilder, name: &str, pack: fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
+    let mut files = std::collections::HashMap::new();
+    for entry in tar::Archive::new(archive(builder).as_slice()).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let path = entry.path().unwrap().to_string_lossy().into_owned();
+        let mut data = Vec::new();
+        entry.read_to_end(&mut data).unwrap();
+        files.insert(path, data);
+    }
+    let json = |path: &str| -> serde_json::Value { serde_json::from_slice(&files[path]).unwrap() };
+    let blob = |descriptor: &serde_json::Value| {
+        format!("blobs/sha256/{}", descriptor["digest"].as_str().unwrap().trim_start_matches("sha256:"))
+    };
+    let manifest = json(&blob(&json("index.json")["manifests"][0]));
+    let layers: Vec<(String, Vec<u8>)> = manifest["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| (format!("{}.layer", &blob(layer)[13..33]), pack(&files[&blob(layer)])))
+        .collect();
+    let names: Vec<&str> = layers.iter().map(|(name, _)| name.as_str()).collect();
+    let list =
+        serde_json::json!([{ "Config": "config.json", "RepoTags": [name], "Layers": names }]).to_string();
+    let mut content: Vec<(&str, &[u8])> =
+        layers.iter().map(|(name, data)| (name.as_str(), data.as_slice())).collect();
+    content.push(("config.json", &files[&blob(&manifest["config"])]));
+    content.push(("manifest.json", list.as_bytes()));
+    tar_of(&content)
 }
 
 /// A tar archive of plain files.
