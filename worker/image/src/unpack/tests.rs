@@ -138,6 +138,20 @@ fn refused(entries: &[Vec<u8>], wanted: &[&str]) {
 }
 
 #[test]
+fn an_attribute_that_cannot_be_set_is_named() {
+    if !is_root() {
+        return;
+    }
+    let outcome = unpack(&[pax(&[("SCHILY.xattr.security.capability", b"junk")]), file("usr/cap", b"yy")]);
+    let error = outcome.result.as_ref().unwrap_err();
+    let cause = error.io_error().unwrap();
+    assert!(error.to_string().contains("`usr/cap`"), "{error}");
+    assert_eq!(cause.to_string(), "its attribute `security.capability` of 4 bytes is refused");
+    let errno = std::error::Error::source(cause).unwrap().downcast_ref::<io::Error>().unwrap().raw_os_error();
+    assert_eq!((cause.kind(), errno), (io::ErrorKind::InvalidInput, Some(22)));
+}
+
+#[test]
 fn attributes_are_kept() {
     if !is_root() {
         return;

@@ -255,7 +255,12 @@ impl Directory {
                 Err(Errno::OPNOTSUPP | Errno::PERM) if key != b"security.capability" => {
                     tracing::debug!(entry = entry.name(), xattr = %String::from_utf8_lossy(key), "attribute not supported here");
                 }
-                result => result?,
+                Err(errno) => {
+                    let (key, bytes) = (String::from_utf8_lossy(key).into_owned(), value.len());
+                    let source = io::Error::from(errno);
+                    return Err(io::Error::new(source.kind(), AttributeRefused { key, bytes, source }));
+                }
+                Ok(()) => {}
             }
         }
         Ok(())
@@ -266,4 +271,14 @@ impl Directory {
         let times = Timestamps { last_access: time, last_modification: time };
         Ok(rustix::fs::utimensat(&self.fd, OsStr::from_bytes(name), &times, AtFlags::SYMLINK_NOFOLLOW)?)
     }
+}
+
+/// Which extended attribute could not be set; within an [`io::Error`], whose kind is that of the cause.
+#[derive(Debug, thiserror::Error)]
+#[error("its attribute `{key}` of {bytes} bytes is refused")]
+struct AttributeRefused {
+    key: String,
+    bytes: usize,
+    #[source]
+    source: io::Error,
 }
