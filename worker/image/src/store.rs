@@ -46,7 +46,7 @@ pub struct Image {
     pub origin: Origin,
     /// When it was built, RFC 3339; `None` if it does not say.
     pub created: Option<String>,
-    /// Length of all files in all layers, in bytes; layers may be shared with other images.
+    /// What it takes on disk: documents, layers as they came, and their files; all may be shared with other images.
     pub size_bytes: u64,
     pub config: ImageConfiguration,
     /// Diff ids (digests of the uncompressed layers) from the base up.
@@ -147,7 +147,10 @@ impl ImageStore {
         let layers = Layers::open(&root, limits.layer)?;
         let mut images = BTreeMap::new();
         for (manifest, record) in &index.manifests {
-            match blobs.read(&record.id, MAX_DOCUMENT).and_then(|config| image(*manifest, record, &config)) {
+            match blobs
+                .read(&record.id, MAX_DOCUMENT)
+                .and_then(|config| image(&blobs, *manifest, record, &config))
+            {
                 Ok(image) => drop(images.insert(*manifest, image)),
                 Err(error) => {
                     tracing::warn!(image = %record.id, %error, "image is left out: pull or load it again");
@@ -439,7 +442,7 @@ impl ImageStore {
             }
         }
         let record = Record { id, origin, tags: kept, digests, layers };
-        let image = image(manifest, &record, &config)?;
+        let image = image(&self.inner.blobs, manifest, &record, &config)?;
         index.add(manifest, record);
         for tag in &tags {
             index.assign(tag, manifest);
@@ -512,22 +515,24 @@ impl Drop for Pins {
     }
 }
 
-fn image(manifest: Digest, record: &Record, config: &[u8]) -> Result<Image, ImageError> {
+fn image(blobs: &Blobs, manifest: Digest, record: &Record, config: &[u8]) -> Result<Image, ImageError> {
     let config = manifest::read_config(config, &record.id.to_string())?;
     let (references, digests) = names(record);
-    Ok(Image {
+    let mut image = Image {
         id: record.id,
         manifest_digest: manifest,
         references,
         digests,
         origin: record.origin,
         created: config.created().clone(),
-        size_bytes: record.layers.iter().map(|layer| layer.unpacked).sum(),
+        size_bytes: 0,
         config,
         layers: record.layers.iter().map(|layer| layer.diff_id).collect(),
         blobs: record.layers.iter().map(|layer| layer.blob).collect(),
         layer_bytes: record.layers.iter().map(|layer| layer.unpacked).collect(),
-    })
+    };
+    image.size_bytes = image.parts(blobs).values().sum();
+    Ok(image)
 }
 
 /// Tags and pinned names as a user writes them.

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use serde::Deserialize;
 
 use crate::{
+    blobs::Blobs,
     digest::Digest,
     error::ImageError,
     manifest::MAX_DOCUMENT,
@@ -68,7 +69,7 @@ pub struct Pruned {
 
 /// Something on disk that images share.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Part {
+pub(crate) enum Part {
     Blob(Digest),
     /// Unpacked, by diff id.
     Layer(Digest),
@@ -141,6 +142,24 @@ fn moment(text: &str, now: jiff::Timestamp) -> Option<jiff::Timestamp> {
     Some(at.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
 }
 
+impl Image {
+    /// What belongs to it, with its length in bytes: its documents, and of each layer blob and files.
+    pub(crate) fn parts(&self, blobs: &Blobs) -> HashMap<Part, u64> {
+        let blob = |digest: &Digest| {
+            let length = std::fs::metadata(blobs.path(digest)).map_or(0, |metadata| metadata.len());
+            (Part::Blob(*digest), length)
+        };
+        let documents = [self.id, self.manifest_digest];
+        let layers = self.layers.iter().zip(&self.layer_bytes);
+        documents
+            .iter()
+            .chain(&self.blobs)
+            .map(blob)
+            .chain(layers.map(|(diff_id, bytes)| (Part::Layer(*diff_id), *bytes)))
+            .collect()
+    }
+}
+
 impl ImageStore {
     /// How the image was made, newest step first.
     ///
@@ -197,7 +216,7 @@ impl ImageStore {
         let mut owners: HashMap<Part, usize> = HashMap::new();
         let mut contents = Vec::new();
         for image in &images {
-            let parts = self.parts(image);
+            let parts = image.parts(&self.inner.blobs);
             for (part, bytes) in &parts {
                 sizes.insert(*part, *bytes);
                 *owners.entry(*part).or_default() += 1;
@@ -218,23 +237,6 @@ impl ImageStore {
             partial_bytes: self.inner.partials.bytes(),
             images: images.into_iter().zip(contents).zip(users).map(usage).collect(),
         }
-    }
-
-    /// What belongs to an image, with its length in bytes: its documents, and of each layer blob and files.
-    fn parts(&self, image: &Image) -> HashMap<Part, u64> {
-        let blob = |digest: &Digest| {
-            let length =
-                std::fs::metadata(self.inner.blobs.path(digest)).map_or(0, |metadata| metadata.len());
-            (Part::Blob(*digest), length)
-        };
-        let blobs = [image.id, image.manifest_digest];
-        let layers = image.layers.iter().zip(&image.layer_bytes);
-        blobs
-            .iter()
-            .chain(&image.blobs)
-            .map(blob)
-            .chain(layers.map(|(diff_id, bytes)| (Part::Layer(*diff_id), *bytes)))
-            .collect()
     }
 
     /// Removes images that nobody uses and that `filter` admits, and what only they needed; also what broken

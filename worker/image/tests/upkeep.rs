@@ -82,7 +82,7 @@ fn history_tells_each_step_with_the_size_of_its_layer() {
     assert_eq!(entries.len(), 2);
     // Newest first: the upper layer has `new` and a whiteout, the lower one the program.
     assert_eq!(entries.iter().map(|entry| entry.size_bytes).collect::<Vec<_>>(), [3, 22]);
-    assert_eq!(image.size_bytes, 25);
+    assert!(image.size_bytes > 25, "files, and the layers as they came");
     assert!(entries.iter().all(|entry| entry.created.starts_with("1970")));
     assert!(matches!(store.history("none"), Err(ImageError::NoSuchImage { .. })));
 }
@@ -105,6 +105,9 @@ fn disk_use_counts_shared_layers_once() {
     assert_eq!(shared[0], shared[1]);
     assert!(shared[0] >= 20_000, "packed and unpacked: {shared:?}");
     assert_eq!(usage.image_bytes, shared[0] + unique[0] + unique[1]);
+    for image in &usage.images {
+        assert_eq!(image.image.size_bytes, image.shared_bytes + image.unique_bytes, "one size everywhere");
+    }
     let of = |name: &str| usage.images.iter().position(|image| image.image.references == [name]).unwrap();
     assert_eq!(usage.images[of("one:1")].user.as_deref(), Some("task `a.1`"));
     assert_eq!(usage.reclaimable_bytes, unique[of("two:1")]);
