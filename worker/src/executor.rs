@@ -82,14 +82,24 @@ fn passes(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// An error and its causes, outermost first, joined by `: `.
+/// An error and its causes, outermost first, joined by `: `; without the system's numbers behind its words.
 pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    let mut text = without_number(error.to_string());
     let mut cause = error.source();
     while let Some(error) = cause {
         text.push_str(": ");
-        text.push_str(&error.to_string());
+        text.push_str(&without_number(error.to_string()));
         cause = error.source();
+    }
+    text
+}
+
+/// `No such file or directory` of `No such file or directory (os error 2)`.
+fn without_number(mut text: String) -> String {
+    if text.ends_with(')')
+        && let Some(at) = text.rfind(" (os error ")
+    {
+        text.truncate(at);
     }
     text
 }
@@ -189,6 +199,18 @@ mod tests {
     use rswarm_runtime::{Cause, RuntimeError};
 
     use super::*;
+
+    #[test]
+    fn causes_are_said_in_words_alone() {
+        let error = RuntimeError::File {
+            action: "write",
+            path: "/x".into(),
+            source: io::Error::from_raw_os_error(28),
+        };
+        let text = chain(&error);
+        assert!(text.ends_with(": No space left on device"), "{text}");
+        assert_eq!(chain(&io::Error::other("a (b)")), "a (b)");
+    }
 
     #[test]
     fn what_the_machine_lacks_for_a_moment_is_tried_again() {

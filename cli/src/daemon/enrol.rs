@@ -8,9 +8,8 @@ use rswarm_api::{channel, v1};
 use rswarm_identity as identity;
 use rswarm_identity::{Credentials, JoinToken, NodeKey, ServerExpectation};
 use rswarm_types::Timestamp;
+use rswarm_worker::executor::chain;
 use tonic::transport::Channel;
-
-use super::local;
 
 /// A manager that takes longer to answer is as good as unreachable.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -122,7 +121,7 @@ fn unreachable(addr: &str, status: &tonic::Status) -> anyhow::Error {
     }
     match status.code() {
         tonic::Code::Unavailable | tonic::Code::Unknown => {
-            anyhow::anyhow!("cannot reach a manager at `{addr}`: {}", local::chain(status))
+            anyhow::anyhow!("cannot reach a manager at `{addr}`: {}", chain(status))
         }
         _ => anyhow::anyhow!(status.message().to_owned()),
     }

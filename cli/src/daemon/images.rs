@@ -6,11 +6,12 @@ use std::sync::Arc;
 use rswarm_api::v1;
 use rswarm_image::{Credentials, Image, ImageError, Progress, ProgressSink, PruneFilter, PullOptions};
 use rswarm_types::task::RegistryAuth;
+use rswarm_worker::executor::chain;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::local::{LocalService, chain};
+use super::local::LocalService;
 
 /// Answers of a streaming call.
 pub type Answers<T> = ReceiverStream<Result<T, Status>>;

@@ -205,18 +205,6 @@ fn refused(error: &anyhow::Error) -> Status {
     Status::failed_precondition(format!("{error:#}"))
 }
 
-/// An error and all its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
 /// `--change` instructions, as Docker's `import` knows them.
 fn import_config(header: &v1::import_image_request::Header) -> Result<ImportConfig, String> {
     let mut config = ImportConfig::default();
