@@ -1,34 +1,23 @@
 //! `rswarm image …`: the images of this host.
 
 mod archive;
+mod list;
 mod transfer;
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use rswarm_api::v1;
-use rswarm_types::Timestamp;
 use serde_json::{Value, json};
 
 use crate::client::{Client, call, for_each};
 use crate::output::{self, Columns, human_span};
-use crate::task::familiar_image;
 
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
     /// List images
     #[command(visible_alias = "list")]
-    Ls {
-        /// `table`, `table TEMPLATE`, `json` or a Go template
-        #[arg(long)]
-        format: Option<String>,
-        /// Ids in full
-        #[arg(long)]
-        no_trunc: bool,
-        /// Only ids
-        #[arg(short, long)]
-        quiet: bool,
-    },
+    Ls(list::LsArgs),
     /// Load images from a docker or OCI archive
     Load {
         /// Read from this file instead of standard input
@@ -43,11 +32,12 @@ pub enum ImageCommand {
     /// Fetch an image from a registry
     Pull {
         /// `os/architecture`, if not this host's
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         platform: String,
         /// No progress
         #[arg(short, long)]
         quiet: bool,
+        /// `[host[:port]/]name[:tag][@sha256:…]`; the tag is `latest` if nothing is said
         image: String,
     },
     /// Send an image to the registry that its name says
@@ -102,7 +92,7 @@ pub struct ImportArgs {
     #[arg(short, long)]
     change: Vec<String>,
     /// Note in the image's history
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     message: String,
     /// The tar, or `-` for standard input
     file: PathBuf,
@@ -141,22 +131,9 @@ pub struct PruneArgs {
     filter: Vec<String>,
 }
 
-const COLUMNS: Columns = Columns {
-    table: "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}",
-    headings: &[
-        ("Repository", "REPOSITORY"),
-        ("Tag", "TAG"),
-        ("Digest", "DIGEST"),
-        ("ID", "IMAGE ID"),
-        ("CreatedSince", "CREATED"),
-        ("CreatedAt", "CREATED AT"),
-        ("Size", "SIZE"),
-    ],
-};
-
 pub async fn run(client: &Client, command: ImageCommand) -> anyhow::Result<()> {
     match command {
-        ImageCommand::Ls { format, no_trunc, quiet } => ls(client, format.as_deref(), no_trunc, quiet).await,
+        ImageCommand::Ls(args) => list::ls(client, args).await,
         ImageCommand::Load { input, quiet } => archive::load(client, input, quiet).await,
         ImageCommand::Import(args) => archive::import(client, args).await,
         ImageCommand::Save { output, images } => archive::save(client, output, images).await,
@@ -186,44 +163,19 @@ pub async fn run(client: &Client, command: ImageCommand) -> anyhow::Result<()> {
     }
 }
 
-async fn ls(client: &Client, format: Option<&str>, no_trunc: bool, quiet: bool) -> anyhow::Result<()> {
-    let images = call!(client, local.list_images(v1::ListImagesRequest {}))?.images;
-    let short = |id: &str| if no_trunc { id.to_owned() } else { short_id(id) };
-    if quiet {
-        let ids: String = images.iter().map(|image| format!("{}\n", short(&image.id))).collect();
-        return Ok(output::print(&ids)?);
-    }
-    let mut rows: Vec<Value> = Vec::new();
-    for image in &images {
-        let untagged = [String::from("<none>:<none>")];
-        for tag in if image.tags.is_empty() { &untagged[..] } else { &image.tags[..] } {
-            let name = familiar_image(tag);
-            let (repository, tag) = name.rsplit_once(':').unwrap_or((&name, "latest"));
-            rows.push(json!({
-                "Repository": repository,
-                "Tag": tag,
-                "Digest": image.manifest_digest,
-                "ID": short(&image.id),
-                "CreatedSince": since(&image.created),
-                "CreatedAt": image.created,
-                "Size": decimal_size(image.size_bytes),
-            }));
-        }
-    }
-    output::list(COLUMNS, format, &rows)
-}
-
 /// The first 12 digits of a digest.
 pub fn short_id(digest: &str) -> String {
     digest.trim_start_matches("sha256:").chars().take(12).collect()
 }
 
-/// `3 days ago`, of an RFC 3339 time.
+/// `3 days ago`, of an RFC 3339 time; `N/A` of none.
 pub fn since(created: &str) -> String {
-    let created: Option<jiff::Timestamp> = created.parse().ok();
-    let at = created.and_then(|at| u64::try_from(at.as_nanosecond()).ok()).map(Timestamp);
-    at.filter(|at| at.0 > 0)
-        .map_or("N/A".to_owned(), |at| format!("{} ago", human_span(Timestamp::now().since(at))))
+    let span = |at: jiff::Timestamp| {
+        // A time to come, by a clock that is ahead, counts as now.
+        let span = jiff::Timestamp::now().duration_since(at);
+        format!("{} ago", human_span(span.try_into().unwrap_or_default()))
+    };
+    created.parse().map_or("N/A".to_owned(), span)
 }
 
 const HISTORY: Columns = Columns {
@@ -365,6 +317,20 @@ fn shape(image: &v1::Image) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn images_of_any_time_say_how_old_they_are() {
+        let year = |text: &str| {
+            jiff::Timestamp::now().to_string()[..4].parse::<i32>().unwrap() - text.parse::<i32>().unwrap()
+        };
+        for (created, from) in [("1970-01-01T00:00:00Z", "1970"), ("1919-12-31T23:59:59Z", "1920")] {
+            let text = since(created);
+            let years: i32 = text.strip_suffix(" years ago").expect("years").parse().expect("a number");
+            assert!((0..=1).contains(&(years - year(from)).abs()), "{created}: {text}");
+        }
+        assert_eq!(since("9999-01-01T00:00:00Z"), "Less than a second ago");
+        assert_eq!((since(""), since("soon")), ("N/A".to_owned(), "N/A".to_owned()));
+    }
 
     #[test]
     fn sizes_have_three_digits() {

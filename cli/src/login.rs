@@ -105,7 +105,9 @@ fn ask(prompt: &str, secret: bool) -> anyhow::Result<String> {
     let stdin = std::io::stdin();
     anyhow::ensure!(
         stdin.is_terminal(),
-        "expected a terminal to ask for user name and password: use --username and --password-stdin"
+        "there is no terminal to ask for {} at: give the user name by `--username` and the password on standard input, \
+         as in `rswarm login --username NAME --password-stdin HOST < FILE`",
+        if secret { "the password" } else { "the user name" }
     );
     let mut stderr = std::io::stderr();
     write!(stderr, "{prompt}")?;

@@ -1,11 +1,13 @@
 //! What the command line does without a daemon: help, versions, bad flags, and the daemon's own refusals to start.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn rswarm(args: &[&str]) -> Output {
     let nowhere = tempfile::tempdir().expect("a temporary directory can be made");
     Command::new(env!("CARGO_BIN_EXE_rswarm"))
         .args(args)
+        .stdin(Stdio::null())
+        .env("DOCKER_CONFIG", nowhere.path())
         .env("RSWARM_RUN_ROOT", nowhere.path().join("run"))
         .env("RSWARM_DATA_ROOT", nowhere.path().join("data"))
         .output()
@@ -55,6 +57,29 @@ fn exit_codes_tell_bad_flags_from_failures() {
     check(&["service", "create"], 1, &["IMAGE"]);
     check(&["node", "rm"], 1, &["NODES"]);
     check(&["nope"], 1, &["nope"]);
+}
+
+#[test]
+fn image_commands_say_what_they_take() {
+    for (command, word) in [("pull", "[host[:port]/]name[:tag]"), ("import", "`name[:tag]`")] {
+        let output = rswarm(&["image", command, "--help"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains(word) && !text.contains("[default: ]"), "{text}");
+        assert!(!text.contains(r#"[default: ""]"#), "{text}");
+    }
+    check(
+        &["image", "ls", "--help"],
+        0,
+        &["--all", "--digests", "dangling=true|false", "[REPOSITORY[:TAG]]"],
+    );
+    check(&["image", "ls", "-a", "--filter", "nope"], 1, &["`nope`: expected key=value"]);
+}
+
+/// The test's commands have no terminal.
+#[test]
+fn login_without_a_terminal_says_how() {
+    check(&["login", "-u", "joe", "host:5000"], 1, &["no terminal", "the password", "--password-stdin"]);
+    check(&["login", "host:5000"], 1, &["no terminal", "the user name", "--username"]);
 }
 
 #[test]
