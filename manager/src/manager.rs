@@ -382,7 +382,7 @@ fn first_state(config: &ManagerConfig, options: &InitOptions) -> Command {
         Write::CreateNetwork(Box::new(Network {
             id: NetworkId::from_bytes(random::bytes()),
             meta: Meta::default(),
-            spec: NetworkSpec { name: name.to_owned(), labels: Labels::new(), driver },
+            spec: NetworkSpec::new(name, driver),
             ipam,
         }))
     };

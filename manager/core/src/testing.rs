@@ -52,7 +52,7 @@ impl Fixture {
         Network {
             id: NetworkId::from_bytes(self.mint().to_bytes()),
             meta: Meta::default(),
-            spec: NetworkSpec { name: name.into(), labels: Labels::new(), driver: NetworkDriver::Bridge },
+            spec: NetworkSpec::new(name, NetworkDriver::Bridge),
             ipam: Some(Ipam { subnet, gateway: subnet.nth(1).unwrap() }),
         }
     }

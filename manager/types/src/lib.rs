@@ -6,6 +6,7 @@
 pub mod cluster;
 pub mod id;
 pub mod kernel;
+pub mod netmap;
 pub mod network;
 pub mod node;
 pub mod quantity;

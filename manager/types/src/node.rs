@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::Subnet;
 use crate::{Labels, Meta, NodeId, Timestamp, Version};
 
 /// A member of the cluster.
@@ -11,6 +12,9 @@ use crate::{Labels, Meta, NodeId, Timestamp, Version};
 pub struct Node {
     pub id: NodeId,
     pub meta: Meta,
+    /// Short name in the data path (marks, link-layer addresses): from 1 to 4095, not used again soon after removal.
+    #[serde(default)]
+    pub number: u16,
     pub spec: NodeSpec,
     /// The role its present certificate carries; follows `spec.role`.
     pub role: Role,
@@ -75,6 +79,20 @@ pub struct NodeDescription {
     pub engine_version: String,
     /// Labels set on the daemon's command line.
     pub engine_labels: Labels,
+    #[serde(default)]
+    pub network: NodeNetworkFacts,
+}
+
+/// What a node says of its network.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeNetworkFacts {
+    /// Where other nodes send encapsulated packets to, and what it sends them from.
+    pub data_path_addr: Option<IpAddr>,
+    /// Bytes of a packet on the link that has `data_path_addr`; 0 if unknown.
+    pub mtu: u32,
+    /// What the node routes itself, the default route left out: overlays stay clear of it.
+    pub routes: Vec<Subnet>,
 }
 
 /// Operating system and architecture in the words of Go's `GOOS` and `GOARCH`, as OCI images use them.

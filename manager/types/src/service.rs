@@ -1,11 +1,13 @@
 //! Services: what the user wants to run, how many, and how a change of mind is carried out.
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::node::words;
-use crate::{Labels, Meta, ServiceId, TaskSpec, Timestamp, Version};
+use crate::{Labels, Meta, NetworkId, ServiceId, TaskSpec, Timestamp, Version};
 
 /// A service. Source: swarm-parity 2.3.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,6 +21,19 @@ pub struct Service {
     pub spec_version: Version,
     /// Absent if never updated since creation.
     pub update_status: Option<UpdateStatus>,
+    /// What the service was given so that others can reach it.
+    #[serde(default)]
+    pub endpoint: ServiceEndpoint,
+}
+
+/// How a service is reached, with all that was left open chosen. Kept over updates as far as the spec allows.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServiceEndpoint {
+    /// One address for each overlay that the service is attached to, in mode `vip`; none on the ingress network.
+    pub vips: BTreeMap<NetworkId, Ipv4Addr>,
+    /// The ports of the spec; those of mode `ingress` all have `published`.
+    pub ports: Vec<PortConfig>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -134,7 +149,8 @@ pub struct PortConfig {
     pub protocol: Protocol,
     /// The port inside the container.
     pub target: u16,
-    /// The port outside; `None` lets the node choose one from 32768 to 60999.
+    /// The port outside. `None` lets the node choose one from 32768 to 60999, or, in mode `ingress`, the cluster one
+    /// from 30000 to 32767.
     pub published: Option<u16>,
     pub mode: PublishMode,
 }

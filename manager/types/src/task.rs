@@ -340,7 +340,7 @@ words!(TaskState, "task state", New => "new", Pending => "pending", Assigned => 
     Preparing => "preparing", Ready => "ready", Starting => "starting", Running => "running", Complete => "complete",
     Shutdown => "shutdown", Failed => "failed", Rejected => "rejected", Remove => "remove", Orphaned => "orphaned");
 words!(RestartCondition, "restart condition", None => "none", OnFailure => "on-failure", Any => "any");
-words!(NetworkDriver, "network driver", Bridge => "bridge", Host => "host", None => "none");
+words!(NetworkDriver, "network driver", Bridge => "bridge", Overlay => "overlay", Host => "host", None => "none");
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -70,7 +70,7 @@ impl World {
         let network = Network {
             id: NetworkId::from_bytes(self.rng.id()),
             meta: Meta::default(),
-            spec: NetworkSpec { name: "bridge".into(), labels: Labels::new(), driver: NetworkDriver::Bridge },
+            spec: NetworkSpec::new("bridge", NetworkDriver::Bridge),
             ipam: Some(Ipam {
                 subnet: format!("10.0.0.0/{prefix_len}").parse().unwrap(),
                 gateway: "10.0.0.1".parse().unwrap(),
