@@ -115,6 +115,7 @@ pub async fn init(paths: &Paths, client: &Client, args: InitArgs) -> anyhow::Res
             node_cert_expiry_nanos: nanos(args.cert_expiry),
             snapshot_interval: args.snapshot_interval,
             default_address_pool: args.default_addr_pool.to_string(),
+            ..v1::ClusterSpec::default()
         }),
     };
     let response = or_undo(call!(client, local.init(request)), started)?;

@@ -438,6 +438,7 @@ mod tests {
             resources: rswarm_types::node::Resources::default(),
             engine_version: "1".to_owned(),
             engine_labels: [("disk".to_owned(), "ssd".to_owned())].into(),
+            network: Default::default(),
         };
         let node = Node {
             id: NodeId::from_bytes([1; 16]),
@@ -448,6 +449,7 @@ mod tests {
             status: NodeStatus::default(),
             manager: None,
             role_since: rswarm_types::Version::default(),
+            number: 0,
         };
         let tls = Tls {
             trust_root: "-----BEGIN\nabc\n".to_owned(),

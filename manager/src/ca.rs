@@ -68,6 +68,7 @@ impl CaService {
             status: NodeStatus::default(),
             manager: None,
             role_since: Version::default(),
+            number: 0,
         };
         let state = self.context.write(vec![Write::CreateNode(Box::new(node))]).await?;
         Ok(v1::IssueCertificateResponse {

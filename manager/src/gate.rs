@@ -183,6 +183,7 @@ mod tests {
             status: NodeStatus::default(),
             manager: None,
             role_since: Version::default(),
+            number: 0,
         }
     }
 

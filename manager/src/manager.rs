@@ -16,8 +16,8 @@ use rswarm_core::validate;
 use rswarm_identity::{Receiver, RootCa, ServerExpectation};
 use rswarm_types::network::Ipam;
 use rswarm_types::{
-    Availability, Cluster, ClusterSpec, JoinSecrets, Labels, Meta, Network, NetworkDriver, NetworkId,
-    NetworkSpec, Node, NodeDescription, NodeId, NodeSpec, NodeStatus, Role, Timestamp, Version,
+    Availability, Cluster, ClusterSpec, JoinSecrets, Meta, Network, NetworkDriver, NetworkId, NetworkSpec,
+    Node, NodeDescription, NodeId, NodeSpec, NodeStatus, Role, Timestamp, Version,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -375,6 +375,7 @@ fn first_state(config: &ManagerConfig, options: &InitOptions) -> Command {
         // Said by the group itself as soon as it is one.
         manager: None,
         role_since: Version::default(),
+        number: 0,
     };
     let pool = options.spec.default_address_pool;
     let ipam = pool.nth(1).map(|gateway| Ipam { subnet: pool, gateway });
@@ -384,6 +385,7 @@ fn first_state(config: &ManagerConfig, options: &InitOptions) -> Command {
             meta: Meta::default(),
             spec: NetworkSpec::new(name, driver),
             ipam,
+            vni: None,
         }))
     };
     let writes = vec![

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
-use rswarm_types::node::{Platform, Resources};
+use rswarm_types::node::{NodeNetworkFacts, Platform, Resources};
 use rswarm_types::{Labels, NodeDescription};
 
 /// What the node tells the managers of itself.
@@ -16,6 +16,7 @@ pub fn describe(hostname: Option<&str>, labels: &Labels) -> NodeDescription {
         resources: resources(),
         engine_version: env!("CARGO_PKG_VERSION").to_owned(),
         engine_labels: labels.clone(),
+        network: NodeNetworkFacts::default(),
     }
 }
 

@@ -28,6 +28,7 @@ fn service(mode: ServiceMode) -> Service {
         previous_spec: None,
         spec_version: Version(2),
         update_status: None,
+        endpoint: Default::default(),
     }
 }
 
@@ -61,6 +62,7 @@ fn node(number: u8, state: NodeState) -> Node {
         status: rswarm_types::NodeStatus { state, ..Default::default() },
         manager: None,
         role_since: Version::default(),
+        number: 0,
     }
 }
 

@@ -100,7 +100,10 @@ async fn get(client: &Client, name: &str) -> anyhow::Result<Service> {
 /// Every network: id and name.
 async fn networks(client: &Client) -> anyhow::Result<Vec<(NetworkId, String)>> {
     let networks = call!(client, control.list_networks(v1::ListNetworksRequest::default()))?.networks;
-    networks.into_iter().map(|network| Ok((network.id.parse()?, network.name))).collect()
+    networks
+        .into_iter()
+        .map(|network| Ok((network.id.parse()?, network.spec.unwrap_or_default().name)))
+        .collect()
 }
 
 /// Hands `work` what flags may refer to. The networks are only asked for if `names_networks`.

@@ -186,6 +186,7 @@ mod tests {
             status: NodeStatus { addr: Some("10.1.2.3".parse().unwrap()), ..Default::default() },
             manager: None,
             role_since: Version::default(),
+            number: 0,
         };
         node.spec.labels.insert("Zone".into(), "eu-1".into());
         node

@@ -54,6 +54,7 @@ impl Fixture {
             meta: Meta::default(),
             spec: NetworkSpec::new(name, NetworkDriver::Bridge),
             ipam: Some(Ipam { subnet, gateway: subnet.nth(1).unwrap() }),
+            vni: None,
         }
     }
 
@@ -72,6 +73,7 @@ impl Fixture {
             status: NodeStatus { state: NodeState::Ready, ..NodeStatus::default() },
             manager: None,
             role_since: Version::default(),
+            number: 0,
         };
         change(&mut node);
         self.must(vec![Write::CreateNode(Box::new(node))]);

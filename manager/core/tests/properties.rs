@@ -37,6 +37,7 @@ fn start() -> State {
                 status: NodeStatus { state: NodeState::Ready, ..NodeStatus::default() },
                 manager: None,
                 role_since: Version::default(),
+                number: 0,
             }))
         })
         .collect();

@@ -37,6 +37,7 @@ fn cluster(nodes: u64) -> State {
             status: NodeStatus { state: NodeState::Ready, ..NodeStatus::default() },
             manager: None,
             role_since: Version::default(),
+            number: 0,
         }))
     });
     commit(&mut state, Timestamp::from_millis(1), nodes.collect());

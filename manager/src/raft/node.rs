@@ -666,6 +666,7 @@ mod tests {
             status: NodeStatus::default(),
             manager: None,
             role_since: Version::default(),
+            number: 0,
         };
         let first = Command::one(Timestamp(1), Write::CreateNode(Box::new(node)));
         RaftNode::bootstrap(config, first).await.unwrap()

@@ -13,8 +13,8 @@ use rswarm_manager::raft::{
     Connector, Leadership, ProposeError, RaftConfig, RaftError, RaftNode, RaftSlot, Timings, server,
 };
 use rswarm_types::{
-    Cluster, ClusterId, ClusterSpec, JoinSecrets, Labels, Meta, Network, NetworkDriver, NetworkId,
-    NetworkSpec, Node, NodeId, NodeSpec, NodeStatus, Role, RootCa, Timestamp, Version,
+    Cluster, ClusterId, ClusterSpec, JoinSecrets, Meta, Network, NetworkDriver, NetworkId, NetworkSpec, Node,
+    NodeId, NodeSpec, NodeStatus, Role, RootCa, Timestamp, Version,
 };
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -64,12 +64,8 @@ pub fn network_id(n: u128) -> NetworkId {
 
 /// Writes something that can be found again: a network named after `n`.
 pub async fn write_network(node: &RaftNode, n: u128) -> Result<Applied, ProposeError> {
-    let spec = NetworkSpec {
-        name: format!("network-{n}"),
-        labels: Labels::default(),
-        driver: NetworkDriver::Bridge,
-    };
-    let network = Network { id: network_id(n), meta: Meta::default(), spec, ipam: None };
+    let spec = NetworkSpec::new(format!("network-{n}"), NetworkDriver::Bridge);
+    let network = Network { id: network_id(n), meta: Meta::default(), spec, ipam: None, vni: None };
     node.propose(Command::one(Timestamp(1), Write::CreateNetwork(Box::new(network)))).await
 }
 
@@ -101,6 +97,7 @@ fn node_object(id: NodeId) -> Node {
         status: NodeStatus::default(),
         manager: None,
         role_since: Version::default(),
+        number: 0,
     }
 }
 

@@ -35,8 +35,14 @@ pub struct ClusterSpec {
     pub node_cert_expiry: Duration,
     /// Applied Raft entries between two snapshots.
     pub snapshot_interval: u64,
-    /// Where the default network's subnet is taken from.
+    /// Subnet of the network `bridge`.
     pub default_address_pool: Subnet,
+    /// Where the subnets of overlays are taken from that name none.
+    pub overlay_pools: Vec<Subnet>,
+    /// Length of the prefix of a subnet taken from `overlay_pools`.
+    pub overlay_prefix_len: u8,
+    /// UDP port of the traffic between nodes; fixed for the life of the cluster.
+    pub data_path_port: u16,
 }
 
 impl Default for ClusterSpec {
@@ -48,6 +54,9 @@ impl Default for ClusterSpec {
             node_cert_expiry: Duration::from_secs(90 * 24 * 3600),
             snapshot_interval: 10_000,
             default_address_pool: Subnet { address: Ipv4Addr::new(10, 213, 0, 0), prefix_len: 16 },
+            overlay_pools: vec![Subnet { address: Ipv4Addr::new(10, 0, 0, 0), prefix_len: 8 }],
+            overlay_prefix_len: 20,
+            data_path_port: 4789,
         }
     }
 }

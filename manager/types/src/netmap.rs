@@ -20,7 +20,7 @@ pub struct NetworkMap {
     pub index: Version,
     /// UDP port of the encapsulated traffic.
     pub data_path_port: u16,
-    /// This node and those with tasks on `networks`.
+    /// Every node that takes part in overlays, this one included: each is an entry of the mesh.
     pub nodes: BTreeMap<NodeId, MapNode>,
     /// Overlays with a task on this node, and the ingress network.
     pub networks: BTreeMap<NetworkId, MapNetwork>,

@@ -210,5 +210,6 @@ pub fn assignments(index: u64, full: bool, tasks: &[Task], removed: &[u8]) -> Fr
         tasks: tasks.iter().map(Into::into).collect(),
         removed_task_ids: removed.iter().map(|&n| id(n).to_string()).collect(),
         credentials: tasks.iter().filter_map(credential).collect(),
+        network: None,
     })
 }

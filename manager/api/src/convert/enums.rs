@@ -1,6 +1,7 @@
 //! Enums, in both directions from one table each.
 
 use rswarm_types as types;
+use types::netmap::EndpointState;
 use types::network::NetworkDriver;
 use types::service::{EndpointMode, FailureAction, Protocol, PublishMode, UpdateOrder, UpdateState};
 use types::task::{PlacementFilter, RestartCondition};
@@ -31,7 +32,8 @@ macro_rules! table {
 table!(Role: Worker, Manager);
 table!(Availability: Active, Pause, Drain);
 table!(NodeState: Unknown, Down, Ready);
-table!(NetworkDriver: Bridge, Host, None);
+table!(NetworkDriver: Bridge, Overlay, Host, None);
+table!(EndpointState: Starting, Ready, Draining);
 table!(FailureAction: Pause, Continue, Rollback);
 table!(UpdateOrder: StopFirst, StartFirst);
 table!(UpdateState: Updating, Paused, Completed, RollbackStarted, RollbackPaused, RollbackCompleted);

@@ -4,6 +4,7 @@
 //! fit is refused by its path: `TryFrom<v1::X> for types::X`. An unset enum or message means the type's default.
 
 mod enums;
+mod network;
 mod objects;
 mod spec;
 

@@ -6,8 +6,7 @@ use rswarm_types as types;
 use types::service::{ServiceSpec, UpdateStatus};
 use types::task::{ContainerStatus, PortStatus, TaskAddress, TaskNetwork, TaskSpec, TaskStatus, Unplaced};
 use types::{
-    Cluster, ManagerStatus, Meta, Network, Node, NodeDescription, NodeStatus, Service, Task, Timestamp,
-    Version,
+    Cluster, ManagerStatus, Meta, Node, NodeDescription, NodeStatus, Service, Task, Timestamp, Version,
 };
 
 use super::{
@@ -55,6 +54,7 @@ impl From<&Node> for v1::Node {
             description: node.description.as_ref().map(Into::into),
             status: Some((&node.status).into()),
             manager: node.manager.as_ref().map(Into::into),
+            number: node.number.into(),
         }
     }
 }
@@ -73,6 +73,7 @@ impl TryFrom<v1::Node> for Node {
                 .transpose()?,
             status: or_default("status", wire.status)?,
             manager: wire.manager.map(|m| ManagerStatus { raft_id: m.raft_id, addr: m.addr }),
+            number: narrow("number", wire.number)?,
             // The managers' own business.
             role_since: types::Version::default(),
         })
@@ -87,6 +88,7 @@ impl From<&NodeDescription> for v1::NodeDescription {
             resources: Some((&description.resources).into()),
             engine_version: description.engine_version.clone(),
             engine_labels: labels(&description.engine_labels),
+            network: Some((&description.network).into()),
         }
     }
 }
@@ -100,6 +102,7 @@ impl TryFrom<v1::NodeDescription> for NodeDescription {
             resources: or_default("resources", wire.resources)?,
             engine_version: wire.engine_version,
             engine_labels: wire.engine_labels.into_iter().collect(),
+            network: or_default("network", wire.network)?,
         })
     }
 }
@@ -139,20 +142,6 @@ impl From<&ManagerStatus> for v1::ManagerStatus {
     }
 }
 
-impl From<&Network> for v1::Network {
-    fn from(network: &Network) -> Self {
-        Self {
-            id: network.id.to_string(),
-            meta: Some((&network.meta).into()),
-            name: network.spec.name.clone(),
-            labels: labels(&network.spec.labels),
-            driver: v1::NetworkDriver::from(network.spec.driver).into(),
-            subnet: network.ipam.map(|ipam| ipam.subnet.to_string()).unwrap_or_default(),
-            gateway: network.ipam.map(|ipam| ipam.gateway.to_string()).unwrap_or_default(),
-        }
-    }
-}
-
 /// `counts` are made when asked: whoever answers fills them in.
 impl From<&Service> for v1::Service {
     fn from(service: &Service) -> Self {
@@ -164,6 +153,7 @@ impl From<&Service> for v1::Service {
             spec_version: service.spec_version.0,
             update_status: service.update_status.as_ref().map(Into::into),
             counts: None,
+            endpoint: Some((&service.endpoint).into()),
         }
     }
 }
@@ -183,6 +173,7 @@ impl TryFrom<v1::Service> for Service {
                 .update_status
                 .map(|status| UpdateStatus::try_from(status).field("update_status"))
                 .transpose()?,
+            endpoint: or_default("endpoint", wire.endpoint)?,
         })
     }
 }
@@ -440,6 +431,15 @@ mod tests {
                 completed_at: None,
                 message: "m".into(),
             }),
+            endpoint: types::service::ServiceEndpoint {
+                vips: [(NetworkId::from_bytes([3; 16]), [10, 0, 16, 2].into())].into(),
+                ports: vec![PortConfig {
+                    protocol: Protocol::Tcp,
+                    target: 80,
+                    published: Some(30_000),
+                    mode: PublishMode::Ingress,
+                }],
+            },
         }
     }
 

@@ -455,6 +455,9 @@ impl From<&ClusterSpec> for v1::ClusterSpec {
             node_cert_expiry_nanos: nanos(spec.node_cert_expiry),
             snapshot_interval: spec.snapshot_interval,
             default_address_pool: spec.default_address_pool.to_string(),
+            overlay_pools: spec.overlay_pools.iter().map(ToString::to_string).collect(),
+            overlay_prefix_len: spec.overlay_prefix_len.into(),
+            data_path_port: spec.data_path_port.into(),
         }
     }
 }
@@ -475,6 +478,18 @@ impl TryFrom<v1::ClusterSpec> for ClusterSpec {
             snapshot_interval: number(wire.snapshot_interval, default.snapshot_interval),
             default_address_pool: parse_optional("default_address_pool", &wire.default_address_pool)?
                 .unwrap_or(default.default_address_pool),
+            overlay_pools: match &wire.overlay_pools[..] {
+                [] => default.overlay_pools,
+                pools => pools.iter().map(|pool| parse("overlay_pools", pool)).collect::<Result<_, _>>()?,
+            },
+            overlay_prefix_len: match wire.overlay_prefix_len {
+                0 => default.overlay_prefix_len,
+                length => narrow("overlay_prefix_len", length)?,
+            },
+            data_path_port: match wire.data_path_port {
+                0 => default.data_path_port,
+                port => narrow("data_path_port", port)?,
+            },
         })
     }
 }

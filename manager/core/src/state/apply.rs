@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rswarm_types::service::UpdateState;
+use rswarm_types::service::{ServiceEndpoint, UpdateState};
 use rswarm_types::task::TaskNetwork;
 use rswarm_types::{
     Availability, Cluster, Meta, Network, Node, NodeId, NodeState, Role, Service, ServiceId, ServiceMode,
@@ -252,6 +252,7 @@ impl Writer {
             previous_spec: None,
             spec_version: self.index,
             update_status: None,
+            endpoint: ServiceEndpoint::default(),
         }));
         Ok(())
     }

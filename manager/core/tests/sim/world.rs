@@ -75,6 +75,7 @@ impl World {
                 subnet: format!("10.0.0.0/{prefix_len}").parse().unwrap(),
                 gateway: "10.0.0.1".parse().unwrap(),
             }),
+            vni: None,
         };
         let writes = vec![
             Write::PutCluster { cluster: Box::new(cluster), expected: None },
@@ -104,6 +105,7 @@ impl World {
             status: NodeStatus::default(),
             manager: None,
             role_since: Version::default(),
+            number: 0,
         };
         self.commit(vec![Write::CreateNode(Box::new(node))]).unwrap();
         self.workers.insert(id, Worker::new(id));

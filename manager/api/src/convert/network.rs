@@ -1,0 +1,407 @@
+//! Networks, and what a node is told of them.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::net::Ipv4Addr;
+
+use rswarm_types as types;
+use types::netmap::{MapAttachment, MapEndpoint, MapNetwork, MapNode, MapService, NetworkChange, NetworkMap};
+use types::network::{Ipam, IpamSpec, Network, NetworkSpec};
+use types::node::NodeNetworkFacts;
+use types::service::ServiceEndpoint;
+use types::{NetworkId, NodeId, ServiceId, TaskId, Version};
+
+use super::{
+    WireError, all, each, exact_word, labels, narrow, or_default, parse, parse_optional, required, word,
+};
+use crate::v1;
+
+impl From<&Network> for v1::Network {
+    fn from(network: &Network) -> Self {
+        Self {
+            id: network.id.to_string(),
+            meta: Some((&network.meta).into()),
+            spec: Some((&network.spec).into()),
+            subnet: text(network.ipam.map(|ipam| ipam.subnet)),
+            gateway: text(network.ipam.map(|ipam| ipam.gateway)),
+            vni: network.vni,
+        }
+    }
+}
+
+impl TryFrom<v1::Network> for Network {
+    type Error = WireError;
+    fn try_from(wire: v1::Network) -> Result<Self, WireError> {
+        let subnet = parse_optional("subnet", &wire.subnet)?;
+        let ipam = subnet
+            .map(|subnet| Ok(Ipam { subnet, gateway: parse("gateway", &wire.gateway)? }))
+            .transpose()?;
+        Ok(Self {
+            id: parse("id", &wire.id)?,
+            meta: or_default("meta", wire.meta)?,
+            spec: required("spec", wire.spec)?,
+            ipam,
+            vni: wire.vni,
+        })
+    }
+}
+
+impl From<&NetworkSpec> for v1::NetworkSpec {
+    fn from(spec: &NetworkSpec) -> Self {
+        Self {
+            name: spec.name.clone(),
+            labels: labels(&spec.labels),
+            driver: v1::NetworkDriver::from(spec.driver).into(),
+            internal: spec.internal,
+            attachable: spec.attachable,
+            ingress: spec.ingress,
+            mtu: spec.mtu,
+            encrypted: spec.encrypted,
+            options: labels(&spec.options),
+            subnet: text(spec.ipam.subnet),
+            gateway: text(spec.ipam.gateway),
+            range: text(spec.ipam.range),
+        }
+    }
+}
+
+impl TryFrom<v1::NetworkSpec> for NetworkSpec {
+    type Error = WireError;
+    fn try_from(wire: v1::NetworkSpec) -> Result<Self, WireError> {
+        Ok(Self {
+            name: wire.name,
+            labels: wire.labels.into_iter().collect(),
+            driver: exact_word::<v1::NetworkDriver, _>("driver", wire.driver)?,
+            internal: wire.internal,
+            attachable: wire.attachable,
+            ingress: wire.ingress,
+            mtu: wire.mtu,
+            encrypted: wire.encrypted,
+            options: wire.options.into_iter().collect(),
+            ipam: IpamSpec {
+                subnet: parse_optional("subnet", &wire.subnet)?,
+                gateway: parse_optional("gateway", &wire.gateway)?,
+                range: parse_optional("range", &wire.range)?,
+            },
+        })
+    }
+}
+
+impl From<&NodeNetworkFacts> for v1::NodeNetworkFacts {
+    fn from(facts: &NodeNetworkFacts) -> Self {
+        Self {
+            data_path_addr: text(facts.data_path_addr),
+            mtu: facts.mtu,
+            routes: facts.routes.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::NodeNetworkFacts> for NodeNetworkFacts {
+    type Error = WireError;
+    fn try_from(wire: v1::NodeNetworkFacts) -> Result<Self, WireError> {
+        Ok(Self {
+            data_path_addr: parse_optional("data_path_addr", &wire.data_path_addr)?,
+            mtu: wire.mtu,
+            routes: texts("routes", &wire.routes)?,
+        })
+    }
+}
+
+impl From<&ServiceEndpoint> for v1::ServiceEndpoint {
+    fn from(endpoint: &ServiceEndpoint) -> Self {
+        let vip = |(network, address): (&NetworkId, &Ipv4Addr)| v1::service_endpoint::VirtualIp {
+            network: network.to_string(),
+            address: address.to_string(),
+        };
+        Self { vips: endpoint.vips.iter().map(vip).collect(), ports: all(&endpoint.ports) }
+    }
+}
+
+impl TryFrom<v1::ServiceEndpoint> for ServiceEndpoint {
+    type Error = WireError;
+    fn try_from(wire: v1::ServiceEndpoint) -> Result<Self, WireError> {
+        let vip = |vip: &v1::service_endpoint::VirtualIp| {
+            Ok((parse("vips.network", &vip.network)?, parse("vips.address", &vip.address)?))
+        };
+        Ok(Self {
+            vips: wire.vips.iter().map(vip).collect::<Result<_, WireError>>()?,
+            ports: each("ports", wire.ports)?,
+        })
+    }
+}
+
+impl From<&NetworkChange> for v1::NetworkChange {
+    fn from(change: &NetworkChange) -> Self {
+        let NetworkMap { index: _, data_path_port, nodes, networks, services, endpoints } = &change.set;
+        Self {
+            index: change.index.0,
+            full: change.full,
+            data_path_port: (*data_path_port).into(),
+            nodes: nodes.iter().map(node_to_wire).collect(),
+            networks: networks.iter().map(network_to_wire).collect(),
+            services: services.iter().map(service_to_wire).collect(),
+            endpoints: endpoints.iter().map(endpoint_to_wire).collect(),
+            removed_node_ids: change.removed_nodes.iter().map(ToString::to_string).collect(),
+            removed_network_ids: change.removed_networks.iter().map(ToString::to_string).collect(),
+            removed_service_ids: change.removed_services.iter().map(ToString::to_string).collect(),
+            removed_endpoint_ids: change.removed_endpoints.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::NetworkChange> for NetworkChange {
+    type Error = WireError;
+    fn try_from(wire: v1::NetworkChange) -> Result<Self, WireError> {
+        let index = Version(wire.index);
+        Ok(Self {
+            index,
+            full: wire.full,
+            set: NetworkMap {
+                index,
+                data_path_port: narrow("data_path_port", wire.data_path_port)?,
+                nodes: entries("nodes", wire.nodes, node_from_wire)?,
+                networks: entries("networks", wire.networks, network_from_wire)?,
+                services: entries("services", wire.services, service_from_wire)?,
+                endpoints: entries("endpoints", wire.endpoints, endpoint_from_wire)?,
+            },
+            removed_nodes: texts("removed_node_ids", &wire.removed_node_ids)?,
+            removed_networks: texts("removed_network_ids", &wire.removed_network_ids)?,
+            removed_services: texts("removed_service_ids", &wire.removed_service_ids)?,
+            removed_endpoints: texts("removed_endpoint_ids", &wire.removed_endpoint_ids)?,
+        })
+    }
+}
+
+fn node_to_wire((id, node): (&NodeId, &MapNode)) -> v1::MapNode {
+    v1::MapNode {
+        id: id.to_string(),
+        number: node.number.into(),
+        name: node.name.clone(),
+        addr: node.addr.to_string(),
+    }
+}
+
+fn node_from_wire(wire: v1::MapNode) -> Result<(NodeId, MapNode), WireError> {
+    let (number, addr) = (narrow("number", wire.number)?, parse("addr", &wire.addr)?);
+    Ok((parse("id", &wire.id)?, MapNode { number, name: wire.name, addr }))
+}
+
+fn network_to_wire((id, network): (&NetworkId, &MapNetwork)) -> v1::MapNetwork {
+    v1::MapNetwork {
+        id: id.to_string(),
+        name: network.name.clone(),
+        vni: network.vni,
+        subnet: network.subnet.to_string(),
+        gateway: network.gateway.to_string(),
+        mtu: network.mtu,
+        internal: network.internal,
+        ingress: network.ingress,
+        encrypted: network.encrypted,
+    }
+}
+
+fn network_from_wire(wire: v1::MapNetwork) -> Result<(NetworkId, MapNetwork), WireError> {
+    let network = MapNetwork {
+        name: wire.name,
+        vni: wire.vni,
+        subnet: parse("subnet", &wire.subnet)?,
+        gateway: parse("gateway", &wire.gateway)?,
+        mtu: wire.mtu,
+        internal: wire.internal,
+        ingress: wire.ingress,
+        encrypted: wire.encrypted,
+    };
+    Ok((parse("id", &wire.id)?, network))
+}
+
+fn service_to_wire((id, service): (&ServiceId, &MapService)) -> v1::MapService {
+    let attachment = |(network, at): (&NetworkId, &MapAttachment)| v1::MapAttachment {
+        network: network.to_string(),
+        vip: text(at.vip),
+        aliases: at.aliases.clone(),
+    };
+    v1::MapService {
+        id: id.to_string(),
+        name: service.name.clone(),
+        mode: v1::EndpointMode::from(service.mode).into(),
+        networks: service.networks.iter().map(attachment).collect(),
+        ports: all(&service.ports),
+    }
+}
+
+fn service_from_wire(wire: v1::MapService) -> Result<(ServiceId, MapService), WireError> {
+    let service = MapService {
+        name: wire.name,
+        mode: word::<v1::EndpointMode, _>("mode", wire.mode)?,
+        networks: entries("networks", wire.networks, |at: v1::MapAttachment| {
+            let attachment = MapAttachment { vip: parse_optional("vip", &at.vip)?, aliases: at.aliases };
+            Ok((parse("network", &at.network)?, attachment))
+        })?,
+        ports: each("ports", wire.ports)?,
+    };
+    Ok((parse("id", &wire.id)?, service))
+}
+
+fn endpoint_to_wire((id, endpoint): (&TaskId, &MapEndpoint)) -> v1::MapEndpoint {
+    let address = |(network, address): (&NetworkId, &Ipv4Addr)| v1::MapAddress {
+        network: network.to_string(),
+        address: address.to_string(),
+    };
+    v1::MapEndpoint {
+        task_id: id.to_string(),
+        service_id: endpoint.service.to_string(),
+        slot: endpoint.slot,
+        node_id: endpoint.node.to_string(),
+        addresses: endpoint.addresses.iter().map(address).collect(),
+        state: v1::EndpointState::from(endpoint.state).into(),
+        hostname: endpoint.hostname.clone(),
+    }
+}
+
+fn endpoint_from_wire(wire: v1::MapEndpoint) -> Result<(TaskId, MapEndpoint), WireError> {
+    let endpoint = MapEndpoint {
+        service: parse("service_id", &wire.service_id)?,
+        slot: wire.slot,
+        node: parse("node_id", &wire.node_id)?,
+        addresses: entries("addresses", wire.addresses, |at: v1::MapAddress| {
+            Ok((parse("network", &at.network)?, parse("address", &at.address)?))
+        })?,
+        state: exact_word::<v1::EndpointState, _>("state", wire.state)?,
+        hostname: wire.hostname,
+    };
+    Ok((parse("task_id", &wire.task_id)?, endpoint))
+}
+
+/// What is not given is empty.
+fn text(value: Option<impl Display>) -> String {
+    value.map(|value| value.to_string()).unwrap_or_default()
+}
+
+fn texts<T: std::str::FromStr<Err: Display>>(field: &str, list: &[String]) -> Result<Vec<T>, WireError> {
+    list.iter().enumerate().map(|(i, text)| parse(&format!("{field}[{i}]"), text)).collect()
+}
+
+/// Every entry of a map that travels as a list, errors numbered.
+fn entries<W, K: Ord, V>(
+    field: &str,
+    list: Vec<W>,
+    convert: impl Fn(W) -> Result<(K, V), WireError>,
+) -> Result<BTreeMap<K, V>, WireError> {
+    list.into_iter()
+        .enumerate()
+        .map(|(i, entry)| convert(entry).map_err(|error| error.inside(&format!("{field}[{i}]"))))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use types::netmap::EndpointState;
+    use types::network::NetworkDriver;
+    use types::service::{EndpointMode, PortConfig, Protocol, PublishMode};
+    use types::{Meta, NodeDescription, Timestamp};
+
+    fn network() -> Network {
+        let mut spec = NetworkSpec::new("backend", NetworkDriver::Overlay);
+        spec.internal = true;
+        spec.mtu = Some(1400);
+        spec.labels.insert("a".into(), "b".into());
+        spec.options.insert("com.docker.network.driver.mtu".into(), "1400".into());
+        spec.ipam.subnet = Some("10.9.0.0/16".parse().unwrap());
+        spec.ipam.range = Some("10.9.1.0/24".parse().unwrap());
+        Network {
+            id: NetworkId::from_bytes([3; 16]),
+            meta: Meta { version: Version(7), created_at: Timestamp(1), updated_at: Timestamp(2) },
+            ipam: Some(Ipam { subnet: "10.9.0.0/16".parse().unwrap(), gateway: [10, 9, 0, 1].into() }),
+            spec,
+            vni: Some(4097),
+        }
+    }
+
+    fn change() -> NetworkChange {
+        let (network, node) = (NetworkId::from_bytes([3; 16]), NodeId::from_bytes([4; 16]));
+        let service = ServiceId::from_bytes([1; 16]);
+        let mut set = NetworkMap { index: Version(9), data_path_port: 4789, ..NetworkMap::default() };
+        set.nodes.insert(node, MapNode { number: 7, name: "n7".into(), addr: [192, 0, 2, 7].into() });
+        set.networks.insert(
+            network,
+            MapNetwork {
+                name: "backend".into(),
+                vni: 4097,
+                subnet: "10.9.0.0/16".parse().unwrap(),
+                gateway: [10, 9, 0, 1].into(),
+                mtu: 1450,
+                internal: true,
+                ingress: false,
+                encrypted: false,
+            },
+        );
+        let at = MapAttachment { vip: Some([10, 9, 0, 2].into()), aliases: vec!["db".into()] };
+        set.services.insert(
+            service,
+            MapService {
+                name: "web".into(),
+                mode: EndpointMode::Vip,
+                networks: [(network, at)].into(),
+                ports: vec![PortConfig {
+                    protocol: Protocol::Udp,
+                    target: 53,
+                    published: Some(53),
+                    mode: PublishMode::Ingress,
+                }],
+            },
+        );
+        set.endpoints.insert(
+            TaskId::from_bytes([5; 16]),
+            MapEndpoint {
+                service,
+                slot: 3,
+                node,
+                addresses: [(network, [10, 9, 0, 3].into())].into(),
+                state: EndpointState::Draining,
+                hostname: "h".into(),
+            },
+        );
+        NetworkChange {
+            index: Version(9),
+            full: false,
+            set,
+            removed_nodes: vec![NodeId::from_bytes([6; 16])],
+            removed_networks: vec![NetworkId::from_bytes([6; 16])],
+            removed_services: vec![ServiceId::from_bytes([6; 16])],
+            removed_endpoints: vec![TaskId::from_bytes([6; 16])],
+        }
+    }
+
+    #[test]
+    fn networks_facts_and_changes_survive_the_wire() {
+        let network = network();
+        assert_eq!(Network::try_from(v1::Network::from(&network)), Ok(network));
+        let change = change();
+        assert_eq!(NetworkChange::try_from(v1::NetworkChange::from(&change)), Ok(change));
+        let facts = NodeNetworkFacts {
+            data_path_addr: Some([192, 0, 2, 1].into()),
+            mtu: 1500,
+            routes: vec!["192.0.2.0/24".parse().unwrap()],
+        };
+        let description = NodeDescription { network: facts, ..NodeDescription::default() };
+        assert_eq!(NodeDescription::try_from(v1::NodeDescription::from(&description)), Ok(description));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_by_its_path() {
+        let mut wire = v1::NetworkChange::from(&change());
+        wire.endpoints[0].addresses[0].address = "10.9".into();
+        let error = NetworkChange::try_from(wire).unwrap_err().to_string();
+        assert!(error.starts_with("invalid field `endpoints[0].addresses[0].address`: "), "{error}");
+        let mut wire = v1::NetworkChange::from(&change());
+        wire.nodes[0].number = 70_000;
+        let error = NetworkChange::try_from(wire).unwrap_err().to_string();
+        assert_eq!(error, "invalid field `nodes[0].number`: `70000` is out of range");
+        let mut wire = v1::Network::from(&network());
+        wire.spec.as_mut().unwrap().subnet = "10.9.0.1/16".into();
+        let error = Network::try_from(wire).unwrap_err().to_string();
+        assert!(error.starts_with("invalid field `spec.subnet`: "), "{error}");
+    }
+}
