@@ -25,8 +25,19 @@ pub(crate) fn rejected(rejected: &Rejected) -> Status {
         | Rejected::NodeIsManager(_)
         | Rejected::NodeNotDown(_)
         | Rejected::NodeRemoved(_)
+        | Rejected::PortTaken { .. }
+        | Rejected::SubnetTaken { .. }
+        | Rejected::IngressExists { .. }
+        | Rejected::NoIngress
         | Rejected::OtherCluster { .. } => Code::FailedPrecondition,
-        Rejected::Renamed { .. } | Rejected::ModeChanged(_) => Code::InvalidArgument,
+        Rejected::NoPort { .. }
+        | Rejected::NetworkFull { .. }
+        | Rejected::NoSubnet { .. }
+        | Rejected::NoVni
+        | Rejected::TooManyNodes { .. } => Code::ResourceExhausted,
+        Rejected::Renamed { .. } | Rejected::ModeChanged(_) | Rejected::IngressByName { .. } => {
+            Code::InvalidArgument
+        }
     };
     Status::new(code, rejected.to_string())
 }

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use rswarm_types::network::Ipam;
-use rswarm_types::task::{NetworkAttachment, TaskAddress, TaskNetwork};
-use rswarm_types::{Network, NetworkId, Task, TaskState};
+use rswarm_types::task::{TaskAddress, TaskNetwork};
+use rswarm_types::{Network, NetworkId, Task, TaskState, Timestamp};
 
 use crate::plan::{Action, Outcome, Plan};
-use crate::state::State;
+use crate::state::{State, on_mesh};
 
 /// The network of a task that names none.
 pub const DEFAULT_NETWORK: &str = "bridge";
@@ -20,15 +20,17 @@ pub const DEFAULT_NETWORK: &str = "bridge";
 enum AllocateError {
     #[error("network `{0}` not found")]
     Missing(NetworkId),
+    #[error("a port in mode `ingress` needs an ingress network, and the cluster has none")]
+    NoIngress,
     #[error("no free address in network `{name}` ({subnet}): {used} of {total} in use")]
     Exhausted { name: String, subnet: String, used: usize, total: u64 },
 }
 
 /// Gives each waiting `new` task its networks. One that gets none stays `new`, with the reason.
-pub fn plan(state: &State) -> Plan {
+pub fn plan(state: &State, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
-    let mut allocator =
-        Allocator { state, given: BTreeSet::new(), cursors: BTreeMap::new(), full: BTreeSet::new() };
+    let (given, cursors, full) = Default::default();
+    let mut allocator = Allocator { state, now, given, cursors, full };
     for task in state.waiting_tasks().filter(|task| task.status.state == TaskState::New) {
         match allocator.networks(task) {
             Ok(networks) => plan.actions.push(Action::AllocateTask { task: task.id, networks }),
@@ -47,6 +49,7 @@ pub fn plan(state: &State) -> Plan {
 
 struct Allocator<'a> {
     state: &'a State,
+    now: Timestamp,
     /// Given out in this pass.
     given: BTreeSet<(NetworkId, Ipv4Addr)>,
     /// Where this pass's search stands.
@@ -57,25 +60,20 @@ struct Allocator<'a> {
 
 impl Allocator<'_> {
     fn networks(&mut self, task: &Task) -> Result<Vec<TaskNetwork>, AllocateError> {
-        let default;
-        let attachments = if task.spec.networks.is_empty() {
-            let network = self.state.network_by_name(DEFAULT_NETWORK);
-            default = network.map(|network| NetworkAttachment { network: network.id, aliases: Vec::new() });
-            default.as_slice()
-        } else {
-            &task.spec.networks
-        };
         let mut networks = Vec::new();
-        for attachment in attachments {
-            let network =
-                self.state.network(attachment.network).ok_or(AllocateError::Missing(attachment.network))?;
-            networks.push(TaskNetwork {
-                network: network.id,
-                name: network.spec.name.clone(),
-                driver: network.spec.driver,
-                address: network.ipam.map(|ipam| self.address(network, ipam)).transpose()?,
-                aliases: attachment.aliases.clone(),
-            });
+        // The first one, as the way back to clients of the mesh.
+        if on_mesh(&task.ports) {
+            let ingress = self.state.ingress().ok_or(AllocateError::NoIngress)?;
+            networks.push(self.attach(ingress, &[])?);
+        }
+        if task.spec.networks.is_empty() {
+            let default = self.state.network_by_name(DEFAULT_NETWORK);
+            networks.extend(default.map(|network| self.attach(network, &[])).transpose()?);
+        }
+        for attachment in &task.spec.networks {
+            let network = self.state.network(attachment.network);
+            let network = network.ok_or(AllocateError::Missing(attachment.network))?;
+            networks.push(self.attach(network, &attachment.aliases)?);
         }
         // Only now, so that a task that fails on its second network keeps nothing of the first.
         for network in &networks {
@@ -87,29 +85,23 @@ impl Allocator<'_> {
         Ok(networks)
     }
 
-    /// The next free address after the one given out last, around the subnet once. An address that was just freed is
-    /// so the last to be used again, which lets neighbours and name caches forget it.
+    fn attach(&mut self, network: &Network, aliases: &[String]) -> Result<TaskNetwork, AllocateError> {
+        Ok(TaskNetwork {
+            network: network.id,
+            name: network.spec.name.clone(),
+            driver: network.spec.driver,
+            address: network.ipam.map(|ipam| self.address(network, ipam)).transpose()?,
+            aliases: aliases.to_vec(),
+        })
+    }
+
     fn address(&mut self, network: &Network, ipam: Ipam) -> Result<TaskAddress, AllocateError> {
-        let size = u32::try_from(ipam.subnet.size()).unwrap_or(u32::MAX);
-        let first = u32::from(ipam.subnet.address);
-        // Neither the network's own address nor the broadcast address.
-        let usable = size.saturating_sub(2);
         let last = self.cursors.get(&network.id).copied().or(self.state.address_cursor(network.id));
-        let start = last.map_or(0, |address| u32::from(address).wrapping_sub(first));
         if !self.full.contains(&network.id) {
-            for step in 0..usable {
-                let offset = (start % usable.max(1) + step) % usable + 1;
-                let address = Ipv4Addr::from(first + offset);
-                let taken = address == ipam.gateway
-                    || self.state.address_owner(network.id, address).is_some()
-                    || self.given.contains(&(network.id, address));
-                if !taken {
-                    return Ok(TaskAddress {
-                        address,
-                        prefix_len: ipam.subnet.prefix_len,
-                        gateway: ipam.gateway,
-                    });
-                }
+            let given = |address| self.given.contains(&(network.id, address));
+            if let Some(address) = self.state.free_address(network, last, self.now, given) {
+                let prefix_len = ipam.subnet.prefix_len;
+                return Ok(TaskAddress { address, prefix_len, gateway: ipam.gateway });
             }
         }
         self.full.insert(network.id);
@@ -118,7 +110,7 @@ impl Allocator<'_> {
             name: network.spec.name.clone(),
             subnet: ipam.subnet.to_string(),
             used: self.state.addresses_used(network.id) + in_pass,
-            total: u64::from(usable.saturating_sub(1)),
+            total: State::addresses_total(network),
         })
     }
 }

@@ -7,11 +7,12 @@
 //! - [`validate`], [`resolve`], [`constraint`]: what users write, and what they mean.
 //! - [`plan`]: wishes without ids and times.
 //! - [`pass`]: one pass of all loops, [`orchestrator`], [`allocate`] and [`scheduler`], and the memory between passes.
-//! - [`dispatch`]: who is alive, and what each node should be told.
+//! - [`dispatch`], [`netmap`]: who is alive, and what each node should be told.
 
 pub mod allocate;
 pub mod constraint;
 pub mod dispatch;
+pub mod netmap;
 pub mod orchestrator;
 pub mod pass;
 pub mod plan;

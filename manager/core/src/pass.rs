@@ -113,7 +113,7 @@ pub fn plan_all(state: &State, now: Timestamp, dirty: Option<&Dirty>) -> Plan {
     }
     pass.advance(stage);
 
-    let stage = allocate::plan(&pass.state);
+    let stage = allocate::plan(&pass.state, now);
     pass.advance(stage);
 
     let stage = scheduler::plan(&pass.state, now);

@@ -1,16 +1,19 @@
 //! What a spec must satisfy before it is written. Source: swarm-parity 2.5.
 
+mod network;
+
 use std::collections::BTreeSet;
 
-use rswarm_types::cluster::Subnet;
 use rswarm_types::kernel::{self, OWN_SYSCTLS, ULIMITS};
 use rswarm_types::quantity::{format_bytes, format_duration};
 use rswarm_types::service::{EndpointMode, PublishMode, UpdateConfig, UpdateOrder};
 use rswarm_types::task::{ContainerSpec, Limits, Mount, MountKind, RegistryAuth, RegistrySecret, Ulimit};
-use rswarm_types::{ClusterSpec, NetworkDriver, NetworkSpec, Service, ServiceMode, ServiceSpec};
+use rswarm_types::{ClusterSpec, NetworkDriver, Service, ServiceMode, ServiceSpec};
 
 use crate::constraint::{Constraint, ConstraintError};
 use crate::state::State;
+
+pub use network::{NetworkError, POOL_PREFIX_MAX, POOL_PREFIX_MIN, network_spec};
 
 /// Most characters of a service's or network's name: it becomes a DNS label.
 pub const MAX_NAME_LEN: usize = 63;
@@ -26,11 +29,6 @@ pub const MIN_CERT_EXPIRY: std::time::Duration = std::time::Duration::from_secs(
 /// Most bytes of a registry's credential; tokens of the large registries have up to 10,000.
 pub const MAX_CREDENTIAL_LEN: usize = 64 << 10;
 
-/// Longest prefix of an address pool: with the network, the gateway and the broadcast address five are left for tasks.
-/// Source: Swarm's limit of `--default-addr-pool-mask-length`.
-pub const POOL_PREFIX_MAX: u8 = 29;
-/// Shortest one: no private range is larger.
-pub const POOL_PREFIX_MIN: u8 = 8;
 /// What is wrong with a spec.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
@@ -84,8 +82,15 @@ pub enum SpecError {
     PortZero,
     #[error("endpoint mode `dnsrr` cannot publish port {0} in mode `ingress`: expected mode `host`")]
     DnsrrIngress(u16),
-    #[error("publishing port {0} in mode `ingress` is not supported yet: expected mode `host`")]
-    IngressUnsupported(u16),
+    #[error(
+        "port {port} cannot be published in mode `ingress` on network `{network}`, where the task has no address of \
+         its own: expected mode `host`, or another network"
+    )]
+    IngressWithout { port: u16, network: String },
+    #[error(
+        "network `{0}` cannot be named by a service: it carries the ports that are published in mode `ingress`"
+    )]
+    IngressByName(String),
     #[error(
         "a global service that publishes host port {0} cannot be updated start-first: old and new task cannot \
              both have the port of one node; expected order `stop-first`"
@@ -116,13 +121,8 @@ pub enum SpecError {
     ModeChanged,
     #[error("invalid {what} {}: expected at least {}", format_duration(*.found), format_duration(*.least))]
     Duration { what: &'static str, found: std::time::Duration, least: std::time::Duration },
-    #[error(
-        "invalid address pool `{found}`: expected a network of /{POOL_PREFIX_MIN} to /{POOL_PREFIX_MAX}, so that tasks \
-         find addresses in it"
-    )]
-    PoolSize { found: Subnet },
-    #[error("invalid address pool `{found}`: it overlaps `{reserved}`, {why}")]
-    PoolReserved { found: Subnet, reserved: Subnet, why: &'static str },
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 /// Checks a service as the user wrote it.
@@ -177,22 +177,24 @@ pub fn service_update(held: &Service, spec: &ServiceSpec) -> Result<(), SpecErro
 /// Checks what depends on the networks a service attaches to. Unknown ones are left to the caller, who looked them up.
 pub fn service_networks(state: &State, spec: &ServiceSpec) -> Result<(), SpecError> {
     let networks: Vec<_> = spec.task.networks.iter().filter_map(|one| state.network(one.network)).collect();
-    let alone = networks.iter().find(|network| network.spec.driver != NetworkDriver::Bridge);
-    let Some(alone) = alone else { return Ok(()) };
+    if let Some(ingress) = networks.iter().find(|network| network.spec.ingress) {
+        return Err(SpecError::IngressByName(ingress.spec.name.clone()));
+    }
+    let is_alone = |driver| matches!(driver, NetworkDriver::Host | NetworkDriver::None);
+    let Some(alone) = networks.iter().find(|network| is_alone(network.spec.driver)) else { return Ok(()) };
     if let Some(other) = networks.iter().find(|network| network.id != alone.id) {
         let (first, second) = (alone.spec.name.clone(), other.spec.name.clone());
         return Err(SpecError::NetworksApart { first, second });
+    }
+    if let Some(port) = spec.endpoint.ports.iter().find(|port| port.mode == PublishMode::Ingress) {
+        let (port, network) = (port.target, alone.spec.name.clone());
+        return Err(SpecError::IngressWithout { port, network });
     }
     let shared = |name: &&String| !kernel::is_own_sysctl(name, alone.spec.driver != NetworkDriver::Host);
     match spec.task.container.sysctls.keys().find(shared) {
         Some(name) => Err(SpecError::HostSysctl(name.clone())),
         None => Ok(()),
     }
-}
-
-/// Checks a network as the user wrote it.
-pub fn network_spec(spec: &NetworkSpec) -> Result<(), SpecError> {
-    name(&spec.name)
 }
 
 /// Checks the cluster's settings.
@@ -204,27 +206,7 @@ pub fn cluster_spec(spec: &ClusterSpec) -> Result<(), SpecError> {
     at_least("heartbeat period", spec.heartbeat_period, std::time::Duration::from_millis(100))?;
     // One lost heartbeat must not make a node look dead.
     at_least("time after which a node is down", spec.node_down_after, spec.heartbeat_period * 2)?;
-    address_pool(spec.default_address_pool)
-}
-
-/// Checks that tasks can be given addresses of a pool. Source: RFC 6890, addresses that no host has.
-fn address_pool(found: Subnet) -> Result<(), SpecError> {
-    if !(POOL_PREFIX_MIN..=POOL_PREFIX_MAX).contains(&found.prefix_len) {
-        return Err(SpecError::PoolSize { found });
-    }
-    const RESERVED: [([u8; 4], u8, &str); 4] = [
-        ([0, 0, 0, 0], 8, "which stands for this network"),
-        ([127, 0, 0, 0], 8, "which is loopback"),
-        ([169, 254, 0, 0], 16, "which is link-local"),
-        ([224, 0, 0, 0], 3, "which is multicast or reserved"),
-    ];
-    for (address, prefix_len, why) in RESERVED {
-        let reserved = Subnet { address: address.into(), prefix_len };
-        if reserved.overlaps(found) {
-            return Err(SpecError::PoolReserved { found, reserved, why });
-        }
-    }
-    Ok(())
+    Ok(network::cluster(spec)?)
 }
 
 /// Checks a name of a service or network: letters and digits, with `-` and `_` inside.
@@ -421,9 +403,9 @@ fn ports(spec: &ServiceSpec) -> Result<(), SpecError> {
             if spec.endpoint.mode == EndpointMode::Dnsrr {
                 return Err(SpecError::DnsrrIngress(port.target));
             }
-            return Err(SpecError::IngressUnsupported(port.target));
         }
         if let Some(published) = port.published
+            && port.mode == PublishMode::Host
             && spec.mode == ServiceMode::Global
             && [spec.update.order, spec.rollback.order].contains(&UpdateOrder::StartFirst)
         {
@@ -499,7 +481,7 @@ mod tests {
                 Box::new(move |s| s.endpoint.ports = vec![port(80, PublishMode::Host); 2]),
                 "duplicate published port 80/tcp",
             ),
-            (Box::new(move |s| s.endpoint.ports = vec![port(80, PublishMode::Ingress)]), "not supported yet"),
+            (Box::new(move |s| s.endpoint.ports = vec![port(80, PublishMode::Ingress)]), ""),
             (Box::new(|s| s.task.container.env = vec!["A".into()]), "invalid environment variable `A`"),
             (Box::new(|s| s.task.container.cap_add = vec!["cap_net_admin".into(), "ALL".into()]), ""),
             (Box::new(|s| s.task.container.cap_drop = vec!["FOO".into()]), "unknown capability `FOO`"),
@@ -588,25 +570,6 @@ mod tests {
             check(&ids[1..], net)
                 .contains("sysctl `net.core.somaxconn` is the node's for tasks on network `host`")
         );
-    }
-
-    #[test]
-    fn address_pools_have_room_and_are_nobody_else_s() {
-        for (pool, expected) in [
-            ("10.213.0.0/16", ""),
-            ("10.0.0.0/8", ""),
-            ("192.168.7.0/29", ""),
-            ("192.168.7.0/31", "invalid address pool `192.168.7.0/31`: expected a network of /8 to /29"),
-            ("192.168.7.1/32", "invalid address pool"),
-            ("0.0.0.0/0", "invalid address pool"),
-            ("127.1.0.0/16", "it overlaps `127.0.0.0/8`, which is loopback"),
-            ("169.254.1.0/24", "link-local"),
-            ("224.0.0.0/8", "multicast"),
-        ] {
-            let spec = ClusterSpec { default_address_pool: pool.parse().unwrap(), ..ClusterSpec::default() };
-            let found = cluster_spec(&spec).err().map(|error| error.to_string()).unwrap_or_default();
-            assert!(found.contains(expected) && found.is_empty() == expected.is_empty(), "{pool}: {found}");
-        }
     }
 
     #[test]

@@ -152,7 +152,8 @@ impl ControlService {
     fn spec_of(state: &State, mut wire: v1::ServiceSpec) -> Result<ServiceSpec, Status> {
         for attachment in wire.task.iter_mut().flat_map(|task| &mut task.networks) {
             let network = lookup::network(state, &attachment.network)?;
-            if network.spec.driver != NetworkDriver::Bridge && !attachment.aliases.is_empty() {
+            let own = matches!(network.spec.driver, NetworkDriver::Bridge | NetworkDriver::Overlay);
+            if !own && !attachment.aliases.is_empty() {
                 return Err(Status::invalid_argument(format!(
                     "network `{}` takes no aliases: it gives tasks no addresses of their own",
                     network.spec.name

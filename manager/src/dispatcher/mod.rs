@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use rswarm_api::v1;
 use rswarm_core::State;
+use rswarm_core::netmap::Concerned;
 use rswarm_types::{ClusterSpec, NodeId, Role};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -79,10 +80,12 @@ pub(crate) async fn wake_sessions(context: &Context, hub: &Hub) {
             (Some(old), Some(new)) => !Arc::ptr_eq(old, new),
             (old, new) => old.is_some() != new.is_some(),
         };
-        if cluster_differs || (managers_may_differ && manager_addrs(&seen) != manager_addrs(&state)) {
-            hub.wake_all();
-        } else {
-            hub.wake(touched);
+        let managers_differ = managers_may_differ && manager_addrs(&seen) != manager_addrs(&state);
+        match rswarm_core::netmap::concerned(&seen, &state) {
+            Concerned::Nodes(nodes) if !cluster_differs && !managers_differ => {
+                hub.wake(touched.union(&nodes).copied());
+            }
+            _ => hub.wake_all(),
         }
         seen = state;
     }

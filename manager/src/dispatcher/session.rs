@@ -8,8 +8,8 @@ use futures::stream::FuturesOrdered;
 use rswarm_api::v1;
 use rswarm_api::v1::manager_message::Message as Out;
 use rswarm_core::State;
-use rswarm_core::dispatch;
 use rswarm_core::state::Write;
+use rswarm_core::{dispatch, netmap};
 use rswarm_types::{NodeDescription, NodeId, Task, TaskId, TaskState, TaskStatus, Timestamp};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -132,7 +132,12 @@ async fn conversation(
     let mut view = super::cluster_view(&state, node);
     send(out, Out::Cluster(view.clone())).await?;
     let mut told = dispatch::assignments(&state, node);
-    send(out, Out::Assignments(full_set(&told))).await?;
+    let first = v1::manager_message::Assignments {
+        network: Some((&netmap::full(&state, node)).into()),
+        ..full_set(&told)
+    };
+    send(out, Out::Assignments(first)).await?;
+    let mut mapped = state;
     // What changed while this was set up did not know of this session yet.
     session.wake.notify_one();
 
@@ -157,7 +162,8 @@ async fn conversation(
             }
             () = session.wake.notified() => {
                 let state = context.store.snapshot();
-                tell_news(&state, &session, &mut view, &mut told, out).await?;
+                tell_news(&state, &session, &mut view, &mut told, &mapped, out).await?;
+                mapped = state;
             }
             Some(message) = session.pushed.recv() => send(out, message).await?,
             () = session.superseded.cancelled() => {
@@ -167,12 +173,13 @@ async fn conversation(
     }
 }
 
-/// Tells the worker what it does not know yet.
+/// Tells the worker what it does not know yet; of the network that is what changed since `mapped`.
 async fn tell_news(
     state: &State,
     session: &Session,
     view: &mut v1::manager_message::ClusterView,
     told: &mut dispatch::Assignments,
+    mapped: &State,
     out: &Outgoing,
 ) -> Result<(), End> {
     let node = session.node;
@@ -181,11 +188,13 @@ async fn tell_news(
     }
     let changes = dispatch::diff(told, state, node);
     *told = dispatch::assignments(state, node);
-    if !changes.is_empty() {
+    let network = netmap::change(mapped, state, node);
+    if !changes.is_empty() || !network.is_empty() {
         let assignments = v1::manager_message::Assignments {
             index: changes.index.0,
             full: false,
             removed_task_ids: changes.removed.iter().map(ToString::to_string).collect(),
+            network: (!network.is_empty()).then(|| (&network).into()),
             ..with_credentials(changes.set.iter())
         };
         send(out, Out::Assignments(assignments)).await?;

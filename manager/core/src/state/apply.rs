@@ -9,12 +9,13 @@ use std::time::Duration;
 use rswarm_types::service::{ServiceEndpoint, UpdateState};
 use rswarm_types::task::TaskNetwork;
 use rswarm_types::{
-    Availability, Cluster, Meta, Network, Node, NodeId, NodeState, Role, Service, ServiceId, ServiceMode,
-    ServiceSpec, Task, TaskId, TaskState, TaskStatus, Timestamp, UpdateStatus, Version,
+    Availability, Cluster, Meta, Node, NodeId, NodeState, Role, Service, ServiceId, ServiceMode, ServiceSpec,
+    Task, TaskId, TaskState, TaskStatus, Timestamp, UpdateStatus, Version,
 };
 
 use super::State;
 use super::command::{Applied, Command, NewTask, ObjectRef, Rejected, ServiceChange, Write};
+use super::index::held_addresses;
 
 /// How long past the longest life of its certificate a removed node stays outlawed: allows for wrong clocks.
 /// Source: swarm-parity 3.10.
@@ -27,6 +28,7 @@ pub fn apply(state: &State, index: Version, command: &Command) -> (State, Result
     let mut next = state.clone();
     next.index = index;
     let mut writer = Writer { state: next, index, at: command.at };
+    writer.end_quarantines();
     for write in &command.writes {
         if let Err(rejected) = writer.write(write) {
             let mut unchanged = state.clone();
@@ -42,10 +44,11 @@ pub(crate) fn takes_tasks(node: &Node) -> bool {
     node.spec.availability == Availability::Active && node.status.state == NodeState::Ready
 }
 
-struct Writer {
-    state: State,
+/// Applies the writes of one command.
+pub(super) struct Writer {
+    pub(super) state: State,
     index: Version,
-    at: Timestamp,
+    pub(super) at: Timestamp,
 }
 
 impl Writer {
@@ -54,19 +57,20 @@ impl Writer {
             Write::PutCluster { cluster, expected } => self.put_cluster(cluster, *expected)?,
             Write::CreateNode(node) => self.create_node(node)?,
             Write::UpdateNode { id, spec, expected } => {
-                let node = self.state.nodes.get_mut(id).ok_or(missing(ObjectRef::Node(*id)))?;
-                expect_version(ObjectRef::Node(*id), *expected, node.meta.version)?;
-                let node = Arc::make_mut(node);
-                node.spec = spec.clone();
+                let held = self.state.node(*id).ok_or(missing(ObjectRef::Node(*id)))?;
+                expect_version(ObjectRef::Node(*id), *expected, held.meta.version)?;
+                let mut node = Node { spec: spec.clone(), ..Node::clone(held) };
                 node.meta = Meta { version: self.index, updated_at: self.at, ..node.meta };
+                self.state.put_node(Arc::new(node));
             }
             Write::RemoveNode { id, force } => self.remove_node(*id, *force)?,
             Write::SetNodeStatus { id, status } => self.note_node(*id, |node| {
                 node.status = status.clone();
             }),
-            Write::SetNodeDescription { id, description } => self.note_node(*id, |node| {
-                node.description = Some(description.clone());
-            }),
+            Write::SetNodeDescription { id, description } => {
+                self.note_node(*id, |node| node.description = Some(description.clone()));
+                self.number_node(*id);
+            }
             Write::SetNodeRole { id, role } => self.set_node_role(*id, *role),
             Write::SetNodeManager { id, manager } => self.note_node(*id, |node| {
                 node.manager.clone_from(manager);
@@ -81,7 +85,9 @@ impl Writer {
                 let object = ObjectRef::Service(*id);
                 let found = self.state.service(*id).ok_or(missing(object))?.meta.version;
                 expect_version(object, expected.unwrap_or(found), found)?;
-                self.state.take_service(*id);
+                if let Some(service) = self.state.take_service(*id) {
+                    self.release(service.endpoint.vips.clone(), []);
+                }
             }
             Write::RollBackService { id, spec_version, message } => {
                 self.roll_back_service(*id, *spec_version, message);
@@ -102,14 +108,12 @@ impl Writer {
                 raise
             }),
             Write::SetTaskStatus { id, status } => self.set_task_status(*id, status),
-            Write::RemoveTask { id } => {
-                self.state.take_task(*id);
-            }
+            Write::RemoveTask { id } => self.remove_task(*id),
         }
         Ok(())
     }
 
-    fn new_meta(&self) -> Meta {
+    pub(super) fn new_meta(&self) -> Meta {
         Meta { version: self.index, created_at: self.at, updated_at: self.at }
     }
 
@@ -138,8 +142,9 @@ impl Writer {
         if self.state.cluster.as_ref().is_some_and(|c| c.removed_nodes.contains_key(&node.id)) {
             return Err(Rejected::NodeRemoved(node.id));
         }
-        let node = Node { meta: self.new_meta(), ..node.clone() };
-        self.state.nodes.insert(node.id, Arc::new(node));
+        self.room_for_node()?;
+        self.state.put_node(Arc::new(Node { meta: self.new_meta(), ..node.clone() }));
+        self.number_node(node.id);
         Ok(())
     }
 
@@ -151,7 +156,7 @@ impl Writer {
         if node.status.state == NodeState::Ready && !force {
             return Err(Rejected::NodeNotDown(id));
         }
-        self.state.nodes.remove(&id);
+        self.state.take_node(id);
         if let Some(cluster) = &mut self.state.cluster {
             let cluster = Arc::make_mut(cluster);
             cluster.removed_nodes.retain(|_, until| *until > self.at);
@@ -169,7 +174,7 @@ impl Writer {
         for task in orphans {
             // A task bound to the node but never confirmed there has no state to lose: its worker never heard of it.
             if self.state.task(task).is_some_and(|t| t.status.state < TaskState::Assigned) {
-                self.state.take_task(task);
+                self.remove_task(task);
             } else {
                 self.set_task_status(task, &status);
             }
@@ -179,11 +184,11 @@ impl Writer {
 
     /// Writes down what is known of a node; no edit, so its version stays.
     fn note_node(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
-        if let Some(node) = self.state.nodes.get_mut(&id) {
-            let node = Arc::make_mut(node);
-            change(node);
-            node.meta.updated_at = self.at;
-        }
+        let Some(held) = self.state.node(id) else { return };
+        let mut node = Node::clone(held);
+        change(&mut node);
+        node.meta.updated_at = self.at;
+        self.state.put_node(Arc::new(node));
     }
 
     fn set_node_role(&mut self, id: NodeId, role: Role) {
@@ -196,46 +201,6 @@ impl Writer {
         });
     }
 
-    fn create_network(&mut self, network: &Network) -> Result<(), Rejected> {
-        if self.state.networks.contains_key(&network.id) {
-            return Err(Rejected::Exists { object: ObjectRef::Network(network.id) });
-        }
-        if let Some(held) = self.state.network_by_name(&network.spec.name) {
-            return Err(Rejected::NameTaken {
-                name: network.spec.name.clone(),
-                by: ObjectRef::Network(held.id),
-            });
-        }
-        let network = Network { meta: self.new_meta(), ..network.clone() };
-        self.state.put_network(Arc::new(network));
-        Ok(())
-    }
-
-    fn remove_network(&mut self, id: rswarm_types::NetworkId) -> Result<(), Rejected> {
-        let object = ObjectRef::Network(id);
-        if !self.state.networks.contains_key(&id) {
-            return Err(missing(object));
-        }
-        let names_it = |spec: &ServiceSpec| spec.task.networks.iter().any(|n| n.network == id);
-        if let Some(service) = self.state.services().find(|s| names_it(&s.spec)) {
-            return Err(Rejected::InUse { object, by: ObjectRef::Service(service.id) });
-        }
-        let attached =
-            |task: &Task| !task.status.state.is_terminal() && task.networks.iter().any(|n| n.network == id);
-        if let Some(task) = self.state.tasks().find(|t| attached(t)) {
-            return Err(Rejected::InUse { object, by: ObjectRef::Task(task.id) });
-        }
-        self.state.take_network(id);
-        Ok(())
-    }
-
-    fn networks_exist(&self, spec: &ServiceSpec) -> Result<(), Rejected> {
-        match spec.task.networks.iter().find(|n| !self.state.networks.contains_key(&n.network)) {
-            Some(attachment) => Err(missing(ObjectRef::Network(attachment.network))),
-            None => Ok(()),
-        }
-    }
-
     fn create_service(&mut self, id: ServiceId, spec: &ServiceSpec) -> Result<(), Rejected> {
         // An id whose former tasks are still being removed is as taken as one in the table.
         if self.state.services.contains_key(&id) || self.state.tasks_of(id).next().is_some() {
@@ -244,7 +209,7 @@ impl Writer {
         if let Some(held) = self.state.service_by_name(&spec.name) {
             return Err(Rejected::NameTaken { name: spec.name.clone(), by: ObjectRef::Service(held.id) });
         }
-        self.networks_exist(spec)?;
+        let endpoint = self.endpoint(id, spec, &ServiceEndpoint::default())?;
         self.state.put_service(Arc::new(Service {
             id,
             meta: self.new_meta(),
@@ -252,7 +217,7 @@ impl Writer {
             previous_spec: None,
             spec_version: self.index,
             update_status: None,
-            endpoint: ServiceEndpoint::default(),
+            endpoint,
         }));
         Ok(())
     }
@@ -273,8 +238,8 @@ impl Writer {
         if matches!(held.spec.mode, ServiceMode::Global) != matches!(spec.mode, ServiceMode::Global) {
             return Err(Rejected::ModeChanged(id));
         }
-        self.networks_exist(spec)?;
         let mut service = Service::clone(held);
+        let endpoint = self.endpoint(id, spec, &service.endpoint)?;
         let tasks_see_it = service.spec.task != spec.task || service.spec.endpoint != spec.endpoint;
         let resumes = service
             .update_status
@@ -299,21 +264,39 @@ impl Writer {
         }
         service.previous_spec = Some(Box::new(std::mem::replace(&mut service.spec, spec.clone())));
         service.meta = Meta { version: self.index, updated_at: self.at, ..service.meta };
+        self.put_endpoint(&mut service, endpoint);
         self.state.put_service(Arc::new(service));
         Ok(())
     }
 
+    /// If the previous spec can be had no more, because a port it published is another service's by now, the service
+    /// stays as it is, and says why.
     fn roll_back_service(&mut self, id: ServiceId, spec_version: Version, message: &str) {
-        let started = self.update_started(UpdateState::RollbackStarted, message);
-        let index = self.index;
-        self.change_service(id, spec_version, |service| {
-            if let Some(previous) = service.previous_spec.take() {
+        let Some(held) = self.state.service(id).filter(|s| s.spec_version == spec_version) else { return };
+        let mut service = Service::clone(held);
+        let Some(previous) = service.previous_spec.take() else { return };
+        match self.endpoint(id, &previous, &service.endpoint) {
+            Ok(endpoint) => {
                 service.spec = *previous;
-                service.spec_version = index;
-                service.meta.version = index;
-                service.update_status = Some(started);
+                service.spec_version = self.index;
+                service.meta.version = self.index;
+                service.update_status = Some(self.update_started(UpdateState::RollbackStarted, message));
+                self.put_endpoint(&mut service, endpoint);
             }
-        });
+            Err(rejected) => {
+                service.previous_spec = Some(previous);
+                let message = format!("rollback not possible: {rejected}");
+                service.update_status = Some(self.update_started(UpdateState::RollbackPaused, &message));
+            }
+        }
+        service.meta.updated_at = self.at;
+        self.state.put_service(Arc::new(service));
+    }
+
+    fn put_endpoint(&mut self, service: &mut Service, endpoint: ServiceEndpoint) {
+        let former = std::mem::replace(&mut service.endpoint, endpoint);
+        let kept = service.endpoint.vips.iter().map(|(network, address)| (*network, *address));
+        self.release(former.vips, kept);
     }
 
     fn update_started(&self, state: UpdateState, message: &str) -> UpdateStatus {
@@ -432,11 +415,20 @@ impl Writer {
 
     /// Changes a task in place; `change` says whether it did anything.
     fn change_task(&mut self, id: TaskId, change: impl FnOnce(&mut Task) -> bool) {
-        let Some(held) = self.state.task(id) else { return };
-        let mut task = Task::clone(held);
+        let Some(held) = self.state.task(id).cloned() else { return };
+        let mut task = Task::clone(&held);
         if change(&mut task) {
             task.meta = Meta { version: self.index, updated_at: self.at, ..task.meta };
+            if held_addresses(&held).ne(held_addresses(&task)) {
+                self.release(held_addresses(&held), held_addresses(&task).collect::<Vec<_>>());
+            }
             self.state.put_task(Arc::new(task));
+        }
+    }
+
+    fn remove_task(&mut self, id: TaskId) {
+        if let Some(task) = self.state.take_task(id) {
+            self.release(held_addresses(&task), []);
         }
     }
 
@@ -458,7 +450,7 @@ impl Writer {
     }
 }
 
-fn missing(object: ObjectRef) -> Rejected {
+pub(super) fn missing(object: ObjectRef) -> Rejected {
     Rejected::Missing { object }
 }
 

@@ -1,11 +1,18 @@
 //! `check`: every rule of the state that a bug could break. Tests and simulation call it after every step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
 
-use rswarm_types::{NetworkId, NodeId, ServiceId, TaskId, TaskState, Version};
+use rswarm_types::service::{EndpointMode, PortConfig, PublishMode};
+use rswarm_types::{Network, NetworkDriver, NetworkId, NodeId, ServiceId, TaskId, TaskState, Version};
 
+use super::command::ObjectRef;
 use super::index::held_addresses;
-use super::{State, holds_resources};
+use super::{State, holds_resources, on_mesh};
+
+/// Who has each address, as far as it was looked at.
+type Owners = BTreeMap<(NetworkId, Ipv4Addr), ObjectRef>;
 
 /// A broken invariant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -16,10 +23,20 @@ pub enum Violation {
     ServiceName(ServiceId, ServiceId),
     #[error("networks `{0}` and `{1}` have the same name")]
     NetworkName(NetworkId, NetworkId),
-    #[error("tasks `{0}` and `{1}` have the same address on one network")]
-    Address(TaskId, TaskId),
-    #[error("task `{0}` has an address outside of its network")]
-    AddressRange(TaskId),
+    #[error("{0} and {1} have the same address on one network")]
+    Address(ObjectRef, ObjectRef),
+    #[error("{0} has an address outside of its network, or the network's own")]
+    AddressRange(ObjectRef),
+    #[error("address {1} of network `{0}` is kept back and in use")]
+    KeptBack(NetworkId, Ipv4Addr),
+    #[error("services `{0}` and `{1}` publish the same port")]
+    Port(ServiceId, ServiceId),
+    #[error("service `{0}` has not what its spec asks for, or more")]
+    Endpoint(ServiceId),
+    #[error("networks `{0}` and `{1}` have the same VNI, overlap, or are both the ingress network")]
+    Network(NetworkId, NetworkId),
+    #[error("nodes `{0}` and `{1}` have the same number")]
+    NodeNumber(NodeId, NodeId),
     #[error("task `{0}` is {1} and has no node")]
     NoNode(TaskId, TaskState),
     #[error("task `{0}` is {1} on node `{2}`, which does not exist")]
@@ -36,7 +53,10 @@ impl State {
         let mut found = Vec::new();
         self.check_indexes(&mut found);
         self.check_names(&mut found);
-        self.check_tasks(&mut found);
+        let mut owners = BTreeMap::new();
+        self.check_services(&mut owners, &mut found);
+        self.check_tasks(&mut owners, &mut found);
+        self.check_networks(&mut found);
         let versions = (self.cluster().map(|c| c.meta.version).into_iter())
             .chain(self.nodes().map(|n| n.meta.version))
             .chain(self.services().flat_map(|s| [s.meta.version, s.spec_version]))
@@ -58,6 +78,15 @@ impl State {
             ("waiting tasks", held.waiting == fresh.waiting),
             ("node usage", held.usage == fresh.usage),
             ("addresses", held.addresses == fresh.addresses),
+            ("node numbers", held.node_numbers == fresh.node_numbers),
+            ("MTUs", held.mtus == fresh.mtus),
+            ("ingress network", held.ingress == fresh.ingress),
+            ("services by network", held.services_on == fresh.services_on),
+            ("ingress ports", held.ingress_ports == fresh.ingress_ports),
+            ("host ports", held.host_ports == fresh.host_ports),
+            ("endpoints by network", held.by_network == fresh.by_network),
+            ("nodes by network", held.nodes_on == fresh.nodes_on),
+            ("quarantine", held.quarantine == fresh.quarantine),
         ] {
             if !agrees {
                 found.push(Violation::Index(name));
@@ -80,8 +109,84 @@ impl State {
         }
     }
 
-    fn check_tasks(&self, found: &mut Vec<Violation>) {
-        let mut owners = BTreeMap::new();
+    fn check_services(&self, owners: &mut Owners, found: &mut Vec<Violation>) {
+        let mut ports = BTreeMap::new();
+        for service in self.services() {
+            for (network, address) in &service.endpoint.vips {
+                self.check_address((*network, *address), ObjectRef::Service(service.id), owners, found);
+            }
+            let mesh = service.endpoint.ports.iter().filter(|port| port.mode == PublishMode::Ingress);
+            for port in mesh {
+                if let Some(other) = ports.insert((port.published, port.protocol), service.id) {
+                    found.push(Violation::Port(other, service.id));
+                }
+            }
+            let kept = |(asked, given): (&PortConfig, &PortConfig)| {
+                let open = asked.published.is_none() && asked.mode == PublishMode::Ingress;
+                let given_open = PortConfig { published: asked.published, ..*given };
+                given_open == *asked && if open { given.published.is_some() } else { given == asked }
+            };
+            let (asked, given) = (&service.spec.endpoint.ports, &service.endpoint.ports);
+            let overlays = service.spec.task.networks.iter().filter_map(|at| self.network(at.network));
+            let overlays = overlays.filter(|network| network.spec.driver == NetworkDriver::Overlay);
+            let overlays: BTreeSet<NetworkId> = match service.spec.endpoint.mode {
+                EndpointMode::Vip => overlays.map(|network| network.id).collect(),
+                EndpointMode::Dnsrr => BTreeSet::new(),
+            };
+            if asked.len() != given.len()
+                || !asked.iter().zip(given).all(kept)
+                || !overlays.iter().eq(service.endpoint.vips.keys())
+            {
+                found.push(Violation::Endpoint(service.id));
+            }
+        }
+    }
+
+    fn check_networks(&self, found: &mut Vec<Violation>) {
+        let overlays: Vec<_> =
+            self.networks().filter(|network| network.spec.driver == NetworkDriver::Overlay).collect();
+        for (i, network) in overlays.iter().enumerate() {
+            let clash = |other: &&&Arc<Network>| {
+                let overlap = match (network.ipam, other.ipam) {
+                    (Some(one), Some(two)) => one.subnet.overlaps(two.subnet),
+                    _ => true,
+                };
+                overlap || network.vni == other.vni || (network.spec.ingress && other.spec.ingress)
+            };
+            if let Some(other) = overlays[i + 1..].iter().find(clash) {
+                found.push(Violation::Network(network.id, other.id));
+            }
+        }
+        let mut numbers = BTreeMap::new();
+        for node in self.nodes().filter(|node| node.number != 0) {
+            if let Some(other) = numbers.insert(node.number, node.id) {
+                found.push(Violation::NodeNumber(other, node.id));
+            }
+        }
+        for (network, address) in self.released.keys() {
+            if self.network(*network).is_none() || self.address_owner(*network, *address).is_some() {
+                found.push(Violation::KeptBack(*network, *address));
+            }
+        }
+    }
+
+    fn check_address(
+        &self,
+        key: (NetworkId, Ipv4Addr),
+        owner: ObjectRef,
+        owners: &mut Owners,
+        found: &mut Vec<Violation>,
+    ) {
+        if let Some(other) = owners.insert(key, owner) {
+            found.push(Violation::Address(other, owner));
+        }
+        let ipam = self.network(key.0).and_then(|network| network.ipam);
+        if !ipam.is_some_and(|ipam| ipam.subnet.contains(key.1) && ipam.gateway != key.1) {
+            found.push(Violation::AddressRange(owner));
+        }
+    }
+
+    fn check_tasks(&self, owners: &mut Owners, found: &mut Vec<Violation>) {
         for task in self.tasks() {
             let state = task.status.state;
             match task.node_id {
@@ -91,20 +196,15 @@ impl State {
                 }
                 _ => {}
             }
-            if state > TaskState::New && task.networks.len() != task.spec.networks.len().max(1) {
+            let mesh = usize::from(on_mesh(&task.ports));
+            if state > TaskState::New && task.networks.len() != task.spec.networks.len().max(1) + mesh {
                 // A task without networks of its own is on the default bridge, if the cluster has one.
-                if !(task.spec.networks.is_empty() && task.networks.is_empty()) {
+                if !(task.spec.networks.is_empty() && task.networks.len() == mesh) {
                     found.push(Violation::NoNetworks(task.id, state));
                 }
             }
             for address in held_addresses(task) {
-                if let Some(other) = owners.insert(address, task.id) {
-                    found.push(Violation::Address(other, task.id));
-                }
-                let subnet = self.network(address.0).and_then(|n| n.ipam).map(|ipam| ipam.subnet);
-                if !subnet.is_some_and(|subnet| subnet.contains(address.1)) {
-                    found.push(Violation::AddressRange(task.id));
-                }
+                self.check_address(address, ObjectRef::Task(task.id), owners, found);
             }
         }
     }

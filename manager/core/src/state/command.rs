@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use rswarm_types::cluster::Subnet;
+use rswarm_types::service::{Protocol, PublishMode};
 use rswarm_types::task::TaskNetwork;
 use rswarm_types::{
     Cluster, ClusterId, ManagerStatus, Network, NetworkId, Node, NodeDescription, NodeId, NodeSpec,
@@ -13,6 +15,8 @@ use rswarm_types::{
     Version,
 };
 use serde::{Deserialize, Serialize};
+
+use super::network::INGRESS_PORTS;
 
 /// Writes that happen together or not at all. Enums and structs here grow by new variants and by fields with a
 /// default; the log codec writes names, not positions.
@@ -45,7 +49,8 @@ pub enum Write {
     /// Sets the cluster object. Refused if its version is not `expected`; `None` means that there is none yet.
     PutCluster { cluster: Box<Cluster>, expected: Option<Version> },
 
-    /// Adds a node. Refused if it exists or was removed before.
+    /// Adds a node, with a number if it takes part in overlays. Refused if it exists or was removed before, or if there
+    /// are too many.
     CreateNode(Box<Node>),
     /// Changes what the user asks of a node. Refused if its version is not `expected`.
     UpdateNode { id: NodeId, spec: NodeSpec, expected: Version },
@@ -59,22 +64,26 @@ pub enum Write {
     /// Ignored if the node is gone. This and the next three do not change `meta.version`, which counts edits: so a
     /// user's edit never loses to a node that comes or goes.
     SetNodeStatus { id: NodeId, status: NodeStatus },
-    /// Ignored if the node is gone.
+    /// Gives the node its number as soon as it takes part in overlays. Ignored if the node is gone.
     SetNodeDescription { id: NodeId, description: NodeDescription },
     /// The role of its present certificate. Ignored if the node is gone.
     SetNodeRole { id: NodeId, role: Role },
     /// Its membership of the Raft group. Ignored if the node is gone.
     SetNodeManager { id: NodeId, manager: Option<ManagerStatus> },
 
-    /// Adds a network. Refused if the id or the name is taken.
+    /// Adds a network; gives it a subnet and a gateway if it has addresses and comes without, and an overlay its VNI.
+    /// Refused if the id or the name is taken, if the subnet is not free or there is none, or for a second ingress
+    /// network.
     CreateNetwork(Box<Network>),
-    /// Removes a network. Refused while a service names it or a live task is attached to it.
+    /// Removes a network. Refused while a service names it or publishes through it, or a live task is attached to it.
     RemoveNetwork { id: NetworkId },
 
-    /// Adds a service. Refused if the id or the name is taken, or a network it names is missing.
+    /// Adds a service, and gives it virtual IPs and the ports it left open. Refused if the id or the name is taken, a
+    /// network it names is missing or the ingress network, if a port is another service's, or if there is no address
+    /// or no port left.
     CreateService { id: ServiceId, spec: Box<ServiceSpec> },
-    /// Changes a service. Refused if its version is not `expected`, if name or kind of mode differ, or if a network
-    /// it names is missing. Starts a rolling change if tasks see a difference, and resumes a paused one.
+    /// Changes a service; of its addresses and ports those stay that the spec still asks for. Refused if its version
+    /// is not `expected`, if name or kind of mode differ, and as on creation. Starts a rolling change if tasks see a difference, and resumes a paused one.
     UpdateService {
         id: ServiceId,
         spec: Box<ServiceSpec>,
@@ -89,7 +98,7 @@ pub enum Write {
         expected: Option<Version>,
     },
     /// Puts the previous spec back because an update failed. Ignored unless the service still is at `spec_version`
-    /// and has a previous spec, which is used up.
+    /// and has a previous spec, which is used up. If a port of that is another service's by now, the update is paused.
     RollBackService { id: ServiceId, spec_version: Version, message: String },
     /// How far a rolling change has come. Ignored unless the service still is at `spec_version`.
     SetUpdateStatus { id: ServiceId, spec_version: Version, status: UpdateStatus },
@@ -202,4 +211,41 @@ pub enum Rejected {
     ModeChanged(ServiceId),
     #[error("expected cluster `{expected}`, found `{found}`")]
     OtherCluster { expected: ClusterId, found: ClusterId },
+    #[error("port {port}/{protocol} is published by service `{by}` already{}", in_mode(*.mode))]
+    PortTaken { port: u16, protocol: Protocol, mode: PublishMode, by: String },
+    #[error(
+        "no free {protocol} port: all {} from {} to {} are published; give one with `published=`",
+        INGRESS_PORTS.len(), INGRESS_PORTS.start(), INGRESS_PORTS.end()
+    )]
+    NoPort { protocol: Protocol },
+    #[error("no free address in network `{name}` ({subnet}): {used} of {total} in use")]
+    NetworkFull { name: String, subnet: String, used: usize, total: u64 },
+    #[error("subnet `{subnet}` overlaps `{other}`, {by}; choose another one")]
+    SubnetTaken { subnet: Subnet, other: Subnet, by: String },
+    #[error(
+        "no free /{prefix_len} in the address pools {pools}: among others {example}; give a subnet, or choose other \
+         pools when the cluster is made"
+    )]
+    NoSubnet { prefix_len: u8, pools: String, example: String },
+    #[error("all VNIs are in use; remove an overlay network")]
+    NoVni,
+    #[error("the cluster has {most} nodes, the most there can be; remove those that are gone")]
+    TooManyNodes { most: usize },
+    #[error("network `{name}` is the ingress network; remove it first")]
+    IngressExists { name: String },
+    #[error(
+        "a port in mode `ingress` needs an ingress network; make one with `rswarm network create --ingress`"
+    )]
+    NoIngress,
+    #[error(
+        "network `{name}` cannot be named by a service: it carries the ports that are published in mode `ingress`"
+    )]
+    IngressByName { name: String },
+}
+
+fn in_mode(mode: PublishMode) -> &'static str {
+    match mode {
+        PublishMode::Ingress => "",
+        PublishMode::Host => " in mode `host`",
+    }
 }

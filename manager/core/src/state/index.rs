@@ -6,10 +6,14 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 use rswarm_types::service::{Protocol, PublishMode};
-use rswarm_types::{Network, NetworkId, NodeId, Service, ServiceId, Task, TaskId, TaskSpec, TaskState};
+use rswarm_types::{
+    Network, NetworkDriver, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId, TaskSpec, TaskState,
+    Timestamp,
+};
 
+use super::network::{AddressHolder, attached, on_mesh};
 use super::{State, holds_resources, is_active};
 
 /// What the tasks assigned to a node hold of it.
@@ -37,7 +41,20 @@ pub(crate) struct Indexes {
     pub by_node: OrdMap<NodeId, OrdMap<TaskId, Arc<Task>>>,
     pub waiting: OrdMap<TaskId, Arc<Task>>,
     pub usage: OrdMap<NodeId, NodeUsage>,
-    pub addresses: OrdMap<(NetworkId, Ipv4Addr), TaskId>,
+    pub addresses: OrdMap<(NetworkId, Ipv4Addr), AddressHolder>,
+    pub node_numbers: OrdMap<u16, NodeId>,
+    /// How many nodes that take part in overlays have an uplink of each MTU.
+    pub mtus: OrdMap<u32, u32>,
+    pub ingress: Option<NetworkId>,
+    pub services_on: OrdMap<NetworkId, OrdSet<ServiceId>>,
+    pub ingress_ports: OrdMap<(u16, Protocol), ServiceId>,
+    pub host_ports: OrdMap<(u16, Protocol), OrdSet<ServiceId>>,
+    /// Endpoints of overlays.
+    pub by_network: OrdMap<NetworkId, OrdMap<TaskId, Arc<Task>>>,
+    /// How many of them are on each node.
+    pub nodes_on: OrdMap<(NetworkId, NodeId), u32>,
+    /// The released addresses in the order in which they were.
+    pub quarantine: OrdSet<(Timestamp, NetworkId, Ipv4Addr)>,
 }
 
 /// Host-mode ports with a fixed number: the ones that can clash.
@@ -57,6 +74,13 @@ pub(crate) fn held_addresses(task: &Task) -> impl Iterator<Item = (NetworkId, Ip
         .filter_map(|network| network.address.map(|a| (network.network, a.address)))
 }
 
+/// Overlays on which a task can be reached: it is or will be there, under an address.
+pub(crate) fn overlays(task: &Task) -> impl Iterator<Item = (NetworkId, Ipv4Addr)> {
+    let there = holds_resources(task);
+    let overlays = task.networks.iter().filter(|network| network.driver == NetworkDriver::Overlay);
+    overlays.filter(move |_| there).filter_map(|network| Some((network.network, network.address?.address)))
+}
+
 /// Whether a task wants to run and has no confirmed node yet.
 fn is_waiting(task: &Task) -> bool {
     task.status.state < TaskState::Assigned && task.desired <= TaskState::Running
@@ -68,13 +92,57 @@ impl State {
             Some(held) if **held == service.spec.task => Arc::clone(held),
             _ => Arc::new(service.spec.task.clone()),
         };
+        if let Some(held) = self.services.get(&service.id).cloned() {
+            self.unlink_service(&held);
+        }
         self.indexes.templates.insert(service.id, template);
         self.indexes.service_names.insert(service.spec.name.clone(), service.id);
+        for network in self.networks_of(&service) {
+            self.indexes.services_on.entry(network).or_default().insert(service.id);
+        }
+        for (network, address) in &service.endpoint.vips {
+            self.indexes.addresses.insert((*network, *address), AddressHolder::Service(service.id));
+            self.take_back((*network, *address));
+        }
+        for port in &service.endpoint.ports {
+            let Some(number) = port.published else { continue };
+            let key = (number, port.protocol);
+            match port.mode {
+                PublishMode::Ingress => drop(self.indexes.ingress_ports.insert(key, service.id)),
+                PublishMode::Host => {
+                    self.indexes.host_ports.entry(key).or_default().insert(service.id);
+                }
+            }
+        }
         self.services.insert(service.id, service);
+    }
+
+    /// Networks that a service is attached to, ingress included if it publishes on the mesh.
+    pub(crate) fn networks_of(&self, service: &Service) -> Vec<NetworkId> {
+        let mesh = self.indexes.ingress.filter(|_| on_mesh(&service.spec.endpoint.ports));
+        attached(&service.spec).chain(mesh).collect()
+    }
+
+    fn unlink_service(&mut self, service: &Service) {
+        for network in self.networks_of(service) {
+            remove_from(&mut self.indexes.services_on, network, service.id);
+        }
+        for (network, address) in &service.endpoint.vips {
+            self.indexes.addresses.remove(&(*network, *address));
+        }
+        for port in &service.endpoint.ports {
+            let Some(number) = port.published else { continue };
+            let key = (number, port.protocol);
+            match port.mode {
+                PublishMode::Ingress => drop(self.indexes.ingress_ports.remove(&key)),
+                PublishMode::Host => remove_from(&mut self.indexes.host_ports, key, service.id),
+            }
+        }
     }
 
     pub(crate) fn take_service(&mut self, id: ServiceId) -> Option<Arc<Service>> {
         let service = self.services.remove(&id)?;
+        self.unlink_service(&service);
         self.indexes.templates.remove(&id);
         self.indexes.service_names.remove(&service.spec.name);
         Some(service)
@@ -82,6 +150,9 @@ impl State {
 
     pub(crate) fn put_network(&mut self, network: Arc<Network>) {
         self.indexes.network_names.insert(network.spec.name.clone(), network.id);
+        if network.spec.ingress {
+            self.indexes.ingress = Some(network.id);
+        }
         self.networks.insert(network.id, network);
     }
 
@@ -89,7 +160,57 @@ impl State {
         let network = self.networks.remove(&id)?;
         self.indexes.network_names.remove(&network.spec.name);
         self.address_cursors.remove(&id);
+        if self.indexes.ingress == Some(id) {
+            self.indexes.ingress = None;
+        }
+        let (first, last) = ((id, Ipv4Addr::UNSPECIFIED), (id, Ipv4Addr::BROADCAST));
+        let released: Vec<_> = self.released.range(first..=last).map(|(key, _)| *key).collect();
+        released.into_iter().for_each(|key| self.take_back(key));
         Some(network)
+    }
+
+    pub(crate) fn put_node(&mut self, node: Arc<Node>) {
+        if let Some(held) = self.nodes.get(&node.id).cloned() {
+            self.unlink_node(&held);
+        }
+        if node.number != 0 {
+            self.indexes.node_numbers.insert(node.number, node.id);
+        }
+        if let Some(mtu) = uplink_mtu(&node) {
+            *self.indexes.mtus.entry(mtu).or_insert(0) += 1;
+        }
+        self.nodes.insert(node.id, node);
+    }
+
+    pub(crate) fn take_node(&mut self, id: NodeId) {
+        if let Some(node) = self.nodes.remove(&id) {
+            self.unlink_node(&node);
+        }
+    }
+
+    fn unlink_node(&mut self, node: &Node) {
+        self.indexes.node_numbers.remove(&node.number);
+        if let Some(mtu) = uplink_mtu(node)
+            && let Some(count) = self.indexes.mtus.get_mut(&mtu)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.indexes.mtus.remove(&mtu);
+            }
+        }
+    }
+
+    /// Keeps a free address back from `at` on.
+    pub(crate) fn keep_back(&mut self, key: (NetworkId, Ipv4Addr), at: Timestamp) {
+        self.take_back(key);
+        self.released.insert(key, at);
+        self.indexes.quarantine.insert((at, key.0, key.1));
+    }
+
+    fn take_back(&mut self, key: (NetworkId, Ipv4Addr)) {
+        if let Some(at) = self.released.remove(&key) {
+            self.indexes.quarantine.remove(&(at, key.0, key.1));
+        }
     }
 
     /// Lets a task read from a snapshot share its spec with its service again.
@@ -106,6 +227,9 @@ impl State {
             self.unlink(&old, Some(&task));
         }
         self.link(&task);
+        if !self.released.is_empty() {
+            held_addresses(&task).for_each(|address| self.take_back(address));
+        }
         self.tasks.insert(task.id, task);
     }
 
@@ -126,7 +250,13 @@ impl State {
             indexes.waiting.insert(task.id, Arc::clone(task));
         }
         for address in held_addresses(task) {
-            indexes.addresses.insert(address, task.id);
+            indexes.addresses.insert(address, AddressHolder::Task(task.id));
+        }
+        for (network, _) in overlays(task) {
+            indexes.by_network.entry(network).or_default().insert(task.id, Arc::clone(task));
+            if let Some(node) = task.node_id {
+                *indexes.nodes_on.entry((network, node)).or_insert(0) += 1;
+            }
         }
         if let Some(node) = task.node_id.filter(|_| holds_resources(task)) {
             let usage = indexes.usage.entry(node).or_default();
@@ -143,6 +273,24 @@ impl State {
     /// Takes a task out of the indexes; what `next`, its new form, will overwrite anyway may stay.
     fn unlink(&mut self, task: &Task, next: Option<&Task>) {
         let indexes = &mut self.indexes;
+        for (network, _) in overlays(task) {
+            if !next.is_some_and(|next| overlays(next).any(|(id, _)| id == network))
+                && let Some(on_network) = indexes.by_network.get_mut(&network)
+            {
+                on_network.remove(&task.id);
+                if on_network.is_empty() {
+                    indexes.by_network.remove(&network);
+                }
+            }
+            if let Some(node) = task.node_id
+                && let Some(count) = indexes.nodes_on.get_mut(&(network, node))
+            {
+                *count -= 1;
+                if *count == 0 {
+                    indexes.nodes_on.remove(&(network, node));
+                }
+            }
+        }
         if next.is_none() {
             if let Some(of_service) = indexes.by_service.get_mut(&task.service_id) {
                 of_service.remove(&(task.slot, task.id));
@@ -185,6 +333,21 @@ impl State {
             if usage.tasks == 0 {
                 indexes.usage.remove(&node);
             }
+        }
+    }
+}
+
+/// MTU of a node's way to the others, if it takes part in overlays and knows.
+fn uplink_mtu(node: &Node) -> Option<u32> {
+    let facts = &node.description.as_ref()?.network;
+    (facts.data_path_addr.is_some() && facts.mtu > 0).then_some(facts.mtu)
+}
+
+fn remove_from<K: Ord + Clone, V: Ord + Clone>(sets: &mut OrdMap<K, OrdSet<V>>, key: K, value: V) {
+    if let Some(set) = sets.get_mut(&key) {
+        set.remove(&value);
+        if set.is_empty() {
+            sets.remove(&key);
         }
     }
 }

@@ -7,6 +7,7 @@ mod apply;
 mod check;
 mod command;
 mod index;
+mod network;
 
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,8 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use rswarm_types::{
-    Cluster, Network, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId, TaskSpec, TaskState, Version,
+    Cluster, Network, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId, TaskSpec, TaskState,
+    Timestamp, Version,
 };
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +27,9 @@ pub(crate) use apply::takes_tasks;
 pub use check::Violation;
 pub use command::{Applied, Command, NewTask, ObjectRef, Rejected, ServiceChange, Write};
 pub use index::NodeUsage;
-pub(crate) use index::fixed_host_ports;
+pub(crate) use index::{fixed_host_ports, overlays};
+pub(crate) use network::on_mesh;
+pub use network::{AddressHolder, INGRESS_PORTS};
 
 /// Everything the managers agree on, as of `index`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -40,6 +44,9 @@ pub struct State {
     pub(crate) networks: OrdMap<NetworkId, Arc<Network>>,
     /// Where the search for a free address last ended, so that an address is not handed out again at once.
     pub(crate) address_cursors: OrdMap<NetworkId, Ipv4Addr>,
+    /// Addresses that are free again and kept back for a while, with the time they were freed.
+    pub(crate) released: OrdMap<(NetworkId, Ipv4Addr), Timestamp>,
+    cursors: network::Cursors,
     pub(crate) indexes: index::Indexes,
 }
 
@@ -59,6 +66,10 @@ struct Snapshot {
     networks: Vec<Arc<Network>>,
     #[serde(default)]
     address_cursors: Vec<(NetworkId, Ipv4Addr)>,
+    #[serde(default)]
+    released: Vec<(NetworkId, Ipv4Addr, Timestamp)>,
+    #[serde(default)]
+    cursors: network::Cursors,
 }
 
 impl From<State> for Snapshot {
@@ -71,19 +82,32 @@ impl From<State> for Snapshot {
             tasks: state.tasks.values().cloned().collect(),
             networks: state.networks.values().cloned().collect(),
             address_cursors: state.address_cursors.iter().map(|(k, v)| (*k, *v)).collect(),
+            released: state.released.iter().map(|((n, address), at)| (*n, *address, *at)).collect(),
+            cursors: state.cursors,
         }
     }
 }
 
 impl From<Snapshot> for State {
     fn from(snapshot: Snapshot) -> Self {
-        let mut state = Self { index: snapshot.index, cluster: snapshot.cluster, ..Self::default() };
-        state.nodes = snapshot.nodes.into_iter().map(|n| (n.id, n)).collect();
+        let (index, cluster, cursors) = (snapshot.index, snapshot.cluster, snapshot.cursors);
+        let mut state = Self { index, cluster, cursors, ..Self::default() };
+        for node in snapshot.nodes {
+            state.put_node(node);
+        }
+        for (network, address, at) in snapshot.released {
+            state.keep_back((network, address), at);
+        }
         state.address_cursors = snapshot.address_cursors.into_iter().collect();
         for network in snapshot.networks {
             state.put_network(network);
         }
-        for service in snapshot.services {
+        for mut service in snapshot.services {
+            // Of a snapshot from before endpoints were kept, when all ports were the nodes'.
+            if service.endpoint.ports.is_empty() && !service.spec.endpoint.ports.is_empty() {
+                let service = Arc::make_mut(&mut service);
+                service.endpoint.ports.clone_from(&service.spec.endpoint.ports);
+            }
             state.put_service(service);
         }
         for mut task in snapshot.tasks {
@@ -180,12 +204,28 @@ impl State {
         self.indexes.usage.get(&node)
     }
 
-    /// The live task that has an address.
-    pub fn address_owner(&self, network: NetworkId, address: Ipv4Addr) -> Option<TaskId> {
+    /// The live task or the service that has an address.
+    pub fn address_owner(&self, network: NetworkId, address: Ipv4Addr) -> Option<AddressHolder> {
         self.indexes.addresses.get(&(network, address)).copied()
     }
 
-    /// How many addresses of a network live tasks have.
+    /// Services attached to a network; of the ingress network, those that publish on the mesh.
+    pub fn services_on(&self, network: NetworkId) -> impl Iterator<Item = ServiceId> {
+        self.indexes.services_on.get(&network).into_iter().flatten().copied()
+    }
+
+    /// Tasks on an overlay that have a node and have not been seen to end, by id.
+    pub fn endpoints(&self, network: NetworkId) -> impl Iterator<Item = &Arc<Task>> {
+        self.indexes.by_network.get(&network).into_iter().flat_map(OrdMap::values)
+    }
+
+    /// Nodes with such a task.
+    pub fn nodes_on(&self, network: NetworkId) -> impl Iterator<Item = NodeId> {
+        let (first, last) = (NodeId::from_bytes([0; 16]), NodeId::from_bytes([255; 16]));
+        self.indexes.nodes_on.range((network, first)..=(network, last)).map(|((_, node), _)| *node)
+    }
+
+    /// How many addresses of a network tasks and services have.
     pub fn addresses_used(&self, network: NetworkId) -> usize {
         let (first, last) = ((network, Ipv4Addr::UNSPECIFIED), (network, Ipv4Addr::BROADCAST));
         self.indexes.addresses.range(first..=last).count()

@@ -1,0 +1,399 @@
+//! What each node is told of the network: first whole, then by change, both from the state alone.
+//!
+//! A change costs what changed on the networks of that node, not the cluster: tables and indexes of two states share
+//! what they have in common, and only the rest is looked at.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+use rswarm_types::netmap::{
+    EndpointState, MapAttachment, MapEndpoint, MapNetwork, MapNode, MapService, NetworkChange, NetworkMap,
+};
+use rswarm_types::service::PublishMode;
+use rswarm_types::{
+    Network, NetworkId, Node, NodeId, NodeState, Service, ServiceId, Task, TaskId, TaskState,
+};
+
+use crate::state::{State, overlays};
+
+/// All that a node must know.
+pub fn full(state: &State, node: NodeId) -> NetworkChange {
+    let set = map(state, node);
+    NetworkChange { index: set.index, full: true, set, ..NetworkChange::default() }
+}
+
+/// The map of one node.
+pub fn map(state: &State, node: NodeId) -> NetworkMap {
+    let view = View::of(state, node);
+    let services: BTreeSet<ServiceId> = view.networks.iter().flat_map(|id| state.services_on(*id)).collect();
+    let endpoints = view.networks.iter().flat_map(|id| state.endpoints(*id));
+    NetworkMap {
+        index: state.index,
+        data_path_port: view.data_path_port(),
+        nodes: state.nodes().filter_map(|node| Some((node.id, map_node(node)?))).collect(),
+        networks: view.networks.iter().filter_map(|id| Some((*id, view.network(*id)?))).collect(),
+        services: services.into_iter().filter_map(|id| Some((id, view.service(id)?))).collect(),
+        endpoints: endpoints.filter_map(|task| Some((task.id, view.endpoint(task.id)?))).collect(),
+    }
+}
+
+/// What makes the map of `after` of that of `before`.
+pub fn change(before: &State, after: &State, node: NodeId) -> NetworkChange {
+    let (old, new) = (View::of(before, node), View::of(after, node));
+    let mut touched = Touched::default();
+    for item in before.nodes.diff(&after.nodes) {
+        touched.node(&item, before, after);
+    }
+    for id in old.networks.symmetric_difference(&new.networks) {
+        for state in [before, after] {
+            touched.tasks.extend(state.endpoints(*id).map(|task| task.id));
+            touched.services.extend(state.services_on(*id));
+        }
+    }
+    for id in old.networks.intersection(&new.networks) {
+        touched.tasks_between(before.indexes.by_network.get(id), after.indexes.by_network.get(id));
+    }
+    for item in before.services.diff(&after.services) {
+        let (DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. }) = item;
+        touched.services.insert(*id);
+    }
+
+    let mut change = NetworkChange { index: after.index, ..NetworkChange::default() };
+    (change.set.index, change.set.data_path_port) = (after.index, new.data_path_port());
+    let NetworkMap { nodes, networks, services, endpoints, .. } = &mut change.set;
+    for id in touched.nodes {
+        let (before, after) = (before.node(id), after.node(id));
+        let (before, after) = (before.and_then(|n| map_node(n)), after.and_then(|n| map_node(n)));
+        compare(id, before, after, nodes, &mut change.removed_nodes);
+    }
+    for id in old.networks.union(&new.networks).copied() {
+        compare(id, old.network(id), new.network(id), networks, &mut change.removed_networks);
+    }
+    for id in touched.services {
+        compare(id, old.service(id), new.service(id), services, &mut change.removed_services);
+    }
+    for id in touched.tasks {
+        compare(id, old.endpoint(id), new.endpoint(id), endpoints, &mut change.removed_endpoints);
+    }
+    change
+}
+
+/// Whose map may differ between two states.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Concerned {
+    Nodes(BTreeSet<NodeId>),
+    Everyone,
+}
+
+/// Nodes whose map may differ. Costs the difference, and the nodes.
+pub fn concerned(before: &State, after: &State) -> Concerned {
+    let mut networks: BTreeSet<NetworkId> = BTreeSet::new();
+    for item in before.nodes.diff(&after.nodes) {
+        if is_news(&item) {
+            return Concerned::Everyone;
+        }
+    }
+    if before.indexes.ingress != after.indexes.ingress {
+        return Concerned::Everyone;
+    }
+    let mut nodes = BTreeSet::new();
+    for item in before.tasks.diff(&after.tasks) {
+        let mut touch = |task: &Task| {
+            networks.extend(overlays(task).map(|(network, _)| network));
+            nodes.extend(task.node_id);
+        };
+        match item {
+            DiffItem::Add(_, task) | DiffItem::Remove(_, task) => touch(task),
+            DiffItem::Update { old: (_, old), new: (_, new) } => {
+                [old, new].into_iter().for_each(|t| touch(t))
+            }
+        }
+    }
+    for item in before.services.diff(&after.services) {
+        let mut touch = |state: &State, service: &Service| networks.extend(state.networks_of(service));
+        match item {
+            DiffItem::Add(_, service) => touch(after, service),
+            DiffItem::Remove(_, service) => touch(before, service),
+            DiffItem::Update { old: (_, old), new: (_, new) } => {
+                touch(before, old);
+                touch(after, new);
+            }
+        }
+    }
+    if after.indexes.ingress.is_some_and(|ingress| networks.contains(&ingress)) {
+        return Concerned::Everyone;
+    }
+    nodes.extend(networks.into_iter().flat_map(|network| after.nodes_on(network)));
+    Concerned::Nodes(nodes)
+}
+
+/// A state as one node sees it.
+struct View<'a> {
+    state: &'a State,
+    /// Overlays with a task on the node, and the ingress network.
+    networks: BTreeSet<NetworkId>,
+}
+
+impl<'a> View<'a> {
+    fn of(state: &'a State, node: NodeId) -> Self {
+        let own = state.tasks_on(node).flat_map(|task| overlays(task)).map(|(network, _)| network);
+        Self { state, networks: own.chain(state.indexes.ingress).collect() }
+    }
+
+    fn data_path_port(&self) -> u16 {
+        self.state.cluster().map_or(0, |cluster| cluster.spec.data_path_port)
+    }
+
+    fn network(&self, id: NetworkId) -> Option<MapNetwork> {
+        let network: &Network = self.state.network(id).filter(|_| self.networks.contains(&id))?;
+        let ipam = network.ipam?;
+        Some(MapNetwork {
+            name: network.spec.name.clone(),
+            vni: network.vni?,
+            subnet: ipam.subnet,
+            gateway: ipam.gateway,
+            mtu: network.spec.mtu.unwrap_or_else(|| self.state.overlay_mtu()),
+            internal: network.spec.internal,
+            ingress: network.spec.ingress,
+            encrypted: network.spec.encrypted,
+        })
+    }
+
+    fn service(&self, id: ServiceId) -> Option<MapService> {
+        let Service { spec, endpoint, .. } = &**self.state.service(id)?;
+        let known = spec.task.networks.iter().filter(|at| self.networks.contains(&at.network));
+        let attachment = |vip: Option<&Ipv4Addr>, aliases: &[String]| MapAttachment {
+            vip: vip.copied(),
+            aliases: aliases.to_vec(),
+        };
+        let networks = known.map(|at| (at.network, attachment(endpoint.vips.get(&at.network), &at.aliases)));
+        let mesh = self.state.indexes.ingress.is_some();
+        let ports = endpoint.ports.iter().filter(|port| mesh && port.mode == PublishMode::Ingress);
+        let service = MapService {
+            name: spec.name.clone(),
+            mode: spec.endpoint.mode,
+            networks: networks.collect(),
+            ports: ports.copied().collect(),
+        };
+        (!service.networks.is_empty() || !service.ports.is_empty()).then_some(service)
+    }
+
+    fn endpoint(&self, id: TaskId) -> Option<MapEndpoint> {
+        let task = self.state.task(id)?;
+        let node = self.state.node(task.node_id?)?;
+        if !is_reachable(node) {
+            return None;
+        }
+        let known = overlays(task).filter(|(network, _)| self.networks.contains(network));
+        let endpoint = MapEndpoint {
+            service: task.service_id,
+            slot: task.slot,
+            node: node.id,
+            addresses: known.collect(),
+            state: match task.status.state {
+                _ if task.desired > TaskState::Running => EndpointState::Draining,
+                TaskState::Running => EndpointState::Ready,
+                _ => EndpointState::Starting,
+            },
+            hostname: task.spec.container.hostname.clone(),
+        };
+        (!endpoint.addresses.is_empty()).then_some(endpoint)
+    }
+}
+
+/// A node that takes part in overlays; up or down, so that its entries do not come and go.
+fn map_node(node: &Node) -> Option<MapNode> {
+    let addr = node.description.as_ref()?.network.data_path_addr?;
+    (node.number != 0).then(|| MapNode { number: node.number, name: node.display_name(), addr })
+}
+
+fn is_reachable(node: &Node) -> bool {
+    map_node(node).is_some() && node.status.state != NodeState::Down
+}
+
+fn mtu(node: &Node) -> u32 {
+    node.description.as_ref().map_or(0, |description| description.network.mtu)
+}
+
+/// Whether a node differs in what maps say of it, or for what reason its tasks are in them.
+fn is_news(item: &DiffItem<'_, '_, NodeId, Arc<Node>>) -> bool {
+    match item {
+        DiffItem::Add(_, node) | DiffItem::Remove(_, node) => map_node(node).is_some(),
+        DiffItem::Update { old: (_, old), new: (_, new) } => {
+            map_node(old) != map_node(new) || is_reachable(old) != is_reachable(new) || mtu(old) != mtu(new)
+        }
+    }
+}
+
+#[derive(Default)]
+struct Touched {
+    nodes: BTreeSet<NodeId>,
+    services: BTreeSet<ServiceId>,
+    tasks: BTreeSet<TaskId>,
+}
+
+impl Touched {
+    fn node(&mut self, item: &DiffItem<'_, '_, NodeId, Arc<Node>>, before: &State, after: &State) {
+        if !is_news(item) {
+            return;
+        }
+        let (DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. }) = item;
+        self.nodes.insert(**id);
+        for state in [before, after] {
+            self.tasks.extend(state.tasks_on(**id).map(|task| task.id));
+        }
+    }
+
+    fn tasks_between(
+        &mut self,
+        before: Option<&OrdMap<TaskId, Arc<Task>>>,
+        after: Option<&OrdMap<TaskId, Arc<Task>>>,
+    ) {
+        let none = OrdMap::new();
+        for item in before.unwrap_or(&none).diff(after.unwrap_or(&none)) {
+            let (DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. }) =
+                item;
+            self.tasks.insert(*id);
+        }
+    }
+}
+
+fn compare<K: Ord, V: PartialEq>(
+    id: K,
+    before: Option<V>,
+    after: Option<V>,
+    set: &mut std::collections::BTreeMap<K, V>,
+    removed: &mut Vec<K>,
+) {
+    match (before, after) {
+        (before, Some(after)) if before.as_ref() != Some(&after) => {
+            set.insert(id, after);
+        }
+        (Some(_), None) => removed.push(id),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rswarm_types::node::NodeNetworkFacts;
+    use rswarm_types::service::{EndpointMode, PortConfig, Protocol};
+    use rswarm_types::task::NetworkAttachment;
+    use rswarm_types::{Availability, NetworkDriver, NetworkSpec, NodeDescription};
+
+    use super::*;
+    use crate::Write;
+    use crate::testing::{Fixture, node_id};
+
+    fn fixture(nodes: u8) -> (Fixture, NetworkId, NetworkId) {
+        let mut f = Fixture::new(0);
+        for n in 1..=nodes {
+            f.add_node(n, |node| {
+                let (addr, mtu) = ([192, 0, 2, n].into(), 1500 - u32::from(n));
+                let network = NodeNetworkFacts { data_path_addr: Some(addr), mtu, routes: vec![] };
+                let held = node.description.take().unwrap();
+                node.description = Some(NodeDescription { network, ..held });
+            });
+        }
+        let mut make = |name: &str, change: fn(&mut NetworkSpec)| {
+            let mut network = f.network(name, "10.0.0.0/24");
+            (network.ipam, network.spec.driver) = (None, NetworkDriver::Overlay);
+            change(&mut network.spec);
+            let id = network.id;
+            f.must(vec![Write::CreateNetwork(Box::new(network))]);
+            id
+        };
+        let ids = (make("ingress", |spec| spec.ingress = true), make("front", |_| {}));
+        (f, ids.0, ids.1)
+    }
+
+    fn on(network: NetworkId, node: u8) -> impl FnOnce(&mut rswarm_types::ServiceSpec) {
+        move |spec| {
+            spec.task.networks = vec![NetworkAttachment { network, aliases: vec!["www".into()] }];
+            spec.task.placement.constraints = vec![format!("node.hostname==host{node}")];
+        }
+    }
+
+    #[test]
+    fn a_node_learns_of_the_networks_of_its_tasks_and_of_the_mesh() {
+        let (mut f, ingress, front) = fixture(3);
+        let port =
+            PortConfig { protocol: Protocol::Tcp, target: 80, published: None, mode: PublishMode::Ingress };
+        let web = f.create("web", 1, on(front, 1));
+        let api = f.create("api", 1, |spec| {
+            on(front, 2)(spec);
+            spec.endpoint.ports = vec![port];
+        });
+        f.create("rr", 1, |spec| {
+            on(front, 2)(spec);
+            spec.endpoint.mode = EndpointMode::Dnsrr;
+        });
+        f.run();
+        let maps: Vec<NetworkMap> = (1..=3).map(|n| map(&f.state, node_id(n))).collect();
+        assert!(maps.iter().all(|map| map.nodes.len() == 3 && map.data_path_port == 4789));
+        let sizes = maps.iter().map(|m| (m.networks.len(), m.services.len(), m.endpoints.len()));
+        assert_eq!(sizes.collect::<Vec<_>>(), [(2, 3, 3), (2, 3, 3), (1, 1, 1)]);
+        assert_eq!(maps[0].networks[&front].mtu, 1497 - 50, "the smallest uplink's, less the encapsulation");
+
+        let vip = f.state.service(web).unwrap().endpoint.vips[&front];
+        let at = MapAttachment { vip: Some(vip), aliases: vec!["www".into()] };
+        assert_eq!(maps[1].services[&web].networks, [(front, at)].into());
+        assert_eq!(maps[1].services.values().filter(|s| s.mode == EndpointMode::Dnsrr).count(), 1);
+        // The third node is an entry of the mesh and no more.
+        let seen = &maps[2].services[&api];
+        assert_eq!((seen.networks.len(), seen.ports[0].published), (0, Some(30_000)));
+        let seen = maps[2].endpoints.values().next().unwrap();
+        assert_eq!((seen.node, seen.state), (node_id(2), EndpointState::Ready));
+        assert_eq!(seen.addresses.keys().collect::<Vec<_>>(), [&ingress]);
+    }
+
+    #[test]
+    fn endpoints_start_get_ready_drain_and_go() {
+        let (mut f, _, front) = fixture(2);
+        f.create("local", 1, on(front, 1));
+        f.run();
+        let seen = |f: &Fixture, id| map(&f.state, node_id(1)).endpoints.get(&id).map(|seen| seen.state);
+        let web = f.create("web", 1, on(front, 2));
+        f.pass();
+        let task = f.current(web)[0].id;
+        assert_eq!(seen(&f, task), Some(EndpointState::Starting));
+        f.report(task, TaskState::Running);
+        assert_eq!(seen(&f, task), Some(EndpointState::Ready));
+        f.set_node(2, NodeState::Down, Availability::Active);
+        assert_eq!(seen(&f, task), None);
+        f.set_node(2, NodeState::Ready, Availability::Active);
+        f.must(vec![Write::SetTaskDesired { id: task, desired: TaskState::Shutdown }]);
+        assert_eq!(seen(&f, task), Some(EndpointState::Draining));
+        f.report(task, TaskState::Shutdown);
+        assert_eq!(seen(&f, task), None);
+    }
+
+    #[test]
+    fn only_those_on_the_network_are_concerned_by_what_happens_on_it() {
+        let (mut f, _, front) = fixture(3);
+        f.create("a", 1, on(front, 1));
+        f.create("b", 1, on(front, 2));
+        f.run();
+        let before = f.state.clone();
+        let web = f.create("web", 1, on(front, 1));
+        f.pass();
+        let both = Concerned::Nodes([node_id(1), node_id(2)].into());
+        assert_eq!(concerned(&before, &f.state), both);
+        let change = change(&before, &f.state, node_id(2));
+        assert_eq!((change.set.services.len(), change.set.endpoints.len()), (1, 1));
+        assert!(super::change(&before, &f.state, node_id(3)).is_empty());
+        let before = f.state.clone();
+        let status = rswarm_types::NodeStatus {
+            message: "x".into(),
+            ..f.state.node(node_id(3)).unwrap().status.clone()
+        };
+        f.must(vec![Write::SetNodeStatus { id: node_id(3), status }]);
+        assert_eq!(concerned(&before, &f.state), Concerned::Nodes(BTreeSet::new()));
+        f.set_node(3, NodeState::Down, Availability::Active);
+        assert_eq!(concerned(&before, &f.state), Concerned::Everyone);
+        assert!(f.state.service(web).is_some());
+    }
+}

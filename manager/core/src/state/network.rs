@@ -1,0 +1,396 @@
+//! What the network needs and `apply` gives: subnets, VNIs, virtual IPs, published ports, numbers of nodes.
+//!
+//! Given in the write that needs them, always the next free one in an order that follows from the state alone; what is
+//! taken or used up refuses the write, by name and numbers.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rswarm_types::cluster::Subnet;
+use rswarm_types::network::{FIRST_VNI, Ipam, LAST_VNI};
+use rswarm_types::service::{EndpointMode, PortConfig, PublishMode, ServiceEndpoint};
+use rswarm_types::{
+    ClusterSpec, Network, NetworkDriver, NetworkId, Node, NodeId, ServiceId, ServiceSpec, Task, TaskId,
+    Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+use super::State;
+use super::apply::{Writer, missing};
+use super::command::{ObjectRef, Rejected};
+
+/// Where ports are taken from that are published in mode `ingress` and left open. Source: swarm-parity 3.8.
+pub const INGRESS_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+/// What fits in twelve bits of a mark; 0 is no node.
+const NODE_NUMBERS: RangeInclusive<u16> = 1..=4095;
+/// How long an address is kept back once it is free: neighbours, connections and name caches forget it meanwhile.
+const QUARANTINE: Duration = Duration::from_secs(5);
+
+/// Who has an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddressHolder {
+    Task(TaskId),
+    /// As its virtual IP.
+    Service(ServiceId),
+}
+
+/// Numbers last given, so that none is given again soon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Cursors {
+    node_number: u16,
+    vni: u32,
+}
+
+/// Whether tasks with these ports are on the ingress network.
+pub(crate) fn on_mesh(ports: &[PortConfig]) -> bool {
+    ports.iter().any(|port| port.mode == PublishMode::Ingress)
+}
+
+/// Networks that a service or its tasks are attached to, the ingress network left out.
+pub(super) fn attached(spec: &ServiceSpec) -> impl Iterator<Item = NetworkId> {
+    spec.task.networks.iter().map(|attachment| attachment.network)
+}
+
+impl State {
+    /// The network of the routing mesh.
+    pub fn ingress(&self) -> Option<&Arc<Network>> {
+        self.indexes.ingress.and_then(|id| self.network(id))
+    }
+
+    /// A free address of a network, the first one after `last`, around the range once. An address that was just freed
+    /// is so the last to be used again; during its quarantine it is given only if there is no other.
+    pub(crate) fn free_address(
+        &self,
+        network: &Network,
+        last: Option<Ipv4Addr>,
+        at: Timestamp,
+        given: impl Fn(Ipv4Addr) -> bool,
+    ) -> Option<Ipv4Addr> {
+        let ipam = network.ipam?;
+        let range = range(network, ipam);
+        let (first, size) = (u32::from(range.address), u32::try_from(range.size()).unwrap_or(u32::MAX));
+        let start = last.filter(|last| range.contains(*last)).map_or(0, |last| u32::from(last) - first);
+        let free = |address: &Ipv4Addr| {
+            usable(ipam, *address) && self.address_owner(network.id, *address).is_none() && !given(*address)
+        };
+        let kept_back = |address: &Ipv4Addr| {
+            let released = self.released.get(&(network.id, *address));
+            released.is_some_and(|released| released.after(QUARANTINE) > at)
+        };
+        let all = (1..=size).map(|step| {
+            let offset = (u64::from(start) + u64::from(step)) % u64::from(size);
+            Ipv4Addr::from(first + u32::try_from(offset).unwrap_or(0))
+        });
+        all.filter(|address| free(address)).find(|address| !kept_back(address)).or_else(|| {
+            let (from, to) = ((network.id, range.address), (network.id, Ipv4Addr::BROADCAST));
+            let released = self.released.range(from..=to);
+            let released = released.filter(|((_, address), _)| range.contains(*address) && free(address));
+            released.min_by_key(|(key, at)| (**at, **key)).map(|((_, address), _)| *address)
+        })
+    }
+
+    /// Addresses that a network has for tasks and services.
+    pub fn addresses_total(network: &Network) -> u64 {
+        let Some(ipam) = network.ipam else { return 0 };
+        let range = range(network, ipam);
+        let last = Ipv4Addr::from(u32::from(ipam.subnet.address) + (ipam.subnet.size() - 1) as u32);
+        let special = [ipam.subnet.address, last, ipam.gateway];
+        range.size() - special.iter().filter(|address| range.contains(**address)).count() as u64
+    }
+
+    /// Bytes of a packet inside an overlay whose network leaves that open: what fits between any two nodes.
+    pub(crate) fn overlay_mtu(&self) -> u32 {
+        /// Outer Ethernet, IPv4, UDP and VXLAN headers. Source: RFC 7348, section 5.
+        const VXLAN_BYTES: u32 = 50;
+        const ETHERNET_MTU: u32 = 1500;
+        /// Every host accepts as much. Source: RFC 791.
+        const MTU_MIN: u32 = 576;
+        let least = self.indexes.mtus.keys().next().copied().unwrap_or(ETHERNET_MTU);
+        least.saturating_sub(VXLAN_BYTES).max(MTU_MIN)
+    }
+}
+
+/// The part of a subnet that addresses are taken from.
+fn range(network: &Network, ipam: Ipam) -> Subnet {
+    network.spec.ipam.range.unwrap_or(ipam.subnet)
+}
+
+/// Neither the network's own address, nor the broadcast address, nor the gateway's.
+fn usable(ipam: Ipam, address: Ipv4Addr) -> bool {
+    let last = u64::from(u32::from(ipam.subnet.address)) + ipam.subnet.size() - 1;
+    address != ipam.subnet.address && u64::from(u32::from(address)) != last && address != ipam.gateway
+}
+
+impl Writer {
+    pub(super) fn create_network(&mut self, network: &Network) -> Result<(), Rejected> {
+        if self.state.networks.contains_key(&network.id) {
+            return Err(Rejected::Exists { object: ObjectRef::Network(network.id) });
+        }
+        let spec = &network.spec;
+        if let Some(held) = self.state.network_by_name(&spec.name) {
+            return Err(Rejected::NameTaken { name: spec.name.clone(), by: ObjectRef::Network(held.id) });
+        }
+        if let Some(held) = self.state.ingress().filter(|_| spec.ingress) {
+            return Err(Rejected::IngressExists { name: held.spec.name.clone() });
+        }
+        let mut network = Network { meta: self.new_meta(), ..network.clone() };
+        let has_addresses = matches!(spec.driver, NetworkDriver::Bridge | NetworkDriver::Overlay);
+        if has_addresses && network.ipam.is_none() {
+            let subnet = match spec.ipam.subnet {
+                Some(subnet) => match self.overlap(subnet) {
+                    Some((other, by)) => return Err(Rejected::SubnetTaken { subnet, other, by }),
+                    None => subnet,
+                },
+                None => self.free_subnet()?,
+            };
+            let gateway = spec.ipam.gateway.or(subnet.nth(1)).unwrap_or(subnet.address);
+            network.ipam = Some(Ipam { subnet, gateway });
+        }
+        if spec.driver == NetworkDriver::Overlay {
+            network.vni = Some(self.free_vni()?);
+        }
+        self.state.put_network(Arc::new(network));
+        Ok(())
+    }
+
+    pub(super) fn remove_network(&mut self, id: NetworkId) -> Result<(), Rejected> {
+        let object = ObjectRef::Network(id);
+        if !self.state.networks.contains_key(&id) {
+            return Err(missing(object));
+        }
+        if let Some(service) = self.state.services_on(id).next() {
+            return Err(Rejected::InUse { object, by: ObjectRef::Service(service) });
+        }
+        let attached =
+            |task: &Task| !task.status.state.is_terminal() && task.networks.iter().any(|n| n.network == id);
+        if let Some(task) = self.state.tasks().find(|t| attached(t)) {
+            return Err(Rejected::InUse { object, by: ObjectRef::Task(task.id) });
+        }
+        self.state.take_network(id);
+        Ok(())
+    }
+
+    /// What a subnet overlaps: another network's, or what a node routes itself.
+    fn overlap(&self, subnet: Subnet) -> Option<(Subnet, String)> {
+        let mut networks = self.state.networks().filter_map(|network| Some((network, network.ipam?.subnet)));
+        if let Some((network, other)) = networks.find(|(_, other)| other.overlaps(subnet)) {
+            return Some((other, format!("network `{}`", network.spec.name)));
+        }
+        self.state.nodes().find_map(|node| {
+            let routes = &node.description.as_ref()?.network.routes;
+            let route = routes.iter().find(|route| route.overlaps(subnet))?;
+            Some((*route, format!("a route of node `{}`", node.display_name())))
+        })
+    }
+
+    /// The first subnet of the pools that overlaps nothing.
+    fn free_subnet(&self) -> Result<Subnet, Rejected> {
+        let default;
+        let spec = match self.state.cluster() {
+            Some(cluster) => &cluster.spec,
+            None => {
+                default = ClusterSpec::default();
+                &default
+            }
+        };
+        let mut example = None;
+        for pool in &spec.overlay_pools {
+            let prefix_len = spec.overlay_prefix_len.max(pool.prefix_len);
+            let end = u64::from(u32::from(pool.address)) + pool.size();
+            let mut next = u64::from(u32::from(pool.address));
+            while let Some(subnet) = u32::try_from(next)
+                .ok()
+                .filter(|_| next < end)
+                .and_then(|first| Subnet::new(first.into(), prefix_len))
+            {
+                let Some((other, by)) = self.overlap(subnet) else { return Ok(subnet) };
+                // On behind whichever of the two ends later; both are aligned to their size.
+                let of = |subnet: Subnet| u64::from(u32::from(subnet.address)) + subnet.size();
+                next = of(subnet).max(of(other));
+                example = Some(format!("`{other}` is {by}'s"));
+            }
+        }
+        let pools = spec.overlay_pools.iter().map(|pool| format!("`{pool}`")).collect::<Vec<_>>().join(", ");
+        let example = example.unwrap_or_else(|| "there is no pool".to_owned());
+        Err(Rejected::NoSubnet { prefix_len: spec.overlay_prefix_len, pools, example })
+    }
+
+    fn free_vni(&mut self) -> Result<u32, Rejected> {
+        let after = self.state.cursors.vni.max(FIRST_VNI - 1);
+        let taken = |vni: u32| self.state.networks().any(|network| network.vni == Some(vni));
+        let vni = (after + 1..=LAST_VNI).chain(FIRST_VNI..=after).find(|vni| !taken(*vni));
+        let vni = vni.ok_or(Rejected::NoVni)?;
+        self.state.cursors.vni = vni;
+        Ok(vni)
+    }
+
+    /// Gives a node its number as soon as it takes part in overlays. None is left for more than 4095 of them, which
+    /// [`Rejected::TooManyNodes`] keeps out.
+    pub(super) fn number_node(&mut self, id: NodeId) {
+        let Some(held) = self.state.node(id) else { return };
+        let takes_part = held.description.as_ref().is_some_and(|d| d.network.data_path_addr.is_some());
+        if held.number != 0 || !takes_part {
+            return;
+        }
+        let (first, last) = (*NODE_NUMBERS.start(), *NODE_NUMBERS.end());
+        let after = self.state.cursors.node_number.clamp(first - 1, last);
+        let mut numbers = (after + 1..=last).chain(first..=after);
+        let Some(number) = numbers.find(|number| !self.state.indexes.node_numbers.contains_key(number))
+        else {
+            return;
+        };
+        let node = Node { number, ..Node::clone(held) };
+        self.state.cursors.node_number = number;
+        self.state.put_node(Arc::new(node));
+    }
+
+    pub(super) fn room_for_node(&self) -> Result<(), Rejected> {
+        let most = usize::from(*NODE_NUMBERS.end());
+        if self.state.nodes.len() < most { Ok(()) } else { Err(Rejected::TooManyNodes { most }) }
+    }
+
+    /// What a service with `spec` is reached by; what it has already it keeps.
+    pub(super) fn endpoint(
+        &mut self,
+        id: ServiceId,
+        spec: &ServiceSpec,
+        held: &ServiceEndpoint,
+    ) -> Result<ServiceEndpoint, Rejected> {
+        let ingress = self.state.ingress();
+        for network in attached(spec) {
+            let network = self.state.network(network).ok_or(missing(ObjectRef::Network(network)))?;
+            if network.spec.ingress {
+                return Err(Rejected::IngressByName { name: network.spec.name.clone() });
+            }
+        }
+        if on_mesh(&spec.endpoint.ports) && ingress.is_none() {
+            return Err(Rejected::NoIngress);
+        }
+        let ports = self.published(id, spec, held)?;
+        Ok(ServiceEndpoint { vips: self.virtual_ips(spec, held)?, ports })
+    }
+
+    fn published(
+        &self,
+        id: ServiceId,
+        spec: &ServiceSpec,
+        held: &ServiceEndpoint,
+    ) -> Result<Vec<PortConfig>, Rejected> {
+        let mut ports = spec.endpoint.ports.clone();
+        for port in &ports {
+            if let Some((by, mode)) = self.port_holder(port, id) {
+                let name = self.state.service(by).map_or_else(|| by.to_string(), |s| s.spec.name.clone());
+                let number = port.published.unwrap_or_default();
+                return Err(Rejected::PortTaken { port: number, protocol: port.protocol, mode, by: name });
+            }
+        }
+        for i in 0..ports.len() {
+            let open = ports[i];
+            if open.mode != PublishMode::Ingress || open.published.is_some() {
+                continue;
+            }
+            let free = |number: u16| {
+                let wanted = PortConfig { published: Some(number), ..open };
+                let own = |port: &PortConfig| {
+                    (port.published, port.protocol) == (wanted.published, wanted.protocol)
+                };
+                !ports.iter().any(own) && self.port_holder(&wanted, id).is_none()
+            };
+            let had = held.ports.iter().filter(|port| (port.target, port.protocol, port.mode) == key(&open));
+            let had = had.filter_map(|port| port.published).filter(|port| INGRESS_PORTS.contains(port));
+            let number = had.chain(INGRESS_PORTS).find(|number| free(*number));
+            ports[i].published = Some(number.ok_or(Rejected::NoPort { protocol: open.protocol })?);
+        }
+        Ok(ports)
+    }
+
+    /// Another service whose port excludes this one: on the mesh a number is one service's, in mode `host` any number
+    /// of services may have it, on different nodes.
+    fn port_holder(&self, port: &PortConfig, id: ServiceId) -> Option<(ServiceId, PublishMode)> {
+        let key = (port.published?, port.protocol);
+        let indexes = &self.state.indexes;
+        let other = |service: &&ServiceId| **service != id;
+        let mesh = indexes.ingress_ports.get(&key).filter(other).map(|by| (*by, PublishMode::Ingress));
+        let on_nodes = || {
+            let mut holders = indexes.host_ports.get(&key)?.iter();
+            holders.find(other).map(|by| (*by, PublishMode::Host))
+        };
+        match port.mode {
+            PublishMode::Ingress => mesh.or_else(on_nodes),
+            PublishMode::Host => mesh,
+        }
+    }
+
+    fn virtual_ips(
+        &mut self,
+        spec: &ServiceSpec,
+        held: &ServiceEndpoint,
+    ) -> Result<BTreeMap<NetworkId, Ipv4Addr>, Rejected> {
+        let mut vips = BTreeMap::new();
+        if spec.endpoint.mode != EndpointMode::Vip {
+            return Ok(vips);
+        }
+        for id in attached(spec) {
+            let Some(network) = self.state.network(id).filter(|n| n.spec.driver == NetworkDriver::Overlay)
+            else {
+                continue;
+            };
+            let address = match held.vips.get(&id) {
+                Some(address) => *address,
+                None => {
+                    let last = self.state.address_cursor(id);
+                    let free = self.state.free_address(network, last, self.at, |_| false);
+                    free.ok_or_else(|| full(&self.state, network))?
+                }
+            };
+            vips.insert(id, address);
+        }
+        for (id, address) in vips.iter().filter(|(id, _)| !held.vips.contains_key(id)) {
+            self.state.address_cursors.insert(*id, *address);
+        }
+        Ok(vips)
+    }
+
+    /// Keeps addresses back that `before` had and `after` has not.
+    pub(super) fn release<'a>(
+        &mut self,
+        before: impl IntoIterator<Item = (NetworkId, Ipv4Addr)>,
+        after: impl IntoIterator<Item = (NetworkId, Ipv4Addr)> + Clone + 'a,
+    ) {
+        for freed in before {
+            if !after.clone().into_iter().any(|kept| kept == freed) {
+                self.state.keep_back(freed, self.at);
+            }
+        }
+    }
+
+    /// Forgets the quarantines that are over.
+    pub(super) fn end_quarantines(&mut self) {
+        while let Some((at, network, address)) = self.state.indexes.quarantine.get_min().copied()
+            && at.after(QUARANTINE) <= self.at
+        {
+            self.state.indexes.quarantine.remove(&(at, network, address));
+            self.state.released.remove(&(network, address));
+        }
+    }
+}
+
+fn key(port: &PortConfig) -> (u16, rswarm_types::service::Protocol, PublishMode) {
+    (port.target, port.protocol, port.mode)
+}
+
+fn full(state: &State, network: &Network) -> Rejected {
+    Rejected::NetworkFull {
+        name: network.spec.name.clone(),
+        subnet: network.ipam.map(|ipam| ipam.subnet.to_string()).unwrap_or_default(),
+        used: state.addresses_used(network.id),
+        total: State::addresses_total(network),
+    }
+}

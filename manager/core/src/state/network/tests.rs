@@ -1,0 +1,279 @@
+//! What the network is given in `apply`.
+
+use std::time::Duration;
+
+use rswarm_types::cluster::Subnet;
+use rswarm_types::node::NodeNetworkFacts;
+use rswarm_types::service::{EndpointMode, FailureAction, PortConfig, Protocol, PublishMode, UpdateState};
+use rswarm_types::task::NetworkAttachment;
+use rswarm_types::{
+    Network, NetworkDriver, NetworkId, NetworkSpec, NodeDescription, ServiceId, ServiceSpec, TaskState,
+};
+
+use super::AddressHolder;
+use crate::Write;
+use crate::state::Rejected;
+use crate::testing::{Fixture, node_id};
+
+fn overlay(f: &mut Fixture, name: &str, change: impl FnOnce(&mut NetworkSpec)) -> (NetworkId, Write) {
+    let mut network = f.network(name, "10.0.0.0/24");
+    (network.ipam, network.spec.driver) = (None, NetworkDriver::Overlay);
+    change(&mut network.spec);
+    (network.id, Write::CreateNetwork(Box::new(network)))
+}
+
+fn make(f: &mut Fixture, name: &str, change: impl FnOnce(&mut NetworkSpec)) -> NetworkId {
+    let (id, write) = overlay(f, name, change);
+    f.must(vec![write]);
+    id
+}
+
+fn refused(f: &mut Fixture, write: Write) -> String {
+    f.commit(vec![write]).unwrap_err().to_string()
+}
+
+fn network(f: &Fixture, id: NetworkId) -> &Network {
+    f.state.network(id).unwrap()
+}
+
+fn subnet(f: &Fixture, id: NetworkId) -> String {
+    network(f, id).ipam.unwrap().subnet.to_string()
+}
+
+fn on(networks: &[NetworkId]) -> impl FnOnce(&mut ServiceSpec) {
+    let attach = |network: &NetworkId| NetworkAttachment { network: *network, aliases: vec![] };
+    let networks: Vec<_> = networks.iter().map(attach).collect();
+    |spec| spec.task.networks = networks
+}
+
+fn port(published: Option<u16>, target: u16, mode: PublishMode) -> PortConfig {
+    PortConfig { protocol: Protocol::Tcp, target, published, mode }
+}
+
+fn publish(ports: &[PortConfig]) -> impl FnOnce(&mut ServiceSpec) {
+    let ports = ports.to_vec();
+    |spec| spec.endpoint.ports = ports
+}
+
+fn create_write(f: &mut Fixture, name: &str, change: impl FnOnce(&mut ServiceSpec)) -> Write {
+    let spec = Box::new(Fixture::spec(name, 1, change));
+    Write::CreateService { id: ServiceId::from_bytes(f.mint().to_bytes()), spec }
+}
+
+fn published(f: &Fixture, id: ServiceId) -> Vec<u16> {
+    f.state.service(id).unwrap().endpoint.ports.iter().filter_map(|port| port.published).collect()
+}
+
+const MESH: PublishMode = PublishMode::Ingress;
+
+#[test]
+fn overlays_get_vnis_and_subnets_that_overlap_nothing() {
+    // `bridge` has 10.0.0.0/24.
+    let mut f = Fixture::new(0);
+    f.add_node(1, |node| {
+        let routes = vec!["10.0.16.0/22".parse().unwrap()];
+        let network = NodeNetworkFacts { routes, ..NodeNetworkFacts::default() };
+        node.description = Some(NodeDescription { hostname: "alpha".into(), network, ..Default::default() });
+    });
+    let front = make(&mut f, "front", |_| {});
+    let back = make(&mut f, "back", |_| {});
+    assert_eq!([subnet(&f, front), subnet(&f, back)], ["10.0.32.0/20", "10.0.48.0/20"]);
+    assert_eq!((network(&f, front).vni, network(&f, back).vni), (Some(4096), Some(4097)));
+    // A subnet is used again, a VNI not so soon: packets of the network that had it may still be under way.
+    f.must(vec![Write::RemoveNetwork { id: front }]);
+    let third = make(&mut f, "third", |_| {});
+    assert_eq!((subnet(&f, third).as_str(), network(&f, third).vni), ("10.0.32.0/20", Some(4098)));
+
+    let of = |text: &str| Some(text.parse::<Subnet>().unwrap());
+    let (_, write) = overlay(&mut f, "a", |spec| spec.ipam.subnet = of("10.0.48.0/24"));
+    let text = refused(&mut f, write);
+    assert_eq!(text, "subnet `10.0.48.0/24` overlaps `10.0.48.0/20`, network `back`; choose another one");
+    let (_, write) = overlay(&mut f, "a", |spec| spec.ipam.subnet = of("10.0.18.0/24"));
+    let text = refused(&mut f, write);
+    assert!(text.contains("overlaps `10.0.16.0/22`, a route of node `alpha`"), "{text}");
+    let own = make(&mut f, "own", |spec| {
+        (spec.ipam.subnet, spec.ipam.gateway) = (of("172.20.0.0/16"), Some([172, 20, 9, 9].into()));
+    });
+    assert_eq!(network(&f, own).ipam.unwrap().gateway.to_string(), "172.20.9.9");
+}
+
+#[test]
+fn used_up_pools_are_refused_with_an_example() {
+    let mut f = Fixture::new(0);
+    let mut cluster = (**f.state.cluster().unwrap()).clone();
+    cluster.spec.overlay_pools = ["10.0.0.0/23", "10.9.0.0/29"].map(|pool| pool.parse().unwrap()).to_vec();
+    cluster.spec.overlay_prefix_len = 24;
+    let expected = Some(cluster.meta.version);
+    f.must(vec![Write::PutCluster { cluster: Box::new(cluster), expected }]);
+    let (one, two) = (make(&mut f, "one", |_| {}), make(&mut f, "two", |_| {}));
+    assert_eq!([subnet(&f, one), subnet(&f, two)], ["10.0.1.0/24", "10.9.0.0/29"]);
+    let (_, write) = overlay(&mut f, "three", |_| {});
+    let text = refused(&mut f, write);
+    assert!(text.starts_with("no free /24 in the address pools `10.0.0.0/23`, `10.9.0.0/29`"), "{text}");
+    assert!(text.contains("`10.9.0.0/29` is network `two`'s"), "{text}");
+}
+
+#[test]
+fn services_get_a_virtual_ip_on_each_overlay_and_keep_it() {
+    let mut f = Fixture::new(1);
+    let (front, back) = (make(&mut f, "front", |_| {}), make(&mut f, "back", |_| {}));
+    let web = f.create("web", 2, on(&[front]));
+    f.run();
+    let vips = |f: &Fixture| f.state.service(web).unwrap().endpoint.vips.clone();
+    let first = vips(&f)[&front];
+    assert_eq!(f.state.address_owner(front, first), Some(AddressHolder::Service(web)));
+    let addresses: Vec<_> = f.current(web).iter().map(|t| t.networks[0].address.unwrap().address).collect();
+    assert!(!addresses.contains(&first) && addresses[0] != addresses[1]);
+    f.update(web, on(&[front, back]));
+    assert_eq!((vips(&f)[&front], vips(&f).len()), (first, 2));
+    f.update(web, |spec| spec.endpoint.mode = EndpointMode::Dnsrr);
+    assert!(vips(&f).is_empty() && f.state.address_owner(front, first).is_none());
+    f.update(web, |spec| spec.endpoint.mode = EndpointMode::Vip);
+    assert_ne!(vips(&f)[&front], first, "just freed");
+}
+
+#[test]
+fn a_full_network_refuses_a_service_with_the_numbers() {
+    let mut f = Fixture::new(1);
+    let tiny = make(&mut f, "tiny", |spec| {
+        spec.ipam.subnet = Some("10.9.0.0/24".parse().unwrap());
+        spec.ipam.range = Some("10.9.0.0/30".parse().unwrap());
+    });
+    // The range has the network's own address, the gateway, and two more.
+    let web = f.create("web", 1, on(&[tiny]));
+    f.run();
+    assert_eq!(f.running(web), 1);
+    let write = create_write(&mut f, "more", on(&[tiny]));
+    let text = refused(&mut f, write);
+    assert_eq!(text, "no free address in network `tiny` (10.9.0.0/24): 2 of 2 in use");
+}
+
+#[test]
+fn ports_are_one_service_s_and_open_ones_stay() {
+    let mut f = Fixture::new(1);
+    let write = create_write(&mut f, "web", publish(&[port(None, 80, MESH)]));
+    assert!(refused(&mut f, write).contains("needs an ingress network"));
+    let ingress = make(&mut f, "ingress", |spec| spec.ingress = true);
+    let web = f.create("web", 1, publish(&[port(None, 80, MESH), port(Some(30_001), 81, MESH)]));
+    let api = f.create("api", 1, publish(&[port(None, 80, MESH), port(None, 80, MESH)]));
+    assert_eq!((published(&f, web), published(&f, api)), (vec![30_000, 30_001], vec![30_002, 30_003]));
+
+    let write = create_write(&mut f, "other", publish(&[port(Some(30_002), 80, MESH)]));
+    assert_eq!(refused(&mut f, write), "port 30002/tcp is published by service `api` already");
+    let write = create_write(&mut f, "other", publish(&[port(Some(30_000), 80, PublishMode::Host)]));
+    assert_eq!(refused(&mut f, write), "port 30000/tcp is published by service `web` already");
+    let host = [port(Some(9000), 80, PublishMode::Host)];
+    let (one, _two) = (f.create("one", 1, publish(&host)), f.create("two", 1, publish(&host)));
+    let write = create_write(&mut f, "other", publish(&[port(Some(9000), 80, MESH)]));
+    assert_eq!(
+        refused(&mut f, write),
+        format!("port 9000/tcp is published by service `{}` already in mode `host`", {
+            let first = f.state.indexes.host_ports[&(9000, Protocol::Tcp)].get_min().unwrap();
+            f.state.service(*first).unwrap().spec.name.clone()
+        })
+    );
+    f.must(vec![Write::RemoveService { id: one, expected: None }]);
+
+    // What is open stays where it is, though the service publishes something else besides.
+    f.update(api, publish(&[port(Some(8080), 80, MESH), port(None, 80, MESH), port(None, 82, MESH)]));
+    assert_eq!(published(&f, api), [8080, 30_002, 30_003]);
+    f.must(vec![Write::RemoveService { id: web, expected: None }]);
+    f.update(api, |spec| spec.task.force_update += 1);
+    assert_eq!(published(&f, api), [8080, 30_002, 30_003]);
+
+    f.run();
+    let tasks = f.current(api);
+    assert_eq!((tasks[0].networks.len(), tasks[0].networks[0].network), (2, ingress));
+    let in_use = f.commit(vec![Write::RemoveNetwork { id: ingress }]).unwrap_err();
+    assert!(matches!(in_use, Rejected::InUse { .. }), "{in_use}");
+    let (_, write) = overlay(&mut f, "second", |spec| spec.ingress = true);
+    assert_eq!(refused(&mut f, write), "network `ingress` is the ingress network; remove it first");
+    let write = create_write(&mut f, "x", on(&[ingress]));
+    assert!(refused(&mut f, write).contains("network `ingress` cannot be named by a service"));
+}
+
+#[test]
+fn all_ports_published_is_refused_with_the_numbers() {
+    let mut f = Fixture::new(0);
+    make(&mut f, "ingress", |spec| spec.ingress = true);
+    let all: Vec<_> = super::INGRESS_PORTS.map(|_| port(None, 80, MESH)).collect();
+    f.create("web", 1, publish(&all));
+    let write = create_write(&mut f, "x", publish(&[port(None, 80, MESH)]));
+    assert!(refused(&mut f, write).starts_with("no free tcp port: all 2768 from 30000 to 32767"));
+    let udp = PortConfig { protocol: Protocol::Udp, ..port(None, 80, MESH) };
+    let other = f.create("x", 1, publish(&[udp]));
+    assert_eq!(published(&f, other), [30_000]);
+}
+
+#[test]
+fn a_rollback_to_a_port_that_is_taken_by_now_pauses_and_says_why() {
+    let mut f = Fixture::new(1);
+    make(&mut f, "ingress", |spec| spec.ingress = true);
+    let web = f.create("web", 1, |spec| {
+        spec.endpoint.ports = vec![port(Some(8080), 80, MESH)];
+        spec.update.failure_action = FailureAction::Rollback;
+    });
+    f.run();
+    f.update(web, publish(&[port(Some(9090), 80, MESH)]));
+    f.create("api", 0, publish(&[port(Some(8080), 80, MESH)]));
+    f.pass();
+    f.wait(Duration::from_secs(1));
+    let made = f.current(web).iter().map(|task| task.id).max().unwrap();
+    f.report(made, TaskState::Failed);
+    f.pass();
+    let service = f.state.service(web).unwrap();
+    let status = service.update_status.clone().unwrap();
+    assert_eq!(status.state, UpdateState::RollbackPaused);
+    assert_eq!(status.message, "rollback not possible: port 8080/tcp is published by service `api` already");
+    assert_eq!((published(&f, web), service.previous_spec.is_some()), (vec![9090], true));
+}
+
+#[test]
+fn a_released_address_is_kept_back_for_five_seconds_unless_there_is_no_other() {
+    let mut f = Fixture::new(1);
+    let tiny = make(&mut f, "tiny", |spec| spec.ipam.subnet = Some("10.9.0.0/29".parse().unwrap()));
+    let address = |f: &Fixture, id| f.state.service(id).unwrap().endpoint.vips[&tiny].octets()[3];
+    // Five are free: .2 to .6.
+    let ids: Vec<_> = ["a", "b", "c", "d"].map(|name| f.create(name, 0, on(&[tiny]))).to_vec();
+    assert_eq!(ids.iter().map(|id| address(&f, *id)).collect::<Vec<_>>(), [2, 3, 4, 5]);
+    let remove = |f: &mut Fixture, id| f.must(vec![Write::RemoveService { id, expected: None }]);
+    remove(&mut f, ids[1]);
+    f.wait(Duration::from_secs(1));
+    remove(&mut f, ids[0]);
+    let e = f.create("e", 0, on(&[tiny]));
+    assert_eq!(address(&f, e), 6, "the one that nobody had");
+    let g = f.create("g", 0, on(&[tiny]));
+    assert_eq!(address(&f, g), 3, "of those kept back the one that was freed first");
+    remove(&mut f, g);
+    f.wait(Duration::from_secs(4));
+    let h = f.create("h", 0, on(&[tiny]));
+    assert_eq!(address(&f, h), 2, "its time is over, that of .3 is not");
+    f.wait(Duration::from_secs(5));
+    f.must(vec![]);
+    assert!(f.state.released.is_empty());
+}
+
+#[test]
+fn nodes_that_take_part_in_overlays_get_numbers_that_are_not_used_again_at_once() {
+    let mut f = Fixture::new(0);
+    let taking_part = |node: &mut rswarm_types::Node| {
+        let network =
+            NodeNetworkFacts { data_path_addr: Some([192, 0, 2, 1].into()), mtu: 1500, ..Default::default() };
+        node.description = Some(NodeDescription { network, ..NodeDescription::default() });
+    };
+    (1..=2).for_each(|n| f.add_node(n, taking_part));
+    f.add_node(3, |_| {});
+    let number = |f: &Fixture, n| f.state.node(node_id(n)).unwrap().number;
+    assert_eq!([number(&f, 1), number(&f, 2), number(&f, 3)], [1, 2, 0]);
+    f.must(vec![Write::RemoveNode { id: node_id(2), force: true }]);
+    let mut described = (**f.state.node(node_id(1)).unwrap()).clone();
+    taking_part(&mut described);
+    let description = described.description.unwrap();
+    f.must(vec![Write::SetNodeDescription { id: node_id(3), description: description.clone() }]);
+    assert_eq!(number(&f, 3), 3);
+    f.must(vec![Write::SetNodeDescription { id: node_id(3), description }]);
+    assert_eq!(number(&f, 3), 3, "kept");
+    f.state.cursors.node_number = 4095;
+    f.add_node(4, taking_part);
+    assert_eq!(number(&f, 4), 2);
+}

@@ -1,0 +1,319 @@
+//! What a network and the cluster's address pools must satisfy.
+
+use std::net::Ipv4Addr;
+
+use rswarm_types::cluster::Subnet;
+use rswarm_types::{ClusterSpec, NetworkDriver, NetworkSpec};
+
+use super::SpecError;
+
+/// Longest prefix of an address pool: with the network, the gateway and the broadcast address five are left for tasks.
+/// Source: Swarm's limit of `--default-addr-pool-mask-length`.
+pub const POOL_PREFIX_MAX: u8 = 29;
+/// Shortest one: no private range is larger.
+pub const POOL_PREFIX_MIN: u8 = 8;
+
+/// Least bytes of a packet: what every host has to accept. Source: RFC 791.
+const MTU_MIN: u32 = 576;
+/// Most: an IPv4 packet, less what VXLAN puts around it.
+const MTU_MAX: u32 = 65_535 - 50;
+
+const MTU_OPTION: &str = "com.docker.network.driver.mtu";
+const ENCRYPTED_OPTION: &str = "encrypted";
+
+/// Ports that may carry the data path. Source: swarm-parity 1.1, `--data-path-port`.
+const DATA_PATH_PORTS: std::ops::RangeInclusive<u16> = 1024..=49_151;
+
+/// What is wrong with a network, or with where networks are taken from.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NetworkError {
+    #[error(
+        "a network of driver `{0}` exists in every cluster, under that name: expected `overlay` or `bridge`"
+    )]
+    Driver(NetworkDriver),
+    #[error("unknown option `{name}` for driver `{driver}`: expected {}", known_options(*.driver))]
+    Option { name: String, driver: NetworkDriver },
+    #[error("invalid option `{MTU_OPTION}={0}`: expected a number of bytes from {MTU_MIN} to {MTU_MAX}")]
+    Mtu(String),
+    #[error(
+        "option `{ENCRYPTED_OPTION}` is not supported yet: what nodes send each other on this network would be readable \
+         on the way"
+    )]
+    Encrypted,
+    #[error(
+        "the ingress network is an overlay that no container attaches to and that has a way out: leave out {0}"
+    )]
+    Ingress(&'static str),
+    #[error("an internal network of driver `bridge` is not supported yet: expected driver `overlay`")]
+    InternalBridge,
+    #[error(
+        "containers that are no task attach to overlays only: leave `attachable` out for driver `bridge`"
+    )]
+    AttachableBridge,
+    #[error("{what} `{found}` is given without a subnet that it lies in")]
+    NoSubnet { what: &'static str, found: String },
+    #[error("{what} `{found}` lies outside of subnet `{subnet}`")]
+    Outside { what: &'static str, found: String, subnet: Subnet },
+    #[error("gateway `{gateway}` is the {what} of subnet `{subnet}`: expected one of the addresses between")]
+    Gateway { gateway: Ipv4Addr, what: &'static str, subnet: Subnet },
+    #[error("address range `{range}` of subnet `{subnet}` has no address left for tasks")]
+    RangeEmpty { range: Subnet, subnet: Subnet },
+    #[error(
+        "invalid {what} `{found}`: expected a network of /{POOL_PREFIX_MIN} to /{POOL_PREFIX_MAX}, so that tasks \
+         find addresses in it"
+    )]
+    Size { what: &'static str, found: Subnet },
+    #[error("invalid {what} `{found}`: it overlaps `{reserved}`, {why}")]
+    Reserved { what: &'static str, found: Subnet, reserved: Subnet, why: &'static str },
+    #[error("address pools `{0}` and `{1}` overlap")]
+    PoolsOverlap(Subnet, Subnet),
+    #[error(
+        "invalid length {0} of the prefixes taken from address pools: expected {POOL_PREFIX_MIN} to {POOL_PREFIX_MAX}"
+    )]
+    PrefixLen(u8),
+    #[error("invalid data path port {found}: expected {} to {}", DATA_PATH_PORTS.start(), DATA_PATH_PORTS.end())]
+    DataPathPort { found: u16 },
+}
+
+fn known_options(driver: NetworkDriver) -> &'static str {
+    if driver == NetworkDriver::Overlay { "`com.docker.network.driver.mtu`" } else { "none" }
+}
+
+/// Checks a network as the user wrote it, and takes its options in.
+pub fn network_spec(spec: &mut NetworkSpec) -> Result<(), SpecError> {
+    super::name(&spec.name)?;
+    if matches!(spec.driver, NetworkDriver::Host | NetworkDriver::None) {
+        return Err(NetworkError::Driver(spec.driver).into());
+    }
+    for (name, value) in &spec.options {
+        match (name.as_str(), spec.driver) {
+            (MTU_OPTION, NetworkDriver::Overlay) => {
+                let mtu = value.parse().ok().filter(|mtu| (MTU_MIN..=MTU_MAX).contains(mtu));
+                spec.mtu = Some(mtu.ok_or_else(|| NetworkError::Mtu(value.clone()))?);
+            }
+            (ENCRYPTED_OPTION, NetworkDriver::Overlay) => spec.encrypted = value != "false",
+            _ => return Err(NetworkError::Option { name: name.clone(), driver: spec.driver }.into()),
+        }
+    }
+    if let Some(mtu) = spec.mtu.filter(|mtu| !(MTU_MIN..=MTU_MAX).contains(mtu)) {
+        return Err(NetworkError::Mtu(mtu.to_string()).into());
+    }
+    if spec.encrypted {
+        return Err(NetworkError::Encrypted.into());
+    }
+    if spec.driver == NetworkDriver::Bridge {
+        for (given, error) in [
+            (spec.ingress, NetworkError::Ingress("driver `bridge`")),
+            (spec.internal, NetworkError::InternalBridge),
+            (spec.attachable, NetworkError::AttachableBridge),
+        ] {
+            if given {
+                return Err(error.into());
+            }
+        }
+    }
+    for (given, what) in [(spec.attachable, "`attachable`"), (spec.internal, "`internal`")] {
+        if given && spec.ingress {
+            return Err(NetworkError::Ingress(what).into());
+        }
+    }
+    Ok(addresses(spec)?)
+}
+
+fn addresses(spec: &NetworkSpec) -> Result<(), NetworkError> {
+    let (gateway, range) = (spec.ipam.gateway, spec.ipam.range);
+    let Some(subnet) = spec.ipam.subnet else {
+        let gateway = gateway.map(|gateway| ("gateway", gateway.to_string()));
+        return match gateway.or(range.map(|range| ("address range", range.to_string()))) {
+            Some((what, found)) => Err(NetworkError::NoSubnet { what, found }),
+            None => Ok(()),
+        };
+    };
+    has_room("subnet", subnet)?;
+    let last = u64::from(u32::from(subnet.address)) + subnet.size() - 1;
+    if let Some(gateway) = gateway {
+        if !subnet.contains(gateway) {
+            return Err(NetworkError::Outside { what: "gateway", found: gateway.to_string(), subnet });
+        }
+        for (special, what) in
+            [(u64::from(u32::from(subnet.address)), "address"), (last, "broadcast address")]
+        {
+            if u64::from(u32::from(gateway)) == special {
+                return Err(NetworkError::Gateway { gateway, what, subnet });
+            }
+        }
+    }
+    if let Some(range) = range {
+        if range.prefix_len < subnet.prefix_len || !subnet.contains(range.address) {
+            return Err(NetworkError::Outside { what: "address range", found: range.to_string(), subnet });
+        }
+        let gateway = gateway.or(subnet.nth(1));
+        let special = [Some(subnet.address), gateway, u32::try_from(last).ok().map(Ipv4Addr::from)];
+        let special = special.into_iter().flatten().filter(|address| range.contains(*address)).count();
+        if range.size() <= special as u64 {
+            return Err(NetworkError::RangeEmpty { range, subnet });
+        }
+    }
+    Ok(())
+}
+
+/// Checks where the cluster takes addresses from, and the port between nodes.
+pub(super) fn cluster(spec: &ClusterSpec) -> Result<(), NetworkError> {
+    has_room("subnet of the network `bridge`", spec.default_address_pool)?;
+    for (i, pool) in spec.overlay_pools.iter().enumerate() {
+        has_room("address pool", *pool)?;
+        if let Some(other) = spec.overlay_pools[..i].iter().find(|other| other.overlaps(*pool)) {
+            return Err(NetworkError::PoolsOverlap(*other, *pool));
+        }
+    }
+    if !(POOL_PREFIX_MIN..=POOL_PREFIX_MAX).contains(&spec.overlay_prefix_len) {
+        return Err(NetworkError::PrefixLen(spec.overlay_prefix_len));
+    }
+    if !DATA_PATH_PORTS.contains(&spec.data_path_port) {
+        return Err(NetworkError::DataPathPort { found: spec.data_path_port });
+    }
+    Ok(())
+}
+
+/// Checks that tasks can be given addresses of a network. Source: RFC 6890, addresses that no host has.
+fn has_room(what: &'static str, found: Subnet) -> Result<(), NetworkError> {
+    if !(POOL_PREFIX_MIN..=POOL_PREFIX_MAX).contains(&found.prefix_len) {
+        return Err(NetworkError::Size { what, found });
+    }
+    const RESERVED: [([u8; 4], u8, &str); 4] = [
+        ([0, 0, 0, 0], 8, "which stands for this network"),
+        ([127, 0, 0, 0], 8, "which is loopback"),
+        ([169, 254, 0, 0], 16, "which is link-local"),
+        ([224, 0, 0, 0], 3, "which is multicast or reserved"),
+    ];
+    for (address, prefix_len, why) in RESERVED {
+        let reserved = Subnet { address: address.into(), prefix_len };
+        if reserved.overlaps(found) {
+            return Err(NetworkError::Reserved { what, found, reserved, why });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::cluster_spec;
+
+    fn check(found: Option<String>, expected: &str) {
+        let found = found.unwrap_or_default();
+        assert!(found.contains(expected) && found.is_empty() == expected.is_empty(), "{expected}: {found}");
+    }
+
+    #[test]
+    fn pools_have_room_and_are_nobody_else_s() {
+        for (pool, expected) in [
+            ("10.213.0.0/16", ""),
+            ("10.0.0.0/8", ""),
+            ("192.168.7.0/29", ""),
+            ("192.168.7.0/31", "`192.168.7.0/31`: expected a network of /8 to /29"),
+            ("192.168.7.1/32", "invalid"),
+            ("0.0.0.0/0", "invalid"),
+            ("127.1.0.0/16", "it overlaps `127.0.0.0/8`, which is loopback"),
+            ("169.254.1.0/24", "link-local"),
+            ("224.0.0.0/8", "multicast"),
+        ] {
+            let pool: Subnet = pool.parse().unwrap();
+            let bridge = ClusterSpec { default_address_pool: pool, ..ClusterSpec::default() };
+            check(cluster_spec(&bridge).err().map(|error| error.to_string()), expected);
+            let overlays = ClusterSpec { overlay_pools: vec![pool], ..ClusterSpec::default() };
+            check(cluster_spec(&overlays).err().map(|error| error.to_string()), expected);
+        }
+        type Change = fn(&mut ClusterSpec);
+        let cases: [(Change, &str); 3] = [
+            (
+                |s| s.overlay_pools = ["10.1.0.0/16", "10.0.0.0/8"].map(|p| p.parse().unwrap()).to_vec(),
+                "overlap",
+            ),
+            (|s| s.overlay_prefix_len = 30, "invalid length 30"),
+            (|s| s.data_path_port = 80, "invalid data path port 80: expected 1024 to 49151"),
+        ];
+        for (change, expected) in cases {
+            let mut spec = ClusterSpec::default();
+            change(&mut spec);
+            check(cluster_spec(&spec).err().map(|error| error.to_string()), expected);
+        }
+    }
+
+    #[test]
+    fn good_and_bad_networks() {
+        let subnet = |spec: &mut NetworkSpec, text: &str| spec.ipam.subnet = Some(text.parse().unwrap());
+        let option = |spec: &mut NetworkSpec, name: &str, value: &str| {
+            spec.options.insert(name.into(), value.into());
+        };
+        type Change<'a> = Box<dyn Fn(&mut NetworkSpec) + 'a>;
+        let cases: Vec<(Change, &str)> = vec![
+            (Box::new(|_| {}), ""),
+            (Box::new(|s| s.name = "a.b".into()), "invalid name"),
+            (Box::new(|s| s.driver = NetworkDriver::Host), "driver `host` exists in every cluster"),
+            (Box::new(move |s| option(s, MTU_OPTION, "1400")), ""),
+            (Box::new(move |s| option(s, MTU_OPTION, "70000")), "mtu=70000`: expected a number"),
+            (Box::new(move |s| option(s, MTU_OPTION, "big")), "mtu=big`"),
+            (Box::new(move |s| option(s, "encrypted", "")), "`encrypted` is not supported yet"),
+            (Box::new(move |s| option(s, "encrypted", "false")), ""),
+            (Box::new(move |s| option(s, "dsr", "1")), "unknown option `dsr` for driver `overlay`"),
+            (
+                Box::new(move |s| {
+                    s.driver = NetworkDriver::Bridge;
+                    option(s, MTU_OPTION, "1400");
+                }),
+                "for driver `bridge`: expected none",
+            ),
+            (Box::new(|s| (s.ingress, s.attachable) = (true, true)), "leave out `attachable`"),
+            (Box::new(|s| (s.ingress, s.internal) = (true, true)), "leave out `internal`"),
+            (
+                Box::new(|s| (s.ingress, s.driver) = (true, NetworkDriver::Bridge)),
+                "leave out driver `bridge`",
+            ),
+            (Box::new(move |s| subnet(s, "10.9.0.0/16")), ""),
+            (Box::new(move |s| subnet(s, "10.9.0.0/30")), "invalid subnet `10.9.0.0/30`"),
+            (Box::new(move |s| subnet(s, "224.1.0.0/16")), "multicast"),
+            (
+                Box::new(|s| s.ipam.gateway = Some([10, 9, 0, 1].into())),
+                "gateway `10.9.0.1` is given without a subnet",
+            ),
+            (
+                Box::new(move |s| {
+                    subnet(s, "10.9.0.0/24");
+                    s.ipam.gateway = Some([10, 9, 1, 1].into());
+                }),
+                "gateway `10.9.1.1` lies outside of subnet `10.9.0.0/24`",
+            ),
+            (
+                Box::new(move |s| {
+                    subnet(s, "10.9.0.0/24");
+                    s.ipam.gateway = Some([10, 9, 0, 255].into());
+                }),
+                "is the broadcast address of subnet",
+            ),
+            (
+                Box::new(move |s| {
+                    subnet(s, "10.9.0.0/24");
+                    s.ipam.range = Some("10.9.0.0/16".parse().unwrap());
+                }),
+                "address range `10.9.0.0/16` lies outside",
+            ),
+            (
+                Box::new(move |s| {
+                    subnet(s, "10.9.0.0/24");
+                    s.ipam.range = Some("10.9.0.0/31".parse().unwrap());
+                }),
+                "has no address left",
+            ),
+        ];
+        for (change, expected) in cases {
+            let mut spec = NetworkSpec::new("front", NetworkDriver::Overlay);
+            change(&mut spec);
+            check(network_spec(&mut spec).err().map(|error| error.to_string()), expected);
+        }
+        let mut spec = NetworkSpec::new("front", NetworkDriver::Overlay);
+        option(&mut spec, MTU_OPTION, "1400");
+        network_spec(&mut spec).unwrap();
+        assert_eq!(spec.mtu, Some(1400));
+    }
+}
