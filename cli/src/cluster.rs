@@ -37,9 +37,21 @@ pub struct InitArgs {
     /// Raft entries between two snapshots
     #[arg(long, default_value_t = 10_000)]
     snapshot_interval: u64,
-    /// Where addresses of tasks are taken from
+    /// Where the subnets of overlay networks are taken from (default 10.0.0.0/8)
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    default_addr_pool: Vec<Subnet>,
+    /// Length of the prefix of a subnet taken from there
+    #[arg(long, value_name = "BITS", default_value_t = 20)]
+    default_addr_pool_mask_length: u8,
+    /// Subnet of the network `bridge`, which tasks are on that name none
     #[arg(long, value_name = "CIDR", default_value = "10.213.0.0/16")]
-    default_addr_pool: Subnet,
+    bridge_subnet: Subnet,
+    /// Where packets of overlay networks leave and arrive (default: the address told to other nodes)
+    #[arg(long, value_name = "IP|INTERFACE", default_value = "", hide_default_value = true)]
+    data_path_addr: String,
+    /// UDP port of overlay networks, the same on all nodes
+    #[arg(long, value_name = "PORT", default_value_t = 4789)]
+    data_path_port: u16,
     /// Registry that may be used over http or with an unknown certificate: HOST, HOST:PORT or CIDR; for the daemon
     /// that this starts, and kept for those after it
     #[arg(long = "insecure-registry", value_name = "REGISTRY", value_parser = registries::parse)]
@@ -60,6 +72,9 @@ pub struct JoinArgs {
     /// Whether this node takes tasks: active, pause or drain
     #[arg(long, default_value = "active")]
     availability: Availability,
+    /// Where packets of overlay networks leave and arrive (default: the address told to other nodes)
+    #[arg(long, value_name = "IP|INTERFACE", default_value = "", hide_default_value = true)]
+    data_path_addr: String,
     /// Registry that may be used over http or with an unknown certificate: HOST, HOST:PORT or CIDR; for the daemon
     /// that this starts, and kept for those after it
     #[arg(long = "insecure-registry", value_name = "REGISTRY", value_parser = registries::parse)]
@@ -114,9 +129,12 @@ pub async fn init(paths: &Paths, client: &Client, args: InitArgs) -> anyhow::Res
             node_down_after_nanos: nanos(args.dispatcher_heartbeat * 5),
             node_cert_expiry_nanos: nanos(args.cert_expiry),
             snapshot_interval: args.snapshot_interval,
-            default_address_pool: args.default_addr_pool.to_string(),
-            ..v1::ClusterSpec::default()
+            default_address_pool: args.bridge_subnet.to_string(),
+            overlay_pools: args.default_addr_pool.iter().map(ToString::to_string).collect(),
+            overlay_prefix_len: args.default_addr_pool_mask_length.into(),
+            data_path_port: args.data_path_port.into(),
         }),
+        data_path_addr: args.data_path_addr,
     };
     let response = or_undo(call!(client, local.init(request)), started)?;
     let text = format!(
@@ -147,6 +165,7 @@ pub async fn join(paths: &Paths, client: &Client, args: JoinArgs) -> anyhow::Res
         advertise_addr: args.advertise_addr,
         listen_addr: args.listen_addr,
         availability: v1::Availability::from(args.availability).into(),
+        data_path_addr: args.data_path_addr,
     };
     let response = or_undo(call!(client, local.join(request)), started)?;
     let role = Role::try_from(response.role())?;
@@ -308,7 +327,10 @@ pub async fn info(client: &Client, args: InfoArgs) -> anyhow::Result<()> {
             line(1, "Nodes:", &nodes.len().to_string());
         }
         if let Some(spec) = cluster.and_then(|cluster| cluster.spec) {
-            line(1, "Default Address Pool:", &spec.default_address_pool);
+            line(1, "Default Address Pool:", &spec.overlay_pools.join(", "));
+            line(1, "SubnetSize:", &spec.overlay_prefix_len.to_string());
+            line(1, "Data Path Port:", &spec.data_path_port.to_string());
+            line(1, "Bridge Subnet:", &spec.default_address_pool);
             line(1, "Task History Retention Limit:", &spec.task_history_limit.to_string());
             line(1, "Snapshot Interval:", &spec.snapshot_interval.to_string());
             line(1, "Heartbeat Period:", &duration(spec.heartbeat_period_nanos));

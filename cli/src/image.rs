@@ -232,7 +232,7 @@ async fn prune(client: &Client, args: PruneArgs) -> anyhow::Result<()> {
     } else {
         "all images without a tag that no container uses"
     };
-    if !args.force && !confirm(&format!("This removes {what}. Go on?"))? {
+    if !args.force && !output::confirm(&format!("This removes {what}. Go on?"))? {
         return Ok(());
     }
     let filters = crate::client::filters(&args.filter)?;
@@ -246,17 +246,6 @@ async fn prune(client: &Client, args: PruneArgs) -> anyhow::Result<()> {
     }
     out += &format!("Total reclaimed space: {}\n", decimal_size(pruned.freed_bytes));
     Ok(output::print(&out)?)
-}
-
-/// Asks at the terminal; anything but yes is no, and so is the end of the input.
-fn confirm(question: &str) -> anyhow::Result<bool> {
-    use std::io::Write as _;
-    let mut err = std::io::stderr();
-    write!(err, "{question} [y/N] ")?;
-    err.flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// `133MB`: image sizes are shown in powers of 1000, three digits. Source: `docker image ls`.

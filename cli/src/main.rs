@@ -8,6 +8,7 @@ mod cluster;
 mod daemon;
 mod image;
 mod login;
+mod network;
 mod node;
 mod output;
 mod paths;
@@ -69,6 +70,9 @@ enum Command {
     /// Manage services
     #[command(subcommand)]
     Service(service::ServiceCommand),
+    /// Manage networks
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
     /// Look at tasks
     #[command(subcommand)]
     Task(task::TaskCommand),
@@ -217,6 +221,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Ping => cluster::ping(&client).await,
             Command::Node(command) => node::run(&client, command).await,
             Command::Service(command) => service::run(&client, command).await,
+            Command::Network(command) => network::run(&client, command).await,
             Command::Task(command) => task::run(&client, command).await,
             Command::Image(command) => image::run(&client, command).await,
             Command::Login(args) => login::login(&client, args).await,

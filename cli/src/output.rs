@@ -149,6 +149,16 @@ pub fn print(text: &str) -> io::Result<()> {
     }
 }
 
+/// Asks at the terminal; anything but yes is no, and so is the end of the input.
+pub fn confirm(question: &str) -> anyhow::Result<bool> {
+    let mut err = io::stderr();
+    write!(err, "{question} [y/N] ")?;
+    err.flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
 /// `3 minutes`, `About an hour`, `2 weeks`: as Docker words spans.
 pub fn human_span(span: std::time::Duration) -> String {
     let seconds = span.as_secs();

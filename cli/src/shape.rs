@@ -2,11 +2,13 @@
 //!
 //! Source: docker-engine-api.yaml, definitions `Node`, `Service`, `Task`; fields that rswarm has not are left out.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp as Instant;
 use rswarm_types::node::{Platform, Resources};
-use rswarm_types::service::{EndpointSpec, ServiceMode, ServiceSpec, UpdateConfig};
+use rswarm_types::service::{EndpointSpec, PortConfig, ServiceMode, ServiceSpec, UpdateConfig};
 use rswarm_types::task::{ContainerSpec, MountKind, TaskSpec, Ulimit};
-use rswarm_types::{Meta, Node, Role, Service, Task, Timestamp};
+use rswarm_types::{Meta, Network, NetworkDriver, Node, Role, Service, Task, Timestamp};
 use serde_json::{Map, Value, json};
 
 /// RFC 3339 with nanoseconds, in UTC.
@@ -83,13 +85,24 @@ pub fn node(node: &Node, leader: bool, reachability: &str) -> Value {
     with_meta(&node.id, &node.meta, rest)
 }
 
-pub fn service(service: &Service) -> Value {
+/// `networks` are those of the cluster.
+pub fn service(service: &Service, networks: &[Network]) -> Value {
     let mut rest = Map::new();
     rest.insert("Spec".into(), service_spec(&service.spec));
     if let Some(previous) = &service.previous_spec {
         rest.insert("PreviousSpec".into(), service_spec(previous));
     }
-    rest.insert("Endpoint".into(), json!({ "Spec": endpoint(&service.spec.endpoint) }));
+    let vip = |(network, address): (&rswarm_types::NetworkId, &std::net::Ipv4Addr)| {
+        let prefix_len = networks.iter().find(|held| held.id == *network).and_then(|held| held.ipam);
+        let prefix_len = prefix_len.map_or(32, |ipam| ipam.subnet.prefix_len);
+        json!({ "NetworkID": network.to_string(), "Addr": format!("{address}/{prefix_len}") })
+    };
+    let reached = json!({
+        "Spec": endpoint(&service.spec.endpoint),
+        "Ports": service.endpoint.ports.iter().map(port).collect::<Vec<_>>(),
+        "VirtualIPs": service.endpoint.vips.iter().map(vip).collect::<Vec<_>>(),
+    });
+    rest.insert("Endpoint".into(), omit_empty(reached).into());
     if let Some(status) = &service.update_status {
         let status = json!({
             "State": status.state,
@@ -129,15 +142,17 @@ fn update_config(config: &UpdateConfig) -> Value {
     })
 }
 
+fn port(port: &PortConfig) -> Value {
+    let port = json!({
+        "Protocol": port.protocol,
+        "TargetPort": port.target,
+        "PublishedPort": port.published,
+        "PublishMode": port.mode,
+    });
+    omit_empty(port).into()
+}
+
 fn endpoint(spec: &EndpointSpec) -> Value {
-    let port = |port: &rswarm_types::service::PortConfig| {
-        Value::from(omit_empty(json!({
-            "Protocol": port.protocol,
-            "TargetPort": port.target,
-            "PublishedPort": port.published,
-            "PublishMode": port.mode,
-        })))
-    };
     omit_empty(json!({ "Mode": spec.mode, "Ports": spec.ports.iter().map(port).collect::<Vec<_>>() })).into()
 }
 
@@ -288,6 +303,79 @@ pub fn task(task: &Task) -> Value {
         rest.insert("NetworksAttachments".into(), networks.into());
     }
     with_meta(&task.id, &task.meta, rest)
+}
+
+/// Where a network reaches. Source: docker-engine-api.yaml, `Network.Scope`.
+pub fn scope(network: &Network) -> &'static str {
+    if network.spec.driver == NetworkDriver::Overlay { "swarm" } else { "local" }
+}
+
+/// `verbose` are the services and tasks on the network, if they were asked for.
+pub fn network(
+    network: &Network,
+    verbose: Option<(&[Service], &[Task])>,
+    nodes: &BTreeMap<String, String>,
+) -> Value {
+    let spec = &network.spec;
+    let config = network.ipam.map(|ipam| {
+        omit_empty(json!({
+            "Subnet": ipam.subnet.to_string(),
+            "IPRange": spec.ipam.range.map(|range| range.to_string()),
+            "Gateway": ipam.gateway.to_string(),
+        }))
+    });
+    let mut options = spec.options.clone();
+    if let Some(vni) = network.vni {
+        options.insert("com.docker.network.driver.overlay.vxlanid_list".to_owned(), vni.to_string());
+    }
+    let mut out = json!({
+        "Name": spec.name,
+        "Id": network.id.to_string(),
+        "Created": time(network.meta.created_at),
+        "Scope": scope(network),
+        "Driver": spec.driver,
+        "EnableIPv4": true,
+        "EnableIPv6": false,
+        "IPAM": { "Driver": "default", "Options": null, "Config": config.into_iter().collect::<Vec<_>>() },
+        "Internal": spec.internal,
+        "Attachable": spec.attachable,
+        "Ingress": spec.ingress,
+        "ConfigFrom": { "Network": "" },
+        "ConfigOnly": false,
+        "Containers": {},
+        "Options": options,
+        "Labels": spec.labels,
+    });
+    let Some((services, tasks)) = verbose else { return out };
+    let address = |task: &Task| {
+        let at = task.networks.iter().find(|at| at.network == network.id).and_then(|at| at.address);
+        at.map(|at| (at.address.to_string(), at.prefix_len))
+    };
+    let container = |task: &Task| {
+        let (address, prefix_len) = address(task)?;
+        let shown = json!({ "Name": task.name(), "IPv4Address": format!("{address}/{prefix_len}") });
+        Some((task.id.to_string(), shown))
+    };
+    out["Containers"] = Value::Object(tasks.iter().filter_map(container).collect());
+    let service = |service: &Service| {
+        let own = tasks.iter().filter(|task| task.service_id == service.id).map(|task| {
+            let node = task.node_id.map(|id| id.to_string()).unwrap_or_default();
+            json!({
+                "Name": task.name(),
+                "EndpointIP": address(task).map(|(address, _)| address),
+                "Info": { "Node": nodes.get(&node).cloned().unwrap_or(node) },
+            })
+        });
+        let ports = service.endpoint.ports.iter().filter(|_| spec.ingress);
+        let shown = json!({
+            "VIP": service.endpoint.vips.get(&network.id).map(|vip| vip.to_string()).unwrap_or_default(),
+            "Ports": ports.map(port).collect::<Vec<_>>(),
+            "Tasks": own.collect::<Vec<_>>(),
+        });
+        (service.spec.name.clone(), shown)
+    };
+    out["Services"] = Value::Object(services.iter().map(service).collect());
+    out
 }
 
 /// How a role is shown in `node ls`.

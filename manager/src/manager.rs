@@ -11,7 +11,7 @@ use rswarm_api::v1::ca_server::CaServer;
 use rswarm_api::v1::control_server::ControlServer;
 use rswarm_api::v1::dispatcher_server::DispatcherServer;
 use rswarm_core::State;
-use rswarm_core::state::{Command, Write};
+use rswarm_core::state::{Command, Rejected, Write};
 use rswarm_core::validate;
 use rswarm_identity::{Receiver, RootCa, ServerExpectation};
 use rswarm_types::network::Ipam;
@@ -77,6 +77,8 @@ pub struct InitOptions {
 pub enum StartError {
     #[error("invalid cluster settings")]
     Spec(#[source] validate::SpecError),
+    #[error("no cluster can be made with these settings")]
+    FirstState(#[source] Rejected),
     #[error("failed to open the manager's port")]
     Listen(#[source] ListenError),
     #[error("failed to start the replicated log")]
@@ -118,6 +120,7 @@ impl Manager {
         validate::cluster_spec(&options.spec).map_err(StartError::Spec)?;
         let door = Door::open(config).await?;
         let first = first_state(&door.config, &options);
+        rswarm_core::apply(&State::default(), Version(1), &first).1.map_err(StartError::FirstState)?;
         let raft = RaftNode::bootstrap(door.raft_config(), first).await;
         door.complete(raft).await
     }
@@ -388,12 +391,19 @@ fn first_state(config: &ManagerConfig, options: &InitOptions) -> Command {
             vni: None,
         }))
     };
+    // The rest is given to it when it is written.
+    let mut spec = NetworkSpec::new("ingress", NetworkDriver::Overlay);
+    spec.ingress = true;
+    let id = NetworkId::from_bytes(random::bytes());
+    let network_of_mesh = Network { id, meta: Meta::default(), spec, ipam: None, vni: None };
+    let ingress = Write::CreateNetwork(Box::new(network_of_mesh));
     let writes = vec![
         Write::PutCluster { cluster: Box::new(cluster), expected: None },
         Write::CreateNode(Box::new(node)),
         network("bridge", NetworkDriver::Bridge, ipam),
         network("host", NetworkDriver::Host, None),
         network("none", NetworkDriver::None, None),
+        ingress,
     ];
     Command { at: now, writes }
 }

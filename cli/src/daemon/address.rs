@@ -40,6 +40,25 @@ pub fn advertise_addr(text: &str, port: u16) -> anyhow::Result<SocketAddr> {
     }
 }
 
+/// The address of the data path, if one is given: one of this host's, or that of an interface.
+pub fn data_path_addr(text: &str) -> anyhow::Result<Option<IpAddr>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let named = text.parse::<IpAddr>().is_ok() || !text.contains(':');
+    ensure!(named, "invalid --data-path-addr `{text}`: expected IP or the name of an interface");
+    let ip = parse_addr("--data-path-addr", text, DEFAULT_PORT)?.ip();
+    ensure!(
+        ip.is_ipv4(),
+        "IPv6 is not supported yet as --data-path-addr: expected an IPv4 address, found `{ip}`"
+    );
+    ensure!(
+        facts::has_address(ip),
+        "`{ip}` is not an address of this host: use one of its own as `--data-path-addr`"
+    );
+    Ok(Some(ip))
+}
+
 /// `IP`, `IP:PORT`, or the name of an interface in the place of the address. Source: swarm-parity 1.1.
 fn parse_addr(flag: &str, text: &str, port: u16) -> anyhow::Result<SocketAddr> {
     let parsed =
@@ -106,6 +125,23 @@ mod tests {
             ("host:0", None),
         ] {
             assert_eq!(with_default_port(given).ok().as_deref(), expected, "{given}");
+        }
+    }
+
+    #[test]
+    fn the_data_path_has_an_address_of_this_host_and_no_port() {
+        let lo = Some(IpAddr::from([127, 0, 0, 1]));
+        for (text, expected) in [("", Ok(None)), ("127.0.0.1", Ok(lo)), ("lo", Ok(lo))] {
+            assert_eq!(data_path_addr(text).map_err(|error| error.to_string()), expected, "{text}");
+        }
+        for (text, part) in [
+            ("127.0.0.1:80", "expected IP or the name"),
+            ("192.0.2.77", "is not an address of this host"),
+            ("nonsense", "invalid --data-path-addr `nonsense`"),
+            ("::1", "IPv6 is not supported yet"),
+        ] {
+            let error = data_path_addr(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
         }
     }
 

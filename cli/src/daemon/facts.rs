@@ -16,8 +16,16 @@ pub fn describe(hostname: Option<&str>, labels: &Labels) -> NodeDescription {
         resources: resources(),
         engine_version: env!("CARGO_PKG_VERSION").to_owned(),
         engine_labels: labels.clone(),
+        // Known once the node is one of a cluster: see [`network_facts`].
         network: NodeNetworkFacts::default(),
     }
+}
+
+/// What overlays must know of this host, whose packets leave and arrive at `data_path_addr`.
+pub fn network_facts(data_path_addr: IpAddr) -> NodeNetworkFacts {
+    /// Of an Ethernet.
+    const MTU: u32 = 1500;
+    NodeNetworkFacts { data_path_addr: Some(data_path_addr), mtu: MTU, routes: Vec::new() }
 }
 
 fn host_name() -> String {

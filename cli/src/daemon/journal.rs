@@ -157,7 +157,7 @@ mod tests {
 
     fn settings() -> Settings {
         let addr = SocketAddr::from(([127, 0, 0, 1], 2377));
-        Settings { listen_addr: addr, advertise_addr: addr, managers: Vec::new() }
+        Settings { listen_addr: addr, advertise_addr: addr, data_path_addr: None, managers: Vec::new() }
     }
 
     /// As `init` leaves the disk before it writes settings and certificate.

@@ -19,7 +19,9 @@ use rswarm_worker::{ContainerExecutorConfig, SessionState, Worker, WorkerConfig}
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
-use super::address::{advertise_addr, ensure_free, listen_addr, local_address_to, with_default_port};
+use super::address::{
+    advertise_addr, data_path_addr, ensure_free, listen_addr, local_address_to, with_default_port,
+};
 use super::journal::{Change, remove};
 use super::resolve::Resolver;
 use super::settings::Settings;
@@ -145,6 +147,7 @@ impl Node {
         let availability = availability(request.availability)?;
         let listen_addr = listen_addr(&request.listen_addr)?;
         let advertise_addr = advertise_addr(&request.advertise_addr, listen_addr.port())?;
+        let data_path_addr = data_path_addr(&request.data_path_addr)?;
         ensure_free(listen_addr, advertise_addr)?;
 
         let now = Timestamp::now();
@@ -159,7 +162,8 @@ impl Node {
         let index = Version::default();
         let certificate = root.issue(&key.csr_pem()?, &claims, spec.node_cert_expiry, now, index, &[])?;
         let credentials = Credentials::new(root.cert_pem(), &certificate.pem, key)?;
-        let settings = Settings { listen_addr, advertise_addr, managers: vec![advertise_addr.to_string()] };
+        let managers = vec![advertise_addr.to_string()];
+        let settings = Settings { listen_addr, advertise_addr, data_path_addr, managers };
         let (store, receiver) = identity::Store::new(credentials.clone());
         let options = InitOptions { spec, root_ca: root, availability };
         let mut manager = None;
@@ -205,6 +209,7 @@ impl Node {
         let manager_addr = with_default_port(&request.manager_addr)?;
         let listen_addr = listen_addr(&request.listen_addr)?;
         availability(request.availability)?;
+        let data_path_addr = data_path_addr(&request.data_path_addr)?;
         let advertise_addr = if request.advertise_addr.is_empty() {
             // The address by which this host reaches the manager is one by which the manager reaches this host.
             let ip = tokio::time::timeout(channel::CONNECT_TIMEOUT, local_address_to(&manager_addr))
@@ -226,7 +231,7 @@ impl Node {
         let mut managers = joined.managers;
         managers.retain(|addr| *addr != manager_addr);
         managers.insert(0, manager_addr.clone());
-        let settings = Settings { listen_addr, advertise_addr, managers };
+        let settings = Settings { listen_addr, advertise_addr, data_path_addr, managers };
         let (store, receiver) = identity::Store::new(joined.credentials.clone());
         let mut manager = None;
         let entered = async {
@@ -387,8 +392,14 @@ impl Node {
             advertise_addr: settings.advertise_addr.to_string(),
             identity: identity.clone(),
             images: Arc::new(Resolver { images: config.images.clone(), options: config.pull.clone() }),
-            node_description: config.description.clone(),
+            node_description: self.description(settings),
         }
+    }
+
+    /// What this node says of itself as a member.
+    fn description(&self, settings: &Settings) -> NodeDescription {
+        let addr = settings.data_path_addr.unwrap_or(settings.advertise_addr.ip());
+        NodeDescription { network: facts::network_facts(addr), ..self.shared.config.description.clone() }
     }
 
     /// Starts the worker of a member; it adopts the containers that are there.
@@ -400,7 +411,7 @@ impl Node {
         let config = &self.shared.config;
         let started = Worker::start(WorkerConfig {
             node_id: identity.identity().node,
-            node_description: config.description.clone(),
+            node_description: self.description(settings),
             identity: identity.clone(),
             managers: settings.managers.clone(),
             data_root: config.paths.data_root.clone(),

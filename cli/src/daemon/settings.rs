@@ -1,7 +1,7 @@
 //! What a member node remembers of its place in the cluster beside its certificate: one small file, replaced whole.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -14,6 +14,9 @@ pub struct Settings {
     pub listen_addr: SocketAddr,
     /// Under which address other nodes reach this one.
     pub advertise_addr: SocketAddr,
+    /// Where packets of overlays leave and arrive; `None` means the advertised address.
+    #[serde(default)]
+    pub data_path_addr: Option<IpAddr>,
     /// Managers as last heard of, to find the leader after a restart.
     pub managers: Vec<String>,
 }

@@ -14,11 +14,12 @@ use rswarm_types::service::ServiceMode;
 use rswarm_types::{NetworkId, Service, ServiceSpec};
 
 use crate::client::{Client, call, for_each};
+use crate::network;
 use crate::progress::{self, Waiting};
 use crate::registry_auth::{self, AuthError};
 use flags::{CreateFlags, FlagError, Surroundings, UpdateFlags};
 
-pub use value::boolean;
+pub use value::{boolean, label};
 
 #[derive(Debug, Subcommand)]
 pub enum ServiceCommand {
@@ -99,11 +100,7 @@ async fn get(client: &Client, name: &str) -> anyhow::Result<Service> {
 
 /// Every network: id and name.
 async fn networks(client: &Client) -> anyhow::Result<Vec<(NetworkId, String)>> {
-    let networks = call!(client, control.list_networks(v1::ListNetworksRequest::default()))?.networks;
-    networks
-        .into_iter()
-        .map(|network| Ok((network.id.parse()?, network.spec.unwrap_or_default().name)))
-        .collect()
+    Ok(network::all(client).await?.into_iter().map(|network| (network.id, network.spec.name)).collect())
 }
 
 /// Hands `work` what flags may refer to. The networks are only asked for if `names_networks`.

@@ -86,9 +86,9 @@ pub fn pretty(service: &Service, networks: &[(NetworkId, String)]) -> String {
     };
     page.words("Networks", &spec.task.networks.iter().map(|n| name(n.network)).collect::<Vec<_>>());
     page.line("Endpoint Mode", spec.endpoint.mode);
-    if !spec.endpoint.ports.is_empty() {
+    if !service.endpoint.ports.is_empty() {
         page.heading("Ports");
-        for port in &spec.endpoint.ports {
+        for port in &service.endpoint.ports {
             let published = port.published.map_or_else(|| "chosen by the node".to_owned(), |p| p.to_string());
             page.0.push_str(&format!(" PublishedPort = {published}\n"));
             page.0.push_str(&format!("  Protocol = {}\n", port.protocol));

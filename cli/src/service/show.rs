@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{get, networks, pretty::pretty};
 use crate::client::{Client, call, filters};
+use crate::network;
 use crate::output::{self, Columns, natural_cmp};
 use crate::shape;
 use crate::task::{self, familiar_image};
@@ -97,7 +98,7 @@ fn row(Counted { service, counts }: &Counted) -> Value {
         "Mode": mode,
         "Replicas": format!("{}/{}{limit}", counts.running, counts.desired),
         "Image": familiar_image(&spec.task.container.image),
-        "Ports": ports(&spec.endpoint.ports),
+        "Ports": ports(&service.endpoint.ports),
     })
 }
 
@@ -143,7 +144,12 @@ pub async fn inspect(client: &Client, args: InspectArgs) -> anyhow::Result<()> {
         let texts: Vec<String> = found.iter().map(|service| pretty(service, &networks)).collect();
         output::print(&texts.join("\n"))?;
     } else {
-        let shapes: Vec<_> = found.iter().map(shape::service).collect();
+        let networks = if found.iter().all(|service| service.endpoint.vips.is_empty()) {
+            Vec::new()
+        } else {
+            network::all(client).await?
+        };
+        let shapes: Vec<_> = found.iter().map(|service| shape::service(service, &networks)).collect();
         output::inspect(args.format.as_deref(), &shapes)?;
     }
     if errors.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(errors.join("\n"))) }

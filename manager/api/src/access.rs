@@ -57,7 +57,8 @@ pub fn of_path(path: &str) -> Option<Access> {
             "Control",
             "GetCluster" | "GetJoinTokens" | "RotateJoinToken" | "ListNodes" | "GetNode" | "UpdateNode"
             | "RemoveNode" | "CreateService" | "ListServices" | "GetService" | "UpdateService"
-            | "RemoveService" | "WatchService" | "ServiceLogs" | "ListTasks" | "GetTask" | "ListNetworks",
+            | "RemoveService" | "WatchService" | "ServiceLogs" | "ListTasks" | "GetTask" | "ListNetworks"
+            | "CreateNetwork" | "GetNetwork" | "RemoveNetwork" | "PruneNetworks",
         ) => Access::Manager,
         (
             "Raft",

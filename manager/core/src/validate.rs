@@ -570,6 +570,16 @@ mod tests {
             check(&ids[1..], net)
                 .contains("sysctl `net.core.somaxconn` is the node's for tasks on network `host`")
         );
+        let mesh = Fixture::spec("web", 1, |spec| {
+            spec.task.networks = vec![NetworkAttachment { network: ids[1], aliases: vec![] }];
+            let (protocol, mode) = (Protocol::Tcp, PublishMode::Ingress);
+            spec.endpoint.ports = vec![PortConfig { protocol, target: 80, published: None, mode }];
+        });
+        let error = service_networks(&f.state, &mesh).unwrap_err().to_string();
+        assert!(
+            error.starts_with("port 80 cannot be published in mode `ingress` on network `host`"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -4,8 +4,8 @@
 
 use std::time::Instant;
 
-use rswarm_core::{Command, Dirty, Planner, State, Write, apply, plan_all, scheduler};
-use rswarm_types::node::{Platform, Resources};
+use rswarm_core::{Command, Dirty, Planner, State, Write, apply, netmap, plan_all, scheduler};
+use rswarm_types::node::{NodeNetworkFacts, Platform, Resources};
 use rswarm_types::*;
 
 fn id(kind: u8, n: u64) -> [u8; 16] {
@@ -32,6 +32,11 @@ fn cluster(nodes: u64) -> State {
                 hostname: format!("host{n}"),
                 platform: Platform { os: "linux".into(), architecture: "amd64".into() },
                 resources: Resources { nano_cpus: 64_000_000_000, memory_bytes: 256 << 30 },
+                network: NodeNetworkFacts {
+                    data_path_addr: Some([192, 0, 2, 1].into()),
+                    mtu: 1500,
+                    ..NodeNetworkFacts::default()
+                },
                 ..NodeDescription::default()
             }),
             status: NodeStatus { state: NodeState::Ready, ..NodeStatus::default() },
@@ -150,4 +155,58 @@ fn one_more_service_in_a_cluster_of_10_000_tasks() {
         "one status report among 10,000 tasks: compared in {compared:.2?}, planned {:.2?}",
         start.elapsed()
     );
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn one_endpoint_of_10_000_on_one_network() {
+    let mut state = cluster(100);
+    let now = Timestamp::from_millis(5);
+    let network = |n, name: &str, ingress| {
+        let mut spec = NetworkSpec::new(name, NetworkDriver::Overlay);
+        (spec.ingress, spec.ipam.subnet) = (ingress, Some(format!("10.{n}.0.0/16").parse().unwrap()));
+        let id = NetworkId::from_bytes(id(4, n));
+        Write::CreateNetwork(Box::new(Network { id, meta: Meta::default(), spec, ipam: None, vni: None }))
+    };
+    commit(&mut state, now, vec![network(1, "ingress", true), network(2, "front", false)]);
+    let (mut next, mut planner) = (mint(), Planner::default());
+    for n in 0..1000 {
+        let service = add_service(&mut state, n, 10);
+        let held = state.service(service).unwrap();
+        let (mut spec, expected) = (held.spec.clone(), held.meta.version);
+        let network = NetworkId::from_bytes(id(4, 2));
+        spec.task.networks = vec![rswarm_types::task::NetworkAttachment { network, aliases: vec![] }];
+        let (spec, change) = (Box::new(spec), Default::default());
+        commit(&mut state, now, vec![Write::UpdateService { id: service, spec, expected, change }]);
+    }
+    loop {
+        let plan = planner.plan(&state, now);
+        if plan.is_empty() {
+            break;
+        }
+        let command = plan.into_command(&state, now, &mut next);
+        state = apply(&state, Version(state.index.0 + 1), &command).0;
+    }
+    let node = NodeId::from_bytes(id(1, 0));
+    let start = Instant::now();
+    let full = netmap::full(&state, node);
+    println!("the whole map of {} endpoints: {:.2?}", full.set.endpoints.len(), start.elapsed());
+    assert_eq!((full.set.endpoints.len(), full.set.services.len()), (10_000, 1000));
+
+    let task = state.tasks().nth(5000).unwrap().id;
+    let before = state.clone();
+    let status = TaskStatus { state: TaskState::Running, at: now, ..TaskStatus::default() };
+    let start = Instant::now();
+    commit(&mut state, now, vec![Write::SetTaskStatus { id: task, status }]);
+    let applied = start.elapsed();
+    let netmap::Concerned::Nodes(nodes) = netmap::concerned(&before, &state) else { panic!("not everyone") };
+    let found = start.elapsed();
+    let changes: Vec<_> = nodes.iter().map(|node| netmap::change(&before, &state, *node)).collect();
+    println!(
+        "one endpoint becomes ready: applied in {applied:.2?}, {} nodes concerned after {:.2?}, their changes {:.2?}",
+        nodes.len(),
+        found - applied,
+        start.elapsed() - found
+    );
+    assert!(nodes.len() == 100 && changes.iter().all(|change| change.set.endpoints.len() == 1));
 }

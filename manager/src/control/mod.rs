@@ -87,4 +87,11 @@ unary! {
     list_tasks(ListTasksRequest) -> ListTasksResponse = |this, request| this.tasks(&request);
     get_task(GetTaskRequest) -> GetTaskResponse = |this, request| this.task(&request);
     list_networks(ListNetworksRequest) -> ListNetworksResponse = |this, request| this.networks(&request);
+    create_network(CreateNetworkRequest) -> CreateNetworkResponse =
+        |this, request| Self::create_network(this, request);
+    get_network(GetNetworkRequest) -> GetNetworkResponse = |this, request| this.network(&request);
+    remove_network(RemoveNetworkRequest) -> RemoveNetworkResponse =
+        |this, request| Self::remove_network(this, &request);
+    prune_networks(PruneNetworksRequest) -> PruneNetworksResponse =
+        |this, request| Self::prune_networks(this, &request);
 }

@@ -1,29 +1,148 @@
-//! Networks, as far as users see them today: the three that exist from `init` on.
+//! Networks: made and removed by users; `bridge`, `host` and `none` are there from `init` on and stay.
 
 use rswarm_api::v1;
+use rswarm_core::State;
+use rswarm_core::state::Write;
+use rswarm_core::validate;
+use rswarm_types::{Meta, Network, NetworkDriver, NetworkId, NetworkSpec, Timestamp};
 use tonic::Status;
 
-use super::ControlService;
 use super::filter::Filters;
+use super::{ControlService, lookup, service};
+use crate::error::chain;
+use crate::random;
+
+/// Networks of every cluster.
+const BUILT_IN: [&str; 3] = ["bridge", "host", "none"];
 
 impl ControlService {
+    pub(super) async fn create_network(
+        &self,
+        request: v1::CreateNetworkRequest,
+    ) -> Result<v1::CreateNetworkResponse, Status> {
+        let wire = request.spec.ok_or_else(|| Status::invalid_argument("expected a spec, found none"))?;
+        let mut spec = NetworkSpec::try_from(wire)?;
+        validate::network_spec(&mut spec).map_err(|error| Status::invalid_argument(chain(&error)))?;
+        let id = NetworkId::from_bytes(random::bytes());
+        let network = Network { id, meta: Meta::default(), spec, ipam: None, vni: None };
+        let state = self.context.write(vec![Write::CreateNetwork(Box::new(network))]).await?;
+        let made = state.network(id).ok_or_else(|| {
+            Status::aborted(format!("network `{id}` was removed by someone else in the meantime"))
+        })?;
+        Ok(v1::CreateNetworkResponse { network: Some((&**made).into()) })
+    }
+
     pub(super) async fn networks(
         &self,
         request: &v1::ListNetworksRequest,
     ) -> Result<v1::ListNetworksResponse, Status> {
-        let filters = Filters::new(&request.filters, &["id", "name", "label", "driver"])?;
-        let drivers: Vec<rswarm_types::NetworkDriver> = filters.parsed("driver")?;
+        const KEYS: [&str; 7] = ["id", "name", "label", "driver", "scope", "type", "dangling"];
+        let filters = Filters::new(&request.filters, &KEYS)?;
+        let drivers: Vec<NetworkDriver> = filters.parsed("driver")?;
+        let dangling: Vec<bool> = filters.parsed("dangling")?;
+        one_of(&filters, "scope", &["swarm", "local"])?;
+        one_of(&filters, "type", &["custom", "builtin"])?;
         let state = self.context.read().await?;
         let networks = state
             .networks()
             .filter(|network| {
+                let kind = if is_built_in(network) { "builtin" } else { "custom" };
                 filters.prefix("id", &network.id.to_string())
                     && filters.prefix("name", &network.spec.name)
                     && filters.label("label", &network.spec.labels)
                     && (drivers.is_empty() || drivers.contains(&network.spec.driver))
+                    && filters.any("scope", |wanted| wanted == scope(network))
+                    && filters.any("type", |wanted| wanted == kind)
+                    && (dangling.is_empty() || dangling.contains(&is_dangling(&state, network)))
             })
             .map(|network| (&**network).into())
             .collect();
         Ok(v1::ListNetworksResponse { networks })
     }
+
+    pub(super) async fn network(
+        &self,
+        request: &v1::GetNetworkRequest,
+    ) -> Result<v1::GetNetworkResponse, Status> {
+        let state = self.context.read().await?;
+        let network = lookup::network(&state, &request.network)?;
+        let mut response =
+            v1::GetNetworkResponse { network: Some((&**network).into()), ..Default::default() };
+        if request.verbose {
+            let services = state.services_on(network.id).filter_map(|id| state.service(id));
+            response.services = services.map(|held| service::shown(&state, held)).collect();
+            let attached = state.tasks().filter(|task| {
+                let on_it = task.networks.iter().any(|one| one.network == network.id);
+                on_it && task.node_id.is_some() && !task.status.state.is_terminal()
+            });
+            response.tasks = attached.map(|task| (&**task).into()).collect();
+        }
+        Ok(response)
+    }
+
+    pub(super) async fn remove_network(
+        &self,
+        request: &v1::RemoveNetworkRequest,
+    ) -> Result<v1::RemoveNetworkResponse, Status> {
+        let state = self.context.read().await?;
+        let network = lookup::network(&state, &request.network)?;
+        if is_built_in(network) {
+            return Err(Status::failed_precondition(format!(
+                "network `{}` is one that every cluster has, and cannot be removed",
+                network.spec.name
+            )));
+        }
+        self.context.write(vec![Write::RemoveNetwork { id: network.id }]).await?;
+        Ok(v1::RemoveNetworkResponse {})
+    }
+
+    pub(super) async fn prune_networks(
+        &self,
+        request: &v1::PruneNetworksRequest,
+    ) -> Result<v1::PruneNetworksResponse, Status> {
+        let filters = Filters::new(&request.filters, &["label", "label!", "until"])?;
+        let until: Option<u64> = filters.parsed("until")?.into_iter().min();
+        let state = self.context.read().await?;
+        let old = |network: &Network| until.is_none_or(|until| network.meta.created_at < Timestamp(until));
+        let unwanted = |network: &&std::sync::Arc<Network>| {
+            !is_built_in(network)
+                && !network.spec.ingress
+                && is_dangling(&state, network)
+                && old(network)
+                && filters.label("label", &network.spec.labels)
+                && (filters.values("label!").next().is_none()
+                    || !filters.label("label!", &network.spec.labels))
+        };
+        let mut removed = Vec::new();
+        for network in state.networks().filter(unwanted) {
+            // One that came into use meanwhile stays.
+            if self.context.write(vec![Write::RemoveNetwork { id: network.id }]).await.is_ok() {
+                removed.push(network.spec.name.clone());
+            }
+        }
+        Ok(v1::PruneNetworksResponse { removed })
+    }
+}
+
+fn one_of(filters: &Filters<'_>, key: &str, known: &[&str]) -> Result<(), Status> {
+    match filters.values(key).find(|value| !known.contains(value)) {
+        Some(odd) => Err(Status::invalid_argument(format!(
+            "invalid filter `{key}`: expected `{}`, found `{odd}`",
+            known.join("` or `")
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn is_built_in(network: &Network) -> bool {
+    BUILT_IN.contains(&network.spec.name.as_str())
+}
+
+fn scope(network: &Network) -> &'static str {
+    if network.spec.driver == NetworkDriver::Overlay { "swarm" } else { "local" }
+}
+
+/// Whether no service and no live task is on it.
+fn is_dangling(state: &State, network: &Network) -> bool {
+    state.services_on(network.id).next().is_none() && state.addresses_used(network.id) == 0
 }

@@ -15,7 +15,8 @@ use rswarm_identity::{
 use rswarm_manager::{
     BoxFuture, ImageResolver, InitOptions, Manager, ManagerConfig, ResolveError, ResolvedImage,
 };
-use rswarm_types::node::{Platform, Resources};
+use rswarm_types::netmap::{NetworkChange, NetworkMap};
+use rswarm_types::node::{NodeNetworkFacts, Platform, Resources};
 use rswarm_types::task::RegistryAuth;
 use rswarm_types::{Availability, ClusterId, ClusterSpec, NodeDescription, NodeId, Role, Timestamp, Version};
 use tokio::sync::mpsc;
@@ -97,6 +98,11 @@ pub fn description(hostname: &str) -> NodeDescription {
         platform: Platform { os: "linux".to_owned(), architecture: "amd64".to_owned() },
         resources: Resources { nano_cpus: 4_000_000_000, memory_bytes: 8 << 30 },
         engine_version: "0.1.0".to_owned(),
+        network: NodeNetworkFacts {
+            data_path_addr: Some([127, 0, 0, 1].into()),
+            mtu: 1500,
+            ..NodeNetworkFacts::default()
+        },
         ..NodeDescription::default()
     }
 }
@@ -233,6 +239,7 @@ pub struct Worker {
     pub identity: Receiver,
     tasks: Told<v1::Task>,
     credentials: Told<v1::RegistryAuth>,
+    map: Arc<Mutex<NetworkMap>>,
     acknowledged: tokio::sync::watch::Receiver<u64>,
     /// Roles the managers said this node should have.
     role: tokio::sync::watch::Receiver<i32>,
@@ -249,18 +256,19 @@ impl Worker {
     pub async fn connect(addr: &str, identity: Receiver, name: &str) -> Self {
         let tasks: Told<v1::Task> = Arc::default();
         let credentials: Told<v1::RegistryAuth> = Arc::default();
+        let map: Arc<Mutex<NetworkMap>> = Arc::default();
         let (acknowledge, acknowledged) = tokio::sync::watch::channel(0);
         let (tell_role, role) = tokio::sync::watch::channel(0);
         let session = session(
             addr.to_owned(),
             identity.clone(),
             name.to_owned(),
-            (tasks.clone(), credentials.clone()),
+            (tasks.clone(), credentials.clone(), map.clone()),
             acknowledge,
             tell_role,
         );
         let session = tokio::spawn(session);
-        Self { identity, tasks, credentials, acknowledged, role, session }
+        Self { identity, tasks, credentials, map, acknowledged, role, session }
     }
 
     pub fn id(&self) -> String {
@@ -276,6 +284,11 @@ impl Worker {
     pub fn tasks(&self) -> Vec<v1::Task> {
         let running = |task: &&v1::Task| task.desired() == v1::TaskState::Running;
         self.tasks.lock().unwrap().values().filter(running).cloned().collect()
+    }
+
+    /// The network as it was told of it.
+    pub fn map(&self) -> NetworkMap {
+        self.map.lock().unwrap().clone()
     }
 
     /// What it was last told for the registry of a task's image.
@@ -340,7 +353,7 @@ async fn session(
     addr: String,
     identity: Receiver,
     name: String,
-    (tasks, credentials): (Told<v1::Task>, Told<v1::RegistryAuth>),
+    (tasks, credentials, map): (Told<v1::Task>, Told<v1::RegistryAuth>, Arc<Mutex<NetworkMap>>),
     acknowledge: tokio::sync::watch::Sender<u64>,
     tell_role: tokio::sync::watch::Sender<i32>,
 ) -> Option<Status> {
@@ -368,6 +381,13 @@ async fn session(
         match message.message {
             Some(Message::Assignments(assignments)) => {
                 let updates: Vec<Update> = assignments.tasks.iter().filter_map(observe).collect();
+                if let Some(change) = assignments.network {
+                    assert_eq!(change.index, assignments.index);
+                    let change = NetworkChange::try_from(change).unwrap();
+                    assert_eq!(change.full, assignments.full);
+                    assert!(map.lock().unwrap().apply(change));
+                }
+                knows_networks(&map.lock().unwrap(), &assignments.tasks);
                 let told = assignments.credentials.into_iter();
                 credentials.lock().unwrap().extend(told.map(|one| (one.task_id, one.auth.unwrap())));
                 {
@@ -393,6 +413,17 @@ async fn session(
                 tokio::spawn(publish(dispatcher.clone(), subscription));
             }
             _ => {}
+        }
+    }
+}
+
+/// No task may come before its networks.
+fn knows_networks(map: &NetworkMap, tasks: &[v1::Task]) {
+    for task in tasks.iter().filter(|task| task.desired() <= v1::TaskState::Running) {
+        let overlays = task.networks.iter().filter(|one| one.driver() == v1::NetworkDriver::Overlay);
+        for network in overlays {
+            assert!(map.networks.contains_key(&network.network.parse().unwrap()), "{network:?}");
+            assert!(map.endpoints.contains_key(&task.id.parse().unwrap()), "{task:?}");
         }
     }
 }

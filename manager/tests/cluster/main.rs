@@ -6,4 +6,5 @@ mod access;
 mod certificates;
 mod host;
 mod membership;
+mod networks;
 mod services;

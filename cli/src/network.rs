@@ -1,0 +1,462 @@
+//! `rswarm network …`. Source: swarm-parity 1.8.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use rswarm_api::v1;
+use rswarm_types::cluster::Subnet;
+use rswarm_types::network::IpamSpec;
+use rswarm_types::quantity::parse_duration;
+use rswarm_types::{Network, NetworkDriver, NetworkSpec, Service, Task, Timestamp};
+use serde_json::{Value, json};
+
+use crate::client::{Client, call, filters, for_each};
+use crate::output::{self, Columns, natural_cmp};
+use crate::service::{boolean, label};
+use crate::{node, shape};
+
+#[derive(Debug, Subcommand)]
+pub enum NetworkCommand {
+    /// Create a network
+    Create(Box<CreateArgs>),
+    /// List networks
+    #[command(visible_alias = "list")]
+    Ls(LsArgs),
+    /// Show networks in full
+    Inspect(InspectArgs),
+    /// Remove networks
+    #[command(visible_alias = "remove")]
+    Rm(RmArgs),
+    /// Remove all networks that nothing uses
+    Prune(PruneArgs),
+    /// Attach a container to a network
+    #[command(hide = true)]
+    Connect(ConnectArgs),
+    /// Detach a container from a network
+    #[command(hide = true)]
+    Disconnect(ConnectArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// overlay (one network across all nodes) or bridge (one on each node)
+    #[arg(short, long, default_value = "overlay")]
+    driver: NetworkDriver,
+    /// Let containers join that are no tasks of services
+    #[arg(long)]
+    attachable: bool,
+    /// Make it the network of the routing mesh, of which there is one
+    #[arg(long)]
+    ingress: bool,
+    /// Without a way out, and none in
+    #[arg(long)]
+    internal: bool,
+    /// Subnet (default: the first free one of the cluster's address pools)
+    #[arg(long, value_name = "CIDR", value_parser = subnet)]
+    subnet: Vec<Subnet>,
+    /// Gateway (default: the first address of the subnet)
+    #[arg(long, value_name = "IP", value_parser = address)]
+    gateway: Vec<Ipv4Addr>,
+    /// Part of the subnet that addresses are taken from
+    #[arg(long, value_name = "CIDR", value_parser = subnet)]
+    ip_range: Vec<Subnet>,
+    /// Label
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    label: Vec<(String, String)>,
+    /// Option of the driver: com.docker.network.driver.mtu=BYTES
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = label)]
+    opt: Vec<(String, String)>,
+    /// What Docker tells local networks from; here it follows from the driver
+    #[arg(long, hide = true, value_parser = ["swarm", "local"])]
+    scope: Option<String>,
+    #[arg(long, hide = true, default_value = "default", value_parser = ["default"])]
+    ipam_driver: String,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = ipv4)]
+    ipv4: Option<bool>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = ipv6)]
+    ipv6: Option<bool>,
+    #[arg(long, hide = true, value_parser = refused)]
+    aux_address: Vec<String>,
+    #[arg(long, hide = true, value_parser = refused)]
+    ipam_opt: Vec<String>,
+    #[arg(long, hide = true, value_parser = refused)]
+    config_from: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = refused)]
+    config_only: Option<String>,
+    name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct LsArgs {
+    /// Show only networks that match: id, name, label, driver, scope, type, dangling
+    #[arg(short, long = "filter", value_name = "KEY=VALUE")]
+    filter: Vec<String>,
+    /// `table`, `table TEMPLATE`, `json` or a Go template
+    #[arg(long)]
+    format: Option<String>,
+    /// Ids in full
+    #[arg(long)]
+    no_trunc: bool,
+    /// Only ids
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// `json` or a Go template
+    #[arg(short, long)]
+    format: Option<String>,
+    /// Also the services and tasks on the network, of all nodes
+    #[arg(short, long)]
+    verbose: bool,
+    /// Names or ids
+    #[arg(required = true)]
+    networks: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    /// Do not ask, and do not mind one that does not exist
+    #[arg(short, long)]
+    force: bool,
+    /// Names or ids
+    #[arg(required = true)]
+    networks: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Do not ask
+    #[arg(short, long)]
+    force: bool,
+    /// `until=24h`, `label=KEY[=VALUE]`, `label!=KEY[=VALUE]`
+    #[arg(long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ConnectArgs {
+    /// Whatever flags Docker has for it
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<String>,
+}
+
+const COLUMNS: Columns = Columns {
+    table: "{{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.Scope}}",
+    headings: &[
+        ("ID", "NETWORK ID"),
+        ("Name", "NAME"),
+        ("Driver", "DRIVER"),
+        ("Scope", "SCOPE"),
+        ("IPv4", "IPV4"),
+        ("IPv6", "IPV6"),
+        ("Internal", "INTERNAL"),
+        ("Labels", "LABELS"),
+        ("CreatedAt", "CREATED AT"),
+        ("Subnet", "SUBNET"),
+    ],
+};
+
+const NO_IPV6: &str = "IPv6 is not supported yet: expected IPv4";
+
+fn subnet(text: &str) -> Result<Subnet, String> {
+    if text.contains(':') {
+        return Err(NO_IPV6.to_owned());
+    }
+    text.parse().map_err(|error: rswarm_types::cluster::ParseSubnetError| error.to_string())
+}
+
+fn address(text: &str) -> Result<Ipv4Addr, String> {
+    if text.contains(':') {
+        return Err(NO_IPV6.to_owned());
+    }
+    text.parse().map_err(|_| format!("expected an address like `10.213.0.1`, found `{text}`"))
+}
+
+fn ipv4(text: &str) -> Result<bool, String> {
+    match boolean(text) {
+        Ok(true) => Ok(true),
+        Ok(false) => Err("a network without IPv4 is not supported yet".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn ipv6(text: &str) -> Result<bool, String> {
+    match boolean(text) {
+        Ok(false) => Ok(false),
+        Ok(true) => Err("IPv6 is not supported yet".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// For what Docker has and networks of a cluster have not.
+fn refused(_: &str) -> Result<String, String> {
+    Err("not supported: addresses are given by the cluster, and a network's settings are its own".to_owned())
+}
+
+impl CreateArgs {
+    fn spec(&self) -> anyhow::Result<NetworkSpec> {
+        let mut spec = NetworkSpec::new(self.name.as_str(), self.driver);
+        (spec.internal, spec.attachable, spec.ingress) = (self.internal, self.attachable, self.ingress);
+        spec.labels = self.label.iter().cloned().collect();
+        spec.options = self.opt.iter().cloned().collect();
+        spec.ipam = IpamSpec {
+            subnet: only("--subnet", &self.subnet)?,
+            gateway: only("--gateway", &self.gateway)?,
+            range: only("--ip-range", &self.ip_range)?,
+        };
+        let scope = if self.driver == NetworkDriver::Overlay { "swarm" } else { "local" };
+        match &self.scope {
+            Some(given) if given != scope => anyhow::bail!(
+                "--scope {given} does not fit driver `{}`: expected {scope}, or leave it out",
+                self.driver
+            ),
+            _ => Ok(spec),
+        }
+    }
+}
+
+/// What Docker lets be given several times, for IPv6.
+fn only<T: Copy>(flag: &str, values: &[T]) -> anyhow::Result<Option<T>> {
+    match values {
+        [] => Ok(None),
+        [value] => Ok(Some(*value)),
+        several => anyhow::bail!("{flag} is given {} times: a network has one subnet", several.len()),
+    }
+}
+
+/// Every network of the cluster.
+pub async fn all(client: &Client) -> anyhow::Result<Vec<Network>> {
+    list(client, Vec::new()).await
+}
+
+async fn list(client: &Client, filters: Vec<v1::Filter>) -> anyhow::Result<Vec<Network>> {
+    let networks = call!(client, control.list_networks(v1::ListNetworksRequest { filters }))?.networks;
+    Ok(networks.into_iter().map(Network::try_from).collect::<Result<_, _>>()?)
+}
+
+pub async fn run(client: &Client, command: NetworkCommand) -> anyhow::Result<()> {
+    match command {
+        NetworkCommand::Create(args) => create(client, &args).await,
+        NetworkCommand::Ls(args) => ls(client, args).await,
+        NetworkCommand::Inspect(args) => inspect(client, args).await,
+        NetworkCommand::Rm(args) => rm(client, args).await,
+        NetworkCommand::Prune(args) => prune(client, args).await,
+        NetworkCommand::Connect(_) => anyhow::bail!(
+            "only tasks of services are on networks so far: use `rswarm service update --network-add NETWORK SERVICE`"
+        ),
+        NetworkCommand::Disconnect(_) => anyhow::bail!(
+            "only tasks of services are on networks so far: use `rswarm service update --network-rm NETWORK SERVICE`"
+        ),
+    }
+}
+
+async fn create(client: &Client, args: &CreateArgs) -> anyhow::Result<()> {
+    let request = v1::CreateNetworkRequest { spec: Some((&args.spec()?).into()) };
+    let network = call!(client, control.create_network(request))?.network.unwrap_or_default();
+    Ok(output::print(&format!("{}\n", network.id))?)
+}
+
+async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<()> {
+    let mut networks = list(client, filters(&args.filter)?).await?;
+    networks.sort_by(|a, b| natural_cmp(&a.spec.name, &b.spec.name));
+    let id = |network: &Network| {
+        if args.no_trunc { network.id.to_string() } else { network.id.short() }
+    };
+    if args.quiet && args.format.is_none() {
+        let ids: String = networks.iter().map(|network| format!("{}\n", id(network))).collect();
+        return Ok(output::print(&ids)?);
+    }
+    let row = |network: &Network| -> Value {
+        let labels = network.spec.labels.iter().map(|(key, value)| format!("{key}={value}"));
+        json!({
+            "ID": id(network),
+            "Name": network.spec.name,
+            "Driver": network.spec.driver,
+            "Scope": shape::scope(network),
+            "IPv4": "true",
+            "IPv6": "false",
+            "Internal": network.spec.internal.to_string(),
+            "Labels": labels.collect::<Vec<_>>().join(","),
+            "CreatedAt": shape::time(network.meta.created_at),
+            "Subnet": network.ipam.map(|ipam| ipam.subnet.to_string()).unwrap_or_default(),
+        })
+    };
+    output::list(COLUMNS, args.format.as_deref(), &networks.iter().map(row).collect::<Vec<_>>())
+}
+
+async fn inspect(client: &Client, args: InspectArgs) -> anyhow::Result<()> {
+    let nodes = if args.verbose { node::names(client).await? } else { Default::default() };
+    let mut shapes = Vec::new();
+    let found = for_each(&args.networks, async |name| {
+        let request = v1::GetNetworkRequest { network: name.to_owned(), verbose: args.verbose };
+        let response = call!(client, control.get_network(request))?;
+        let network = Network::try_from(response.network.unwrap_or_default())?;
+        let services = response.services.into_iter().map(Service::try_from).collect::<Result<Vec<_>, _>>()?;
+        let tasks = response.tasks.into_iter().map(Task::try_from).collect::<Result<Vec<_>, _>>()?;
+        let verbose = args.verbose.then_some((&services[..], &tasks[..]));
+        shapes.push(shape::network(&network, verbose, &nodes));
+        Ok(())
+    });
+    let found = found.await;
+    output::inspect(args.format.as_deref(), &shapes)?;
+    found
+}
+
+async fn rm(client: &Client, args: RmArgs) -> anyhow::Result<()> {
+    for_each(&args.networks, async |name| {
+        let get = v1::GetNetworkRequest { network: name.to_owned(), verbose: false };
+        let network = match client.control().get_network(get).await {
+            Ok(response) => response.into_inner().network.unwrap_or_default(),
+            Err(status) if args.force && status.code() == tonic::Code::NotFound => return Ok(()),
+            Err(status) => return Err(client.error(&status).into()),
+        };
+        if network.spec.is_some_and(|spec| spec.ingress) && !args.force {
+            let question = format!(
+                "`{name}` carries the ports that services publish in mode ingress: without it none can. Remove it?"
+            );
+            if !output::confirm(&question)? {
+                return Ok(());
+            }
+        }
+        call!(client, control.remove_network(v1::RemoveNetworkRequest { network: network.id }))?;
+        println!("{name}");
+        Ok(())
+    })
+    .await
+}
+
+async fn prune(client: &Client, args: PruneArgs) -> anyhow::Result<()> {
+    let mut filters = filters(&args.filter)?;
+    for value in filters.iter_mut().filter(|filter| filter.key == "until").flat_map(|f| &mut f.values) {
+        *value = created_before(value, Timestamp::now())?.0.to_string();
+    }
+    if !args.force && !output::confirm("This removes all networks that no service and no task uses. Go on?")?
+    {
+        return Ok(());
+    }
+    let removed = call!(client, control.prune_networks(v1::PruneNetworksRequest { filters }))?.removed;
+    if removed.is_empty() {
+        return Ok(());
+    }
+    Ok(output::print(&format!("Deleted Networks:\n{}\n", removed.join("\n")))?)
+}
+
+/// `24h`, or a date and time.
+fn created_before(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
+    if let Ok(age) = parse_duration(text) {
+        let age = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
+        return Ok(Timestamp(now.0.saturating_sub(age)));
+    }
+    let at: jiff::Timestamp = text
+        .parse()
+        .with_context(|| format!("invalid filter `until={text}`: expected an age like 24h, or a time"))?;
+    Ok(Timestamp(u64::try_from(at.as_nanosecond()).unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use rswarm_types::network::Ipam;
+    use rswarm_types::{Meta, NetworkId};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(subcommand)]
+        command: NetworkCommand,
+    }
+
+    fn spec(args: &[&str]) -> Result<NetworkSpec, String> {
+        let words = ["network", "create"].iter().chain(args).copied();
+        match Line::try_parse_from(words).map_err(|error| error.to_string())?.command {
+            NetworkCommand::Create(args) => args.spec().map_err(|error| error.to_string()),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn each_flag_sets_its_field() {
+        let check = |args: &[&str], change: &dyn Fn(&mut NetworkSpec)| {
+            let mut expected = NetworkSpec::new("front", NetworkDriver::Overlay);
+            change(&mut expected);
+            let args: Vec<_> = args.iter().copied().chain(["front"]).collect();
+            assert_eq!(spec(&args), Ok(expected), "{args:?}");
+        };
+        check(&[], &|_| {});
+        check(&["-d", "bridge"], &|s| s.driver = NetworkDriver::Bridge);
+        check(&["--scope", "swarm", "--ipam-driver", "default", "--ipv4", "--ipv6=false"], &|_| {});
+        check(&["--internal", "--attachable"], &|s| (s.internal, s.attachable) = (true, true));
+        check(&["--ingress"], &|s| s.ingress = true);
+        check(&["--subnet", "10.9.0.0/16", "--ip-range", "10.9.8.0/24", "--gateway", "10.9.0.9"], &|s| {
+            s.ipam.subnet = Some("10.9.0.0/16".parse().unwrap());
+            s.ipam.range = Some("10.9.8.0/24".parse().unwrap());
+            s.ipam.gateway = Some([10, 9, 0, 9].into());
+        });
+        check(&["--label", "a=b", "--label", "c"], &|s| {
+            s.labels = [("a".into(), "b".into()), ("c".into(), String::new())].into();
+        });
+        check(&["-o", "com.docker.network.driver.mtu=1400", "--opt", "encrypted"], &|s| {
+            let mtu = ("com.docker.network.driver.mtu".into(), "1400".into());
+            s.options = [mtu, ("encrypted".into(), String::new())].into();
+        });
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        for (args, part) in [
+            (&["--subnet", "10.9.0.1/16"][..], "expected a subnet like"),
+            (&["--subnet", "fd00::/64"], "IPv6 is not supported yet"),
+            (&["--gateway", "fd00::1"], "IPv6 is not supported yet"),
+            (&["--gateway", "10.9.0.256"], "expected an address like"),
+            (&["--subnet", "10.9.0.0/16", "--subnet", "10.8.0.0/16"], "--subnet is given 2 times"),
+            (&["--ipv6"], "IPv6 is not supported yet"),
+            (&["--ipv4=false"], "without IPv4 is not supported"),
+            (&["--aux-address", "a=10.9.0.1"], "not supported"),
+            (&["--ipam-driver", "dhcp"], "dhcp"),
+            (&["--config-only"], "not supported"),
+            (&["--scope", "local"], "--scope local does not fit driver `overlay`"),
+            (&["-d", "macvlan"], "macvlan"),
+        ] {
+            let args: Vec<_> = args.iter().copied().chain(["front"]).collect();
+            let error = spec(&args).unwrap_err();
+            assert!(error.contains(part), "{args:?}: {error}");
+        }
+        assert!(Line::try_parse_from(["network", "connect", "--alias", "x", "front", "web"]).is_ok());
+    }
+
+    #[test]
+    fn a_time_for_pruning_is_an_age_or_a_date() {
+        let now = Timestamp(10_000_000_000_000);
+        assert_eq!(created_before("1h", now).unwrap(), Timestamp(10_000_000_000_000 - 3_600_000_000_000));
+        assert_eq!(created_before("1970-01-01T00:00:01Z", now).unwrap(), Timestamp(1_000_000_000));
+        assert!(created_before("soon", now).unwrap_err().to_string().contains("until=soon"));
+    }
+
+    #[test]
+    fn a_network_has_docker_s_shape() {
+        let mut spec = NetworkSpec::new("front", NetworkDriver::Overlay);
+        spec.ipam.range = Some("10.9.8.0/24".parse().unwrap());
+        let network = Network {
+            id: NetworkId::from_bytes([3; 16]),
+            meta: Meta::default(),
+            ipam: Some(Ipam { subnet: "10.9.0.0/16".parse().unwrap(), gateway: [10, 9, 0, 1].into() }),
+            spec,
+            vni: Some(4097),
+        };
+        let shape = shape::network(&network, None, &Default::default());
+        let config = json!([{ "Subnet": "10.9.0.0/16", "IPRange": "10.9.8.0/24", "Gateway": "10.9.0.1" }]);
+        assert_eq!((&shape["Scope"], &shape["Driver"]), (&json!("swarm"), &json!("overlay")));
+        assert_eq!(shape["IPAM"]["Config"], config);
+        assert_eq!(shape["Options"]["com.docker.network.driver.overlay.vxlanid_list"], "4097");
+        assert_eq!(shape.get("Services"), None);
+        let verbose = shape::network(&network, Some((&[], &[])), &Default::default());
+        assert_eq!(verbose["Services"], json!({}));
+    }
+}
