@@ -21,7 +21,8 @@ pub fn describe(hostname: Option<&str>, labels: &Labels) -> NodeDescription {
     }
 }
 
-/// What overlays must know of this host, whose packets leave and arrive at `data_path_addr`.
+/// What overlays must know of this host, whose packets leave and arrive at `data_path_addr`. Routes are not read yet;
+/// once they are, those of the cluster's own bridges are to be left out, as they would block subnets that are free again.
 pub fn network_facts(data_path_addr: IpAddr) -> NodeNetworkFacts {
     /// Of an Ethernet.
     const MTU: u32 = 1500;

@@ -124,8 +124,9 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing_behind() {
         published: Some(8080),
         mode: v1::PublishMode::Ingress.into(),
     };
-    ingress.endpoint = Some(v1::EndpointSpec { ports: vec![port], ..v1::EndpointSpec::default() });
-    refuse(ingress, Code::InvalidArgument, "ingress").await;
+    let mode = v1::EndpointMode::Dnsrr.into();
+    ingress.endpoint = Some(v1::EndpointSpec { mode, ports: vec![port] });
+    refuse(ingress, Code::InvalidArgument, "`dnsrr` cannot publish port 80 in mode `ingress`").await;
     let mut networked = spec("web", "web", 1);
     let attachment = v1::NetworkAttachment { network: "backend".to_owned(), aliases: Vec::new() };
     networked.task.as_mut().unwrap().networks.push(attachment);
