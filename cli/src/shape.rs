@@ -368,7 +368,7 @@ pub fn network(
         });
         let ports = service.endpoint.ports.iter().filter(|_| spec.ingress);
         let shown = json!({
-            "VIP": service.endpoint.vips.get(&network.id).map(|vip| vip.to_string()).unwrap_or_default(),
+            "VIP": service.endpoint.vips.get(&network.id).map(ToString::to_string).unwrap_or_default(),
             "Ports": ports.map(port).collect::<Vec<_>>(),
             "Tasks": own.collect::<Vec<_>>(),
         });

@@ -108,7 +108,8 @@ pub fn concerned(before: &State, after: &State) -> Concerned {
         match item {
             DiffItem::Add(_, task) | DiffItem::Remove(_, task) => touch(task),
             DiffItem::Update { old: (_, old), new: (_, new) } => {
-                [old, new].into_iter().for_each(|t| touch(t))
+                touch(old);
+                touch(new);
             }
         }
     }

@@ -399,10 +399,8 @@ fn ports(spec: &ServiceSpec) -> Result<(), SpecError> {
         if port.target == 0 || port.published == Some(0) {
             return Err(SpecError::PortZero);
         }
-        if port.mode == PublishMode::Ingress {
-            if spec.endpoint.mode == EndpointMode::Dnsrr {
-                return Err(SpecError::DnsrrIngress(port.target));
-            }
+        if port.mode == PublishMode::Ingress && spec.endpoint.mode == EndpointMode::Dnsrr {
+            return Err(SpecError::DnsrrIngress(port.target));
         }
         if let Some(published) = port.published
             && port.mode == PublishMode::Host

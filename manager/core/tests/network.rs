@@ -1,5 +1,6 @@
 //! Addresses, virtual IPs, ports, subnets and numbers over long random histories: nothing is given twice, nothing
 //! stays behind.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -86,7 +86,7 @@ impl Writer {
                 let found = self.state.service(*id).ok_or(missing(object))?.meta.version;
                 expect_version(object, expected.unwrap_or(found), found)?;
                 if let Some(service) = self.state.take_service(*id) {
-                    self.release(service.endpoint.vips.clone(), []);
+                    self.release(service.endpoint.vips.clone(), &[]);
                 }
             }
             Write::RollBackService { id, spec_version, message } => {
@@ -295,8 +295,8 @@ impl Writer {
 
     fn put_endpoint(&mut self, service: &mut Service, endpoint: ServiceEndpoint) {
         let former = std::mem::replace(&mut service.endpoint, endpoint);
-        let kept = service.endpoint.vips.iter().map(|(network, address)| (*network, *address));
-        self.release(former.vips, kept);
+        let kept: Vec<_> = service.endpoint.vips.iter().map(|(id, address)| (*id, *address)).collect();
+        self.release(former.vips, &kept);
     }
 
     fn update_started(&self, state: UpdateState, message: &str) -> UpdateStatus {
@@ -420,7 +420,7 @@ impl Writer {
         if change(&mut task) {
             task.meta = Meta { version: self.index, updated_at: self.at, ..task.meta };
             if held_addresses(&held).ne(held_addresses(&task)) {
-                self.release(held_addresses(&held), held_addresses(&task).collect::<Vec<_>>());
+                self.release(held_addresses(&held), &held_addresses(&task).collect::<Vec<_>>());
             }
             self.state.put_task(Arc::new(task));
         }
@@ -428,7 +428,7 @@ impl Writer {
 
     fn remove_task(&mut self, id: TaskId) {
         if let Some(task) = self.state.take_task(id) {
-            self.release(held_addresses(&task), []);
+            self.release(held_addresses(&task), &[]);
         }
     }
 

@@ -125,7 +125,7 @@ impl State {
 
     fn unlink_service(&mut self, service: &Service) {
         for network in self.networks_of(service) {
-            remove_from(&mut self.indexes.services_on, network, service.id);
+            remove_from(&mut self.indexes.services_on, &network, &service.id);
         }
         for (network, address) in &service.endpoint.vips {
             self.indexes.addresses.remove(&(*network, *address));
@@ -135,7 +135,7 @@ impl State {
             let key = (number, port.protocol);
             match port.mode {
                 PublishMode::Ingress => drop(self.indexes.ingress_ports.remove(&key)),
-                PublishMode::Host => remove_from(&mut self.indexes.host_ports, key, service.id),
+                PublishMode::Host => remove_from(&mut self.indexes.host_ports, &key, &service.id),
             }
         }
     }
@@ -343,11 +343,11 @@ fn uplink_mtu(node: &Node) -> Option<u32> {
     (facts.data_path_addr.is_some() && facts.mtu > 0).then_some(facts.mtu)
 }
 
-fn remove_from<K: Ord + Clone, V: Ord + Clone>(sets: &mut OrdMap<K, OrdSet<V>>, key: K, value: V) {
-    if let Some(set) = sets.get_mut(&key) {
-        set.remove(&value);
+fn remove_from<K: Ord + Clone, V: Ord + Clone>(sets: &mut OrdMap<K, OrdSet<V>>, key: &K, value: &V) {
+    if let Some(set) = sets.get_mut(key) {
+        set.remove(value);
         if set.is_empty() {
-            sets.remove(&key);
+            sets.remove(key);
         }
     }
 }

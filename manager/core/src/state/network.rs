@@ -359,13 +359,13 @@ impl Writer {
     }
 
     /// Keeps addresses back that `before` had and `after` has not.
-    pub(super) fn release<'a>(
+    pub(super) fn release(
         &mut self,
         before: impl IntoIterator<Item = (NetworkId, Ipv4Addr)>,
-        after: impl IntoIterator<Item = (NetworkId, Ipv4Addr)> + Clone + 'a,
+        after: &[(NetworkId, Ipv4Addr)],
     ) {
         for freed in before {
-            if !after.clone().into_iter().any(|kept| kept == freed) {
+            if !after.contains(&freed) {
                 self.state.keep_back(freed, self.at);
             }
         }
