@@ -1,0 +1,99 @@
+//! What the host's name servers said lately, within bounds. Pure: time comes from the caller.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use domain::base::iana::{Class, Rtype};
+
+use crate::message::Question;
+use crate::relay::Relayed;
+
+/// Messages kept. With [`MAX_MESSAGE`] at most 4 MB, and 200 KB when they are of the usual length.
+const MAX_ENTRIES: usize = 1024;
+/// Longer ones are not kept.
+const MAX_MESSAGE: usize = 4096;
+
+/// What makes two questions the same to a name server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    /// Wire form, lower case.
+    name: Vec<u8>,
+    qtype: Rtype,
+    qclass: Class,
+    dnssec_ok: bool,
+    authentic_data: bool,
+    checking_disabled: bool,
+}
+
+impl Key {
+    fn new(question: &Question) -> Self {
+        Self {
+            name: question.name.as_slice().to_ascii_lowercase(),
+            qtype: question.qtype,
+            qclass: question.qclass,
+            dnssec_ok: question.edns.is_some_and(|edns| edns.dnssec_ok),
+            authentic_data: question.authentic_data,
+            checking_disabled: question.checking_disabled,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    message: Rc<Relayed>,
+    stored: Instant,
+}
+
+impl Entry {
+    fn is_alive(&self, now: Instant) -> bool {
+        now < self.stored + self.message.life
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Cache {
+    entries: HashMap<Key, Entry>,
+}
+
+impl Cache {
+    /// A message that is still good, and its age.
+    pub fn get(&self, question: &Question, now: Instant) -> Option<(Rc<Relayed>, Duration)> {
+        let entry = self.entries.get(&Key::new(question)).filter(|entry| entry.is_alive(now))?;
+        Some((entry.message.clone(), now - entry.stored))
+    }
+
+    pub fn put(&mut self, question: &Question, message: Rc<Relayed>, now: Instant) {
+        if message.life.is_zero() || message.size() > MAX_MESSAGE {
+            return;
+        }
+        if self.entries.len() >= MAX_ENTRIES {
+            self.make_room(now);
+        }
+        self.entries.insert(Key::new(question), Entry { message, stored: now });
+    }
+
+    pub fn clear(&mut self) {
+        self.entries = HashMap::new();
+    }
+
+    /// Drops what is dead, and if that is not enough the half that would die first.
+    fn make_room(&mut self, now: Instant) {
+        self.entries.retain(|_, entry| entry.is_alive(now));
+        if self.entries.len() >= MAX_ENTRIES {
+            let mut ends: Vec<_> =
+                self.entries.values().map(|entry| entry.stored + entry.message.life).collect();
+            let middle = ends.len() / 2;
+            let (_, &mut median, _) = ends.select_nth_unstable(middle);
+            let mut too_many = middle;
+            self.entries.retain(|_, entry| {
+                let goes = too_many > 0 && entry.stored + entry.message.life <= median;
+                too_many -= usize::from(goes);
+                !goes
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

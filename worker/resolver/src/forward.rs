@@ -1,0 +1,193 @@
+//! Passes questions on to the host's name servers, in the process's own network namespace.
+//!
+//! Each question has a socket of its own, hence a port that the kernel chose at random, connected, so that nobody but
+//! the server asked is heard; and a random number that the reply has to bear beside the question itself.
+
+use std::cell::{Cell, RefCell};
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use domain::base::iana::Rcode;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::timeout;
+
+use crate::cache::Cache;
+use crate::host::HostConfig;
+use crate::log;
+use crate::message::{MAX_UDP_LEN, Question};
+use crate::relay::Relayed;
+
+/// Questions on their way at once, as in Docker. Each takes a socket and some 10 KB.
+const MAX_OUTSTANDING: usize = 1024;
+
+pub struct Forwarder {
+    path: PathBuf,
+    /// Where we listen ourselves.
+    own: Vec<Ipv4Addr>,
+    config: RefCell<Read>,
+    cache: RefCell<Cache>,
+    outstanding: Cell<usize>,
+    /// The server to begin with: moves on when one does not answer.
+    first: Cell<usize>,
+}
+
+/// The host's configuration, and which file that was.
+struct Read {
+    file: Option<FileVersion>,
+    config: Rc<HostConfig>,
+}
+
+/// Device, inode, and time of the last change: differs when a file was written or replaced, through links too.
+type FileVersion = (u64, u64, i64, i64);
+
+impl Forwarder {
+    pub fn new(path: PathBuf, own: Vec<Ipv4Addr>) -> Self {
+        let config = Rc::new(HostConfig::parse("", &own));
+        let forwarder = Self {
+            path,
+            own,
+            config: RefCell::new(Read { file: None, config }),
+            cache: RefCell::default(),
+            outstanding: Cell::new(0),
+            first: Cell::new(0),
+        };
+        forwarder.config();
+        forwarder
+    }
+
+    /// The host's configuration as it is now. Asking the kernel for the file's version costs less than being told of
+    /// changes, and follows links.
+    fn config(&self) -> Rc<HostConfig> {
+        let file = fs::metadata(&self.path).ok();
+        let file = file.map(|meta| (meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec()));
+        let mut read = self.config.borrow_mut();
+        if read.file != file {
+            read.file = file;
+            let text = fs::read(&self.path).unwrap_or_default();
+            read.config = Rc::new(HostConfig::parse(&String::from_utf8_lossy(&text), &self.own));
+            self.cache.borrow_mut().clear();
+            self.first.set(0);
+            log!("asking {:?} for names that are not ours", read.config.servers);
+        }
+        read.config.clone()
+    }
+
+    /// A reply that is at hand.
+    pub fn cached(&self, question: &Question) -> Option<Vec<u8>> {
+        // A change of servers empties the cache first.
+        self.config();
+        let (message, age) = self.cache.borrow().get(question, Instant::now())?;
+        Some(message.reply(question, age))
+    }
+
+    /// Takes a place among the questions on their way; `None` if all are taken.
+    pub fn enter(self: &Rc<Self>) -> Option<Place> {
+        let outstanding = self.outstanding.get();
+        (outstanding < MAX_OUTSTANDING).then(|| {
+            self.outstanding.set(outstanding + 1);
+            Place(self.clone())
+        })
+    }
+}
+
+/// One of the questions on their way.
+pub struct Place(Rc<Forwarder>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.outstanding.set(self.0.outstanding.get() - 1);
+    }
+}
+
+impl Place {
+    /// Asks one server after the other until one answers; else SERVFAIL.
+    ///
+    /// A server that refuses, fails or stays silent does not answer. If none does, the client hears the first no.
+    pub async fn ask(self, question: &Question) -> Vec<u8> {
+        let forwarder = &self.0;
+        let config = forwarder.config();
+        let count = config.servers.len();
+        let first = forwarder.first.get();
+        if config.rotate {
+            forwarder.first.set((first + 1) % count.max(1));
+        }
+        let mut refusal = None;
+        for attempt in 0..config.attempts as usize * count {
+            let number = (first + attempt) % count;
+            let server = config.servers[number];
+            match ask_server(server, question, config.timeout).await {
+                Ok(message) if matches!(message.rcode, Rcode::NOERROR | Rcode::NXDOMAIN) => {
+                    let message = Rc::new(message);
+                    forwarder.cache.borrow_mut().put(question, message.clone(), Instant::now());
+                    return message.reply(question, Duration::ZERO);
+                }
+                Ok(message) => {
+                    refusal.get_or_insert(message);
+                }
+                // Of all that wait for it the first moves on; the next question begins elsewhere.
+                Err(_) if forwarder.first.get() == number => forwarder.first.set((number + 1) % count),
+                Err(_) => {}
+            }
+        }
+        match refusal {
+            Some(message) => message.reply(question, Duration::ZERO),
+            None => question.refuse(Rcode::SERVFAIL),
+        }
+    }
+}
+
+/// Asks a server once: by UDP, and by TCP if the answer did not fit.
+async fn ask_server(server: SocketAddr, question: &Question, wait: Duration) -> io::Result<Relayed> {
+    let query = question.query(random_id()?);
+    let reply = timeout(wait, ask_udp(server, &query)).await??;
+    if !reply.truncated {
+        return Ok(reply);
+    }
+    match timeout(wait, ask_tcp(server, &query)).await {
+        Ok(Ok(whole)) => Ok(whole),
+        // The client may have more luck; it gets to know that something is missing.
+        _ => Ok(reply),
+    }
+}
+
+async fn ask_udp(server: SocketAddr, query: &[u8]) -> io::Result<Relayed> {
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(server).await?;
+    socket.send(query).await?;
+    // Servers that know no EDNS limit send less, those that ignore it are cut, which makes their answer malformed.
+    let mut buffer = vec![0; usize::from(MAX_UDP_LEN).max(4096)];
+    loop {
+        let len = socket.recv(&mut buffer).await?;
+        // Somebody else's guess, or the answer to nothing we asked: the right one may still come.
+        if let Some(reply) = Relayed::read(buffer[..len].to_vec(), query) {
+            return Ok(reply);
+        }
+    }
+}
+
+async fn ask_tcp(server: SocketAddr, query: &[u8]) -> io::Result<Relayed> {
+    let mut stream = TcpStream::connect(server).await?;
+    let mut framed = Vec::with_capacity(2 + query.len());
+    framed.extend((query.len() as u16).to_be_bytes());
+    framed.extend(query);
+    stream.write_all(&framed).await?;
+    let mut reply = vec![0; stream.read_u16().await?.into()];
+    stream.read_exact(&mut reply).await?;
+    Relayed::read(reply, query).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn random_id() -> io::Result<u16> {
+    let mut id = [0; 2];
+    getrandom::fill(&mut id).map_err(io::Error::other)?;
+    Ok(u16::from_be_bytes(id))
+}

@@ -1,0 +1,30 @@
+//! The name server of a node: answers the tasks' queries for each other's names, and passes on the rest.
+//!
+//! A process of its own (`rswarm resolver`), which outlives the daemon: all it knows of the cluster is the file
+//! `network-map` in the run root. `names` and `answer` decide, `message` and `relay` read and write what goes over the
+//! wire, `cache` and `host` know what the host's name servers are and said: all these are pure. `command`, `server`,
+//! `forward`, `sockets`, `map_file` and `instance` act.
+//!
+//! `files` is for the worker: what a task's `/etc/resolv.conf` and `/etc/hosts` say.
+
+mod answer;
+mod cache;
+mod command;
+mod files;
+mod forward;
+mod host;
+mod instance;
+mod map_file;
+mod message;
+mod names;
+mod relay;
+mod server;
+mod sockets;
+
+pub use answer::{Answer, Rng, answer};
+pub use command::main;
+pub use files::{hosts, resolv_conf};
+pub use instance::FILE_NAME as PID_FILE;
+pub use map_file::FILE_NAME as MAP_FILE;
+pub use message::{Question, Transport};
+pub use names::Names;

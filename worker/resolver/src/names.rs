@@ -1,0 +1,405 @@
+//! Who is called what, and who may ask for whom: an index of a [`NetworkMap`], made anew for each map. Pure.
+//!
+//! Source: swarm-parity 5.3; what differs is in `docs/discovery.md`.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use rswarm_types::cluster::Subnet;
+use rswarm_types::id::{ID_TEXT_LEN, from_base36};
+use rswarm_types::netmap::{EndpointState, MapService, NetworkMap};
+use rswarm_types::service::{EndpointMode, PortConfig, Protocol};
+use rswarm_types::{NetworkId, NodeId, TaskId};
+
+/// The names of all networks of this node. Names are kept and asked for in lower case, without the last dot.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// Without the ingress network, which has no names.
+    networks: Vec<Network>,
+    tasks: Vec<Task>,
+    owners: HashMap<Ipv4Addr, Owner>,
+    /// Of all networks, ingress included.
+    subnets: Vec<Subnet>,
+}
+
+#[derive(Debug)]
+struct Network {
+    name: String,
+    services: Vec<Service>,
+    /// Places in `services` by name and alias. An alias may be that of several.
+    names: HashMap<String, Vec<usize>>,
+    /// In the order of their ids, each with its places in `services` and `Service::backends`.
+    tasks: Vec<(TaskId, usize, usize)>,
+    /// Places in `tasks`, by the hostname that the user chose.
+    hostnames: HashMap<String, Vec<usize>>,
+}
+
+/// A service as one network sees it.
+#[derive(Debug)]
+struct Service {
+    name: String,
+    vip: Option<Ipv4Addr>,
+    ports: Vec<PortConfig>,
+    backends: Vec<Backend>,
+}
+
+#[derive(Debug)]
+struct Backend {
+    task: TaskId,
+    slot: u64,
+    node: NodeId,
+    address: Ipv4Addr,
+    ready: bool,
+}
+
+#[derive(Debug)]
+struct Task {
+    /// Its networks, with the place in `Network::services` and `Service::backends`.
+    places: Vec<(usize, usize, usize)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Owner {
+    /// A place in `Names::tasks`.
+    Task(usize),
+    /// The virtual address of a service: network, and place in `Network::services`.
+    Service(usize, usize),
+}
+
+/// One backend of a service, for SRV.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The task's full name.
+    pub name: String,
+    pub port: u16,
+    pub address: Ipv4Addr,
+}
+
+/// Whose an address is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reverse {
+    /// Not of our networks.
+    Foreign,
+    /// Of our networks, and of nobody that the asking task may know.
+    Nobody,
+    Name(String),
+}
+
+impl Names {
+    pub fn new(map: &NetworkMap) -> Self {
+        let mut names = Self {
+            subnets: map.networks.values().map(|network| network.subnet).collect(),
+            owners: HashMap::with_capacity(map.endpoints.len() + map.services.len()),
+            tasks: Vec::with_capacity(map.endpoints.len()),
+            ..Self::default()
+        };
+        let mut places = HashMap::new();
+        for (id, network) in map.networks.iter().filter(|(_, network)| !network.ingress) {
+            places.insert(*id, names.networks.len());
+            names.networks.push(Network {
+                name: network.name.to_ascii_lowercase(),
+                services: Vec::new(),
+                names: HashMap::new(),
+                tasks: Vec::new(),
+                hostnames: HashMap::new(),
+            });
+        }
+        let mut services = HashMap::with_capacity(map.services.len());
+        for (id, service) in &map.services {
+            services.insert(*id, names.add_service(service, &places));
+        }
+        for (id, endpoint) in &map.endpoints {
+            let task = names.tasks.len();
+            let members = services.get(&endpoint.service);
+            let mut task_places = Vec::with_capacity(endpoint.addresses.len());
+            for (network, &address) in &endpoint.addresses {
+                names.owners.insert(address, Owner::Task(task));
+                let Some(&network) = places.get(network) else { continue };
+                let member = members.and_then(|all| all.iter().find(|(at, _)| *at == network));
+                let Some(&(_, service)) = member else { continue };
+                let ready = endpoint.state == EndpointState::Ready;
+                let (slot, node) = (endpoint.slot, endpoint.node);
+                let network_names = &mut names.networks[network];
+                let backends = &mut network_names.services[service].backends;
+                let place = (network, service, backends.len());
+                backends.push(Backend { task: *id, slot, node, address, ready });
+                if !endpoint.hostname.is_empty() {
+                    let at = network_names.tasks.len();
+                    network_names
+                        .hostnames
+                        .entry(endpoint.hostname.to_ascii_lowercase())
+                        .or_default()
+                        .push(at);
+                }
+                network_names.tasks.push((*id, place.1, place.2));
+                task_places.push(place);
+            }
+            names.tasks.push(Task { places: task_places });
+        }
+        names
+    }
+
+    /// Enters a service on each of its networks; returns where it is.
+    fn add_service(
+        &mut self,
+        service: &MapService,
+        places: &HashMap<NetworkId, usize>,
+    ) -> Vec<(usize, usize)> {
+        let mut members = Vec::with_capacity(service.networks.len());
+        for (network, attachment) in &service.networks {
+            let Some(&network) = places.get(network) else { continue };
+            let at = &mut self.networks[network];
+            let place = at.services.len();
+            let name = service.name.to_ascii_lowercase();
+            for alias in attachment.aliases.iter().map(|alias| alias.to_ascii_lowercase()) {
+                if alias != name {
+                    let entry = at.names.entry(alias).or_default();
+                    // The same alias twice, or in two spellings.
+                    if entry.last() != Some(&place) {
+                        entry.push(place);
+                    }
+                }
+            }
+            at.names.entry(name.clone()).or_default().push(place);
+            let vip = attachment.vip.filter(|_| service.mode == EndpointMode::Vip);
+            if let Some(vip) = vip {
+                self.owners.insert(vip, Owner::Service(network, place));
+            }
+            at.services.push(Service { name, vip, ports: service.ports.clone(), backends: Vec::new() });
+            members.push((network, place));
+        }
+        members
+    }
+
+    /// The networks of the task with this address; none for an address of no task.
+    fn networks_of(&self, asker: Ipv4Addr) -> impl Iterator<Item = &Network> {
+        let task = match self.owners.get(&asker) {
+            Some(Owner::Task(task)) => Some(&self.tasks[*task]),
+            _ => None,
+        };
+        let places = task.into_iter().flat_map(|task| &task.places);
+        places.map(|(network, ..)| &self.networks[*network])
+    }
+
+    /// The addresses of `name` for the task with the address `asker`: `None` if the name is not ours.
+    ///
+    /// A name is tried as it is on all networks of the asking task, then at every dot as a name and a network.
+    pub fn addresses(&self, asker: Ipv4Addr, name: &str) -> Option<Vec<Ipv4Addr>> {
+        self.find(asker, name, Network::addresses)
+    }
+
+    /// The ready tasks behind a port that a service publishes: `None` if `name` is no `_<port>._<protocol>.<service>`
+    /// with a service of ours.
+    pub fn targets(&self, asker: Ipv4Addr, name: &str) -> Option<Vec<Target>> {
+        let (port, rest) = name.strip_prefix('_')?.split_once("._")?;
+        let (protocol, service) = rest.split_once('.')?;
+        let wanted = (port.parse::<u16>().ok(), protocol.parse::<Protocol>().ok());
+        self.find(asker, service, |network, service| network.targets(service, wanted))
+    }
+
+    /// The name of an address, as the task with the address `asker` may know it.
+    pub fn name_of(&self, asker: Ipv4Addr, address: Ipv4Addr) -> Reverse {
+        if !self.subnets.iter().any(|subnet| subnet.contains(address)) {
+            return Reverse::Foreign;
+        }
+        let (network, name) = match self.owners.get(&address) {
+            Some(&Owner::Service(network, service)) => {
+                let network = &self.networks[network];
+                (network, format!("{}.{}", network.services[service].name, network.name))
+            }
+            Some(&Owner::Task(task)) => {
+                let mut places = self.tasks[task].places.iter();
+                let found = places.find_map(|&(network, service, backend)| {
+                    let network = &self.networks[network];
+                    let service = &network.services[service];
+                    let backend = &service.backends[backend];
+                    (backend.address == address).then(|| (network, network.task_name(service, backend)))
+                });
+                match found {
+                    Some(found) => found,
+                    None => return Reverse::Nobody,
+                }
+            }
+            None => return Reverse::Nobody,
+        };
+        match self.networks_of(asker).any(|seen| std::ptr::eq(seen, network)) {
+            true => Reverse::Name(name),
+            false => Reverse::Nobody,
+        }
+    }
+
+    /// Whether a network of ours holds all of `subnet`.
+    pub fn holds(&self, subnet: Subnet) -> bool {
+        let inside = |ours: &&Subnet| ours.prefix_len <= subnet.prefix_len && ours.contains(subnet.address);
+        self.subnets.iter().any(|ours| inside(&ours))
+    }
+
+    fn find<T>(
+        &self,
+        asker: Ipv4Addr,
+        name: &str,
+        look: impl Fn(&Network, &str) -> Option<Vec<T>>,
+    ) -> Option<Vec<T>> {
+        let join = |found: Option<Vec<T>>, more: Vec<T>| match found {
+            None => Some(more),
+            Some(mut all) => {
+                all.extend(more);
+                Some(all)
+            }
+        };
+        let plain = self.networks_of(asker).filter_map(|network| look(network, name)).fold(None, join);
+        plain.or_else(|| {
+            name.match_indices('.').find_map(|(dot, _)| {
+                let (name, suffix) = (&name[..dot], &name[dot + 1..]);
+                let networks = self.networks_of(asker).filter(|network| network.name == suffix);
+                networks.filter_map(|network| look(network, name)).fold(None, join)
+            })
+        })
+    }
+}
+
+impl Network {
+    fn addresses(&self, name: &str) -> Option<Vec<Ipv4Addr>> {
+        self.of_services(name)
+            .or_else(|| self.of_part(name))
+            .or_else(|| self.of_task(name))
+            .or_else(|| self.of_host(name))
+    }
+
+    fn named(&self, name: &str) -> Option<impl Iterator<Item = &Service>> {
+        Some(self.names.get(name)?.iter().map(|&place| &self.services[place]))
+    }
+
+    /// `<service>`, `<alias>`: a virtual address only while someone is there to answer at it.
+    fn of_services(&self, name: &str) -> Option<Vec<Ipv4Addr>> {
+        let mut found = Vec::new();
+        for service in self.named(name)? {
+            match service.vip {
+                Some(vip) => found.extend(service.ready().next().map(|_| vip)),
+                None => found.extend(service.ready().map(|backend| backend.address)),
+            }
+        }
+        Some(found)
+    }
+
+    /// `tasks.<service>`, `<slot>.<service>`, and for a global service `<node id>.<service>`.
+    ///
+    /// A slot that has no task just now is a known name.
+    fn of_part(&self, name: &str) -> Option<Vec<Ipv4Addr>> {
+        let (part, service) = name.split_once('.')?;
+        let services = self.named(service)?;
+        let ready = services.flat_map(Service::ready);
+        if part == "tasks" {
+            return Some(ready.map(|backend| backend.address).collect());
+        }
+        let part = Part::read(part)?;
+        Some(ready.filter(|backend| part.is_of(backend)).map(|backend| backend.address).collect())
+    }
+
+    /// `<service>.<slot>.<task id>`.
+    fn of_task(&self, name: &str) -> Option<Vec<Ipv4Addr>> {
+        let (rest, id) = name.rsplit_once('.')?;
+        let id: TaskId = id.parse().ok()?;
+        let (service, part) = rest.rsplit_once('.')?;
+        let part = Part::read(part)?;
+        if !self.names.contains_key(service) {
+            return None;
+        }
+        let mut found = Vec::new();
+        if let Ok(place) = self.tasks.binary_search_by_key(&id, |(task, ..)| *task) {
+            let (of, backend) = self.task(place);
+            if backend.ready && of.name == service && part.is_of(backend) {
+                found.push(backend.address);
+            }
+        }
+        Some(found)
+    }
+
+    /// The name that a container calls itself by: the user's choice, or the beginning of the task's id.
+    fn of_host(&self, name: &str) -> Option<Vec<Ipv4Addr>> {
+        let ready = |place| {
+            let (_, backend) = self.task(place);
+            backend.ready.then_some(backend.address)
+        };
+        if let Some(places) = self.hostnames.get(name) {
+            return Some(places.iter().filter_map(|&place| ready(place)).collect());
+        }
+        if name.len() != SHORT_ID_LEN {
+            return None;
+        }
+        let first = from_base36(&format!("{name:0<ID_TEXT_LEN$}"))?;
+        let first = TaskId::from_bytes(first.to_be_bytes());
+        let place = self.tasks.partition_point(|(task, ..)| *task < first);
+        let (task, ..) = self.tasks.get(place)?;
+        (task.short() == name).then(|| ready(place).into_iter().collect())
+    }
+
+    fn targets(
+        &self,
+        service: &str,
+        (port, protocol): (Option<u16>, Option<Protocol>),
+    ) -> Option<Vec<Target>> {
+        let mut found = Vec::new();
+        for service in self.named(service)? {
+            let matching =
+                |known: &&PortConfig| Some(known.target) == port && Some(known.protocol) == protocol;
+            if let Some(port) = service.ports.iter().find(matching) {
+                found.extend(service.ready().map(|backend| Target {
+                    name: self.task_name(service, backend),
+                    port: port.target,
+                    address: backend.address,
+                }));
+            }
+        }
+        Some(found)
+    }
+
+    fn task(&self, place: usize) -> (&Service, &Backend) {
+        let (_, service, backend) = self.tasks[place];
+        let service = &self.services[service];
+        (service, &service.backends[backend])
+    }
+
+    fn task_name(&self, service: &Service, backend: &Backend) -> String {
+        let (service, network, task) = (&service.name, &self.name, backend.task);
+        match backend.slot {
+            0 => format!("{service}.{}.{task}.{network}", backend.node),
+            slot => format!("{service}.{slot}.{task}.{network}"),
+        }
+    }
+}
+
+/// As [`TaskId::short`] has it.
+const SHORT_ID_LEN: usize = 12;
+
+impl Service {
+    fn ready(&self) -> impl Iterator<Item = &Backend> {
+        self.backends.iter().filter(|backend| backend.ready)
+    }
+}
+
+/// What tells the tasks of a service apart in their names.
+enum Part {
+    Slot(u64),
+    Node(NodeId),
+}
+
+impl Part {
+    fn read(text: &str) -> Option<Self> {
+        let node = || text.parse().ok().map(Self::Node);
+        // `+1` and `01` are no slots.
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
+        let slot = digits.then(|| text.parse().ok().map(Self::Slot)).flatten();
+        slot.or_else(node)
+    }
+
+    fn is_of(&self, backend: &Backend) -> bool {
+        match *self {
+            Self::Slot(slot) => backend.slot == slot,
+            Self::Node(node) => backend.slot == 0 && backend.node == node,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,201 @@
+//! The server: queries in, replies out, everything on one thread.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use domain::base::iana::Rcode;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::{spawn_local, yield_now};
+use tokio::time::{sleep, timeout};
+
+use crate::answer::{Answer, Rng, answer};
+use crate::forward::{Forwarder, Place};
+use crate::log;
+use crate::message::{Question, Transport};
+use crate::names::Names;
+use crate::sockets::{MAX_QUERY, Origin, Udp};
+
+/// Queries answered in a row before others have their turn.
+const BATCH: usize = 64;
+/// TCP connections at once, and those of one client.
+const MAX_CONNECTIONS: usize = 256;
+const MAX_CONNECTIONS_PER_CLIENT: usize = 16;
+/// A connection ends when nothing comes for so long.
+const IDLE: Duration = Duration::from_secs(10);
+/// How long to keep away from a socket that only brings errors.
+const PAUSE: Duration = Duration::from_secs(1);
+
+pub struct Server {
+    names: RefCell<Names>,
+    rng: RefCell<Rng>,
+    forwarder: Rc<Forwarder>,
+    connections: Semaphore,
+    clients: RefCell<HashMap<Ipv4Addr, usize>>,
+}
+
+/// What is to be done about a query.
+enum Decision {
+    Reply(Vec<u8>),
+    /// The reply has to be fetched.
+    Ask(Question, Place),
+    Nothing,
+}
+
+impl Server {
+    pub fn new(names: Names, forwarder: Forwarder, seed: u64) -> Self {
+        Self {
+            names: RefCell::new(names),
+            rng: RefCell::new(Rng::new(seed)),
+            forwarder: Rc::new(forwarder),
+            connections: Semaphore::new(MAX_CONNECTIONS),
+            clients: RefCell::default(),
+        }
+    }
+
+    /// From now on these names count.
+    pub fn set_names(&self, names: Names) {
+        *self.names.borrow_mut() = names;
+    }
+
+    fn decide(&self, query: &[u8], asker: Ipv4Addr, via: Transport) -> Decision {
+        match answer(&self.names.borrow(), query, asker, via, &mut self.rng.borrow_mut()) {
+            Answer::Reply(reply) => Decision::Reply(reply),
+            Answer::Nothing => Decision::Nothing,
+            Answer::Forward(question) => match self.forwarder.cached(&question) {
+                Some(reply) => Decision::Reply(reply),
+                None => match self.forwarder.enter() {
+                    Some(place) => Decision::Ask(question, place),
+                    None => Decision::Reply(question.refuse(Rcode::SERVFAIL)),
+                },
+            },
+        }
+    }
+
+    /// Answers all that comes by UDP.
+    pub async fn serve_udp(self: Rc<Self>, socket: Rc<Udp>) {
+        let mut buffer = vec![0; MAX_QUERY];
+        loop {
+            let ready = socket.readable().await.and_then(|()| {
+                (0..BATCH).try_for_each(|_| match socket.receive(&mut buffer)? {
+                    Some((len, origin)) => {
+                        self.answer_udp(&socket, &buffer[..len], origin);
+                        Ok(())
+                    }
+                    None => Err(io::ErrorKind::WouldBlock.into()),
+                })
+            });
+            match ready {
+                Ok(()) => yield_now().await,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    log!("failed to receive a query by UDP: {error}");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn answer_udp(&self, socket: &Rc<Udp>, query: &[u8], origin: Origin) {
+        match self.decide(query, *origin.peer.ip(), Transport::Udp) {
+            Decision::Reply(reply) => socket.send(&reply, &origin),
+            Decision::Nothing => {}
+            Decision::Ask(question, place) => {
+                let socket = socket.clone();
+                spawn_local(async move {
+                    let reply = place.ask(&question).await;
+                    socket.send(&reply, &origin);
+                });
+            }
+        }
+    }
+
+    /// Answers what has arrived and can be answered at once; for the end, before the socket is closed.
+    pub fn drain(&self, socket: &Udp) {
+        let mut buffer = vec![0; MAX_QUERY];
+        while let Ok(Some((len, origin))) = socket.receive(&mut buffer) {
+            if let Decision::Reply(reply) = self.decide(&buffer[..len], *origin.peer.ip(), Transport::Udp) {
+                socket.send(&reply, &origin);
+            }
+        }
+    }
+
+    /// Answers all that comes by TCP.
+    pub async fn serve_tcp(self: Rc<Self>, listener: TcpListener) {
+        loop {
+            let Ok(turn) = self.connections.acquire().await else { return };
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    let IpAddr::V4(peer) = peer.ip() else { continue };
+                    let Some(client) = Client::enter(&self, peer) else { continue };
+                    turn.forget();
+                    spawn_local(async move {
+                        // What ends a connection early is the client's affair.
+                        let _ = client.serve(stream).await;
+                    });
+                }
+                Err(error) => {
+                    log!("failed to accept a TCP connection: {error}");
+                    drop(turn);
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// A connection of a client, counted while it lasts.
+struct Client {
+    server: Rc<Server>,
+    address: Ipv4Addr,
+}
+
+impl Client {
+    /// `None` if it has enough of them.
+    fn enter(server: &Rc<Server>, address: Ipv4Addr) -> Option<Self> {
+        let mut clients = server.clients.borrow_mut();
+        let count = clients.entry(address).or_default();
+        (*count < MAX_CONNECTIONS_PER_CLIENT).then(|| {
+            *count += 1;
+            Self { server: server.clone(), address }
+        })
+    }
+
+    /// Queries one after the other, each behind its length: RFC 1035, section 4.2.2.
+    async fn serve(self, mut stream: TcpStream) -> io::Result<()> {
+        loop {
+            let query = timeout(IDLE, async {
+                let mut query = vec![0; stream.read_u16().await?.into()];
+                stream.read_exact(&mut query).await?;
+                io::Result::Ok(query)
+            });
+            let reply = match self.server.decide(&query.await??, self.address, Transport::Tcp) {
+                Decision::Reply(reply) => reply,
+                Decision::Ask(question, place) => place.ask(&question).await,
+                Decision::Nothing => return Ok(()),
+            };
+            let mut framed = Vec::with_capacity(2 + reply.len());
+            framed.extend((reply.len() as u16).to_be_bytes());
+            framed.extend(reply);
+            timeout(IDLE, stream.write_all(&framed)).await??;
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.server.connections.add_permits(1);
+        let mut clients = self.server.clients.borrow_mut();
+        if let Some(count) = clients.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                clients.remove(&self.address);
+            }
+        }
+    }
+}
