@@ -116,6 +116,7 @@ fn main() -> ExitCode {
     match args.next().as_deref().and_then(std::ffi::OsStr::to_str) {
         Some("shim") => std::process::exit(rswarm_runtime::shim_main(args)),
         Some("runtime") => std::process::exit(rswarm_runtime::runc_main(args)),
+        Some("resolver") => std::process::exit(rswarm_resolver::main(args)),
         _ => {}
     }
     if std::env::args_os()

@@ -144,4 +144,4 @@ impl Relayed {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -115,8 +115,10 @@ impl Server {
         }
     }
 
-    /// Answers what has arrived and can be answered at once; for the end, before the socket is closed.
+    /// Leaves what comes to the resolver that takes over, and answers what has come and can be answered at once.
     pub fn drain(&self, socket: &Udp) {
+        // Where it fails, the namespace has no loopback; what comes in these microseconds has to be asked again.
+        let _ = socket.leave();
         let mut buffer = vec![0; MAX_QUERY];
         while let Ok(Some((len, origin))) = socket.receive(&mut buffer) {
             if let Decision::Reply(reply) = self.decide(&buffer[..len], *origin.peer.ip(), Transport::Udp) {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrIn,
-    bind, listen, recvmsg, sendmsg, setsockopt, socket, sockopt,
+    bind, connect, listen, recvmsg, sendmsg, setsockopt, socket, sockopt,
 };
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -113,6 +113,13 @@ impl Udp {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// From now on nothing new comes here: of several sockets on one address the kernel passes over those that are
+    /// connected. What has come already can still be received.
+    pub fn leave(&self) -> io::Result<()> {
+        let nobody = SockaddrIn::new(127, 0, 0, 1, 0xffff);
+        Ok(connect(self.socket.as_raw_fd(), &nobody)?)
     }
 
     /// Sends a reply. One that cannot be sent is lost, as on any network: the client asks again.
