@@ -7,16 +7,14 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use rswarm_types::netmap::NetworkMap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
 
+use crate::follow::follow;
 use crate::forward::Forwarder;
 use crate::instance::{self, Claim};
-use crate::map_file;
-use crate::names::Names;
 use crate::server::Server;
 use crate::sockets::{Listeners, PORT, Udp, listen_on};
 
@@ -134,16 +132,11 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
 async fn serve(options: &Options, listeners: Vec<Listeners>) -> Result<(), Box<dyn Error>> {
     let mut end = signal(SignalKind::terminate())?;
     let (sender, mut renewed) = mpsc::channel(1);
-    map_file::follow(&options.run_root, sender)?;
-    let map = map_file::read(&options.run_root).unwrap_or_else(|error| {
-        log!("{}; there are no names until there is a map", chain(&error));
-        NetworkMap::default()
-    });
+    let names = follow(&options.run_root, sender)?;
     let forwarder = Forwarder::new(options.resolv_conf.clone(), options.listen.clone());
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
-    let server = Rc::new(Server::new(Names::new(&map), forwarder, u64::from_ne_bytes(seed)));
-    drop(map);
+    let server = Rc::new(Server::new(names, forwarder, u64::from_ne_bytes(seed)));
     let mut sockets = Vec::new();
     for Listeners { udp, tcp } in listeners {
         let udp = Rc::new(Udp::new(udp)?);

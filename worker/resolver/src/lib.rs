@@ -3,14 +3,16 @@
 //! A process of its own (`rswarm resolver`), which outlives the daemon: all it knows of the cluster is the file
 //! `network-map` in the run root. `names` and `answer` decide, `message` and `relay` read and write what goes over the
 //! wire, `cache` and `host` know what the host's name servers are and said: all these are pure. `command`, `server`,
-//! `forward`, `sockets`, `map_file` and `instance` act.
+//! `forward`, `sockets`, `follow`, `map_file` and `instance` act.
 //!
-//! `files` is for the worker: what a task's `/etc/resolv.conf` and `/etc/hosts` say.
+//! For the worker there are `files`, what a task's `/etc/resolv.conf` and `/etc/hosts` say, and `map_file`, by which it
+//! tells us of the networks.
 
 mod answer;
 mod cache;
 mod command;
 mod files;
+mod follow;
 mod forward;
 mod host;
 mod instance;
@@ -25,6 +27,6 @@ pub use answer::{Answer, Rng, answer};
 pub use command::main;
 pub use files::{hosts, resolv_conf};
 pub use instance::FILE_NAME as PID_FILE;
-pub use map_file::FILE_NAME as MAP_FILE;
+pub use map_file::{FILE_NAME as MAP_FILE, MapError, MapReader, MapWriter};
 pub use message::{Question, Transport};
 pub use names::Names;

@@ -1,22 +1,22 @@
-//! The file that the worker leaves for us: `network-map` in the run root, replaced by renaming.
+//! The file by which the worker tells the resolver of the networks: `network-map` in the run root.
+//!
+//! It is a [`NetworkMap`] and, behind it, the changes since, each a [`NetworkChange`]: MessagePack, fields by name. So one
+//! endpoint that comes or goes costs its own bytes and not those of ten thousand others. A whole map takes the place of
+//! the file by renaming, so that it is never seen half written; of a change that is, the rest is waited for.
 
-use std::fs;
-use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::thread;
 
-use rswarm_types::netmap::NetworkMap;
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
-use tokio::sync::mpsc::Sender;
+use rmp_serde::decode::Error as DecodeError;
+use rswarm_types::netmap::{NetworkChange, NetworkMap};
+use serde::Deserialize;
 
-use crate::command::chain;
-use crate::log;
-use crate::names::Names;
-
-/// The name of the file in the run root: a [`NetworkMap`] in MessagePack, fields by name.
+/// The name of the file in the run root.
 pub const FILE_NAME: &str = "network-map";
+/// Changes are appended until they are longer than the map and this.
+const MAX_CHANGES: u64 = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
@@ -26,11 +26,23 @@ pub enum MapError {
         #[source]
         source: io::Error,
     },
-    #[error("expected a network map in `{path}`, found something else")]
+    #[error("expected a network map and its changes in `{path}`, found something else")]
     Decode {
         path: PathBuf,
         #[source]
-        source: rmp_serde::decode::Error,
+        source: DecodeError,
+    },
+    #[error("failed to encode what is to be written to `{path}`")]
+    Encode {
+        path: PathBuf,
+        #[source]
+        source: rmp_serde::encode::Error,
+    },
+    #[error("failed to write `{path}`")]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
     },
     #[error("failed to watch the directory `{path}`")]
     Watch {
@@ -40,72 +52,138 @@ pub enum MapError {
     },
 }
 
-/// Reads the map in the run root. No file: an empty map.
-pub fn read(run_root: &Path) -> Result<NetworkMap, MapError> {
-    let path = run_root.join(FILE_NAME);
-    match fs::read(&path) {
-        Ok(bytes) => rmp_serde::from_slice(&bytes).map_err(|source| MapError::Decode { path, source }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(NetworkMap::default()),
-        Err(source) => Err(MapError::Read { path, source }),
+/// The map as the file has it.
+#[derive(Debug)]
+pub struct MapReader {
+    path: PathBuf,
+    /// Where `map` is from: open, so that no other file can be taken for it; and how much of it was read.
+    file: Option<(File, u64)>,
+    map: NetworkMap,
+}
+
+impl MapReader {
+    /// Reads nothing yet.
+    pub fn new(run_root: &Path) -> Self {
+        Self { path: run_root.join(FILE_NAME), file: None, map: NetworkMap::default() }
+    }
+
+    /// The last good map; an empty one without a file.
+    pub fn map(&self) -> &NetworkMap {
+        &self.map
+    }
+
+    pub fn into_map(self) -> NetworkMap {
+        self.map
+    }
+
+    /// Takes in what is new in the file; returns whether the map is another now.
+    ///
+    /// # Errors
+    /// `Read` and `Decode`; the last good map then still holds.
+    pub fn refresh(&mut self) -> Result<bool, MapError> {
+        let read_failed = |source| MapError::Read { path: self.path.clone(), source };
+        let mut file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.map = NetworkMap::default();
+                return Ok(self.file.take().is_some());
+            }
+            Err(error) => return Err(read_failed(error)),
+        };
+        let new = file.metadata().map_err(read_failed)?;
+        let held = self.file.as_ref().and_then(|(held, end)| Some((held.metadata().ok()?, *end)));
+        let end = held
+            .filter(|(held, end)| (held.dev(), held.ino()) == (new.dev(), new.ino()) && new.len() >= *end);
+        let start = end.map_or(0, |(_, end)| end);
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(start)).and_then(|_| file.read_to_end(&mut bytes)).map_err(read_failed)?;
+
+        let decode_failed = |source| MapError::Decode { path: self.path.clone(), source };
+        let mut rest = bytes.as_slice();
+        let whole = match start {
+            0 => Some(next::<NetworkMap>(&mut rest).map_err(decode_failed)?),
+            _ => None,
+        };
+        let mut another = whole.is_some();
+        if let Some(map) = whole {
+            self.map = map;
+        }
+        let outcome = loop {
+            match next::<NetworkChange>(&mut rest) {
+                Ok(change) => another |= self.map.apply(change),
+                // The rest of it is still to come.
+                Err(error) if is_incomplete(&error) => break Ok(another),
+                // What was good before it has been taken in; whoever is told of the error asks for the map as well.
+                Err(source) => break Err(MapError::Decode { path: self.path.clone(), source }),
+            }
+        };
+        self.file = Some((file, start + (bytes.len() - rest.len()) as u64));
+        outcome
     }
 }
 
-/// Follows the file, on a thread of its own, so that a large map delays no reply: sends the names of each new one.
-///
-/// What is written after this call is not missed. A file that cannot be read changes nothing: the last good one is
-/// still the best we know.
-pub fn follow(run_root: &Path, names: Sender<Names>) -> Result<(), MapError> {
-    let watch = || -> io::Result<OwnedFd> {
-        let fd = inotify::init(CreateFlags::CLOEXEC)?;
-        let written = WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE;
-        let gone = WatchFlags::MOVED_FROM | WatchFlags::DELETE;
-        inotify::add_watch(&fd, run_root, written | gone | WatchFlags::ONLYDIR)?;
-        Ok(fd)
-    };
-    let run_root = run_root.to_owned();
-    let failed = |source| MapError::Watch { path: run_root.clone(), source };
-    let inotify = watch().map_err(failed)?;
-    let thread = thread::Builder::new().name("network-map".to_owned()).stack_size(STACK);
-    let path = run_root.clone();
-    let run = move || {
-        let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut events = Reader::new(&inotify, &mut buffer);
-        loop {
-            if let Err(error) = wait(&mut events) {
-                log!("failed to watch `{}`: {error}; the names stay as they are", path.display());
-                return;
-            }
-            match read(&path) {
-                Ok(map) => {
-                    if names.blocking_send(Names::new(&map)).is_err() {
-                        return;
-                    }
-                }
-                Err(error) => log!("{}; the names stay as they were", chain(&error)),
-            }
-        }
-    };
-    thread.spawn(run).map(drop).map_err(failed)
+/// Takes one value from the front of `bytes`, which stay as they are if there is none.
+fn next<T: for<'de> Deserialize<'de>>(bytes: &mut &[u8]) -> Result<T, DecodeError> {
+    let mut rest = *bytes;
+    let value = rmp_serde::from_read(&mut rest)?;
+    *bytes = rest;
+    Ok(value)
 }
 
-/// Decoding does not recurse into what a file says, only into what a map is.
-const STACK: usize = 256 << 10;
-
-/// Waits until something happened to the file; takes in with it all that happened meanwhile.
-fn wait(events: &mut Reader<'_, &OwnedFd>) -> io::Result<()> {
-    let mut changed = false;
-    loop {
-        match events.next() {
-            // Of events that were too many we do not know whose they were.
-            Ok(event) => {
-                changed |= event.events().contains(ReadFlags::QUEUE_OVERFLOW)
-                    || event.file_name().is_some_and(|name| name.to_bytes() == FILE_NAME.as_bytes());
-            }
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+fn is_incomplete(error: &DecodeError) -> bool {
+    match error {
+        DecodeError::InvalidMarkerRead(error) | DecodeError::InvalidDataRead(error) => {
+            error.kind() == io::ErrorKind::UnexpectedEof
         }
-        if changed && events.is_buffer_empty() {
+        _ => false,
+    }
+}
+
+/// Writes the file; for the worker.
+#[derive(Debug)]
+pub struct MapWriter {
+    path: PathBuf,
+    file: File,
+    whole_len: u64,
+    changes_len: u64,
+}
+
+impl MapWriter {
+    /// Replaces what there is by `map`.
+    pub fn create(run_root: &Path, map: &NetworkMap) -> Result<Self, MapError> {
+        let path = run_root.join(FILE_NAME);
+        let bytes =
+            rmp_serde::to_vec_named(map).map_err(|source| MapError::Encode { path: path.clone(), source })?;
+        let new = run_root.join(format!("{FILE_NAME}.new"));
+        let write = || {
+            let mut file = File::create(&new)?;
+            file.write_all(&bytes)?;
+            fs::rename(&new, &path)?;
+            io::Result::Ok(file)
+        };
+        let file = write().map_err(|source| MapError::Write { path: path.clone(), source })?;
+        Ok(Self { path, file, whole_len: bytes.len() as u64, changes_len: 0 })
+    }
+
+    /// Adds a change; `after` is the map with it.
+    ///
+    /// # Errors
+    /// `Encode` or `Write`: the file then says what it did before, and the next call writes it anew.
+    pub fn change(&mut self, change: &NetworkChange, after: &NetworkMap) -> Result<(), MapError> {
+        let bytes = rmp_serde::to_vec_named(change)
+            .map_err(|source| MapError::Encode { path: self.path.clone(), source })?;
+        let len = self.changes_len.saturating_add(bytes.len() as u64);
+        if !change.full && len <= self.whole_len + MAX_CHANGES && self.file.write_all(&bytes).is_ok() {
+            self.changes_len = len;
             return Ok(());
         }
+        // Half a change may stand at the end now, and nothing may be written behind that.
+        self.changes_len = u64::MAX;
+        let run_root = self.path.parent().unwrap_or(Path::new("."));
+        *self = Self::create(run_root, after)?;
+        Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ use domain::base::iana::{Rcode, Rtype};
 use domain::base::{Message, MessageBuilder, Name};
 use domain::rdata::A;
 use rswarm_net::lab::{Host, Lab, LabSpec};
+use rswarm_resolver::MapWriter;
 use rswarm_types::netmap::{EndpointState, MapAttachment, MapEndpoint, MapNetwork, MapService, NetworkMap};
 use rswarm_types::service::EndpointMode;
 use rswarm_types::{NetworkId, NodeId, ServiceId, TaskId};
@@ -36,6 +37,7 @@ pub struct Rig {
     pub lab: Lab,
     pub run_root: tempfile::TempDir,
     resolvers: Vec<Child>,
+    said: Arc<Mutex<Vec<String>>>,
 }
 
 impl Rig {
@@ -44,7 +46,8 @@ impl Rig {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("dns{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let lab = Lab::create(LabSpec::new(&name, 4)).unwrap();
-        let rig = Self { lab, run_root: tempfile::tempdir().unwrap(), resolvers: Vec::new() };
+        let rig =
+            Self { lab, run_root: tempfile::tempdir().unwrap(), resolvers: Vec::new(), said: Arc::default() };
         std::fs::write(rig.resolv_conf(), resolv_conf).unwrap();
         rig
     }
@@ -60,15 +63,21 @@ impl Rig {
         command
     }
 
-    /// Starts a resolver and waits until it serves; what it says later goes to the test's output.
+    /// Starts a resolver and waits until it serves.
     pub fn start(&mut self, more: &[&str]) -> u32 {
         let mut child = self.command(more).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let serving = lines.by_ref().inspect(|line| eprintln!("{line}")).any(|line| line.contains("serving"));
         assert!(serving, "the resolver ended: {:?}", child.wait());
-        thread::spawn(move || lines.for_each(|line| eprintln!("{line}")));
+        let said = self.said.clone();
+        thread::spawn(move || lines.for_each(|line| said.lock().unwrap().push(line)));
         self.resolvers.push(child);
         self.resolvers.last().unwrap().id()
+    }
+
+    /// How many lines with `words` the resolvers have written since they serve.
+    pub fn said(&self, words: &str) -> usize {
+        self.said.lock().unwrap().iter().filter(|line| line.contains(words)).count()
     }
 
     /// The resolver that was started first and still counts as running.
@@ -76,8 +85,8 @@ impl Rig {
         &mut self.resolvers[0]
     }
 
-    pub fn write_map(&self, map: &NetworkMap) {
-        self.write_bytes(&rmp_serde::to_vec_named(map).unwrap());
+    pub fn write_map(&self, map: &NetworkMap) -> MapWriter {
+        MapWriter::create(self.run_root.path(), map).unwrap()
     }
 
     pub fn write_bytes(&self, bytes: &[u8]) {

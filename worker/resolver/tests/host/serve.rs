@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Command, Stdio};
 
 use domain::base::iana::Rtype;
+use rswarm_types::Version;
 
 use crate::needs_root;
 use crate::rig::{Rig, ask, ask_tcp, map, wait_until};
@@ -74,11 +75,13 @@ fn a_new_map_counts_at_once_a_torn_one_not_at_all_and_without_one_there_are_no_n
     let whole = rmp_serde::to_vec_named(&map(&[])).unwrap();
     rig.write_bytes(&whole[..whole.len() / 2]);
     rig.write_bytes(b"");
+    wait_until("it is said", || rig.said("the last good map counts") > 0);
     assert_eq!(rig.ask(3, "web"), "NOERROR 10.77.0.3/2 10.77.0.9/2");
-    rig.write_map(&map(&[10, 11]));
-    wait_until("the next map counts", || {
-        rig.ask(3, "web") == "NOERROR 10.77.0.10/2 10.77.0.11/2 10.77.0.3/2"
-    });
+    let (before, mut after) = (map(&[9]), map(&[10, 11]));
+    let mut writer = rig.write_map(&before);
+    after.index = Version(1);
+    writer.change(&after.since(&before), &after).unwrap();
+    wait_until("the change counts", || rig.ask(3, "web") == "NOERROR 10.77.0.10/2 10.77.0.11/2 10.77.0.3/2");
     std::fs::remove_file(rig.run_root.path().join(rswarm_resolver::MAP_FILE)).unwrap();
     wait_until("no map counts", || rig.ask(3, "web") == "SERVFAIL");
 }
