@@ -120,7 +120,7 @@ impl Server {
         // Where it fails, the namespace has no loopback; what comes in these microseconds has to be asked again.
         let _ = socket.leave();
         let mut buffer = vec![0; MAX_QUERY];
-        while let Ok(Some((len, origin))) = socket.receive(&mut buffer) {
+        while let Ok(Some((len, origin))) = socket.receive_last(&mut buffer) {
             if let Decision::Reply(reply) = self.decide(&buffer[..len], *origin.peer.ip(), Transport::Udp) {
                 socket.send(&reply, &origin);
             }

@@ -93,26 +93,26 @@ impl Udp {
 
     /// The next query, `None` if there is none just now: then [`Udp::readable`] waits for it.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, Origin)>> {
-        let received = self.socket.try_io(Interest::READABLE, || {
-            let mut control = [0; CONTROL_LEN];
-            let mut parts = [IoSliceMut::new(buffer)];
-            let flags = MsgFlags::MSG_DONTWAIT;
-            let message =
-                recvmsg::<SockaddrIn>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-            let local = message.cmsgs()?.find_map(|item| match item {
-                ControlMessageOwned::Ipv4PacketInfo(info) => Some(info.ipi_spec_dst),
-                _ => None,
-            });
-            let peer = message.address.map(SocketAddrV4::from);
-            let any = libc::in_addr { s_addr: u32::from(Ipv4Addr::UNSPECIFIED).to_be() };
-            let peer = peer.ok_or(io::ErrorKind::InvalidData)?;
-            Ok((message.bytes, Origin { peer, local: local.unwrap_or(any) }))
+        none_yet(self.socket.try_io(Interest::READABLE, || self.receive_raw(buffer)))
+    }
+
+    /// The next query, also one of which the runtime has not heard yet.
+    pub fn receive_last(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, Origin)>> {
+        none_yet(self.receive_raw(buffer))
+    }
+
+    fn receive_raw(&self, buffer: &mut [u8]) -> io::Result<(usize, Origin)> {
+        let mut control = [0; CONTROL_LEN];
+        let mut parts = [IoSliceMut::new(buffer)];
+        let flags = MsgFlags::MSG_DONTWAIT;
+        let message = recvmsg::<SockaddrIn>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+        let local = message.cmsgs()?.find_map(|item| match item {
+            ControlMessageOwned::Ipv4PacketInfo(info) => Some(info.ipi_spec_dst),
+            _ => None,
         });
-        match received {
-            Ok(query) => Ok(Some(query)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
-        }
+        let peer = message.address.map(SocketAddrV4::from).ok_or(io::ErrorKind::InvalidData)?;
+        let any = libc::in_addr { s_addr: u32::from(Ipv4Addr::UNSPECIFIED).to_be() };
+        Ok((message.bytes, Origin { peer, local: local.unwrap_or(any) }))
     }
 
     /// From now on nothing new comes here: of several sockets on one address the kernel passes over those that are
@@ -132,6 +132,14 @@ impl Udp {
         let control = [ControlMessage::Ipv4PacketInfo(&info)];
         let (parts, peer) = ([IoSlice::new(reply)], SockaddrIn::from(to.peer));
         let _ = sendmsg(self.socket.as_raw_fd(), &parts, &control, MsgFlags::MSG_DONTWAIT, Some(&peer));
+    }
+}
+
+fn none_yet<T>(received: io::Result<T>) -> io::Result<Option<T>> {
+    match received {
+        Ok(received) => Ok(Some(received)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

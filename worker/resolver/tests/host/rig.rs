@@ -182,18 +182,20 @@ pub fn shown(reply: &[u8]) -> String {
 
 /// Asks by UDP from `host`; `None` without an answer in time. An answer from another address than asked is not heard.
 pub fn ask(host: &Host, server: SocketAddr, name: &str, qtype: Rtype) -> Option<String> {
+    host.run(|| ask_here(server, name, qtype)).unwrap()
+}
+
+/// As [`ask`], from the host that this thread is on.
+pub fn ask_here(server: SocketAddr, name: &str, qtype: Rtype) -> Option<String> {
     let query = query(7, name, qtype);
-    host.run(|| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-        socket.connect(server).unwrap();
-        socket.set_read_timeout(Some(DEADLINE)).unwrap();
-        socket.send(&query).unwrap();
-        let mut buffer = [0; 4096];
-        let len = socket.recv(&mut buffer).ok()?;
-        assert_eq!(buffer[..2], query[..2]);
-        Some(shown(&buffer[..len]))
-    })
-    .unwrap()
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    socket.connect(server).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    socket.send(&query).unwrap();
+    let mut buffer = [0; 4096];
+    let len = socket.recv(&mut buffer).ok()?;
+    assert_eq!(buffer[..2], query[..2]);
+    Some(shown(&buffer[..len]))
 }
 
 pub fn ask_tcp(stream: &mut TcpStream, name: &str) -> std::io::Result<String> {
