@@ -1,47 +1,63 @@
 //! Writes the map of a large network, and says how long reading it takes: for `docs/benchmarks.md`.
 //!
-//! Usage: `measure FILE`. Its network is 10.0.0.0/8 with `service-0` to `service-999` of ten tasks each; 10.1.0.1 is
-//! one of them.
+//! Usage: `measure RUN_ROOT`. The network is 10.0.0.0/8 with `service-0` to `service-999` of ten tasks each; 10.1.0.1
+//! is one of them.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rswarm_resolver::Names;
-use rswarm_types::netmap::{EndpointState, MapAttachment, MapEndpoint, MapNetwork, MapService, NetworkMap};
+use rswarm_resolver::{MapReader, MapWriter, Names};
+use rswarm_types::netmap::{
+    EndpointState, MapAttachment, MapEndpoint, MapNetwork, MapService, NetworkChange, NetworkMap,
+};
 use rswarm_types::service::EndpointMode;
-use rswarm_types::{NetworkId, NodeId, ServiceId, TaskId};
+use rswarm_types::{NetworkId, NodeId, ServiceId, TaskId, Version};
 
 const SERVICES: u32 = 1000;
 const TASKS: u32 = 10;
 const ROUNDS: usize = 51;
 
 fn main() {
-    let path = std::env::args_os().nth(1).expect("a file to write the map to");
-    let map = map();
-    std::fs::write(&path, rmp_serde::to_vec_named(&map).expect("a map can be encoded"))
-        .expect("a file to write");
-    let bytes = std::fs::read(&path).expect("the file just written");
-    let decode = median(|| rmp_serde::from_slice::<NetworkMap>(&bytes).expect("the map just written"));
+    let run_root = std::env::args_os().nth(1).map(PathBuf::from).expect("a run root to write the map to");
+    let mut map = map();
+    let mut writer = MapWriter::create(&run_root, &map).expect("a run root that can be written to");
+    let whole = median(|| MapReader::new(&run_root).refresh().expect("the map just written"));
     let index = median(|| Names::new(&map));
-    println!(
-        "{SERVICES} services of {TASKS} tasks, {} bytes: decoded in {decode:?}, index made in {index:?}",
-        bytes.len()
-    );
+    println!("{SERVICES} services of {TASKS} tasks: read whole in {whole:?}, index made in {index:?}");
+
+    let mut reader = MapReader::new(&run_root);
+    reader.refresh().expect("the map just written");
+    let (mut write, mut read) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let (id, endpoint) = map.endpoints.iter().nth(round).expect("more tasks than rounds");
+        let draining = MapEndpoint { state: EndpointState::Draining, ..endpoint.clone() };
+        let index = Version(map.index.0 + 1);
+        let set = NetworkMap { index, endpoints: BTreeMap::from([(*id, draining)]), ..NetworkMap::default() };
+        let change = NetworkChange { index, set, ..NetworkChange::default() };
+        map.apply(change.clone());
+        write.push(timed(|| writer.change(&change, &map).expect("the file just written")));
+        read.push(timed(|| reader.refresh().expect("the change just written")));
+    }
+    println!("a change of one task: written in {:?}, read in {:?}", middle(write), middle(read));
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> Duration {
+    let start = Instant::now();
+    let made = work();
+    let took = start.elapsed();
+    drop(made);
+    took
 }
 
 fn median<T>(mut work: impl FnMut() -> T) -> Duration {
-    let mut times: Vec<_> = (0..ROUNDS)
-        .map(|_| {
-            let start = Instant::now();
-            let made = work();
-            let took = start.elapsed();
-            drop(made);
-            took
-        })
-        .collect();
+    middle((0..ROUNDS).map(|_| timed(&mut work)).collect())
+}
+
+fn middle(mut times: Vec<Duration>) -> Duration {
     times.sort();
-    times[ROUNDS / 10]
+    times[times.len() / 2]
 }
 
 fn map() -> NetworkMap {

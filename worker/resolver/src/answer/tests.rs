@@ -58,7 +58,7 @@ fn shown(names: &Names, asker: Ipv4Addr, name: &str, qtype: Rtype) -> String {
     );
     let mut text = vec![header.rcode().to_string()];
     let mut records = BTreeSet::new();
-    for record in message.iter() {
+    for record in message {
         let (record, section) = record.unwrap();
         let record = record.to_any_record::<AllRecordData<_, ParsedName<_>>>().unwrap();
         assert_eq!(record.ttl().as_secs(), 2);

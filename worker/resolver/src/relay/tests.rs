@@ -150,7 +150,7 @@ fn a_reply_is_made_to_fit_its_client() {
         assert_eq!(&reply[12..25], question.name.as_slice());
         assert!(reply.len() <= question.max_len());
         // Every record can be read; none has outlived its time by more than it had.
-        for record in message.iter() {
+        for record in message {
             let (record, _) = record.unwrap();
             assert!(record.rtype() == Rtype::OPT || record.ttl().as_secs() == 0);
         }
