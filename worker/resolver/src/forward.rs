@@ -22,9 +22,12 @@ use crate::host::HostConfig;
 use crate::log;
 use crate::message::{MAX_UDP_LEN, Question};
 use crate::relay::Relayed;
+use crate::shares::{Share, Shares};
 
 /// Questions on their way at once, as in Docker. Each takes a socket and some 10 KB.
 const MAX_OUTSTANDING: usize = 1024;
+/// Those of one client.
+const MAX_OUTSTANDING_OF_CLIENT: usize = 256;
 
 pub struct Forwarder {
     path: PathBuf,
@@ -32,7 +35,7 @@ pub struct Forwarder {
     own: Vec<Ipv4Addr>,
     config: RefCell<Read>,
     cache: RefCell<Cache>,
-    outstanding: Cell<usize>,
+    outstanding: Rc<Shares>,
     /// The server to begin with: moves on when one does not answer.
     first: Cell<usize>,
 }
@@ -54,7 +57,7 @@ impl Forwarder {
             own,
             config: RefCell::new(Read { file: None, config }),
             cache: RefCell::default(),
-            outstanding: Cell::new(0),
+            outstanding: Shares::new(MAX_OUTSTANDING, MAX_OUTSTANDING_OF_CLIENT),
             first: Cell::new(0),
         };
         forwarder.config();
@@ -86,23 +89,17 @@ impl Forwarder {
         Some(message.reply(question, age))
     }
 
-    /// Takes a place among the questions on their way; `None` if all are taken.
-    pub fn enter(self: &Rc<Self>) -> Option<Place> {
-        let outstanding = self.outstanding.get();
-        (outstanding < MAX_OUTSTANDING).then(|| {
-            self.outstanding.set(outstanding + 1);
-            Place(self.clone())
-        })
+    /// Takes a place among the questions on their way; `None` if there is none for this client.
+    pub fn enter(self: &Rc<Self>, client: Ipv4Addr) -> Option<Place> {
+        let share = self.outstanding.take(client)?;
+        Some(Place { forwarder: self.clone(), _share: share })
     }
 }
 
 /// One of the questions on their way.
-pub struct Place(Rc<Forwarder>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.outstanding.set(self.0.outstanding.get() - 1);
-    }
+pub struct Place {
+    forwarder: Rc<Forwarder>,
+    _share: Share,
 }
 
 impl Place {
@@ -110,7 +107,7 @@ impl Place {
     ///
     /// A server that refuses, fails or stays silent does not answer. If none does, the client hears the first no.
     pub async fn ask(self, question: &Question) -> Vec<u8> {
-        let forwarder = &self.0;
+        let forwarder = &self.forwarder;
         let config = forwarder.config();
         let count = config.servers.len();
         let first = forwarder.first.get();

@@ -3,7 +3,7 @@
 //! A process of its own (`rswarm resolver`), which outlives the daemon: all it knows of the cluster is the file
 //! `network-map` in the run root. `names` and `answer` decide, `message` and `relay` read and write what goes over the
 //! wire, `cache` and `host` know what the host's name servers are and said: all these are pure. `command`, `server`,
-//! `forward`, `sockets`, `follow`, `map_file` and `instance` act.
+//! `forward`, `shares`, `sockets`, `follow`, `map_file` and `instance` act.
 //!
 //! For the worker there are `files`, what a task's `/etc/resolv.conf` and `/etc/hosts` say, and `map_file`, by which it
 //! tells us of the networks.
@@ -21,6 +21,7 @@ mod message;
 mod names;
 mod relay;
 mod server;
+mod shares;
 mod sockets;
 
 pub use answer::{Answer, Rng, answer};

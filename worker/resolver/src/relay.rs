@@ -114,8 +114,7 @@ impl Relayed {
         let end = if too_long { self.question_end } else { self.message.len() };
         let mut reply = Vec::with_capacity(end + question.opt_len());
         reply.extend_from_slice(&self.message[..end]);
-        let header = Message::from_slice(&self.message).map(Message::header).unwrap_or_default();
-        let mut header = header;
+        let mut header = Message::from_slice(&self.message).map(Message::header).unwrap_or_default();
         header.set_id(question.id);
         header.set_aa(false);
         header.set_rd(question.recursion_desired);

@@ -1,7 +1,6 @@
 //! The server: queries in, replies out, everything on one thread.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
@@ -10,7 +9,6 @@ use std::time::Duration;
 use domain::base::iana::Rcode;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::{spawn_local, yield_now};
 use tokio::time::{sleep, timeout};
 
@@ -19,13 +17,14 @@ use crate::forward::{Forwarder, Place};
 use crate::log;
 use crate::message::{Question, Transport};
 use crate::names::Names;
+use crate::shares::Shares;
 use crate::sockets::{MAX_QUERY, Origin, Udp};
 
 /// Queries answered in a row before others have their turn.
 const BATCH: usize = 64;
 /// TCP connections at once, and those of one client.
 const MAX_CONNECTIONS: usize = 256;
-const MAX_CONNECTIONS_PER_CLIENT: usize = 16;
+const MAX_CONNECTIONS_OF_CLIENT: usize = 16;
 /// A connection ends when nothing comes for so long.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long to keep away from a socket that only brings errors.
@@ -35,8 +34,7 @@ pub struct Server {
     names: RefCell<Names>,
     rng: RefCell<Rng>,
     forwarder: Rc<Forwarder>,
-    connections: Semaphore,
-    clients: RefCell<HashMap<Ipv4Addr, usize>>,
+    connections: Rc<Shares>,
 }
 
 /// What is to be done about a query.
@@ -53,8 +51,7 @@ impl Server {
             names: RefCell::new(names),
             rng: RefCell::new(Rng::new(seed)),
             forwarder: Rc::new(forwarder),
-            connections: Semaphore::new(MAX_CONNECTIONS),
-            clients: RefCell::default(),
+            connections: Shares::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_CLIENT),
         }
     }
 
@@ -69,7 +66,7 @@ impl Server {
             Answer::Nothing => Decision::Nothing,
             Answer::Forward(question) => match self.forwarder.cached(&question) {
                 Some(reply) => Decision::Reply(reply),
-                None => match self.forwarder.enter() {
+                None => match self.forwarder.enter(asker) {
                     Some(place) => Decision::Ask(question, place),
                     None => Decision::Reply(question.refuse(Rcode::SERVFAIL)),
                 },
@@ -127,56 +124,37 @@ impl Server {
         }
     }
 
-    /// Answers all that comes by TCP.
+    /// Answers all that comes by TCP. A connection too many is closed at once.
     pub async fn serve_tcp(self: Rc<Self>, listener: TcpListener) {
         loop {
-            let Ok(turn) = self.connections.acquire().await else { return };
             match listener.accept().await {
                 Ok((stream, peer)) => {
                     let IpAddr::V4(peer) = peer.ip() else { continue };
-                    let Some(client) = Client::enter(&self, peer) else { continue };
-                    turn.forget();
+                    let Some(share) = self.connections.take(peer) else { continue };
+                    let server = self.clone();
                     spawn_local(async move {
                         // What ends a connection early is the client's affair.
-                        let _ = client.serve(stream).await;
+                        let _ = server.serve_connection(stream, peer).await;
+                        drop(share);
                     });
                 }
                 Err(error) => {
                     log!("failed to accept a TCP connection: {error}");
-                    drop(turn);
                     sleep(PAUSE).await;
                 }
             }
         }
     }
-}
-
-/// A connection of a client, counted while it lasts.
-struct Client {
-    server: Rc<Server>,
-    address: Ipv4Addr,
-}
-
-impl Client {
-    /// `None` if it has enough of them.
-    fn enter(server: &Rc<Server>, address: Ipv4Addr) -> Option<Self> {
-        let mut clients = server.clients.borrow_mut();
-        let count = clients.entry(address).or_default();
-        (*count < MAX_CONNECTIONS_PER_CLIENT).then(|| {
-            *count += 1;
-            Self { server: server.clone(), address }
-        })
-    }
 
     /// Queries one after the other, each behind its length: RFC 1035, section 4.2.2.
-    async fn serve(self, mut stream: TcpStream) -> io::Result<()> {
+    async fn serve_connection(&self, mut stream: TcpStream, client: Ipv4Addr) -> io::Result<()> {
         loop {
             let query = timeout(IDLE, async {
                 let mut query = vec![0; stream.read_u16().await?.into()];
                 stream.read_exact(&mut query).await?;
                 io::Result::Ok(query)
             });
-            let reply = match self.server.decide(&query.await??, self.address, Transport::Tcp) {
+            let reply = match self.decide(&query.await??, client, Transport::Tcp) {
                 Decision::Reply(reply) => reply,
                 Decision::Ask(question, place) => place.ask(&question).await,
                 Decision::Nothing => return Ok(()),
@@ -185,19 +163,6 @@ impl Client {
             framed.extend((reply.len() as u16).to_be_bytes());
             framed.extend(reply);
             timeout(IDLE, stream.write_all(&framed)).await??;
-        }
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.server.connections.add_permits(1);
-        let mut clients = self.server.clients.borrow_mut();
-        if let Some(count) = clients.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                clients.remove(&self.address);
-            }
         }
     }
 }
