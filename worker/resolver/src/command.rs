@@ -9,12 +9,13 @@ use std::rc::Rc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, Receiver};
 use tokio::task::{LocalSet, spawn_local};
 
 use crate::follow::follow;
 use crate::forward::Forwarder;
 use crate::instance::{self, Claim};
+use crate::names::Names;
 use crate::server::Server;
 use crate::sockets::{Listeners, PORT, Udp, listen_on};
 
@@ -113,6 +114,13 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let forwarder = Forwarder::new(options.resolv_conf.clone(), options.listen.clone());
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
+    let (sender, renewed) = mpsc::channel(1);
+    let names = follow(&options.run_root, sender)?;
+    let server = Rc::new(Server::new(names, forwarder, u64::from_ne_bytes(seed)));
     let mut listeners = Vec::new();
     if let Some(netns) = &options.netns {
         listeners.push(listen_on(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT), Some(netns))?);
@@ -120,23 +128,21 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     for address in &options.listen {
         listeners.push(listen_on(SocketAddrV4::new(*address, PORT), None)?);
     }
-    // Queries wait at our sockets from here on.
+    // Queries wait at our sockets from here on, so all that takes time has been done.
     let _instance = match claim {
         Claim::Ours(instance) => instance,
         Claim::Taken(_) => instance::take_over(&options.run_root)?,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, serve(options, listeners))
+    LocalSet::new().block_on(&runtime, serve(options, &server, renewed, listeners))
 }
 
-async fn serve(options: &Options, listeners: Vec<Listeners>) -> Result<(), Box<dyn Error>> {
+async fn serve(
+    options: &Options,
+    server: &Rc<Server>,
+    mut renewed: Receiver<Names>,
+    listeners: Vec<Listeners>,
+) -> Result<(), Box<dyn Error>> {
     let mut end = signal(SignalKind::terminate())?;
-    let (sender, mut renewed) = mpsc::channel(1);
-    let names = follow(&options.run_root, sender)?;
-    let forwarder = Forwarder::new(options.resolv_conf.clone(), options.listen.clone());
-    let mut seed = [0; 8];
-    getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
-    let server = Rc::new(Server::new(names, forwarder, u64::from_ne_bytes(seed)));
     let mut sockets = Vec::new();
     for Listeners { udp, tcp } in listeners {
         let udp = Rc::new(Udp::new(udp)?);
