@@ -11,12 +11,15 @@ use crate::{
     error::{KernelError, NetError},
     firewall::{
         Element,
+        host::HOST,
         message::{self, Change},
+        reading,
     },
     model::{Endpoint, NetworkConfig, NodeNetwork},
     netlink::{
         Socket,
         conntrack::{self, Flows},
+        forwarding,
         route::{self, Link, LinkChange, Peer},
     },
     netns,
@@ -92,13 +95,14 @@ impl Kernel {
     /// idle node then costs one message, whatever it carries.
     pub fn firewall(&mut self) -> Result<(message::Shape, BTreeSet<Element>), NetError> {
         let failed = |error| NetError::kernel(format!("read nft table `{}`", self.config.table), error);
-        let generation = message::generation(&mut self.netfilter).map_err(failed)?;
+        let generation = reading::generation(&mut self.netfilter).map_err(failed)?;
         if let Some((at, shape, elements)) = &self.read
             && *at == generation
         {
             return Ok((shape.clone(), elements.clone()));
         }
-        let (shape, elements) = message::observe(&mut self.netfilter, &self.config.table).map_err(failed)?;
+        let tables = reading::observe(&mut self.netfilter, &self.config.table, &HOST).map_err(failed)?;
+        let (shape, elements) = (tables.shape, tables.elements);
         self.read = Some((generation, shape.clone(), elements.clone()));
         Ok((shape, elements))
     }
@@ -139,7 +143,7 @@ impl Kernel {
                     .filter(|(index, _)| *index == link.index)
                     .map(|(_, cidr)| *cidr)
                     .collect(),
-                gateway: route::default_route(&mut socket, link.index)?,
+                gateway: forwarding::default_route(&mut socket, link.index)?,
             }))
         };
         let mut read = read;
@@ -180,7 +184,7 @@ impl Kernel {
     }
 
     pub fn change_firewall(&mut self, changes: &[Change]) -> Result<(), NetError> {
-        message::apply(&mut self.netfilter, &self.config.table, changes)
+        message::apply(&mut self.netfilter, &self.config.table, &HOST, changes)
             .map_err(|(what, error)| NetError::kernel(what, error))
     }
 
@@ -223,6 +227,7 @@ impl Kernel {
                 let peer = Peer {
                     name: &endpoint.interface_name,
                     mac: Some(endpoint.mac()),
+                    mtu: None,
                     namespace: namespace.as_fd(),
                 };
                 route::create_veth(socket, link, &peer).map_err(failed)
@@ -233,7 +238,8 @@ impl Kernel {
             }
             Operation::SetVeth { link, bridge, alias } => {
                 let master = Some(self.index_of(bridge)?);
-                let change = LinkChange { up: Some(true), alias: Some(alias), master, mac: None };
+                let change =
+                    LinkChange { up: Some(true), alias: Some(alias), master, ..LinkChange::default() };
                 let set = route::set_link(&mut self.route, link, &change);
                 set.and_then(|()| route::set_hairpin(&mut self.route, link)).map_err(failed)
             }
@@ -258,7 +264,7 @@ impl Kernel {
         let nothing = NodeNetwork::default();
         let mut observed = self.observe(&nothing)?;
         observed.elements.clear();
-        observed.shape = message::Shape::wanted();
+        observed.shape = message::Shape::wanted(&HOST);
         let mut first_error = None;
         self.perform(&crate::plan::plan(&self.config.clone(), &nothing, &observed), |_, result| {
             if let Err(error) = result {
@@ -266,7 +272,7 @@ impl Kernel {
             }
             true
         });
-        let existing = message::existing(&mut self.netfilter, &self.config.table)
+        let existing = reading::existing(&mut self.netfilter, &self.config.table)
             .map_err(|error| NetError::kernel("list nft tables", error));
         let dropped = existing.and_then(|families| self.change_firewall(&[Change::Drop(families)]));
         first_error.map_or(dropped, Err)
@@ -311,7 +317,7 @@ fn configure_inside(
     }
     route::add_address(socket, index, endpoint.cidr())?;
     route::set_link(socket, name, &up)?;
-    gateway.map_or(Ok(()), |gateway| route::set_default_route(socket, index, gateway))
+    gateway.map_or(Ok(()), |gateway| forwarding::set_default_route(socket, index, gateway))
 }
 
 /// Operations that are performed together when they are neighbours.

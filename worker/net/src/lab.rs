@@ -31,7 +31,7 @@ use crate::{
     error::NetError,
     model::{Cidr, Mac},
     netlink::{
-        Socket,
+        Socket, forwarding,
         route::{self, LinkChange, Peer},
     },
     netns::{self, run_in_netns},
@@ -338,7 +338,8 @@ pub fn configure(link: &str, address: Cidr, gateway: Option<Ipv4Addr>) -> Result
     let index = index_of(&mut socket, link)?;
     route::add_address(&mut socket, index, address).map_err(failed)?;
     route::set_link(&mut socket, link, &up()).map_err(failed)?;
-    gateway.map_or(Ok(()), |gateway| route::set_default_route(&mut socket, index, gateway).map_err(failed))
+    gateway
+        .map_or(Ok(()), |gateway| forwarding::set_default_route(&mut socket, index, gateway).map_err(failed))
 }
 
 impl Host {
@@ -354,6 +355,7 @@ impl Host {
             let peer = Peer {
                 name: "eth0",
                 mac: Some(Mac::from_address(self.address)),
+                mtu: None,
                 namespace: namespace.as_fd(),
             };
             route::create_veth(&mut socket, &self.port(), &peer).map_err(failed)?;

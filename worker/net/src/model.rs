@@ -126,6 +126,11 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// The protocol with this number in the IP header.
+    pub(crate) fn from_number(number: u8) -> Option<Self> {
+        [Self::Tcp, Self::Udp, Self::Sctp].into_iter().find(|protocol| protocol.number() == number)
+    }
+
     /// The number in the IP header.
     pub(crate) fn number(self) -> u8 {
         match self {

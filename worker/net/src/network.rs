@@ -385,7 +385,7 @@ impl Node {
         };
         let mut operations = Vec::new();
         let present: BTreeSet<_> = present.into_iter().filter(|element| shape.keeps(element)).collect();
-        if !shape.intact() {
+        if !shape.intact(&firewall::host::HOST) {
             operations.push(Operation::BuildRules(shape));
         }
         operations.extend(present.iter().filter(|e| unwanted(e)).cloned().map(Operation::RemoveElement));

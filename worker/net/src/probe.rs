@@ -25,7 +25,7 @@ pub(crate) fn probe(config: &NetworkConfig) -> Result<(), NetError> {
         let bridge = route::create_bridge(route, "probe", Mac::from_address(Ipv4Addr::new(10, 0, 0, 1)));
         told(bridge, "bridges", "CONFIG_BRIDGE")?;
         let namespace = netns::open(Path::new("/proc/thread-self/ns/net"))?;
-        let peer = route::Peer { name: "probe1", mac: None, namespace: namespace.as_fd() };
+        let peer = route::Peer { name: "probe1", mac: None, mtu: None, namespace: namespace.as_fd() };
         told(route::create_veth(route, "probe0", &peer), "veth devices", "CONFIG_VETH")?;
         // The rule set itself is the probe of everything it uses: sets, maps, fib, nat, masquerade, both families.
         let changes = [Change::Rules(Shape::default())];

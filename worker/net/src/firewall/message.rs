@@ -1,77 +1,85 @@
-//! nf_tables on the wire: encoding our tables, reading them back, comparing the two.
+//! nf_tables on the wire: our tables, as one transaction for each change.
 //!
 //! Source: Linux `include/uapi/linux/netfilter/nf_tables.h`, `nfnetlink.h`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Element, Set,
-    rules::{self, ChainSpec, Expr, FAMILIES, Family, Hook, OPERATOR, REG_1, SETS, SetSpec, Verdict, WORD_1},
+    Backends, Balancer, Element,
+    expression::encode_rule,
+    rules::{
+        self, ChainSpec, Expr, FAMILIES, Family, Hook, INET_SERVICE, IPV4_ADDR, Layout, Meta, OPERATOR,
+        REG_1, SetSpec, VERDICT, pair,
+    },
 };
 use crate::{
     error::KernelError,
-    netlink::{Attributes, Message, Socket, attributes, be_number, find, text},
+    netlink::{Attributes, Message, Socket},
 };
 
-const SUBSYSTEM: u16 = 10;
-const BATCH_BEGIN: u16 = 0x10;
-const BATCH_END: u16 = 0x11;
+pub(super) const SUBSYSTEM: u16 = 10;
+pub(super) const BATCH_BEGIN: u16 = 0x10;
+pub(super) const BATCH_END: u16 = 0x11;
 
-const NEW_TABLE: u16 = 0;
-const GET_TABLE: u16 = 1;
-const DEL_TABLE: u16 = 2;
-const NEW_CHAIN: u16 = 3;
-const GET_CHAIN: u16 = 4;
-const DEL_CHAIN: u16 = 5;
-const NEW_RULE: u16 = 6;
-const GET_RULE: u16 = 7;
-const DEL_RULE: u16 = 8;
-const NEW_SET: u16 = 9;
-const GET_SET: u16 = 10;
-const DEL_SET: u16 = 11;
-const NEW_ELEMENT: u16 = 12;
-const GET_ELEMENT: u16 = 13;
-const DEL_ELEMENT: u16 = 14;
-const GET_GENERATION: u16 = 16;
+pub(super) const NEW_TABLE: u16 = 0;
+pub(super) const GET_TABLE: u16 = 1;
+pub(super) const DEL_TABLE: u16 = 2;
+pub(super) const NEW_CHAIN: u16 = 3;
+pub(super) const GET_CHAIN: u16 = 4;
+pub(super) const DEL_CHAIN: u16 = 5;
+pub(super) const NEW_RULE: u16 = 6;
+pub(super) const GET_RULE: u16 = 7;
+pub(super) const DEL_RULE: u16 = 8;
+pub(super) const NEW_SET: u16 = 9;
+pub(super) const GET_SET: u16 = 10;
+pub(super) const DEL_SET: u16 = 11;
+pub(super) const NEW_ELEMENT: u16 = 12;
+pub(super) const GET_ELEMENT: u16 = 13;
+pub(super) const DEL_ELEMENT: u16 = 14;
+pub(super) const GET_GENERATION: u16 = 16;
 
-const TABLE_NAME: u16 = 1;
-const CHAIN_TABLE: u16 = 1;
-const CHAIN_NAME: u16 = 3;
-const CHAIN_HOOK: u16 = 4;
-const CHAIN_POLICY: u16 = 5;
-const CHAIN_TYPE: u16 = 7;
-const HOOK_NUMBER: u16 = 1;
-const HOOK_PRIORITY: u16 = 2;
-const RULE_TABLE: u16 = 1;
-const RULE_CHAIN: u16 = 2;
-const RULE_EXPRESSIONS: u16 = 4;
-const LIST_ITEM: u16 = 1;
-const EXPR_NAME: u16 = 1;
-const EXPR_DATA: u16 = 2;
-const SET_TABLE: u16 = 1;
-const SET_NAME: u16 = 2;
-const SET_FLAGS: u16 = 3;
-const SET_KEY_TYPE: u16 = 4;
-const SET_KEY_LEN: u16 = 5;
-const SET_DATA_TYPE: u16 = 6;
-const SET_DATA_LEN: u16 = 7;
-const SET_ID: u16 = 10;
-const SET_USERDATA: u16 = 13;
-const GENERATION_ID: u16 = 1;
-const ELEMENTS_TABLE: u16 = 1;
-const ELEMENTS_SET: u16 = 2;
-const ELEMENTS_LIST: u16 = 3;
-const ELEMENT_KEY: u16 = 1;
-const ELEMENT_DATA: u16 = 2;
-const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
-const VERDICT_CODE: u16 = 1;
-const VERDICT_CHAIN: u16 = 2;
+pub(super) const TABLE_NAME: u16 = 1;
+pub(super) const CHAIN_TABLE: u16 = 1;
+pub(super) const CHAIN_NAME: u16 = 3;
+pub(super) const CHAIN_HOOK: u16 = 4;
+pub(super) const CHAIN_POLICY: u16 = 5;
+pub(super) const CHAIN_TYPE: u16 = 7;
+pub(super) const HOOK_NUMBER: u16 = 1;
+pub(super) const HOOK_PRIORITY: u16 = 2;
+pub(super) const RULE_TABLE: u16 = 1;
+pub(super) const RULE_CHAIN: u16 = 2;
+pub(super) const RULE_EXPRESSIONS: u16 = 4;
+pub(super) const LIST_ITEM: u16 = 1;
+pub(super) const EXPR_NAME: u16 = 1;
+pub(super) const EXPR_DATA: u16 = 2;
+pub(super) const SET_TABLE: u16 = 1;
+pub(super) const SET_NAME: u16 = 2;
+pub(super) const SET_FLAGS: u16 = 3;
+pub(super) const SET_KEY_TYPE: u16 = 4;
+pub(super) const SET_KEY_LEN: u16 = 5;
+pub(super) const SET_DATA_TYPE: u16 = 6;
+pub(super) const SET_DATA_LEN: u16 = 7;
+pub(super) const SET_ID: u16 = 10;
+pub(super) const SET_DESCRIPTION: u16 = 9;
+pub(super) const SET_USERDATA: u16 = 13;
+pub(super) const GENERATION_ID: u16 = 1;
+pub(super) const ELEMENTS_TABLE: u16 = 1;
+pub(super) const ELEMENTS_SET: u16 = 2;
+pub(super) const ELEMENTS_LIST: u16 = 3;
+pub(super) const ELEMENTS_SET_ID: u16 = 4;
+pub(super) const ELEMENT_KEY: u16 = 1;
+pub(super) const ELEMENT_DATA: u16 = 2;
+pub(super) const DATA_VALUE: u16 = 1;
+pub(super) const DATA_VERDICT: u16 = 2;
+pub(super) const VERDICT_CODE: u16 = 1;
+pub(super) const VERDICT_CHAIN: u16 = 2;
 
-const SET_IS_MAP: u32 = 8;
-const POLICY_ACCEPT: u32 = 1;
+pub(super) const SET_IS_ANONYMOUS: u32 = 1;
+pub(super) const SET_IS_CONSTANT: u32 = 2;
+pub(super) const SET_IS_MAP: u32 = 8;
+pub(super) const POLICY_ACCEPT: u32 = 1;
 /// Attributes end at 64 KiB; the largest element takes some 80 bytes.
-const ELEMENTS_PER_MESSAGE: usize = 500;
+pub(super) const ELEMENTS_PER_MESSAGE: usize = 500;
 
 /// A change to the tables; a list of them is applied as one transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +88,10 @@ pub(crate) enum Change {
     Rules(Shape),
     Add(Element),
     Remove(Element),
+    /// Makes the chain, or gives it other backends.
+    Balance(Balancer),
+    /// Deletes the chain of this name, which nothing may lead to any more.
+    Unbalance(String),
     /// Deletes the tables of these families, with all that is in them.
     Drop(Vec<Family>),
 }
@@ -87,19 +99,19 @@ pub(crate) enum Change {
 /// Which parts of our tables exist, and which of them are as they should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Shape {
-    tables: BTreeSet<Family>,
+    pub(super) tables: BTreeSet<Family>,
     /// By name; whether the chain's type, hook and priority are right.
-    chains: BTreeMap<(Family, String), bool>,
+    pub(super) chains: BTreeMap<(Family, String), bool>,
     /// By name; whether the set's type is right.
-    sets: BTreeMap<(Family, String), bool>,
+    pub(super) sets: BTreeMap<(Family, String), bool>,
     /// Whether every rule is in its place and none besides.
-    rules: bool,
+    pub(super) rules: bool,
 }
 
 impl Shape {
     /// Nothing is missing, changed or besides.
-    pub fn intact(&self) -> bool {
-        self == &Self::wanted()
+    pub(crate) fn intact(&self, layout: &Layout) -> bool {
+        self == &Self::wanted(layout)
     }
 
     /// Whether the set of `element` outlives [`Change::Rules`].
@@ -109,20 +121,20 @@ impl Shape {
     }
 
     /// As it is after [`Change::Rules`].
-    pub(crate) fn wanted() -> Self {
+    pub(crate) fn wanted(layout: &Layout) -> Self {
         Self {
             tables: FAMILIES.into(),
-            chains: rules::chains()
+            chains: (layout.chains)()
                 .iter()
                 .map(|chain| ((chain.family, chain.name.to_owned()), true))
                 .collect(),
-            sets: SETS.iter().map(|set| ((set.family, set.name.to_owned()), true)).collect(),
+            sets: layout.specs().map(|set| ((set.family, set.name.to_owned()), true)).collect(),
             rules: true,
         }
     }
 }
 
-fn message(kind: u16, family: Family, attributes: Attributes) -> Message {
+pub(super) fn message(kind: u16, family: Family, attributes: Attributes) -> Message {
     Message::new(SUBSYSTEM << 8 | kind, &[family as u8, 0, 0, 0], attributes)
 }
 
@@ -138,9 +150,10 @@ fn batch(kind: u16) -> Message {
 pub(crate) fn apply(
     socket: &mut Socket,
     table: &str,
+    layout: &Layout,
     changes: &[Change],
 ) -> Result<(), (String, KernelError)> {
-    let messages = encode(table, changes);
+    let messages = encode(table, layout, changes);
     if messages.is_empty() {
         return Ok(());
     }
@@ -154,13 +167,26 @@ pub(crate) fn apply(
 }
 
 /// The messages for `changes`, each with what it does; neighbouring elements of one set share a message.
-fn encode(table: &str, changes: &[Change]) -> Vec<(String, Message)> {
+fn encode(table: &str, layout: &Layout, changes: &[Change]) -> Vec<(String, Message)> {
     let mut out = Vec::new();
     let mut rest = changes;
+    // Sets without a name are told apart by number within the transaction.
+    let mut ids = 1000..;
     while let Some(first) = rest.first() {
         let (Change::Add(element) | Change::Remove(element)) = first else {
             match first {
-                Change::Rules(shape) => encode_rules(table, shape, &mut out),
+                Change::Rules(shape) => encode_rules(table, layout, shape, &mut out),
+                Change::Balance(balancer) => {
+                    encode_balancer(table, balancer, ids.next().unwrap_or_default(), &mut out);
+                }
+                Change::Unbalance(chain) => {
+                    let attributes = Attributes::new().text(CHAIN_TABLE, table).text(CHAIN_NAME, chain);
+                    out.push((format!("flush nft chain `{chain}`"), flush(table, Family::Inet, chain)));
+                    out.push((
+                        format!("delete nft chain `{chain}`"),
+                        message(DEL_CHAIN, Family::Inet, attributes),
+                    ));
+                }
                 Change::Drop(families) => out.extend(families.iter().map(|&family| {
                     let attributes = Attributes::new().text(TABLE_NAME, table);
                     (format!("delete nft table `{table}`"), message(DEL_TABLE, family, attributes))
@@ -192,7 +218,7 @@ fn encode_elements(table: &str, spec: &SetSpec, add: bool, elements: &[&Element]
         let key = Attributes::new().bytes(DATA_VALUE, &element.key);
         let mut item = Attributes::new().nest(ELEMENT_KEY, &key);
         if add && !element.data.is_empty() {
-            item = item.nest(ELEMENT_DATA, &Attributes::new().bytes(DATA_VALUE, &element.data));
+            item = item.nest(ELEMENT_DATA, &encode_data(spec, &element.data));
         }
         list = list.nest(LIST_ITEM, &item);
     }
@@ -207,7 +233,95 @@ fn encode_elements(table: &str, spec: &SetSpec, add: bool, elements: &[&Element]
     (what, message(kind, spec.family, attributes).flags(flags))
 }
 
-fn encode_rules(table: &str, shape: &Shape, out: &mut Vec<(String, Message)>) {
+fn encode_data(spec: &SetSpec, data: &[u8]) -> Attributes {
+    if spec.data.is_none_or(|(kind, _)| kind != VERDICT) {
+        return Attributes::new().bytes(DATA_VALUE, data);
+    }
+    let mut chain = data.to_vec();
+    chain.push(0);
+    let verdict = Attributes::new().be32(VERDICT_CODE, libc::NFT_GOTO as u32).bytes(VERDICT_CHAIN, &chain);
+    Attributes::new().nest(DATA_VERDICT, &verdict)
+}
+
+fn flush(table: &str, family: Family, chain: &str) -> Message {
+    message(DEL_RULE, family, Attributes::new().text(RULE_TABLE, table).text(RULE_CHAIN, chain))
+}
+
+fn append(table: &str, family: Family, chain: &str, rule: &[Expr]) -> Message {
+    let attributes = Attributes::new()
+        .text(RULE_TABLE, table)
+        .text(RULE_CHAIN, chain)
+        .nest(RULE_EXPRESSIONS, &encode_rule(rule));
+    message(NEW_RULE, family, attributes).flags(libc::NLM_F_CREATE | libc::NLM_F_APPEND)
+}
+
+/// The one rule of a balancer, which draws from the set called `name`; `None` when it has no backends.
+pub(super) fn balancer_rule(backends: &Backends, name: &str, id: Option<u32>) -> Option<Vec<Expr>> {
+    let pick = |count: usize| [Expr::Draw(count as u32), Expr::Pick { name: name.to_owned(), id }];
+    let (mut rule, count, port) = match backends {
+        Backends::Hosts(addresses) => (Vec::new(), addresses.len(), false),
+        Backends::Port(protocol, _, addresses) => {
+            let of = [Expr::Meta { key: Meta::L4proto, to: REG_1 }, Expr::Equal(vec![protocol.number()])];
+            (of.to_vec(), addresses.len(), true)
+        }
+        Backends::Unknown => return None,
+    };
+    rule.extend(pick(count));
+    rule.push(Expr::Dnat { port });
+    (count > 0).then_some(rule)
+}
+
+fn encode_balancer(table: &str, balancer: &Balancer, id: u32, out: &mut Vec<(String, Message)>) {
+    // The kernel puts a number in the place of `%d`.
+    const NAME: &str = "__map%d";
+    let chain = balancer.chain.as_str();
+    let what = format!("set nft {balancer}");
+    let attributes = Attributes::new().text(CHAIN_TABLE, table).text(CHAIN_NAME, chain);
+    out.push((what.clone(), message(NEW_CHAIN, Family::Inet, attributes).flags(libc::NLM_F_CREATE)));
+    out.push((what.clone(), flush(table, Family::Inet, chain)));
+    let Some(rule) = balancer_rule(&balancer.backends, NAME, Some(id)) else { return };
+    let (addresses, port) = match &balancer.backends {
+        Backends::Hosts(addresses) => (addresses, None),
+        Backends::Port(_, port, addresses) => (addresses, Some(*port)),
+        Backends::Unknown => return,
+    };
+    let (kind, len) = if port.is_some() { (pair(IPV4_ADDR, INET_SERVICE), 8) } else { (IPV4_ADDR, 4) };
+    let set = Attributes::new()
+        .text(SET_TABLE, table)
+        .text(SET_NAME, NAME)
+        .be32(SET_FLAGS, SET_IS_ANONYMOUS | SET_IS_CONSTANT | SET_IS_MAP)
+        .be32(SET_KEY_TYPE, rules::INTEGER)
+        .be32(SET_KEY_LEN, 4)
+        .be32(SET_DATA_TYPE, kind)
+        .be32(SET_DATA_LEN, len)
+        .nest(SET_DESCRIPTION, &Attributes::new().be32(1, addresses.len() as u32))
+        .be32(SET_ID, id)
+        .bytes(SET_USERDATA, &in_host_order());
+    out.push((what.clone(), message(NEW_SET, Family::Inet, set).flags(libc::NLM_F_CREATE)));
+    let numbered: Vec<_> = (0u32..).zip(addresses).collect();
+    for some in numbered.chunks(ELEMENTS_PER_MESSAGE) {
+        let list = some.iter().fold(Attributes::new(), |list, (number, address)| {
+            let mut data = address.octets().to_vec();
+            if let Some(port) = port {
+                data.extend_from_slice(&port.to_be_bytes());
+                data.extend_from_slice(&[0, 0]);
+            }
+            let item = Attributes::new()
+                .nest(ELEMENT_KEY, &Attributes::new().bytes(DATA_VALUE, &number.to_ne_bytes()))
+                .nest(ELEMENT_DATA, &Attributes::new().bytes(DATA_VALUE, &data));
+            list.nest(LIST_ITEM, &item)
+        });
+        let attributes = Attributes::new()
+            .text(ELEMENTS_TABLE, table)
+            .text(ELEMENTS_SET, NAME)
+            .be32(ELEMENTS_SET_ID, id)
+            .nest(ELEMENTS_LIST, &list);
+        out.push((what.clone(), message(NEW_ELEMENT, Family::Inet, attributes).flags(libc::NLM_F_CREATE)));
+    }
+    out.push((what, append(table, Family::Inet, chain, &rule)));
+}
+
+fn encode_rules(table: &str, layout: &Layout, shape: &Shape, out: &mut Vec<(String, Message)>) {
     let mut push = |what: String, message: Message| out.push((what, message));
     for family in FAMILIES {
         let attributes = Attributes::new().text(TABLE_NAME, table);
@@ -216,12 +330,11 @@ fn encode_rules(table: &str, shape: &Shape, out: &mut Vec<(String, Message)>) {
             message(NEW_TABLE, family, attributes).flags(libc::NLM_F_CREATE),
         );
     }
-    let chains = rules::chains();
+    let chains = (layout.chains)();
     // Rules first, as they hold on to chains and sets; those of the operator stay unless the chain itself is wrong.
     for ((family, name), &right) in &shape.chains {
         if name != OPERATOR || *family != Family::Inet || !right {
-            let attributes = Attributes::new().text(RULE_TABLE, table).text(RULE_CHAIN, name);
-            push(format!("flush nft chain `{name}`"), message(DEL_RULE, *family, attributes));
+            push(format!("flush nft chain `{name}`"), flush(table, *family, name));
         }
     }
     for ((family, name), &right) in &shape.chains {
@@ -236,7 +349,7 @@ fn encode_rules(table: &str, shape: &Shape, out: &mut Vec<(String, Message)>) {
             push(format!("delete nft set `{name}`"), message(DEL_SET, *family, attributes));
         }
     }
-    for (id, set) in (1..).zip(&SETS) {
+    for (id, set) in (1..).zip(layout.specs()) {
         if shape.sets.get(&(set.family, set.name.to_owned())) != Some(&true) {
             push(format!("create nft set `{}`", set.name), encode_set(table, set, id));
         }
@@ -248,17 +361,19 @@ fn encode_rules(table: &str, shape: &Shape, out: &mut Vec<(String, Message)>) {
     }
     for chain in &chains {
         for expressions in &chain.rules {
-            let attributes = Attributes::new()
-                .text(RULE_TABLE, table)
-                .text(RULE_CHAIN, chain.name)
-                .nest(RULE_EXPRESSIONS, &encode_rule(expressions));
-            let flags = libc::NLM_F_CREATE | libc::NLM_F_APPEND;
             push(
                 format!("add a rule to nft chain `{}`", chain.name),
-                message(NEW_RULE, chain.family, attributes).flags(flags),
+                append(table, chain.family, chain.name, expressions),
             );
         }
     }
+}
+
+/// A hint for nft, which else prints a lone interface name or number as if it were in network byte order: type 0 (order
+/// of the key), 4 bytes, 1 (the machine's).
+fn in_host_order() -> [u8; 6] {
+    let [a, b, c, d] = 1u32.to_ne_bytes();
+    [0, 4, a, b, c, d]
 }
 
 fn encode_set(table: &str, set: &SetSpec, id: u32) -> Message {
@@ -270,10 +385,7 @@ fn encode_set(table: &str, set: &SetSpec, id: u32) -> Message {
         .be32(SET_KEY_LEN, set.key_len)
         .be32(SET_ID, id);
     if set.key_len == rules::NAME_LEN {
-        // A hint for nft, which else prints a lone interface name as if it were in network byte order: type 0 (order
-        // of the key), 4 bytes, 1 (the machine's).
-        let [a, b, c, d] = 1u32.to_ne_bytes();
-        attributes = attributes.bytes(SET_USERDATA, &[0, 4, a, b, c, d]);
+        attributes = attributes.bytes(SET_USERDATA, &in_host_order());
     }
     if let Some((kind, len)) = set.data {
         attributes = attributes.be32(SET_DATA_TYPE, kind).be32(SET_DATA_LEN, len);
@@ -289,254 +401,4 @@ fn encode_chain(table: &str, chain: &ChainSpec) -> Message {
             attributes.nest(CHAIN_HOOK, &hook).text(CHAIN_TYPE, kind).be32(CHAIN_POLICY, POLICY_ACCEPT);
     }
     message(NEW_CHAIN, chain.family, attributes).flags(libc::NLM_F_CREATE)
-}
-
-fn encode_rule(expressions: &[Expr]) -> Attributes {
-    let mut list = Attributes::new();
-    for expression in expressions {
-        for (name, data) in encode_expression(expression) {
-            let item = Attributes::new().text(EXPR_NAME, name).nest(EXPR_DATA, &data);
-            list = list.nest(LIST_ITEM, &item);
-        }
-    }
-    list
-}
-
-fn compare(operator: u32, value: &[u8]) -> (&'static str, Attributes) {
-    let data = Attributes::new().bytes(DATA_VALUE, value);
-    ("cmp", Attributes::new().be32(1, REG_1).be32(2, operator).nest(3, &data))
-}
-
-fn encode_expression(expression: &Expr) -> Vec<(&'static str, Attributes)> {
-    const CT_STATUS: u32 = 2;
-    const CT_STATUS_DNAT: u32 = 1 << 5;
-    const FIB_ADDRESS_TYPE: u32 = 3;
-    const FIB_BY_DESTINATION: u32 = 2;
-    let lookup = |set: Set| Attributes::new().text(1, set.spec().name).be32(2, REG_1);
-    match expression {
-        Expr::Meta { key, to } => vec![("meta", Attributes::new().be32(1, *to).be32(2, *key as u32))],
-        Expr::Payload { base, offset, len, to } => vec![(
-            "payload",
-            Attributes::new().be32(1, *to).be32(2, *base as u32).be32(3, *offset).be32(4, *len),
-        )],
-        Expr::Equal(value) => vec![compare(0, value)],
-        Expr::Lookup { set, absent: false } => vec![("lookup", lookup(*set))],
-        Expr::Lookup { set, absent: true } => vec![("lookup", lookup(*set).be32(5, 1))],
-        Expr::Map(set) => vec![("lookup", lookup(*set).be32(3, REG_1))],
-        Expr::ToThisNode => vec![
-            ("fib", Attributes::new().be32(1, REG_1).be32(2, FIB_ADDRESS_TYPE).be32(3, FIB_BY_DESTINATION)),
-            compare(0, &u32::from(libc::RTN_LOCAL).to_ne_bytes()),
-        ],
-        Expr::Translated => {
-            let bytes = |value: u32| Attributes::new().bytes(DATA_VALUE, &value.to_ne_bytes());
-            vec![
-                ("ct", Attributes::new().be32(1, REG_1).be32(2, CT_STATUS)),
-                (
-                    "bitwise",
-                    Attributes::new()
-                        .be32(1, REG_1)
-                        .be32(2, REG_1)
-                        .be32(3, 4)
-                        .nest(4, &bytes(CT_STATUS_DNAT))
-                        .nest(5, &bytes(0)),
-                ),
-                compare(1, &0u32.to_ne_bytes()),
-            ]
-        }
-        Expr::Dnat => vec![(
-            "nat",
-            Attributes::new().be32(1, 1).be32(2, libc::NFPROTO_IPV4 as u32).be32(3, REG_1).be32(5, WORD_1),
-        )],
-        Expr::Masquerade => vec![("masq", Attributes::new())],
-        Expr::Verdict(verdict) => {
-            let code = match verdict {
-                Verdict::Drop => libc::NF_DROP,
-                Verdict::Accept => libc::NF_ACCEPT,
-                Verdict::Jump(_) => libc::NFT_JUMP,
-            };
-            let mut inner = Attributes::new().be32(VERDICT_CODE, code as u32);
-            if let Verdict::Jump(chain) = verdict {
-                inner = inner.text(VERDICT_CHAIN, chain);
-            }
-            let data = Attributes::new().nest(DATA_VERDICT, &inner);
-            vec![("immediate", Attributes::new().be32(1, 0).nest(2, &data))]
-        }
-    }
-}
-
-/// Whether everything we `sent` for a rule is in what the kernel shows, expression by expression. The kernel may add
-/// attributes of its own (defaults, counters), so equality would be too much to ask.
-fn same_rule(sent: &[u8], shown: &[u8]) -> bool {
-    let items = |list| attributes(list).filter(|&(kind, _)| kind == LIST_ITEM).map(|(_, item)| item);
-    items(sent).count() == items(shown).count()
-        && items(sent).zip(items(shown)).all(|(sent, shown)| {
-            let data = |item| find(item, EXPR_DATA).unwrap_or_default();
-            find(sent, EXPR_NAME).map(text) == find(shown, EXPR_NAME).map(text)
-                && within(data(sent), data(shown))
-        })
-}
-
-/// Every attribute in `sent` is in `shown`, with the same value or, where nested, the same attributes.
-fn within(sent: &[u8], shown: &[u8]) -> bool {
-    attributes(sent).all(|(kind, value)| {
-        find(shown, kind).is_some_and(|other| {
-            value == other || (attributes(value).next().is_some() && within(value, other))
-        })
-    })
-}
-
-fn payload_of(payload: &[u8]) -> &[u8] {
-    payload.get(4..).unwrap_or_default()
-}
-
-fn is_missing(error: &KernelError) -> bool {
-    error.errno == libc::ENOENT
-}
-
-/// Reads our tables back: their shape and their elements.
-pub(crate) fn observe(socket: &mut Socket, table: &str) -> Result<(Shape, BTreeSet<Element>), KernelError> {
-    let mut shape = Shape { rules: true, ..Shape::default() };
-    let mut elements = BTreeSet::new();
-    for family in FAMILIES {
-        match socket.get(&message(GET_TABLE, family, Attributes::new().text(TABLE_NAME, table))) {
-            Ok(_) => shape.tables.insert(family),
-            Err(error) if is_missing(&error) => {
-                shape.rules = false;
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        observe_chains(socket, table, family, &mut shape)?;
-        observe_sets(socket, table, family, &mut shape)?;
-        shape.rules &= rules_intact(socket, table, family)?;
-    }
-    for spec in &SETS {
-        if shape.sets.get(&(spec.family, spec.name.to_owned())) == Some(&true) {
-            observe_elements(socket, table, spec, &mut elements)?;
-        }
-    }
-    Ok((shape, elements))
-}
-
-fn observe_chains(
-    socket: &mut Socket,
-    table: &str,
-    family: Family,
-    shape: &mut Shape,
-) -> Result<(), KernelError> {
-    let chains = rules::chains();
-    socket.dump(&message(GET_CHAIN, family, Attributes::new()), |payload| {
-        let rest = payload_of(payload);
-        if payload.first() != Some(&(family as u8))
-            || find(rest, CHAIN_TABLE).map(text).as_deref() != Some(table)
-        {
-            return;
-        }
-        let name = find(rest, CHAIN_NAME).map(text).unwrap_or_default();
-        let hook = find(rest, CHAIN_HOOK).map(|hook| {
-            let part = |kind| find(hook, kind).and_then(be_number);
-            (find(rest, CHAIN_TYPE).map(text), part(HOOK_NUMBER), part(HOOK_PRIORITY))
-        });
-        let policy = find(rest, CHAIN_POLICY).and_then(be_number).unwrap_or(POLICY_ACCEPT);
-        let known = chains.iter().find(|chain| chain.family == family && chain.name == name);
-        if known.is_none() && hook.is_none() {
-            return; // A chain that the operator made beside ours, to jump to from `operator`.
-        }
-        let right = known.is_some_and(|chain| {
-            let wanted =
-                chain.hook.map(|h| (Some(h.kind.to_owned()), Some(h.number), Some(h.priority as u32)));
-            wanted == hook && policy == POLICY_ACCEPT
-        });
-        shape.chains.insert((family, name), right);
-    })
-}
-
-fn observe_sets(
-    socket: &mut Socket,
-    table: &str,
-    family: Family,
-    shape: &mut Shape,
-) -> Result<(), KernelError> {
-    let request = message(GET_SET, family, Attributes::new().text(SET_TABLE, table));
-    socket.dump(&request, |payload| {
-        let rest = payload_of(payload);
-        if find(rest, SET_TABLE).map(text).as_deref() != Some(table) {
-            return;
-        }
-        let name = find(rest, SET_NAME).map(text).unwrap_or_default();
-        let value = |kind| find(rest, kind).and_then(be_number);
-        let Some(set) = SETS.iter().find(|set| set.family == family && set.name == name) else {
-            return; // The operator's own.
-        };
-        let right = value(SET_KEY_LEN) == Some(set.key_len)
-            && value(SET_KEY_TYPE) == Some(set.key_type)
-            && value(SET_DATA_LEN) == set.data.map(|(_, len)| len)
-            && value(SET_FLAGS).unwrap_or(0) == if set.data.is_some() { SET_IS_MAP } else { 0 };
-        shape.sets.insert((family, name), right);
-    })
-}
-
-fn rules_intact(socket: &mut Socket, table: &str, family: Family) -> Result<bool, KernelError> {
-    let mut shown: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
-    let request = message(GET_RULE, family, Attributes::new().text(RULE_TABLE, table));
-    socket.dump(&request, |payload| {
-        let rest = payload_of(payload);
-        if find(rest, RULE_TABLE).map(text).as_deref() == Some(table) {
-            let chain = find(rest, RULE_CHAIN).map(text).unwrap_or_default();
-            shown.entry(chain).or_default().push(find(rest, RULE_EXPRESSIONS).unwrap_or_default().to_vec());
-        }
-    })?;
-    Ok(rules::chains().iter().filter(|chain| chain.family == family && chain.hook.is_some()).all(|chain| {
-        let shown = shown.get(chain.name).map_or(&[][..], Vec::as_slice);
-        shown.len() == chain.rules.len()
-            && chain
-                .rules
-                .iter()
-                .zip(shown)
-                .all(|(rule, shown)| same_rule(encode_rule(rule).as_bytes(), shown))
-    }))
-}
-
-fn observe_elements(
-    socket: &mut Socket,
-    table: &str,
-    spec: &SetSpec,
-    elements: &mut BTreeSet<Element>,
-) -> Result<(), KernelError> {
-    let attributes_of_set = Attributes::new().text(ELEMENTS_TABLE, table).text(ELEMENTS_SET, spec.name);
-    socket.dump(&message(GET_ELEMENT, spec.family, attributes_of_set), |payload| {
-        let list = find(payload_of(payload), ELEMENTS_LIST).unwrap_or_default();
-        for (_, item) in attributes(list) {
-            let value = |kind| find(item, kind).and_then(|data| find(data, DATA_VALUE)).map(<[u8]>::to_vec);
-            elements.extend(value(ELEMENT_KEY).map(|key| Element {
-                set: spec.set,
-                key,
-                data: value(ELEMENT_DATA).unwrap_or_default(),
-            }));
-        }
-    })
-}
-
-/// A number that changes with every change of any rule set in the namespace, whoever makes it.
-pub(crate) fn generation(socket: &mut Socket) -> Result<u32, KernelError> {
-    let answer = socket.get(&message(GET_GENERATION, Family::Inet, Attributes::new()))?;
-    // The answer starts with `struct nfgenmsg`.
-    answer
-        .get(4..)
-        .and_then(|attributes| find(attributes, GENERATION_ID))
-        .and_then(be_number)
-        .ok_or(KernelError { errno: libc::EPROTO, reason: None })
-}
-
-/// The families in which our table exists.
-pub(crate) fn existing(socket: &mut Socket, table: &str) -> Result<Vec<Family>, KernelError> {
-    let mut found = Vec::new();
-    for family in FAMILIES {
-        match socket.get(&message(GET_TABLE, family, Attributes::new().text(TABLE_NAME, table))) {
-            Ok(_) => found.push(family),
-            Err(error) if is_missing(&error) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(found)
 }

@@ -1,14 +1,18 @@
-//! The node's own nft tables: what is in them ([`rules`]), its elements, and how they travel ([`message`]).
+//! The node's own nft tables: what is in them ([`host`], [`helper`]), their elements, and how they travel ([`message`]).
 //!
 //! The rules never change while a daemon lives; what changes with networks and endpoints are elements of sets and
-//! maps. So an endpoint that comes or goes costs a handful of elements in one transaction, whatever the node carries.
+//! maps, and one chain for each service of an overlay. So an endpoint that comes or goes costs a handful of elements in one transaction, whatever the node carries.
 
+mod expression;
+pub(crate) mod helper;
+pub(crate) mod host;
 pub(crate) mod message;
+pub(crate) mod reading;
 pub(crate) mod rules;
 
 use std::{collections::BTreeSet, fmt, net::Ipv4Addr};
 
-use crate::model::{BridgeNetwork, Endpoint, HostPort, Mac, NetworkConfig, NodeNetwork};
+use crate::model::{BridgeNetwork, Endpoint, HostPort, Mac, NetworkConfig, NodeNetwork, Protocol};
 
 /// The sets and maps, by what an element means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,6 +29,26 @@ pub enum Set {
     Members,
     /// `inet`: protocol and port of the node, to address and port of a container.
     Published,
+    /// `inet`: address, protocol and port of the node, to address and port.
+    Bound,
+    /// `inet`: link to the overlays, to the address of the node that its own traffic takes there.
+    Uplinks,
+    /// `inet`: link, protocol and port of the node that must not be reached by it.
+    Guarded,
+    /// `inet`: bridges of overlays that have a way out.
+    Outbound,
+    /// `inet`: bridge of the ingress network.
+    Ingress,
+    /// `inet`: the address of a task of this node, twice.
+    Hairpins,
+    /// `inet`: bridge of an overlay, to its gateway's address.
+    Gateways,
+    /// `inet`: MAC of another node's bridges, to its number.
+    Nodes,
+    /// `inet`: bridge and virtual address, to the chain of the service.
+    Services,
+    /// `inet`: protocol and port of the mesh, to its chain.
+    Mesh,
     /// `bridge`: names of the veth devices of containers.
     Ports,
     /// `bridge`: veth and the one MAC that may be used behind it.
@@ -38,8 +62,42 @@ pub enum Set {
 pub struct Element {
     pub(crate) set: Set,
     pub(crate) key: Vec<u8>,
-    /// Empty for a set.
+    /// Empty for a set; the name of the chain for a verdict map.
     pub(crate) data: Vec<u8>,
+}
+
+/// A chain that sends each new connection to one of some backends, by equal chances.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Balancer {
+    pub(crate) chain: String,
+    pub(crate) backends: Backends,
+}
+
+/// Where a [`Balancer`] sends connections.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Backends {
+    /// Any protocol, the port kept.
+    Hosts(BTreeSet<Ipv4Addr>),
+    /// Connections of this protocol, to this port.
+    Port(Protocol, u16, BTreeSet<Ipv4Addr>),
+    /// What was found in the kernel and is not to be understood.
+    Unknown,
+}
+
+impl fmt::Display for Balancer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "chain `{}` to ", self.chain)?;
+        let (addresses, port) = match &self.backends {
+            Backends::Hosts(addresses) => (addresses, None),
+            Backends::Port(_, port, addresses) => (addresses, Some(*port)),
+            Backends::Unknown => return f.write_str("what it should not"),
+        };
+        for (position, address) in addresses.iter().enumerate() {
+            f.write_str(if position == 0 { "" } else { ", " })?;
+            write!(f, "{address}")?;
+        }
+        port.map_or(Ok(()), |port| write!(f, " port {port}"))
+    }
 }
 
 /// An interface name as nft compares it: padded with NUL to 16 bytes.
@@ -60,32 +118,67 @@ fn join(parts: &[&[u8]]) -> Vec<u8> {
 }
 
 impl Element {
-    fn member(set: Set, key: Vec<u8>) -> Self {
+    pub(crate) fn member(set: Set, key: Vec<u8>) -> Self {
         Self { set, key, data: Vec::new() }
     }
 
-    fn link(set: Set, name: &str) -> Self {
+    pub(crate) fn link(set: Set, name: &str) -> Self {
         Self::member(set, name_bytes(name).to_vec())
     }
 
-    fn within(bridge: &str) -> Self {
+    pub(crate) fn within(bridge: &str) -> Self {
         Self::member(Set::Within, join(&[&name_bytes(bridge), &name_bytes(bridge)]))
     }
 
-    fn mac(link: &str, mac: Mac) -> Self {
+    pub(crate) fn mac(link: &str, mac: Mac) -> Self {
         Self::member(Set::Macs, join(&[&name_bytes(link), &mac.0]))
     }
 
-    fn address(set: Set, link: &str, address: Ipv4Addr) -> Self {
+    pub(crate) fn address(set: Set, link: &str, address: Ipv4Addr) -> Self {
         Self::member(set, join(&[&name_bytes(link), &address.octets()]))
     }
 
-    fn published(port: &HostPort, address: Ipv4Addr) -> Self {
+    pub(crate) fn published(port: &HostPort, address: Ipv4Addr) -> Self {
         Self {
             set: Set::Published,
             key: join(&[&[port.protocol.number()], &port.published.to_be_bytes()]),
             data: join(&[&address.octets(), &port.target.to_be_bytes()]),
         }
+    }
+
+    /// As [`Self::published`], at one address of the node only.
+    pub(crate) fn bound(at: Ipv4Addr, port: &HostPort, address: Ipv4Addr) -> Self {
+        let anywhere = Self::published(port, address);
+        Self { set: Set::Bound, key: [&at.octets()[..], &anywhere.key].concat(), data: anywhere.data }
+    }
+
+    pub(crate) fn guarded(link: &str, protocol: Protocol, port: u16) -> Self {
+        let key = join(&[&name_bytes(link), &[protocol.number()], &port.to_be_bytes()]);
+        Self::member(Set::Guarded, key)
+    }
+
+    /// An address that goes with a link.
+    pub(crate) fn address_of(set: Set, link: &str, address: Ipv4Addr) -> Self {
+        Self { set, key: name_bytes(link).to_vec(), data: address.octets().to_vec() }
+    }
+
+    pub(crate) fn hairpin(address: Ipv4Addr) -> Self {
+        Self::member(Set::Hairpins, join(&[&address.octets(), &address.octets()]))
+    }
+
+    pub(crate) fn node(mac: Mac, number: u16) -> Self {
+        let key = mac.0.to_vec();
+        Self { set: Set::Nodes, key, data: u32::from(number).to_ne_bytes().to_vec() }
+    }
+
+    pub(crate) fn service(bridge: &str, address: Ipv4Addr, chain: &str) -> Self {
+        let key = join(&[&name_bytes(bridge), &address.octets()]);
+        Self { set: Set::Services, key, data: chain.as_bytes().to_vec() }
+    }
+
+    pub(crate) fn mesh(protocol: Protocol, port: u16, chain: &str) -> Self {
+        let key = join(&[&[protocol.number()], &port.to_be_bytes()]);
+        Self { set: Set::Mesh, key, data: chain.as_bytes().to_vec() }
     }
 
     /// Whether it was made for the endpoint with this link and address.
@@ -94,7 +187,7 @@ impl Element {
             Set::Ports | Set::Macs | Set::Sources => self.key.starts_with(&name_bytes(link)),
             Set::Published => address.is_some_and(|address| self.data.starts_with(&address.octets())),
             Set::Members => address.is_some_and(|address| self.key.ends_with(&address.octets())),
-            Set::Bridges | Set::Masqueraded | Set::Internal | Set::Within => false,
+            _ => false,
         }
     }
 
@@ -108,29 +201,53 @@ impl fmt::Display for Element {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = |bytes: &[u8]| crate::netlink::text(bytes);
         let (key, data) = (&self.key, &self.data);
+        let protocol = |number| match number {
+            6 => "tcp".to_owned(),
+            17 => "udp".to_owned(),
+            132 => "sctp".to_owned(),
+            other => other.to_string(),
+        };
+        let port = |bytes: &[u8]| u16::from_be_bytes([bytes[0], bytes[1]]);
+        let address = |bytes: &[u8]| Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]);
         match (self.set, key.len(), data.len()) {
             (Set::Published, 8, 8) => {
-                let protocol = match key[0] {
-                    6 => "tcp".to_owned(),
-                    17 => "udp".to_owned(),
-                    132 => "sctp".to_owned(),
-                    other => other.to_string(),
-                };
-                let (published, target) =
-                    (u16::from_be_bytes([key[4], key[5]]), u16::from_be_bytes([data[4], data[5]]));
-                let address = Ipv4Addr::new(data[0], data[1], data[2], data[3]);
-                write!(f, "published {protocol}/{published} to {address}:{target}")
+                let (at, to) = (port(&key[4..]), port(&data[4..]));
+                write!(f, "published {}/{at} to {}:{to}", protocol(key[0]), address(data))
+            }
+            (Set::Bound, 12, 8) => {
+                let (at, to) = (port(&key[8..]), port(&data[4..]));
+                let (of, proto) = (address(key), protocol(key[4]));
+                write!(f, "published {proto}/{at} of {of} to {}:{to}", address(data))
+            }
+            (Set::Mesh, 8, _) => {
+                let chain = String::from_utf8_lossy(data);
+                write!(f, "published {}/{} to chain `{chain}`", protocol(key[0]), port(&key[4..]))
+            }
+            (Set::Services, 20, _) => {
+                let chain = String::from_utf8_lossy(data);
+                write!(f, "service {} on {} to chain `{chain}`", address(&key[16..]), name(key))
+            }
+            (Set::Guarded, 24, 0) => {
+                write!(f, "guarded {}/{} from {}", protocol(key[16]), port(&key[20..]), name(key))
+            }
+            (Set::Hairpins, 8, 0) => write!(f, "hairpin {}", address(key)),
+            (Set::Nodes, 6, 4) => {
+                let mac = Mac([key[0], key[1], key[2], key[3], key[4], key[5]]);
+                write!(f, "node {} at {mac}", u32::from_ne_bytes([data[0], data[1], data[2], data[3]]))
+            }
+            (Set::Uplinks | Set::Gateways, 16, 4) => {
+                write!(f, "address {} of {}", address(data), name(key))
             }
             (Set::Macs, 24, 0) => {
                 let mac = Mac([key[16], key[17], key[18], key[19], key[20], key[21]]);
                 write!(f, "mac {mac} behind {}", name(key))
             }
             (Set::Sources, 20, 0) => {
-                let address = Ipv4Addr::new(key[16], key[17], key[18], key[19]);
+                let address = address(&key[16..]);
                 write!(f, "source {address} behind {}", name(key))
             }
             (Set::Members, 20, 0) => {
-                let address = Ipv4Addr::new(key[16], key[17], key[18], key[19]);
+                let address = address(&key[16..]);
                 write!(f, "member {address} of {}", name(key))
             }
             (set, _, _) => write!(f, "{} {}", format!("{set:?}").to_lowercase(), name(key)),

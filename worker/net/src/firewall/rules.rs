@@ -1,49 +1,4 @@
-//! The rule set, as data. Read as nft would print it:
-//!
-//! ```text
-//! table inet rswarm {
-//!   chain raw         { type filter hook prerouting priority raw
-//!                       iifname @bridges ip daddr 127.0.0.0/8 drop }
-//!   chain prerouting  { type nat hook prerouting priority dstnat
-//!                       fib daddr type local dnat ip to meta l4proto . th dport map @published }
-//!   chain output      { the same, for connections made on the node itself }
-//!   chain operator    { }                          # yours: see below
-//!   chain forward     { type filter hook forward priority filter
-//!                       jump operator
-//!                       iifname . oifname @within accept
-//!                       iifname @internal drop
-//!                       oifname @internal drop
-//!                       iifname @bridges accept
-//!                       oifname @bridges accept }
-//!   chain postrouting { type nat hook postrouting priority srcnat
-//!                       oifname . ip saddr @members ct status dnat masquerade
-//!                       oifname @bridges ip saddr 127.0.0.0/8 masquerade
-//!                       iifname @masqueraded oifname != @bridges masquerade }
-//! }
-//! table bridge rswarm {
-//!   chain prerouting  { type filter hook prerouting priority dstnat
-//!                       iifname != @ports accept
-//!                       iifname . ether saddr != @macs drop
-//!                       ether type ip  iifname . ip saddr != @sources drop
-//!                       ether type arp iifname . arp saddr ip != @sources drop
-//!                       ether type arp iifname . arp saddr ether != @macs drop }
-//! }
-//! ```
-//!
-//! - `operator` is the place for the operator's own rules about forwarded traffic. It runs before ours, it is created
-//!   empty and never touched again; only removing the whole table (`leave`) takes it away. A verdict of ours ends our
-//!   table alone: a host firewall in other tables keeps its say.
-//! - Published ports answer on 127.0.0.1 too. That needs `route_localnet` on the bridge, which by itself would let a
-//!   container reach what the node serves on its loopback (CVE-2020-8558); the `raw` chain forbids just that.
-//! - Hairpin: a container that calls a published port of its own node may be sent back to its own bridge. Its peer
-//!   would answer it directly, past the translation, so there (and for 127.0.0.1) the source becomes the gateway.
-//!   Every other caller is seen with its own address.
-//! - Nothing here depends on `bridge-nf-call-iptables`. Where that is on, traffic between containers of one bridge
-//!   passes `forward` too (hence `@within`), and a hairpin is translated inside the bridge without ever being routed:
-//!   its incoming device is not known then (hence `@members` rather than a pair of devices), and it may have to leave
-//!   by the port by which it came (hence hairpin mode on the containers' links).
-//! - The source check is in the `bridge` family, where the packet's device is the container's veth and not the bridge;
-//!   it holds between two containers of a bridge as well, and without `br_netfilter`.
+//! The words that rule sets are written in: sets, chains, and the steps of a rule.
 
 use super::Set;
 
@@ -68,17 +23,21 @@ pub(crate) struct SetSpec {
     pub data: Option<(u32, u32)>,
 }
 
+/// Data of a verdict map: the chain to go on in.
+pub(crate) const VERDICT: u32 = 0xffff_ff00;
 /// Length of an interface name as a key.
 pub(crate) const NAME_LEN: u32 = 16;
 
-const IPV4_ADDR: u32 = 7;
+pub(crate) const INTEGER: u32 = 4;
+pub(crate) const IPV4_ADDR: u32 = 7;
 const ETHER_ADDR: u32 = 9;
 const INET_PROTO: u32 = 12;
-const INET_SERVICE: u32 = 13;
+pub(crate) const INET_SERVICE: u32 = 13;
+const MARK: u32 = 19;
 const IFNAME: u32 = 41;
 
 /// nft's number of a concatenation of two types.
-const fn pair(first: u32, second: u32) -> u32 {
+pub(crate) const fn pair(first: u32, second: u32) -> u32 {
     first << 6 | second
 }
 
@@ -86,24 +45,63 @@ const fn plain(set: Set, family: Family, name: &'static str, key_type: u32, key_
     SetSpec { set, family, name, key_type, key_len, data: None }
 }
 
-pub(crate) const SETS: [SetSpec; 9] = [
+const fn map(set: Set, family: Family, name: &'static str, key: (u32, u32), data: (u32, u32)) -> SetSpec {
+    SetSpec { set, family, name, key_type: key.0, key_len: key.1, data: Some(data) }
+}
+
+pub(crate) const SETS: [SetSpec; 19] = [
     plain(Set::Bridges, Family::Inet, "bridges", IFNAME, NAME_LEN),
     plain(Set::Masqueraded, Family::Inet, "masqueraded", IFNAME, NAME_LEN),
     plain(Set::Internal, Family::Inet, "internal", IFNAME, NAME_LEN),
     plain(Set::Within, Family::Inet, "within", pair(IFNAME, IFNAME), 32),
     plain(Set::Members, Family::Inet, "members", pair(IFNAME, IPV4_ADDR), 20),
-    SetSpec {
-        set: Set::Published,
-        family: Family::Inet,
-        name: "published",
-        key_type: pair(INET_PROTO, INET_SERVICE),
-        key_len: 8,
-        data: Some((pair(IPV4_ADDR, INET_SERVICE), 8)),
-    },
+    map(
+        Set::Published,
+        Family::Inet,
+        "published",
+        (pair(INET_PROTO, INET_SERVICE), 8),
+        (pair(IPV4_ADDR, INET_SERVICE), 8),
+    ),
+    map(
+        Set::Bound,
+        Family::Inet,
+        "bound",
+        (pair(pair(IPV4_ADDR, INET_PROTO), INET_SERVICE), 12),
+        (pair(IPV4_ADDR, INET_SERVICE), 8),
+    ),
+    map(Set::Uplinks, Family::Inet, "uplinks", (IFNAME, NAME_LEN), (IPV4_ADDR, 4)),
+    plain(Set::Guarded, Family::Inet, "guarded", pair(pair(IFNAME, INET_PROTO), INET_SERVICE), 24),
+    plain(Set::Outbound, Family::Inet, "outbound", IFNAME, NAME_LEN),
+    plain(Set::Ingress, Family::Inet, "ingress", IFNAME, NAME_LEN),
+    plain(Set::Hairpins, Family::Inet, "hairpins", pair(IPV4_ADDR, IPV4_ADDR), 8),
+    map(Set::Gateways, Family::Inet, "gateways", (IFNAME, NAME_LEN), (IPV4_ADDR, 4)),
+    map(Set::Nodes, Family::Inet, "nodes", (ETHER_ADDR, 6), (MARK, 4)),
+    map(Set::Services, Family::Inet, "services", (pair(IFNAME, IPV4_ADDR), 20), (VERDICT, 16)),
+    map(Set::Mesh, Family::Inet, "published", (pair(INET_PROTO, INET_SERVICE), 8), (VERDICT, 16)),
     plain(Set::Ports, Family::Bridge, "ports", IFNAME, NAME_LEN),
     plain(Set::Macs, Family::Bridge, "macs", pair(IFNAME, ETHER_ADDR), 24),
     plain(Set::Sources, Family::Bridge, "sources", pair(IFNAME, IPV4_ADDR), 20),
 ];
+
+/// The rule set of one network namespace: the same tables, with other sets and chains in them.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    pub sets: &'static [Set],
+    /// In the order in which they are made.
+    pub chains: fn() -> Vec<ChainSpec>,
+    /// First words of the chains that come and go, see [`super::Balancer`].
+    pub balancers: &'static [&'static str],
+}
+
+impl Layout {
+    pub fn specs(&self) -> impl Iterator<Item = &'static SetSpec> {
+        self.sets.iter().map(|set| set.spec())
+    }
+
+    pub fn is_balancer(&self, chain: &str) -> bool {
+        self.balancers.iter().any(|prefix| chain.starts_with(prefix))
+    }
+}
 
 impl Set {
     pub(crate) fn spec(self) -> &'static SetSpec {
@@ -131,16 +129,35 @@ pub(crate) struct ChainSpec {
 /// Registers of the rule machine: 16 bytes each by the first numbers, 4 bytes each from `WORD_1` on.
 pub(crate) const REG_1: u32 = 1;
 pub(crate) const REG_2: u32 = 2;
-/// The second word of [`REG_1`].
+/// The second word of [`REG_1`], and its third.
 pub(crate) const WORD_1: u32 = 9;
+pub(crate) const WORD_2: u32 = 10;
+/// The second word of [`REG_2`].
+pub(crate) const WORD_5: u32 = 13;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Meta {
+    Mark = 3,
     Iifname = 6,
     Oifname = 7,
+    Iiftype = 8,
     Nfproto = 15,
     L4proto = 16,
 }
+
+/// What is known of a packet's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ct {
+    State = 0,
+    Direction = 1,
+    Status = 2,
+    Mark = 3,
+}
+
+pub(crate) const CT_ESTABLISHED: u32 = 2;
+pub(crate) const CT_RELATED: u32 = 4;
+pub(crate) const CT_NEW: u32 = 8;
+pub(crate) const CT_STATUS_DNAT: u32 = 1 << 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Base {
@@ -171,6 +188,10 @@ pub(crate) enum Expr {
     },
     /// Goes on only if register 1 equals these bytes.
     Equal(Vec<u8>),
+    /// Goes on only if register 1 does not equal these bytes.
+    Differs(Vec<u8>),
+    /// Goes on only if one of these bits is set in the byte in register 1.
+    AnyBitOfByte(u8),
     /// Goes on only if register 1 is found (or, `absent`, is not).
     Lookup {
         set: Set,
@@ -180,28 +201,62 @@ pub(crate) enum Expr {
     Map(Set),
     /// Goes on only for a destination that is an address of this node.
     ToThisNode,
-    /// Goes on only for connections whose destination was translated.
-    Translated,
-    /// Translates the destination to the address in register 1 and the port in its second word.
-    Dnat,
+    /// Loads what is known of the connection into register 1.
+    Ct(Ct),
+    /// Goes on only if one of these bits is set in register 1.
+    AnyOf(u32),
+    /// Goes on only if register 1 is not 0.
+    NotZero,
+    /// Loads a constant into register 1.
+    Load(Vec<u8>),
+    /// Marks the connection with register 1.
+    MarkConnection,
+    /// Marks the packet with register 1.
+    MarkPacket,
+    /// Goes on in the chain found under register 1, if there is one.
+    Dispatch(Set),
+    /// Loads a number below this into register 1, drawn for each packet.
+    Draw(u32),
+    /// Goes on with the data found under register 1 in a set without a name.
+    Pick {
+        name: String,
+        id: Option<u32>,
+    },
+    /// Sets the segment size that a TCP peer will use to what the route carries.
+    ClampMss,
+    /// Answers with a TCP reset.
+    Reset,
+    /// Answers with "port unreachable".
+    Unreachable,
+    /// Translates the destination to the address in register 1 and, if asked for, the port in its second word.
+    Dnat {
+        port: bool,
+    },
+    /// Translates the source to the address in register 1.
+    Snat,
     Masquerade,
     Verdict(Verdict),
 }
 
-fn in_set(key: Meta, set: Set) -> [Expr; 2] {
+pub(super) fn in_set(key: Meta, set: Set) -> [Expr; 2] {
     [Expr::Meta { key, to: REG_1 }, Expr::Lookup { set, absent: false }]
 }
 
-fn not_in_set(key: Meta, set: Set) -> [Expr; 2] {
+/// The device is the one of that name.
+pub(super) fn name_is(key: Meta, name: &str) -> [Expr; 2] {
+    [Expr::Meta { key, to: REG_1 }, Expr::Equal(super::name_bytes(name).to_vec())]
+}
+
+pub(super) fn not_in_set(key: Meta, set: Set) -> [Expr; 2] {
     [Expr::Meta { key, to: REG_1 }, Expr::Lookup { set, absent: true }]
 }
 
-fn ipv4() -> [Expr; 2] {
+pub(super) fn ipv4() -> [Expr; 2] {
     [Expr::Meta { key: Meta::Nfproto, to: REG_1 }, Expr::Equal(vec![libc::NFPROTO_IPV4 as u8])]
 }
 
 /// The first byte of an address in the IPv4 header at `offset` is 127.
-fn loopback(offset: u32) -> [Expr; 2] {
+pub(super) fn loopback(offset: u32) -> [Expr; 2] {
     [Expr::Payload { base: Base::Network, offset, len: 1, to: REG_1 }, Expr::Equal(vec![127])]
 }
 
@@ -221,101 +276,43 @@ fn foreign_source(base: Base, offset: u32, len: u32, set: Set) -> [Expr; 3] {
     ]
 }
 
-fn publish() -> Vec<Expr> {
-    let mut rule = ipv4().to_vec();
-    rule.extend([
-        Expr::ToThisNode,
-        Expr::Meta { key: Meta::L4proto, to: REG_1 },
-        Expr::Payload { base: Base::Transport, offset: 2, len: 2, to: WORD_1 },
-        Expr::Map(Set::Published),
-        Expr::Dnat,
-    ]);
-    rule
+/// Goes on only for connections whose destination was translated.
+pub(super) fn translated() -> [Expr; 2] {
+    [Expr::Ct(Ct::Status), Expr::AnyOf(CT_STATUS_DNAT)]
 }
 
-fn rule<const N: usize>(parts: [&[Expr]; N]) -> Vec<Expr> {
+pub(super) fn rule<const N: usize>(parts: [&[Expr]; N]) -> Vec<Expr> {
     parts.concat()
 }
 
-/// The chains of both tables, in the order in which they are made.
-pub(crate) fn chains() -> Vec<ChainSpec> {
-    use Expr::{Masquerade, Meta as Load, Translated};
+/// A chain of the `inet` table.
+pub(super) fn inet(
+    name: &'static str,
+    kind: &'static str,
+    number: i32,
+    priority: i32,
+    rules: Vec<Vec<Expr>>,
+) -> ChainSpec {
+    let hook = Some(Hook { kind, number: number as u32, priority });
+    ChainSpec { family: Family::Inet, name, hook, rules }
+}
+
+/// What a container sends must bear its own addresses.
+pub(super) fn source_check() -> ChainSpec {
     let accept = &[Expr::Verdict(Verdict::Accept)];
     let drop = &[Expr::Verdict(Verdict::Drop)];
-    let inet = |name, kind, number: i32, priority, rules| ChainSpec {
-        family: Family::Inet,
-        name,
-        hook: Some(Hook { kind, number: number as u32, priority }),
-        rules,
-    };
-    vec![
-        ChainSpec { family: Family::Inet, name: OPERATOR, hook: None, rules: Vec::new() },
-        inet(
-            "raw",
-            "filter",
-            libc::NF_INET_PRE_ROUTING,
-            -300,
-            vec![rule([&in_set(Meta::Iifname, Set::Bridges), &ipv4(), &loopback(16), drop])],
-        ),
-        inet("prerouting", "nat", libc::NF_INET_PRE_ROUTING, -100, vec![publish()]),
-        inet("output", "nat", libc::NF_INET_LOCAL_OUT, -100, vec![publish()]),
-        inet(
-            "forward",
-            "filter",
-            libc::NF_INET_FORWARD,
-            0,
-            vec![
-                vec![Expr::Verdict(Verdict::Jump(OPERATOR))],
-                vec![
-                    Load { key: Meta::Iifname, to: REG_1 },
-                    Load { key: Meta::Oifname, to: REG_2 },
-                    Expr::Lookup { set: Set::Within, absent: false },
-                    Expr::Verdict(Verdict::Accept),
-                ],
-                rule([&in_set(Meta::Iifname, Set::Internal), drop]),
-                rule([&in_set(Meta::Oifname, Set::Internal), drop]),
-                rule([&in_set(Meta::Iifname, Set::Bridges), accept]),
-                rule([&in_set(Meta::Oifname, Set::Bridges), accept]),
-            ],
-        ),
-        inet(
-            "postrouting",
-            "nat",
-            libc::NF_INET_POST_ROUTING,
-            100,
-            vec![
-                rule([
-                    &ipv4(),
-                    &[
-                        Load { key: Meta::Oifname, to: REG_1 },
-                        Expr::Payload { base: Base::Network, offset: 12, len: 4, to: REG_2 },
-                        Expr::Lookup { set: Set::Members, absent: false },
-                        Translated,
-                        Masquerade,
-                    ],
-                ]),
-                rule([&in_set(Meta::Oifname, Set::Bridges), &ipv4(), &loopback(12), &[Masquerade]]),
-                rule([
-                    &ipv4(),
-                    &in_set(Meta::Iifname, Set::Masqueraded),
-                    &not_in_set(Meta::Oifname, Set::Bridges),
-                    &[Masquerade],
-                ]),
-            ],
-        ),
-        ChainSpec {
-            family: Family::Bridge,
-            name: "prerouting",
-            hook: Some(Hook { kind: "filter", number: 0, priority: -300 }),
-            rules: vec![
-                rule([&not_in_set(Meta::Iifname, Set::Ports), accept]),
-                rule([&foreign_source(Base::Link, 6, 6, Set::Macs), drop]),
-                rule([&ether_type(0x0800), &foreign_source(Base::Network, 12, 4, Set::Sources), drop]),
-                rule([&ether_type(0x0806), &foreign_source(Base::Network, 14, 4, Set::Sources), drop]),
-                rule([&ether_type(0x0806), &foreign_source(Base::Network, 8, 6, Set::Macs), drop]),
-            ],
-        },
-    ]
+    ChainSpec {
+        family: Family::Bridge,
+        name: "prerouting",
+        hook: Some(Hook { kind: "filter", number: 0, priority: -300 }),
+        rules: vec![
+            rule([&not_in_set(Meta::Iifname, Set::Ports), accept]),
+            rule([&foreign_source(Base::Link, 6, 6, Set::Macs), drop]),
+            rule([&ether_type(0x0800), &foreign_source(Base::Network, 12, 4, Set::Sources), drop]),
+            rule([&ether_type(0x0806), &foreign_source(Base::Network, 14, 4, Set::Sources), drop]),
+            rule([&ether_type(0x0806), &foreign_source(Base::Network, 8, 6, Set::Macs), drop]),
+        ],
+    }
 }
 
 /// The chain that belongs to the operator.

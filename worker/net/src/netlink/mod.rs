@@ -7,6 +7,7 @@
 //! Source: RFC 3549; Linux `include/uapi/linux/netlink.h`.
 
 pub(crate) mod conntrack;
+pub(crate) mod forwarding;
 pub(crate) mod route;
 
 use std::{io, os::fd::AsFd};

@@ -1,4 +1,4 @@
-//! Links, addresses and routes by rtnetlink: the few requests a node needs, each one function.
+//! Links and addresses by rtnetlink: the few requests a node needs, each one function.
 //!
 //! Source: Linux `include/uapi/linux/{rtnetlink,if_link,if_addr}.h`, rtnetlink(7).
 
@@ -15,6 +15,7 @@ use crate::{
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
@@ -24,14 +25,22 @@ const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BR_STP_STATE: u16 = 5;
+const IFLA_BR_MCAST_SNOOPING: u16 = 23;
 const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_BRPORT_LEARNING: u16 = 8;
+const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
+const IFLA_BRPORT_MCAST_FLOOD: u16 = 27;
+const IFLA_BRPORT_BCAST_FLOOD: u16 = 30;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
+const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_LEARNING: u16 = 7;
+const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_VXLAN_LOCAL: u16 = 4;
 const VETH_INFO_PEER: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
-const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
 
 const NEW: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
 
@@ -50,6 +59,20 @@ pub(crate) struct Link {
     pub peer: Option<u32>,
     /// For a port of a bridge: whether it may send back what came in by it.
     pub hairpin: bool,
+    pub mtu: u32,
+    /// For a bridge: neither spanning tree nor multicast snooping.
+    pub plain: bool,
+    /// For a port of a bridge: as [`close_port`] makes it.
+    pub closed: bool,
+    pub tunnel: Option<Tunnel>,
+}
+
+/// A VXLAN: network number, own address and UDP port of the packets it sends and takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Tunnel {
+    pub vni: u32,
+    pub local: Ipv4Addr,
+    pub port: u16,
 }
 
 /// `struct ifinfomsg`; `up` sets or clears `IFF_UP`, `None` leaves it.
@@ -77,6 +100,10 @@ fn read_link(payload: &[u8]) -> Option<Link> {
         master: None,
         peer: None,
         hairpin: false,
+        mtu: 0,
+        plain: false,
+        closed: false,
+        tunnel: None,
     };
     for (kind, value) in attributes(payload.get(16..)?) {
         match kind {
@@ -84,16 +111,33 @@ fn read_link(payload: &[u8]) -> Option<Link> {
             IFLA_IFALIAS => link.alias = Some(text(value)),
             IFLA_ADDRESS => link.mac = value.try_into().ok().map(Mac),
             IFLA_MASTER => link.master = number(value),
+            IFLA_MTU => link.mtu = number(value).unwrap_or(0),
             IFLA_LINK => link.peer = number(value),
             IFLA_LINKINFO => {
                 link.kind = find(value, IFLA_INFO_KIND).map(text).unwrap_or_default();
                 let port = find(value, IFLA_INFO_SLAVE_DATA).unwrap_or_default();
                 link.hairpin = find(port, IFLA_BRPORT_MODE) == Some(&[1]);
+                link.closed = CLOSED.iter().all(|(kind, wanted)| find(port, *kind) == Some(&[*wanted]));
+                let data = find(value, IFLA_INFO_DATA).unwrap_or_default();
+                link.plain = find(data, IFLA_BR_STP_STATE).and_then(number) == Some(0)
+                    && find(data, IFLA_BR_MCAST_SNOOPING) == Some(&[0]);
+                link.tunnel = (link.kind == "vxlan").then(|| read_tunnel(data)).flatten();
             }
             _ => {}
         }
     }
     Some(link)
+}
+
+/// A VXLAN that learns is not one of ours.
+fn read_tunnel(data: &[u8]) -> Option<Tunnel> {
+    let port = <[u8; 2]>::try_from(find(data, IFLA_VXLAN_PORT)?).ok()?;
+    let local = <[u8; 4]>::try_from(find(data, IFLA_VXLAN_LOCAL)?).ok()?;
+    (find(data, IFLA_VXLAN_LEARNING) == Some(&[0])).then_some(Tunnel {
+        vni: find(data, IFLA_VXLAN_ID).and_then(number)?,
+        local: Ipv4Addr::from(local),
+        port: u16::from_be_bytes(port),
+    })
 }
 
 /// The link called `name`, or `None`.
@@ -136,6 +180,8 @@ pub(crate) fn create_bridge(socket: &mut Socket, name: &str, mac: Mac) -> Result
 pub(crate) struct Peer<'a> {
     pub name: &'a str,
     pub mac: Option<Mac>,
+    /// Of both ends; the kernel's choice if `None`.
+    pub mtu: Option<u32>,
     pub namespace: BorrowedFd<'a>,
 }
 
@@ -145,12 +191,40 @@ pub(crate) fn create_veth(socket: &mut Socket, name: &str, peer: &Peer<'_>) -> R
     if let Some(mac) = peer.mac {
         far.push(IFLA_ADDRESS, &mac.0);
     }
+    if let Some(mtu) = peer.mtu {
+        far.push(IFLA_MTU, &mtu.to_ne_bytes());
+    }
     far.push(IFLA_NET_NS_FD, &peer.namespace.as_raw_fd().to_ne_bytes());
     let mut peer_bytes = link_header(0, None).to_vec();
     peer_bytes.extend_from_slice(far.as_bytes());
     let data = Attributes::new().bytes(VETH_INFO_PEER, &peer_bytes);
     let info = Attributes::new().text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, &data);
-    let attributes = Attributes::new().text(IFLA_IFNAME, name).nest(IFLA_LINKINFO, &info);
+    let mut attributes = Attributes::new().text(IFLA_IFNAME, name).nest(IFLA_LINKINFO, &info);
+    if let Some(mtu) = peer.mtu {
+        attributes.push(IFLA_MTU, &mtu.to_ne_bytes());
+    }
+    socket.execute(&Message::new(libc::RTM_NEWLINK, &link_header(0, None), attributes).flags(NEW))
+}
+
+/// Creates a VXLAN, still down, in `namespace`. Its UDP socket stays in the namespace of `socket`.
+pub(crate) fn create_vxlan(
+    socket: &mut Socket,
+    name: &str,
+    tunnel: &Tunnel,
+    mtu: u32,
+    namespace: BorrowedFd<'_>,
+) -> Result<(), KernelError> {
+    let data = Attributes::new()
+        .u32(IFLA_VXLAN_ID, tunnel.vni)
+        .bytes(IFLA_VXLAN_LOCAL, &tunnel.local.octets())
+        .bytes(IFLA_VXLAN_LEARNING, &[0])
+        .bytes(IFLA_VXLAN_PORT, &tunnel.port.to_be_bytes());
+    let info = Attributes::new().text(IFLA_INFO_KIND, "vxlan").nest(IFLA_INFO_DATA, &data);
+    let attributes = Attributes::new()
+        .text(IFLA_IFNAME, name)
+        .u32(IFLA_MTU, mtu)
+        .u32(IFLA_NET_NS_FD, namespace.as_raw_fd() as u32)
+        .nest(IFLA_LINKINFO, &info);
     socket.execute(&Message::new(libc::RTM_NEWLINK, &link_header(0, None), attributes).flags(NEW))
 }
 
@@ -162,6 +236,7 @@ pub(crate) struct LinkChange<'a> {
     /// Index of the bridge to belong to.
     pub master: Option<u32>,
     pub mac: Option<Mac>,
+    pub mtu: Option<u32>,
 }
 
 /// Changes the link called `name`.
@@ -176,12 +251,42 @@ pub(crate) fn set_link(socket: &mut Socket, name: &str, change: &LinkChange<'_>)
     if let Some(mac) = change.mac {
         attributes.push(IFLA_ADDRESS, &mac.0);
     }
+    if let Some(mtu) = change.mtu {
+        attributes.push(IFLA_MTU, &mtu.to_ne_bytes());
+    }
     socket.execute(&Message::new(libc::RTM_SETLINK, &link_header(0, change.up), attributes))
 }
 
 /// Lets a port of a bridge send back what came in by it. The link must be on its bridge already.
 pub(crate) fn set_hairpin(socket: &mut Socket, name: &str) -> Result<(), KernelError> {
-    let port = Attributes::new().bytes(IFLA_BRPORT_MODE, &[1]);
+    set_port(socket, name, &[(IFLA_BRPORT_MODE, 1)])
+}
+
+/// What [`close_port`] sets: nothing is learned from the port, and it exchanges frames with the bridge itself alone,
+/// and only such as are addressed to what is known behind it.
+const CLOSED: [(u16, u8); 5] = [
+    (IFLA_BRPORT_LEARNING, 0),
+    (IFLA_BRPORT_UNICAST_FLOOD, 0),
+    (IFLA_BRPORT_MCAST_FLOOD, 0),
+    (IFLA_BRPORT_BCAST_FLOOD, 0),
+    (IFLA_BRPORT_ISOLATED, 1),
+];
+
+/// Closes a port of a bridge to everything but what the bridge itself sends to a known address behind it.
+pub(crate) fn close_port(socket: &mut Socket, name: &str) -> Result<(), KernelError> {
+    set_port(socket, name, &CLOSED)
+}
+
+/// Switches spanning tree and multicast snooping of a bridge off.
+pub(crate) fn make_plain(socket: &mut Socket, name: &str) -> Result<(), KernelError> {
+    let data = Attributes::new().u32(IFLA_BR_STP_STATE, 0).bytes(IFLA_BR_MCAST_SNOOPING, &[0]);
+    let info = Attributes::new().text(IFLA_INFO_KIND, "bridge").nest(IFLA_INFO_DATA, &data);
+    let attributes = Attributes::new().text(IFLA_IFNAME, name).nest(IFLA_LINKINFO, &info);
+    socket.execute(&Message::new(libc::RTM_NEWLINK, &link_header(0, None), attributes))
+}
+
+fn set_port(socket: &mut Socket, name: &str, flags: &[(u16, u8)]) -> Result<(), KernelError> {
+    let port = flags.iter().fold(Attributes::new(), |port, (kind, value)| port.bytes(*kind, &[*value]));
     let info = Attributes::new().text(IFLA_INFO_SLAVE_KIND, "bridge").nest(IFLA_INFO_SLAVE_DATA, &port);
     let attributes = Attributes::new().text(IFLA_IFNAME, name).nest(IFLA_LINKINFO, &info);
     socket.execute(&Message::new(libc::RTM_NEWLINK, &link_header(0, None), attributes))
@@ -238,45 +343,6 @@ pub(crate) fn addresses(socket: &mut Socket) -> Result<Vec<(u32, Cidr)>, KernelE
         let local = payload.get(8..).and_then(|rest| find(rest, IFA_LOCAL));
         if let Some(octets) = local.and_then(|value| <[u8; 4]>::try_from(value).ok()) {
             found.push((index, Cidr { address: Ipv4Addr::from(octets), prefix_len: payload[1] }));
-        }
-    })?;
-    Ok(found)
-}
-
-/// `struct rtmsg` of a unicast route in the main table.
-fn route_header() -> [u8; 12] {
-    let mut header = [0; 12];
-    header[0] = libc::AF_INET as u8;
-    header[4] = libc::RT_TABLE_MAIN;
-    header[5] = libc::RTPROT_STATIC;
-    header[6] = libc::RT_SCOPE_UNIVERSE;
-    header[7] = libc::RTN_UNICAST;
-    header
-}
-
-/// Makes `gateway` on link `index` the default route, whatever it was before.
-pub(crate) fn set_default_route(
-    socket: &mut Socket,
-    index: u32,
-    gateway: Ipv4Addr,
-) -> Result<(), KernelError> {
-    let attributes = Attributes::new().u32(RTA_OIF, index).bytes(RTA_GATEWAY, &gateway.octets());
-    let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-    socket.execute(&Message::new(libc::RTM_NEWROUTE, &route_header(), attributes).flags(flags))
-}
-
-/// The gateway of the default route through link `index`, if there is one.
-pub(crate) fn default_route(socket: &mut Socket, index: u32) -> Result<Option<Ipv4Addr>, KernelError> {
-    let mut found = None;
-    let mut header = [0; 12];
-    header[0] = libc::AF_INET as u8;
-    socket.dump(&Message::new(libc::RTM_GETROUTE, &header, Attributes::new()), |payload| {
-        let Some(rest) = payload.get(12..) else { return };
-        let is_default =
-            payload[1] == 0 && payload[4] == libc::RT_TABLE_MAIN && find(rest, RTA_DST).is_none();
-        if is_default && find(rest, RTA_OIF).and_then(number) == Some(index) {
-            let octets = find(rest, RTA_GATEWAY).and_then(|value| <[u8; 4]>::try_from(value).ok());
-            found = found.or(octets.map(Ipv4Addr::from));
         }
     })?;
     Ok(found)

@@ -174,7 +174,7 @@ pub fn plan(config: &NetworkConfig, desired: &NodeNetwork, observed: &Observed) 
     }
     let wanted = firewall::elements(config, desired);
     let present = present_elements(observed);
-    if !observed.shape.intact() {
+    if !observed.shape.intact(&firewall::host::HOST) {
         before.push(Operation::BuildRules(observed.shape.clone()));
     }
     before.extend(present.difference(&wanted).cloned().map(Operation::RemoveElement));

@@ -56,7 +56,7 @@ fn perform(config: &NetworkConfig, observed: &mut Observed, operation: &Operatio
         }
         Operation::BuildRules(shape) => {
             observed.elements.retain(|element| shape.keeps(element));
-            observed.shape = Shape::wanted();
+            observed.shape = Shape::wanted(&firewall::host::HOST);
         }
         Operation::RemoveElement(element) => {
             assert!(observed.elements.remove(element), "{element} is not there");

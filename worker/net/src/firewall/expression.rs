@@ -1,0 +1,154 @@
+//! The steps of a rule on the wire.
+//!
+//! Source: Linux `include/uapi/linux/netfilter/nf_tables.h`.
+
+use super::{
+    Set,
+    message::{DATA_VALUE, DATA_VERDICT, EXPR_DATA, EXPR_NAME, LIST_ITEM, VERDICT_CHAIN, VERDICT_CODE},
+    rules::{Ct, Expr, Meta, REG_1, Verdict, WORD_1},
+};
+use crate::netlink::{Attributes, attributes, find, text};
+
+/// Where a verdict goes.
+const VERDICT_REGISTER: u32 = 0;
+
+pub(super) fn encode_rule(expressions: &[Expr]) -> Attributes {
+    let mut list = Attributes::new();
+    for expression in expressions {
+        for (name, data) in encode_expression(expression) {
+            let item = Attributes::new().text(EXPR_NAME, name).nest(EXPR_DATA, &data);
+            list = list.nest(LIST_ITEM, &item);
+        }
+    }
+    list
+}
+
+fn compare(operator: u32, value: &[u8]) -> (&'static str, Attributes) {
+    let data = Attributes::new().bytes(DATA_VALUE, value);
+    ("cmp", Attributes::new().be32(1, REG_1).be32(2, operator).nest(3, &data))
+}
+
+/// Goes on only if one of `bits` is set in register 1.
+fn any_of(bits: &[u8]) -> Vec<(&'static str, Attributes)> {
+    let zero = vec![0; bits.len()];
+    let value = |bytes: &[u8]| Attributes::new().bytes(DATA_VALUE, bytes);
+    let and = Attributes::new()
+        .be32(1, REG_1)
+        .be32(2, REG_1)
+        .be32(3, bits.len() as u32)
+        .nest(4, &value(bits))
+        .nest(5, &value(&zero));
+    vec![("bitwise", and), compare(1, &zero)]
+}
+
+fn encode_expression(expression: &Expr) -> Vec<(&'static str, Attributes)> {
+    const FIB_ADDRESS_TYPE: u32 = 3;
+    const FIB_BY_DESTINATION: u32 = 2;
+    let lookup = |set: Set| Attributes::new().text(1, set.spec().name).be32(2, REG_1);
+    match expression {
+        Expr::Meta { key, to } => vec![("meta", Attributes::new().be32(1, *to).be32(2, *key as u32))],
+        Expr::Payload { base, offset, len, to } => vec![(
+            "payload",
+            Attributes::new().be32(1, *to).be32(2, *base as u32).be32(3, *offset).be32(4, *len),
+        )],
+        Expr::Equal(value) => vec![compare(0, value)],
+        Expr::Lookup { set, absent: false } => vec![("lookup", lookup(*set))],
+        Expr::Lookup { set, absent: true } => vec![("lookup", lookup(*set).be32(5, 1))],
+        Expr::Map(set) => vec![("lookup", lookup(*set).be32(3, REG_1))],
+        Expr::ToThisNode => vec![
+            ("fib", Attributes::new().be32(1, REG_1).be32(2, FIB_ADDRESS_TYPE).be32(3, FIB_BY_DESTINATION)),
+            compare(0, &u32::from(libc::RTN_LOCAL).to_ne_bytes()),
+        ],
+        Expr::Differs(value) => vec![compare(1, value)],
+        Expr::Ct(key) => vec![("ct", Attributes::new().be32(1, REG_1).be32(2, *key as u32))],
+        Expr::AnyOf(bits) => any_of(&bits.to_ne_bytes()),
+        Expr::AnyBitOfByte(bits) => any_of(&[*bits]),
+        Expr::NotZero => vec![compare(1, &0u32.to_ne_bytes())],
+        Expr::Load(value) => {
+            let data = Attributes::new().bytes(DATA_VALUE, value);
+            vec![("immediate", Attributes::new().be32(1, REG_1).nest(2, &data))]
+        }
+        Expr::MarkConnection => vec![("ct", Attributes::new().be32(2, Ct::Mark as u32).be32(4, REG_1))],
+        Expr::MarkPacket => vec![("meta", Attributes::new().be32(2, Meta::Mark as u32).be32(3, REG_1))],
+        Expr::Dispatch(set) => vec![("lookup", lookup(*set).be32(3, VERDICT_REGISTER))],
+        Expr::Draw(below) => {
+            const RANDOM: u32 = 1;
+            vec![("numgen", Attributes::new().be32(1, REG_1).be32(2, *below).be32(3, RANDOM).be32(4, 0))]
+        }
+        Expr::Pick { name, id } => {
+            let lookup = Attributes::new().text(1, name).be32(2, REG_1).be32(3, REG_1);
+            vec![("lookup", id.map_or(lookup.clone(), |id| lookup.be32(4, id)))]
+        }
+        Expr::ClampMss => {
+            const ROUTE_TCP_MSS: u32 = 3;
+            const OPTION_MAXSEG: u8 = 2;
+            const OF_TCP_OPTION: u32 = 1;
+            const TO_NETWORK_ORDER: u32 = 1;
+            vec![
+                ("rt", Attributes::new().be32(1, REG_1).be32(2, ROUTE_TCP_MSS)),
+                (
+                    "byteorder",
+                    Attributes::new()
+                        .be32(1, REG_1)
+                        .be32(2, REG_1)
+                        .be32(3, TO_NETWORK_ORDER)
+                        .be32(4, 2)
+                        .be32(5, 2),
+                ),
+                (
+                    "exthdr",
+                    Attributes::new()
+                        .bytes(2, &[OPTION_MAXSEG])
+                        .be32(3, 2)
+                        .be32(4, 2)
+                        .be32(6, OF_TCP_OPTION)
+                        .be32(7, REG_1),
+                ),
+            ]
+        }
+        Expr::Reset => vec![("reject", Attributes::new().be32(1, 1).bytes(2, &[0]))],
+        Expr::Unreachable => vec![("reject", Attributes::new().be32(1, 2).bytes(2, &[1]))],
+        Expr::Dnat { port } => {
+            let nat = Attributes::new().be32(1, 1).be32(2, libc::NFPROTO_IPV4 as u32).be32(3, REG_1);
+            vec![("nat", if *port { nat.be32(5, WORD_1) } else { nat })]
+        }
+        Expr::Snat => {
+            vec![("nat", Attributes::new().be32(1, 0).be32(2, libc::NFPROTO_IPV4 as u32).be32(3, REG_1))]
+        }
+        Expr::Masquerade => vec![("masq", Attributes::new())],
+        Expr::Verdict(verdict) => {
+            let code = match verdict {
+                Verdict::Drop => libc::NF_DROP,
+                Verdict::Accept => libc::NF_ACCEPT,
+                Verdict::Jump(_) => libc::NFT_JUMP,
+            };
+            let mut inner = Attributes::new().be32(VERDICT_CODE, code as u32);
+            if let Verdict::Jump(chain) = verdict {
+                inner = inner.text(VERDICT_CHAIN, chain);
+            }
+            let data = Attributes::new().nest(DATA_VERDICT, &inner);
+            vec![("immediate", Attributes::new().be32(1, 0).nest(2, &data))]
+        }
+    }
+}
+
+/// Whether everything we `sent` for a rule is in what the kernel shows, expression by expression. The kernel may add
+/// attributes of its own (defaults, counters), so equality would be too much to ask.
+pub(super) fn same_rule(sent: &[u8], shown: &[u8]) -> bool {
+    let items = |list| attributes(list).filter(|&(kind, _)| kind == LIST_ITEM).map(|(_, item)| item);
+    items(sent).count() == items(shown).count()
+        && items(sent).zip(items(shown)).all(|(sent, shown)| {
+            let data = |item| find(item, EXPR_DATA).unwrap_or_default();
+            find(sent, EXPR_NAME).map(text) == find(shown, EXPR_NAME).map(text)
+                && within(data(sent), data(shown))
+        })
+}
+
+/// Every attribute in `sent` is in `shown`, with the same value or, where nested, the same attributes.
+fn within(sent: &[u8], shown: &[u8]) -> bool {
+    attributes(sent).all(|(kind, value)| {
+        find(shown, kind).is_some_and(|other| {
+            value == other || (attributes(value).next().is_some() && within(value, other))
+        })
+    })
+}

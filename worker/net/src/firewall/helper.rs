@@ -1,0 +1,247 @@
+//! The rule set of the namespace that the overlays live in, as data. Read as nft would print it:
+//!
+//! ```text
+//! table inet rswarm {
+//!   chain pin         { type filter hook prerouting priority mangle
+//!                       ct direction reply ct mark != 0 meta mark set ct mark
+//!                       ct state new iifname "rsup" ct mark set 0xfff
+//!                       ct state new iifname @ingress ct mark set ether saddr map @nodes }
+//!   chain pin-own     { type route hook output priority mangle
+//!                       ct direction reply ct mark != 0 meta mark set ct mark }
+//!   chain prerouting  { type nat hook prerouting priority dstnat
+//!                       iifname . ip daddr vmap @services
+//!                       iifname "rsup" meta l4proto . th dport vmap @published }
+//!   chain input       { type filter hook input priority filter
+//!                       ct state established,related accept
+//!                       iifname "rsup" meta l4proto tcp reject with tcp reset
+//!                       iifname "rsup" meta l4proto != icmp reject }
+//!   chain forward     { type filter hook forward priority filter
+//!                       tcp flags syn tcp option maxseg size set rt mtu
+//!                       ct state established,related accept
+//!                       iifname "rsup" ct status dnat oifname . ip daddr @members accept
+//!                       iifname @ingress oifname @ingress ct mark != 0 oifname . ip daddr @members accept
+//!                       iifname . ip saddr @members iifname . oifname @within oifname . ip daddr @members accept
+//!                       iifname . ip saddr @members iifname @outbound oifname "rsup" accept
+//!                       meta l4proto tcp reject with tcp reset
+//!                       reject }
+//!   chain postrouting { type nat hook postrouting priority srcnat
+//!                       ip saddr . ip daddr @hairpins snat ip to oifname map @gateways
+//!                       oifname "rsup" masquerade }
+//!   chain service-web-4097      { dnat ip to numgen random mod 2 map { 0 : 10.0.0.2, 1 : 10.0.0.3 } }
+//!   chain published-tcp-8080    { meta l4proto tcp dnat ip to numgen random mod 1 map { 0 : 10.1.0.2 . 80 } }
+//! }
+//! table bridge rswarm { chain prerouting as in the host's, see super::host }
+//! ```
+//!
+//! - Pinning: a connection from the mesh bears the number of the node by which it entered (0xfff: this one), told by the
+//!   MAC from which its first packet came. Its replies bear the same mark, and rules for policy routing send them back
+//!   that way, whatever the client's address.
+//! - A service without backends has no chain; what is for its address then ends in `forward`, which refuses whatever
+//!   is not for a known endpoint. So does what is for a published port, in `input`.
+//! - A task that is sent to itself by its own service's address gets the gateway as its peer (`hairpins`), because it
+//!   would not take packets from its own address.
+//! - The members of the ingress network cannot call each other: it only carries what entered by a published port.
+
+use super::{
+    Set,
+    rules::{
+        Base, CT_ESTABLISHED, CT_NEW, CT_RELATED, ChainSpec, Ct, Expr, Layout, Meta, REG_1, REG_2, Verdict,
+        WORD_1, in_set, inet, ipv4, name_is, rule, source_check, translated,
+    },
+};
+
+/// The helper's end of the veth to the host.
+pub(crate) const UPLINK: &str = "rsup";
+/// Mark of a connection that came in by [`UPLINK`]; nodes have the numbers below.
+pub(crate) const OWN_MARK: u32 = 0xfff;
+
+pub(crate) const SERVICE: &str = "service-";
+pub(crate) const PUBLISHED: &str = "published-";
+
+/// The rules of the overlays' namespace.
+pub(crate) static HELPER: Layout = Layout {
+    sets: &[
+        Set::Within,
+        Set::Members,
+        Set::Outbound,
+        Set::Ingress,
+        Set::Hairpins,
+        Set::Gateways,
+        Set::Nodes,
+        Set::Services,
+        Set::Mesh,
+        Set::Ports,
+        Set::Macs,
+        Set::Sources,
+    ],
+    chains,
+    balancers: &[SERVICE, PUBLISHED],
+};
+
+fn state(bits: u32) -> [Expr; 2] {
+    [Expr::Ct(Ct::State), Expr::AnyOf(bits)]
+}
+
+fn l4proto(protocol: i32) -> [Expr; 2] {
+    [Expr::Meta { key: Meta::L4proto, to: REG_1 }, Expr::Equal(vec![protocol as u8])]
+}
+
+/// The device `key` and the address in the IPv4 header at `offset` are those of an endpoint.
+fn member(key: Meta, offset: u32) -> Vec<Expr> {
+    vec![
+        Expr::Meta { key, to: REG_1 },
+        Expr::Payload { base: Base::Network, offset, len: 4, to: REG_2 },
+        Expr::Lookup { set: Set::Members, absent: false },
+    ]
+}
+
+fn pin_reply() -> Vec<Expr> {
+    vec![
+        Expr::Ct(Ct::Direction),
+        Expr::Equal(vec![1]),
+        Expr::Ct(Ct::Mark),
+        Expr::NotZero,
+        Expr::Ct(Ct::Mark),
+        Expr::MarkPacket,
+    ]
+}
+
+fn clamp() -> Vec<Expr> {
+    const SYN: u32 = 2;
+    let flags = [
+        Expr::Payload { base: Base::Transport, offset: 13, len: 1, to: REG_1 },
+        Expr::AnyBitOfByte(SYN as u8),
+        Expr::ClampMss,
+    ];
+    rule([&l4proto(libc::IPPROTO_TCP), &flags])
+}
+
+fn chains() -> Vec<ChainSpec> {
+    use Expr::{Dispatch, Lookup, MarkConnection, Masquerade, Meta as Load, Reset, Snat, Unreachable};
+    let accept = &[Expr::Verdict(Verdict::Accept)];
+    let from_uplink = &name_is(Meta::Iifname, UPLINK);
+    let to_uplink = &name_is(Meta::Oifname, UPLINK);
+    let known = &state(CT_ESTABLISHED | CT_RELATED);
+    let (source, destination) = (&member(Meta::Iifname, 12), &member(Meta::Oifname, 16));
+    let header = |offset, to| Expr::Payload { base: Base::Network, offset, len: 4, to };
+    vec![
+        inet(
+            "pin",
+            "filter",
+            libc::NF_INET_PRE_ROUTING,
+            -150,
+            vec![
+                pin_reply(),
+                rule([
+                    &state(CT_NEW),
+                    from_uplink,
+                    &[Expr::Load(OWN_MARK.to_ne_bytes().to_vec()), MarkConnection],
+                ]),
+                rule([
+                    &state(CT_NEW),
+                    &in_set(Meta::Iifname, Set::Ingress),
+                    &[
+                        Load { key: Meta::Iiftype, to: REG_1 },
+                        Expr::Equal(libc::ARPHRD_ETHER.to_ne_bytes().to_vec()),
+                        Expr::Payload { base: Base::Link, offset: 6, len: 6, to: REG_1 },
+                        Expr::Map(Set::Nodes),
+                        MarkConnection,
+                    ],
+                ]),
+            ],
+        ),
+        inet("pin-own", "route", libc::NF_INET_LOCAL_OUT, -150, vec![pin_reply()]),
+        inet(
+            "prerouting",
+            "nat",
+            libc::NF_INET_PRE_ROUTING,
+            -100,
+            vec![
+                rule([
+                    &ipv4(),
+                    &[Load { key: Meta::Iifname, to: REG_1 }, header(16, REG_2), Dispatch(Set::Services)],
+                ]),
+                rule([
+                    from_uplink,
+                    &[
+                        Load { key: Meta::L4proto, to: REG_1 },
+                        Expr::Payload { base: Base::Transport, offset: 2, len: 2, to: WORD_1 },
+                        Dispatch(Set::Mesh),
+                    ],
+                ]),
+            ],
+        ),
+        inet(
+            "input",
+            "filter",
+            libc::NF_INET_LOCAL_IN,
+            0,
+            vec![
+                rule([known, accept]),
+                rule([from_uplink, &l4proto(libc::IPPROTO_TCP), &[Reset]]),
+                rule([
+                    from_uplink,
+                    &[
+                        Load { key: Meta::L4proto, to: REG_1 },
+                        Expr::Differs(vec![libc::IPPROTO_ICMP as u8]),
+                        Unreachable,
+                    ],
+                ]),
+            ],
+        ),
+        inet(
+            "forward",
+            "filter",
+            libc::NF_INET_FORWARD,
+            0,
+            vec![
+                clamp(),
+                rule([known, accept]),
+                rule([&ipv4(), from_uplink, &translated(), destination, accept]),
+                rule([
+                    &ipv4(),
+                    &in_set(Meta::Iifname, Set::Ingress),
+                    &in_set(Meta::Oifname, Set::Ingress),
+                    &[Expr::Ct(Ct::Mark), Expr::NotZero],
+                    destination,
+                    accept,
+                ]),
+                rule([
+                    &ipv4(),
+                    source,
+                    &[
+                        Load { key: Meta::Iifname, to: REG_1 },
+                        Load { key: Meta::Oifname, to: REG_2 },
+                        Lookup { set: Set::Within, absent: false },
+                    ],
+                    destination,
+                    accept,
+                ]),
+                rule([&ipv4(), source, &in_set(Meta::Iifname, Set::Outbound), to_uplink, accept]),
+                rule([&l4proto(libc::IPPROTO_TCP), &[Reset]]),
+                vec![Unreachable],
+            ],
+        ),
+        inet(
+            "postrouting",
+            "nat",
+            libc::NF_INET_POST_ROUTING,
+            100,
+            vec![
+                rule([
+                    &ipv4(),
+                    &[
+                        header(12, REG_1),
+                        header(16, WORD_1),
+                        Lookup { set: Set::Hairpins, absent: false },
+                        Load { key: Meta::Oifname, to: REG_1 },
+                        Expr::Map(Set::Gateways),
+                        Snat,
+                    ],
+                ]),
+                rule([to_uplink, &[Masquerade]]),
+            ],
+        ),
+        source_check(),
+    ]
+}

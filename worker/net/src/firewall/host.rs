@@ -1,0 +1,180 @@
+//! The rule set of the host's own namespace, as data. Read as nft would print it:
+//!
+//! ```text
+//! table inet rswarm {
+//!   chain raw         { type filter hook prerouting priority raw
+//!                       iifname @bridges ip daddr 127.0.0.0/8 drop }
+//!   chain prerouting  { type nat hook prerouting priority dstnat
+//!                       fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @bound
+//!                       fib daddr type local dnat ip to meta l4proto . th dport map @published }
+//!   chain output      { the same, for connections made on the node itself }
+//!   chain input       { type filter hook input priority filter
+//!                       iifname . meta l4proto . th dport @guarded reject }
+//!   chain operator    { }                          # yours: see below
+//!   chain forward     { type filter hook forward priority filter
+//!                       jump operator
+//!                       iifname . oifname @within accept
+//!                       iifname @internal drop
+//!                       oifname @internal drop
+//!                       iifname @bridges accept
+//!                       oifname @bridges accept }
+//!   chain postrouting { type nat hook postrouting priority srcnat
+//!                       oifname . ip saddr @members ct status dnat masquerade
+//!                       iifname @bridges snat ip to oifname map @uplinks
+//!                       ip saddr 127.0.0.0/8 snat ip to oifname map @uplinks
+//!                       oifname @bridges ip saddr 127.0.0.0/8 masquerade
+//!                       iifname @masqueraded oifname != @bridges masquerade }
+//! }
+//! table bridge rswarm {
+//!   chain prerouting  { type filter hook prerouting priority dstnat
+//!                       iifname != @ports accept
+//!                       iifname . ether saddr != @macs drop
+//!                       ether type ip  iifname . ip saddr != @sources drop
+//!                       ether type arp iifname . arp saddr ip != @sources drop
+//!                       ether type arp iifname . arp saddr ether != @macs drop }
+//! }
+//! ```
+//!
+//! - `operator` is the place for the operator's own rules about forwarded traffic. It runs before ours, it is created
+//!   empty and never touched again; only removing the whole table (`leave`) takes it away. A verdict of ours ends our
+//!   table alone: a host firewall in other tables keeps its say.
+//! - Published ports answer on 127.0.0.1 too. That needs `route_localnet` on the bridge, which by itself would let a
+//!   container reach what the node serves on its loopback (CVE-2020-8558); the `raw` chain forbids just that.
+//! - Hairpin: a container that calls a published port of its own node may be sent back to its own bridge. Its peer
+//!   would answer it directly, past the translation, so there (and for 127.0.0.1) the source becomes the gateway.
+//!   Every other caller is seen with its own address.
+//! - Nothing here depends on `bridge-nf-call-iptables`. Where that is on, traffic between containers of one bridge
+//!   passes `forward` too (hence `@within`), and a hairpin is translated inside the bridge without ever being routed:
+//!   its incoming device is not known then (hence `@members` rather than a pair of devices), and it may have to leave
+//!   by the port by which it came (hence hairpin mode on the containers' links).
+//! - The source check is in the `bridge` family, where the packet's device is the container's veth and not the bridge;
+//!   it holds between two containers of a bridge as well, and without `br_netfilter`.
+//! - The link to the overlays' namespace (see [`super::helper`]) is one of `bridges` and `masqueraded`, and a port of
+//!   the mesh one of `published` or `bound` that leads there. `uplinks` gives what comes from this node itself, or from
+//!   containers whose addresses mean nothing on other nodes, the node's address; clients from elsewhere keep theirs.
+
+use super::{
+    Set,
+    rules::{
+        Base, ChainSpec, Expr, Family, Layout, Meta, OPERATOR, REG_1, REG_2, Verdict, WORD_1, WORD_2, WORD_5,
+        in_set, inet, ipv4, loopback, not_in_set, rule, source_check, translated,
+    },
+};
+
+/// The rules of the host's own namespace.
+pub(crate) static HOST: Layout = Layout {
+    sets: &[
+        Set::Bridges,
+        Set::Masqueraded,
+        Set::Internal,
+        Set::Within,
+        Set::Members,
+        Set::Published,
+        Set::Bound,
+        Set::Uplinks,
+        Set::Guarded,
+        Set::Ports,
+        Set::Macs,
+        Set::Sources,
+    ],
+    chains,
+    balancers: &[],
+};
+
+/// Translates what is for a published port of this node.
+fn publish() -> Vec<Vec<Expr>> {
+    let port = |to| Expr::Payload { base: Base::Transport, offset: 2, len: 2, to };
+    let local = rule([&ipv4(), &[Expr::ToThisNode]]);
+    let bound = [
+        Expr::Payload { base: Base::Network, offset: 16, len: 4, to: REG_1 },
+        Expr::Meta { key: Meta::L4proto, to: WORD_1 },
+        port(WORD_2),
+        Expr::Map(Set::Bound),
+        Expr::Dnat { port: true },
+    ];
+    let anywhere = [
+        Expr::Meta { key: Meta::L4proto, to: REG_1 },
+        port(WORD_1),
+        Expr::Map(Set::Published),
+        Expr::Dnat { port: true },
+    ];
+    vec![rule([&local, &bound]), rule([&local, &anywhere])]
+}
+
+/// Refuses what containers have no business with.
+fn guard() -> Vec<Expr> {
+    vec![
+        Expr::Meta { key: Meta::Iifname, to: REG_1 },
+        Expr::Meta { key: Meta::L4proto, to: REG_2 },
+        Expr::Payload { base: Base::Transport, offset: 2, len: 2, to: WORD_5 },
+        Expr::Lookup { set: Set::Guarded, absent: false },
+        Expr::Unreachable,
+    ]
+}
+
+fn chains() -> Vec<ChainSpec> {
+    use Expr::{Map, Masquerade, Meta as Load, Snat};
+    let accept = &[Expr::Verdict(Verdict::Accept)];
+    let drop = &[Expr::Verdict(Verdict::Drop)];
+    let node_source = &[Load { key: Meta::Oifname, to: REG_1 }, Map(Set::Uplinks), Snat];
+    vec![
+        ChainSpec { family: Family::Inet, name: OPERATOR, hook: None, rules: Vec::new() },
+        inet(
+            "raw",
+            "filter",
+            libc::NF_INET_PRE_ROUTING,
+            -300,
+            vec![rule([&in_set(Meta::Iifname, Set::Bridges), &ipv4(), &loopback(16), drop])],
+        ),
+        inet("prerouting", "nat", libc::NF_INET_PRE_ROUTING, -100, publish()),
+        inet("output", "nat", libc::NF_INET_LOCAL_OUT, -100, publish()),
+        inet("input", "filter", libc::NF_INET_LOCAL_IN, 0, vec![guard()]),
+        inet(
+            "forward",
+            "filter",
+            libc::NF_INET_FORWARD,
+            0,
+            vec![
+                vec![Expr::Verdict(Verdict::Jump(OPERATOR))],
+                vec![
+                    Load { key: Meta::Iifname, to: REG_1 },
+                    Load { key: Meta::Oifname, to: REG_2 },
+                    Expr::Lookup { set: Set::Within, absent: false },
+                    Expr::Verdict(Verdict::Accept),
+                ],
+                rule([&in_set(Meta::Iifname, Set::Internal), drop]),
+                rule([&in_set(Meta::Oifname, Set::Internal), drop]),
+                rule([&in_set(Meta::Iifname, Set::Bridges), accept]),
+                rule([&in_set(Meta::Oifname, Set::Bridges), accept]),
+            ],
+        ),
+        inet(
+            "postrouting",
+            "nat",
+            libc::NF_INET_POST_ROUTING,
+            100,
+            vec![
+                rule([
+                    &ipv4(),
+                    &[
+                        Load { key: Meta::Oifname, to: REG_1 },
+                        Expr::Payload { base: Base::Network, offset: 12, len: 4, to: REG_2 },
+                        Expr::Lookup { set: Set::Members, absent: false },
+                    ],
+                    &translated(),
+                    &[Masquerade],
+                ]),
+                rule([&ipv4(), &in_set(Meta::Iifname, Set::Bridges), node_source]),
+                rule([&ipv4(), &loopback(12), node_source]),
+                rule([&in_set(Meta::Oifname, Set::Bridges), &ipv4(), &loopback(12), &[Masquerade]]),
+                rule([
+                    &ipv4(),
+                    &in_set(Meta::Iifname, Set::Masqueraded),
+                    &not_in_set(Meta::Oifname, Set::Bridges),
+                    &[Masquerade],
+                ]),
+            ],
+        ),
+        source_check(),
+    ]
+}

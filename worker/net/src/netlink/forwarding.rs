@@ -1,0 +1,283 @@
+//! Where packets go, by rtnetlink: routes and rules, neighbours, and the forwarding tables of bridges and VXLANs.
+//!
+//! Source: Linux `include/uapi/linux/{rtnetlink,neighbour,fib_rules}.h`, rtnetlink(7).
+
+use std::net::Ipv4Addr;
+
+use super::{Attributes, Message, Socket, find, number};
+use crate::{
+    error::KernelError,
+    model::{Cidr, Mac},
+};
+
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_TABLE: u16 = 15;
+const FRA_PRIORITY: u16 = 6;
+const FRA_MARK: u16 = 10;
+const FRA_TABLE: u16 = 15;
+const FRA_MASK: u16 = 16;
+const FR_ACT_TO_TABLE: u8 = 1;
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const NUD_REACHABLE: u16 = 0x02;
+const NUD_NOARP: u16 = 0x40;
+const NUD_PERMANENT: u16 = 0x80;
+const NTF_SELF: u8 = 0x02;
+const NTF_MASTER: u8 = 0x04;
+
+const REPLACE: i32 = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+
+fn ipv4(value: &[u8]) -> Option<Ipv4Addr> {
+    <[u8; 4]>::try_from(value).ok().map(Ipv4Addr::from)
+}
+
+fn fine_if(result: Result<(), KernelError>, errno: i32) -> Result<(), KernelError> {
+    match result {
+        Err(error) if error.errno == errno => Ok(()),
+        other => other,
+    }
+}
+
+/// `struct rtmsg` of a unicast route in the main table.
+fn route_header() -> [u8; 12] {
+    let mut header = [0; 12];
+    header[0] = libc::AF_INET as u8;
+    header[4] = libc::RT_TABLE_MAIN;
+    header[5] = libc::RTPROT_STATIC;
+    header[6] = libc::RT_SCOPE_UNIVERSE;
+    header[7] = libc::RTN_UNICAST;
+    header
+}
+
+/// Makes `gateway` on link `index` the default route, whatever it was before.
+pub(crate) fn set_default_route(
+    socket: &mut Socket,
+    index: u32,
+    gateway: Ipv4Addr,
+) -> Result<(), KernelError> {
+    let attributes = Attributes::new().u32(RTA_OIF, index).bytes(RTA_GATEWAY, &gateway.octets());
+    socket.execute(&Message::new(libc::RTM_NEWROUTE, &route_header(), attributes).flags(REPLACE))
+}
+
+/// The gateway of the default route through link `index`, if there is one.
+pub(crate) fn default_route(socket: &mut Socket, index: u32) -> Result<Option<Ipv4Addr>, KernelError> {
+    let mut found = None;
+    let mut header = [0; 12];
+    header[0] = libc::AF_INET as u8;
+    socket.dump(&Message::new(libc::RTM_GETROUTE, &header, Attributes::new()), |payload| {
+        let Some(rest) = payload.get(12..) else { return };
+        let is_default =
+            payload[1] == 0 && payload[4] == libc::RT_TABLE_MAIN && find(rest, RTA_DST).is_none();
+        if is_default && find(rest, RTA_OIF).and_then(number) == Some(index) {
+            let octets = find(rest, RTA_GATEWAY).and_then(|value| <[u8; 4]>::try_from(value).ok());
+            found = found.or(octets.map(Ipv4Addr::from));
+        }
+    })?;
+    Ok(found)
+}
+
+/// A route to elsewhere in some table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Route {
+    pub table: u32,
+    /// `0.0.0.0/0` is the default route.
+    pub to: Cidr,
+    pub via: Option<Ipv4Addr>,
+    pub link: u32,
+}
+
+/// All unicast IPv4 routes of the namespace.
+pub(crate) fn routes(socket: &mut Socket) -> Result<Vec<Route>, KernelError> {
+    let mut found = Vec::new();
+    let mut header = [0; 12];
+    header[0] = libc::AF_INET as u8;
+    socket.dump(&Message::new(libc::RTM_GETROUTE, &header, Attributes::new()), |payload| {
+        let Some(rest) = payload.get(12..) else { return };
+        if payload[7] != libc::RTN_UNICAST {
+            return;
+        }
+        found.push(Route {
+            table: find(rest, RTA_TABLE).and_then(number).unwrap_or(u32::from(payload[4])),
+            to: Cidr {
+                address: find(rest, RTA_DST).and_then(ipv4).unwrap_or(Ipv4Addr::UNSPECIFIED),
+                prefix_len: payload[1],
+            },
+            via: find(rest, RTA_GATEWAY).and_then(ipv4),
+            link: find(rest, RTA_OIF).and_then(number).unwrap_or(0),
+        });
+    })?;
+    Ok(found)
+}
+
+fn default_in(route: &Route) -> ([u8; 12], Attributes) {
+    const ON_LINK: u32 = 4;
+    let mut header = route_header();
+    header[4] = 0;
+    header[8..12].copy_from_slice(&ON_LINK.to_ne_bytes());
+    let mut attributes = Attributes::new().u32(RTA_TABLE, route.table).u32(RTA_OIF, route.link);
+    if let Some(via) = route.via {
+        attributes.push(RTA_GATEWAY, &via.octets());
+    }
+    (header, attributes)
+}
+
+/// Sets the default route of a table. Its gateway need not be in a subnet of the link.
+pub(crate) fn set_default_in(socket: &mut Socket, route: &Route) -> Result<(), KernelError> {
+    let (header, attributes) = default_in(route);
+    socket.execute(&Message::new(libc::RTM_NEWROUTE, &header, attributes).flags(REPLACE))
+}
+
+/// Deletes a default route; that it is gone already is fine.
+pub(crate) fn delete_default_in(socket: &mut Socket, route: &Route) -> Result<(), KernelError> {
+    let (header, attributes) = default_in(route);
+    fine_if(socket.execute(&Message::new(libc::RTM_DELROUTE, &header, attributes)), libc::ESRCH)
+}
+
+/// "Packets with this mark look into this table": a rule for policy routing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct MarkRule {
+    pub priority: u32,
+    pub mark: u32,
+    pub mask: u32,
+    pub table: u32,
+}
+
+fn rule_message(kind: u16, rule: &MarkRule) -> Message {
+    let mut header = [0; 12];
+    header[0] = libc::AF_INET as u8;
+    header[7] = FR_ACT_TO_TABLE;
+    let attributes = Attributes::new()
+        .u32(FRA_PRIORITY, rule.priority)
+        .u32(FRA_MARK, rule.mark)
+        .u32(FRA_MASK, rule.mask)
+        .u32(FRA_TABLE, rule.table);
+    Message::new(kind, &header, attributes)
+}
+
+/// Adds a rule; that it is there already is fine.
+pub(crate) fn add_rule(socket: &mut Socket, rule: &MarkRule) -> Result<(), KernelError> {
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    fine_if(socket.execute(&rule_message(libc::RTM_NEWRULE, rule).flags(flags)), libc::EEXIST)
+}
+
+/// Deletes a rule; that it is gone already is fine.
+pub(crate) fn delete_rule(socket: &mut Socket, rule: &MarkRule) -> Result<(), KernelError> {
+    fine_if(socket.execute(&rule_message(libc::RTM_DELRULE, rule)), libc::ENOENT)
+}
+
+/// All rules that look at the mark.
+pub(crate) fn rules(socket: &mut Socket) -> Result<Vec<MarkRule>, KernelError> {
+    let mut found = Vec::new();
+    let mut header = [0; 12];
+    header[0] = libc::AF_INET as u8;
+    socket.dump(&Message::new(libc::RTM_GETRULE, &header, Attributes::new()), |payload| {
+        let Some(rest) = payload.get(12..) else { return };
+        let value = |kind| find(rest, kind).and_then(number);
+        if let Some(mask) = value(FRA_MASK) {
+            found.push(MarkRule {
+                priority: value(FRA_PRIORITY).unwrap_or(0),
+                mark: value(FRA_MARK).unwrap_or(0),
+                mask,
+                table: value(FRA_TABLE).unwrap_or(u32::from(payload[4])),
+            });
+        }
+    })?;
+    Ok(found)
+}
+
+/// `struct ndmsg`.
+fn neighbour_header(family: i32, link: u32, state: u16, flags: u8) -> [u8; 12] {
+    let mut header = [0; 12];
+    header[0] = family as u8;
+    header[4..8].copy_from_slice(&link.to_ne_bytes());
+    header[8..10].copy_from_slice(&state.to_ne_bytes());
+    header[10] = flags;
+    header
+}
+
+/// Says for good at which MAC an address is found.
+pub(crate) fn set_neighbour(
+    socket: &mut Socket,
+    link: u32,
+    address: Ipv4Addr,
+    mac: Mac,
+) -> Result<(), KernelError> {
+    let header = neighbour_header(libc::AF_INET, link, NUD_PERMANENT, 0);
+    let attributes = Attributes::new().bytes(NDA_DST, &address.octets()).bytes(NDA_LLADDR, &mac.0);
+    socket.execute(&Message::new(libc::RTM_NEWNEIGH, &header, attributes).flags(REPLACE))
+}
+
+/// Forgets a neighbour; that it is gone already is fine.
+pub(crate) fn delete_neighbour(socket: &mut Socket, link: u32, address: Ipv4Addr) -> Result<(), KernelError> {
+    let header = neighbour_header(libc::AF_INET, link, 0, 0);
+    let attributes = Attributes::new().bytes(NDA_DST, &address.octets());
+    fine_if(socket.execute(&Message::new(libc::RTM_DELNEIGH, &header, attributes)), libc::ENOENT)
+}
+
+/// All neighbours that were set for good, each with its link.
+pub(crate) fn neighbours(socket: &mut Socket) -> Result<Vec<(u32, Ipv4Addr, Mac)>, KernelError> {
+    let mut found = Vec::new();
+    let header = neighbour_header(libc::AF_INET, 0, 0, 0);
+    socket.dump(&Message::new(libc::RTM_GETNEIGH, &header, Attributes::new()), |payload| {
+        let Some(rest) = payload.get(12..) else { return };
+        let state = u16::from_ne_bytes([payload[8], payload[9]]);
+        let mac = find(rest, NDA_LLADDR).and_then(|value| value.try_into().ok()).map(Mac);
+        if let (NUD_PERMANENT, Some(link), Some(address), Some(mac)) =
+            (state, number(&payload[4..]), find(rest, NDA_DST).and_then(ipv4), mac)
+        {
+            found.push((link, address, mac));
+        }
+    })?;
+    Ok(found)
+}
+
+/// An entry of a forwarding table: frames for `mac` leave by `link`, and if that is a VXLAN, for the node at `to`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Forward {
+    pub link: u32,
+    pub mac: Mac,
+    /// `Some` in the table of a VXLAN, `None` in that of the bridge that `link` is a port of.
+    pub to: Option<Ipv4Addr>,
+}
+
+fn forward_message(kind: u16, forward: &Forward) -> Message {
+    let (state, flags) = match forward.to {
+        Some(_) => (NUD_NOARP | NUD_PERMANENT, NTF_SELF),
+        None => (NUD_NOARP | NUD_REACHABLE, NTF_MASTER),
+    };
+    let header = neighbour_header(libc::AF_BRIDGE, forward.link, state, flags);
+    let mut attributes = Attributes::new().bytes(NDA_LLADDR, &forward.mac.0);
+    if let Some(to) = forward.to {
+        attributes.push(NDA_DST, &to.octets());
+    }
+    Message::new(kind, &header, attributes)
+}
+
+/// Sets an entry, whatever it was before.
+pub(crate) fn set_forward(socket: &mut Socket, forward: &Forward) -> Result<(), KernelError> {
+    socket.execute(&forward_message(libc::RTM_NEWNEIGH, forward).flags(REPLACE))
+}
+
+/// Deletes an entry; that it is gone already is fine.
+pub(crate) fn delete_forward(socket: &mut Socket, forward: &Forward) -> Result<(), KernelError> {
+    fine_if(socket.execute(&forward_message(libc::RTM_DELNEIGH, forward)), libc::ENOENT)
+}
+
+/// All entries of all tables but those that bridges make for their own ports, learned ones included.
+pub(crate) fn forwards(socket: &mut Socket) -> Result<Vec<Forward>, KernelError> {
+    let mut found = Vec::new();
+    let header = neighbour_header(libc::AF_BRIDGE, 0, 0, 0);
+    socket.dump(&Message::new(libc::RTM_GETNEIGH, &header, Attributes::new()), |payload| {
+        let Some(rest) = payload.get(12..) else { return };
+        let state = u16::from_ne_bytes([payload[8], payload[9]]);
+        let to = find(rest, NDA_DST).and_then(ipv4);
+        let own = to.is_none() && state & NUD_PERMANENT != 0;
+        let mac = find(rest, NDA_LLADDR).and_then(|value| value.try_into().ok()).map(Mac);
+        if let (false, Some(link), Some(mac)) = (own, number(&payload[4..]), mac) {
+            found.push(Forward { link, mac, to });
+        }
+    })?;
+    Ok(found)
+}
