@@ -15,7 +15,7 @@ use crate::{
         message::{self, Change},
         reading,
     },
-    model::{Endpoint, NetworkConfig, NodeNetwork},
+    model::{Cidr, Endpoint, NetworkConfig, NodeNetwork},
     netlink::{
         Socket,
         conntrack::{self, Flows},
@@ -23,7 +23,12 @@ use crate::{
         route::{self, Link, LinkChange, Peer},
     },
     netns,
-    plan::{Inside, Observed, ObservedLink, Operation},
+    overlay::{
+        fabric::{Piece, Uplink},
+        helper::{self, Helper},
+        plan::{Action, Step},
+    },
+    plan::{Inside, Mesh, Observed, ObservedLink, Operation},
 };
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -49,6 +54,7 @@ pub(crate) struct Kernel {
     netfilter: Socket,
     /// The tables as last read, and the generation of the rule set they were read at.
     read: Option<(u32, message::Shape, BTreeSet<Element>)>,
+    helper: Option<Helper>,
 }
 
 impl Kernel {
@@ -62,6 +68,7 @@ impl Kernel {
             netfilter: Socket::open(libc::NETLINK_NETFILTER)
                 .map_err(|error| NetError::kernel("open a NETLINK_NETFILTER socket", error))?,
             read: None,
+            helper: None,
         })
     }
 
@@ -71,6 +78,7 @@ impl Kernel {
 
     /// Reads everything that [`crate::plan::plan`] looks at.
     pub fn observe(&mut self, desired: &NodeNetwork) -> Result<Observed, NetError> {
+        let config = self.config.clone();
         let links = route::links(&mut self.route).map_err(|error| NetError::kernel("list links", error))?;
         let addresses =
             route::addresses(&mut self.route).map_err(|error| NetError::kernel("list addresses", error))?;
@@ -82,13 +90,67 @@ impl Kernel {
                 addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, cidr)| *cidr).collect();
             observed.links.insert(link.name, found);
         }
-        for endpoint in &desired.endpoints {
+        let bridged =
+            desired.endpoints.iter().filter(|endpoint| desired.network(&endpoint.network).is_some());
+        for endpoint in bridged {
             if let Some(inside) = self.inside(endpoint)? {
                 observed.inside.insert(endpoint.id.clone(), inside);
             }
         }
         (observed.shape, observed.elements) = self.firewall()?;
+        if let Some(helper) = self.helper()? {
+            observed.overlay = helper.observe(&config)?;
+            let uplink = observed.links.get(&config.uplink);
+            observed.overlay.connected &= uplink.is_some_and(|link| {
+                link.up
+                    && link.alias == Some(config.uplink_alias())
+                    && link.route_localnet
+                    && link.addresses.len() == 1
+                    && observed.overlay.uplink.is_some_and(|uplink| {
+                        let address = uplink.host;
+                        link.addresses.contains(&Cidr { address, prefix_len: Uplink::PREFIX_LEN })
+                    })
+            });
+            for local in desired.locals() {
+                if let Some(inside) = self.inside(local.endpoint)? {
+                    observed.overlay.inside.insert(local.endpoint.id.clone(), inside);
+                }
+            }
+        }
+        if desired.overlay.is_some() {
+            observed.mesh = self.mesh(desired, &observed.elements)?;
+        }
         Ok(observed)
+    }
+
+    /// The namespace of the overlays, if there is one.
+    pub fn helper(&mut self) -> Result<Option<&mut Helper>, NetError> {
+        if self.helper.is_none() {
+            self.helper = Helper::open(&self.config.helper)?;
+        }
+        Ok(self.helper.as_mut())
+    }
+
+    /// How the overlays are joined to this host, or should be. Ports that are published already are ours.
+    pub fn mesh(
+        &mut self,
+        desired: &NodeNetwork,
+        present: &BTreeSet<Element>,
+    ) -> Result<Option<Mesh>, NetError> {
+        let Some(overlay) = &desired.overlay else { return Ok(None) };
+        let failed = |error| NetError::kernel("list addresses", error);
+        let addresses = route::addresses(&mut self.route).map_err(failed)?;
+        let own = route::link_by_name(&mut self.route, &self.config.uplink).map_err(failed)?;
+        let Some(uplink) = helper::choose_uplink(&addresses, own.map(|link| link.index)) else {
+            let reason =
+                "every subnet from 169.254.64.0/30 to 169.254.127.0/30 is in use on this host".into();
+            return Err(NetError::Invalid { what: "link", id: self.config.uplink.clone(), reason });
+        };
+        let held: BTreeSet<(u8, u16)> = present.iter().filter_map(Element::published_port).collect();
+        let busy = overlay.published.keys().filter(|(protocol, port)| {
+            !held.contains(&(protocol.number(), *port)) && crate::listeners::listens(*protocol, *port)
+        });
+        Ok(Some(Mesh { uplink, busy: busy.copied().collect() }))
     }
 
     /// Reads our tables, unless nothing in the namespace's rule set has changed since they were read: the look at an
@@ -144,6 +206,7 @@ impl Kernel {
                     .map(|(_, cidr)| *cidr)
                     .collect(),
                 gateway: forwarding::default_route(&mut socket, link.index)?,
+                mtu: link.mtu,
             }))
         };
         let mut read = read;
@@ -167,8 +230,17 @@ impl Kernel {
             rest = later;
             let result = match group(first) {
                 Group::Single => self.perform_one(first),
+                Group::Helper => {
+                    let steps: Vec<_> = now.iter().filter_map(helper_step).collect();
+                    let config = self.config.clone();
+                    self.in_helper().and_then(|(_, helper)| helper.change_firewall(&config, &steps))
+                }
                 Group::Firewall => {
                     self.change_firewall(&now.iter().filter_map(firewall_change).collect::<Vec<_>>())
+                }
+                Group::HelperForget => {
+                    let steps: Vec<_> = now.iter().filter_map(helper_step).collect();
+                    self.in_helper().and_then(|(_, helper)| helper.forget(&steps))
                 }
                 Group::Forget => self.forget(&now.iter().filter_map(flows).collect::<Vec<_>>()),
             };
@@ -195,8 +267,47 @@ impl Kernel {
         Ok(())
     }
 
+    /// What there is in the helper namespace for one task, by its link and address.
+    pub fn overlay_pieces_of(
+        &mut self,
+        link: &str,
+        address: Option<std::net::Ipv4Addr>,
+    ) -> Result<Vec<Piece>, NetError> {
+        let config = self.config.clone();
+        let Some(helper) = self.helper()? else { return Ok(Vec::new()) };
+        let its = |piece: &Piece| match piece {
+            Piece::Element(element) => element.belongs_to(link, address),
+            Piece::Neighbour { address: of, .. } => Some(*of) == address,
+            _ => false,
+        };
+        Ok(helper.observe(&config)?.pieces.into_iter().filter(its).collect())
+    }
+
+    fn in_helper(&mut self) -> Result<(&mut Socket, &mut Helper), NetError> {
+        let path = self.config.helper.clone();
+        let missing = || NetError::Namespace { path, source: std::io::ErrorKind::NotFound.into() };
+        self.helper()?;
+        self.helper.as_mut().map(|helper| (&mut self.route, helper)).ok_or_else(missing)
+    }
+
+    fn perform_in_helper(&mut self, step: &Step) -> Result<(), NetError> {
+        match &step.0 {
+            Action::Connect(uplink) => {
+                Helper::connect(&mut self.helper, &self.config, &mut self.route, *uplink)
+            }
+            Action::Disconnect => {
+                self.helper()?;
+                Helper::disconnect(&mut self.helper, &self.config, &mut self.route)
+            }
+            _ => self.in_helper().and_then(|(host, helper)| helper.perform(host, step)),
+        }
+    }
+
     fn perform_one(&mut self, operation: &Operation) -> Result<(), NetError> {
         let failed = |error| NetError::kernel(operation.to_string(), error);
+        if let Operation::Overlay(step) = operation {
+            return self.perform_in_helper(step);
+        }
         let socket = &mut self.route;
         match operation {
             Operation::EnableForwarding => switch_on(Path::new(FORWARDING)),
@@ -247,14 +358,13 @@ impl Kernel {
             | Operation::AddElement(_)
             | Operation::RemoveElement(_)
             | Operation::ForgetAddress { .. }
-            | Operation::ForgetPort { .. } => Ok(()), // Performed in groups.
+            | Operation::ForgetPort { .. }
+            | Operation::Overlay(_) => Ok(()), // Performed above, or in groups.
         }
     }
 
     fn index_of(&mut self, name: &str) -> Result<u32, NetError> {
-        let missing = KernelError { errno: libc::ENODEV, reason: None };
-        route::link_by_name(&mut self.route, name)
-            .and_then(|link| link.map(|link| link.index).ok_or(missing))
+        index_of(&mut self.route, name)
             .map_err(|error| NetError::kernel(format!("find link `{name}`"), error))
     }
 
@@ -279,6 +389,12 @@ impl Kernel {
     }
 }
 
+/// The index of a link that must be there.
+pub(crate) fn index_of(socket: &mut Socket, name: &str) -> Result<u32, KernelError> {
+    let missing = KernelError { errno: libc::ENODEV, reason: None };
+    route::link_by_name(socket, name)?.map(|link| link.index).ok_or(missing)
+}
+
 fn observed_link(link: &Link, master: Option<String>) -> ObservedLink {
     let is_bridge = link.kind == "bridge";
     ObservedLink {
@@ -288,19 +404,19 @@ fn observed_link(link: &Link, master: Option<String>) -> ObservedLink {
         mac: link.mac,
         master,
         addresses: BTreeSet::new(),
-        route_localnet: is_bridge && is_on(&route_localnet(&link.name)),
+        route_localnet: (is_bridge || link.alias.is_some()) && is_on(&route_localnet(&link.name)),
         hairpin: link.hairpin,
         peer: link.peer,
     }
 }
 
 /// An rtnetlink socket in the endpoint's namespace.
-fn socket_inside(endpoint: &Endpoint) -> Result<Socket, NetError> {
+pub(crate) fn socket_inside(endpoint: &Endpoint) -> Result<Socket, NetError> {
     netns::run_in_netns(&netns::of_process(endpoint.netns_pid), || Socket::open(libc::NETLINK_ROUTE))?
         .map_err(|error| NetError::kernel(format!("open a socket for endpoint `{}`", endpoint.id), error))
 }
 
-fn configure_inside(
+pub(crate) fn configure_inside(
     socket: &mut Socket,
     endpoint: &Endpoint,
     gateway: Option<std::net::Ipv4Addr>,
@@ -326,13 +442,24 @@ enum Group {
     Single,
     Firewall,
     Forget,
+    Helper,
+    HelperForget,
 }
 
 fn group(operation: &Operation) -> Group {
     match operation {
         Operation::BuildRules(_) | Operation::AddElement(_) | Operation::RemoveElement(_) => Group::Firewall,
         Operation::ForgetAddress { .. } | Operation::ForgetPort { .. } => Group::Forget,
+        Operation::Overlay(step) if step.0.is_firewall() => Group::Helper,
+        Operation::Overlay(step) if step.0.is_forget() => Group::HelperForget,
         _ => Group::Single,
+    }
+}
+
+fn helper_step(operation: &Operation) -> Option<&Step> {
+    match operation {
+        Operation::Overlay(step) => Some(step),
+        _ => None,
     }
 }
 

@@ -25,7 +25,7 @@ use std::{
     process::Command,
 };
 
-use rustix::{mount::UnmountFlags, thread::LinkNameSpaceType};
+use rustix::thread::LinkNameSpaceType;
 
 use crate::{
     error::NetError,
@@ -407,31 +407,12 @@ pub fn command_in_netns(path: &Path, program: impl AsRef<OsStr>) -> Result<Comma
 
 /// Makes an empty network namespace and holds it by a mount at `path`, which must not exist.
 pub fn create_named_netns(path: &Path) -> Result<(), NetError> {
-    let failed = |source| NetError::Namespace { path: path.to_owned(), source };
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).map_err(failed)?;
-    }
-    fs::File::create_new(path).map_err(failed)?;
-    let mounted = netns::in_new(|| rustix::mount::mount_bind("/proc/thread-self/ns/net", path));
-    let mounted = mounted.and_then(|result| result.map_err(|error| failed(error.into())));
-    if mounted.is_err() {
-        let _ = fs::remove_file(path);
-    }
-    mounted
+    netns::create_pinned(path)
 }
 
 /// Lets go of a named namespace; it ends with its last process. Fine if it is gone.
 pub fn delete_named_netns(path: &Path) -> Result<(), NetError> {
-    let failed = |source| NetError::Namespace { path: path.to_owned(), source };
-    match rustix::mount::unmount(path, UnmountFlags::DETACH) {
-        // Not a mount: the file alone is left.
-        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
-        Err(error) => return Err(failed(error.into())),
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
+    netns::remove_pinned(path)?;
     // The last one takes the directory along; it stays while others are in it.
     if let Some(directory) = path.parent()
         && directory == Path::new(NETNS_DIR)

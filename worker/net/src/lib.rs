@@ -12,7 +12,10 @@
 //!
 //! [`lab`] makes hosts out of network namespaces, for tests and for the playground.
 //!
-//! Left out: overlays, service addresses and discovery. They come as further links, sets and chains beside these.
+//! Node-local bridges are in the host's own namespace. Everything of the networks that span nodes is in a helper
+//! namespace, see [`Overlay`] and `docs/networking.md`; its plan is of the same make.
+//!
+//! Left out: which addresses and networks there are (the cluster's state), and names (the resolver).
 
 mod error;
 mod firewall;
@@ -23,16 +26,18 @@ mod model;
 mod netlink;
 mod netns;
 mod network;
+mod overlay;
 mod plan;
 mod probe;
 
 pub use error::{KernelError, NetError};
-pub use firewall::{Element, Set, message::Shape};
+pub use firewall::{Balancer, Element, Set, message::Shape};
 pub use model::{
     BridgeNetwork, Cidr, Endpoint, HostPort, INTERFACE_NAME_MAX, Mac, NetworkConfig, NodeNetwork, Protocol,
 };
 pub use netns::run_in_netns;
 pub use network::{Attachment, Network, Report};
+pub use overlay::{Overlay, OverlayNetwork, PublishedPort, Step, VirtualService};
 pub use plan::{Inside, Observed, ObservedLink, Operation, plan};
 
 #[cfg(test)]
@@ -65,6 +70,7 @@ mod testing {
             address,
             prefix_len: 24,
             gateway: Ipv4Addr::new(a, b, c, 1),
+            default_route: true,
             interface_name: "eth0".into(),
             ports: ports
                 .iter()

@@ -7,11 +7,16 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::Ipv4Addr,
+    path::PathBuf,
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::NetError;
+use crate::{
+    error::NetError,
+    overlay::{Overlay, fabric::Local},
+};
 
 /// Longest interface name the kernel takes (`IFNAMSIZ` less the closing NUL).
 pub const INTERFACE_NAME_MAX: usize = 15;
@@ -24,11 +29,20 @@ pub struct NetworkConfig {
     pub table: String,
     /// First letters of the names of the veth devices on the node; at most 3 bytes.
     pub link_prefix: String,
+    /// Where the namespace of the overlays is pinned.
+    pub helper: PathBuf,
+    /// Name of the host's end of the link to that namespace.
+    pub uplink: String,
 }
 
 impl Default for NetworkConfig {
     fn default() -> Self {
-        Self { table: "rswarm".into(), link_prefix: "rsv".into() }
+        Self {
+            table: "rswarm".into(),
+            link_prefix: "rsv".into(),
+            helper: "/run/rswarm/netns/overlay".into(),
+            uplink: "rshost".into(),
+        }
     }
 }
 
@@ -68,10 +82,12 @@ impl NetworkConfig {
 }
 
 /// Everything the node's network should be.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeNetwork {
     pub networks: Vec<BridgeNetwork>,
+    /// On `networks` and on those of `overlay`.
     pub endpoints: Vec<Endpoint>,
+    pub overlay: Option<Arc<Overlay>>,
 }
 
 /// A network that lives on this node alone: a bridge with the gateway's address on it.
@@ -94,19 +110,26 @@ pub struct BridgeNetwork {
 /// One container's attachment to a network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
-    /// The task's id.
+    /// Unique on the node: the task's id, and for tasks on several networks something that tells them apart.
     pub id: String,
-    /// The id of its [`BridgeNetwork`].
+    /// The id of its [`BridgeNetwork`] or [`OverlayNetwork`](crate::OverlayNetwork).
     pub network: String,
     /// The container's init process, whose network namespace gets the interface.
     pub netns_pid: i32,
     pub address: Ipv4Addr,
     pub prefix_len: u8,
-    /// The default route, except on an internal network.
     pub gateway: Ipv4Addr,
+    /// Whether the container's default route leads there; of a task's endpoints one should say so. Never of internal
+    /// networks. A task on the ingress network should have it there, or its answers will not find their way.
+    #[serde(default = "yes")]
+    pub default_route: bool,
     /// Name inside the container, `eth0` as a rule.
     pub interface_name: String,
     pub ports: Vec<HostPort>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A port of this node that leads to a port of one container (`mode=host`).
@@ -179,6 +202,11 @@ pub struct Cidr {
 }
 
 impl Cidr {
+    /// Whether an address is in the network.
+    pub(crate) fn contains(self, address: Ipv4Addr) -> bool {
+        u32::from(address) & self.mask() == u32::from(self.subnet())
+    }
+
     fn mask(self) -> u32 {
         u32::MAX.checked_shl(32 - u32::from(self.prefix_len)).unwrap_or(0)
     }
@@ -242,7 +270,8 @@ impl Endpoint {
         Cidr { address: self.address, prefix_len: self.prefix_len }
     }
 
-    fn check(&self, network: &BridgeNetwork) -> Result<(), NetError> {
+    /// `net` is the gateway's address in the network.
+    fn check(&self, net: Cidr) -> Result<(), NetError> {
         let invalid =
             |reason: String| Err(NetError::Invalid { what: "endpoint", id: self.id.clone(), reason });
         if self.id.is_empty() || self.id.contains(char::is_whitespace) {
@@ -254,15 +283,16 @@ impl Endpoint {
         if self.netns_pid <= 0 {
             return invalid(format!("expected a process id, found {}", self.netns_pid));
         }
-        let (own, net) = (self.cidr(), network.cidr());
+        let own = self.cidr();
         if own.prefix_len != net.prefix_len || own.subnet() != net.subnet() {
             return invalid(format!(
                 "expected an address in `{}/{}`, found `{own}`",
-                network.subnet, network.prefix_len
+                net.subnet(),
+                net.prefix_len
             ));
         }
         if own.address == net.address || own.address == net.subnet() || own.address == net.broadcast() {
-            return invalid(format!("address `{own}` is reserved in network `{}`", network.id));
+            return invalid(format!("address `{own}` is reserved in network `{}`", self.network));
         }
         if let Some(port) = self.ports.iter().find(|port| port.published == 0 || port.target == 0) {
             return invalid(format!("expected ports 1 to 65535, found `{}:{}`", port.published, port.target));
@@ -288,11 +318,25 @@ impl NodeNetwork {
         self.endpoints.iter().find(|endpoint| endpoint.id == id)
     }
 
+    /// The overlay that an endpoint is on, if it is on one.
+    pub(crate) fn local<'a>(&'a self, endpoint: &'a Endpoint) -> Option<Local<'a>> {
+        let (vni, network) = self.overlay.as_ref()?.network(&endpoint.network)?;
+        Some(Local { vni, network, endpoint })
+    }
+
+    /// The endpoints on overlays.
+    pub(crate) fn locals(&self) -> Vec<Local<'_>> {
+        self.endpoints.iter().filter_map(|endpoint| self.local(endpoint)).collect()
+    }
+
     /// Checks that the state makes sense as a whole, before any of it touches the kernel.
     ///
     /// # Errors
     /// `Invalid`, `UnknownNetwork`, `PortTaken` or `AddressTaken`, naming the first offender in the given order.
     pub fn validate(&self) -> Result<(), NetError> {
+        if let Some(overlay) = &self.overlay {
+            overlay.validate()?;
+        }
         let mut ids = BTreeSet::new();
         let mut bridges = BTreeMap::new();
         for network in &self.networks {
@@ -307,14 +351,18 @@ impl NodeNetwork {
         }
         let mut ids = BTreeSet::new();
         let mut addresses = BTreeMap::new();
-        let mut ports = BTreeMap::new();
+        let mesh = String::from("mesh");
+        let published = self.overlay.iter().flat_map(|overlay| overlay.published.keys());
+        let mut ports: BTreeMap<_, _> = published.map(|key| (*key, &mesh)).collect();
         for endpoint in &self.endpoints {
             let id = &endpoint.id;
-            let network = self.network(&endpoint.network).ok_or_else(|| NetError::UnknownNetwork {
+            let network = self.network(&endpoint.network).map(BridgeNetwork::cidr);
+            let overlay = || self.local(endpoint).map(|local| local.network.cidr());
+            let cidr = network.or_else(overlay).ok_or_else(|| NetError::UnknownNetwork {
                 endpoint: id.clone(),
                 network: endpoint.network.clone(),
             })?;
-            endpoint.check(network)?;
+            endpoint.check(cidr)?;
             if !ids.insert(id) {
                 return Err(NetError::Invalid {
                     what: "endpoint",
@@ -356,6 +404,7 @@ mod tests {
                 endpoint("a", "n0", "10.90.0.2", &[(8080, 80)]),
                 endpoint("b", "n0", "10.90.0.3", &[]),
             ],
+            overlay: None,
         };
         change(&mut node);
         let found = node.validate().map_or_else(|error| error.to_string(), |()| "fine".into());

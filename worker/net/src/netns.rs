@@ -1,13 +1,21 @@
 //! Entering network namespaces: only ever on a thread made for it, so that no thread of the runtime changes place.
 
 use std::{
-    fs::File,
-    os::fd::{AsFd, BorrowedFd},
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     thread,
 };
 
-use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+use rustix::{
+    fs::statfs,
+    mount::UnmountFlags,
+    thread::{LinkNameSpaceType, UnshareFlags},
+};
 
 use crate::error::NetError;
 
@@ -19,6 +27,47 @@ pub(crate) fn open(path: &Path) -> Result<File, NetError> {
 /// The path of a process's network namespace.
 pub(crate) fn of_process(pid: i32) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/ns/net"))
+}
+
+/// Whether a namespace is mounted at `path`, rather than nothing or the file that was left when it went.
+pub(crate) fn is_pinned(path: &Path) -> bool {
+    const NSFS_MAGIC: i64 = 0x6e73_6673;
+    statfs(path).is_ok_and(|found| found.f_type as i64 == NSFS_MAGIC)
+}
+
+/// Whether `path` leads to the namespace that `open` is.
+pub(crate) fn same(open: &File, path: &Path) -> bool {
+    let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    open.metadata().map(identity).ok() == fs::metadata(path).map(identity).ok()
+}
+
+/// Makes an empty network namespace and holds it by a mount at `path`, which must not exist.
+pub(crate) fn create_pinned(path: &Path) -> Result<(), NetError> {
+    let failed = |source| NetError::Namespace { path: path.to_owned(), source };
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(failed)?;
+    }
+    File::create_new(path).map_err(failed)?;
+    let mounted = in_new(|| rustix::mount::mount_bind("/proc/thread-self/ns/net", path));
+    let mounted = mounted.and_then(|result| result.map_err(|error| failed(error.into())));
+    if mounted.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    mounted
+}
+
+/// Lets go of a namespace held by a mount; it ends with its last user. Fine if it is gone.
+pub(crate) fn remove_pinned(path: &Path) -> Result<(), NetError> {
+    let failed = |source| NetError::Namespace { path: path.to_owned(), source };
+    match rustix::mount::unmount(path, UnmountFlags::DETACH) {
+        // Not a mount: the file alone is left.
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(failed(error.into())),
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Runs `f` on a fresh thread inside the network namespace at `path`; mounts, cgroups and all else stay the caller's.

@@ -1,6 +1,11 @@
 //! The handle on the node's network: an async face on one thread that holds the sockets.
 
-use std::{collections::BTreeSet, sync::mpsc, thread, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
 
 use tokio::sync::oneshot;
 
@@ -8,8 +13,10 @@ use crate::{
     error::NetError,
     firewall,
     kernel::Kernel,
+    listeners::listens,
     model::{BridgeNetwork, Endpoint, HostPort, Mac, NetworkConfig, NodeNetwork, Protocol},
-    plan::{self, Operation, plan},
+    overlay::{Overlay, fabric, plan::Action},
+    plan::{self, Mesh, Operation, plan},
     probe,
 };
 
@@ -65,7 +72,7 @@ impl Network {
                 let opened = Kernel::open(config);
                 match opened {
                     Ok(kernel) => {
-                        let mut node = Node { kernel, current: NodeNetwork::default() };
+                        let mut node = Node { kernel, current: NodeNetwork::default(), mesh: None };
                         let _ = ready.send(Ok(()));
                         for job in queue {
                             job(&mut node);
@@ -123,6 +130,17 @@ impl Network {
         self.ask(move |node| node.detach(&id)).await
     }
 
+    /// Makes the overlays as told, by what changed since they were told last: that is what it costs. Returns the
+    /// published ports on which other processes of this node listen; these are left to them.
+    ///
+    /// The daemon that comes after another must tell all it holds by [`Network::reconcile`] before.
+    ///
+    /// # Errors
+    /// When `overlay` makes no sense, or the first difference that could not be mended.
+    pub async fn apply(&self, overlay: Overlay) -> Result<BTreeSet<(Protocol, u16)>, NetError> {
+        self.ask(move |node| node.apply(overlay)).await
+    }
+
     /// Makes the kernel as `desired`: reads back links, addresses, rules and elements, mends differences and removes
     /// what is ours and not desired. From here on `desired` is what the other calls build on.
     ///
@@ -143,6 +161,7 @@ impl Network {
     pub async fn remove_all(&self) -> Result<(), NetError> {
         self.ask(|node| {
             node.current = NodeNetwork::default();
+            node.mesh = None;
             node.kernel.remove_all()
         })
         .await
@@ -170,9 +189,152 @@ fn check_config(config: &NetworkConfig) -> Result<(), NetError> {
 struct Node {
     kernel: Kernel,
     current: NodeNetwork,
+    /// How the overlays are joined to the host, while there are any.
+    mesh: Option<Mesh>,
 }
 
 impl Node {
+    fn apply(&mut self, overlay: Overlay) -> Result<BTreeSet<(Protocol, u16)>, NetError> {
+        let next = NodeNetwork { overlay: Some(Arc::new(overlay)), ..self.current.clone() };
+        next.validate()?;
+        let by_change = match (&self.current.overlay, &next.overlay, &self.mesh) {
+            (Some(old), Some(new), Some(mesh)) if !fabric::is_deep(old, new) => {
+                let mesh = self.mesh_after(mesh, old, new);
+                let operations = self.overlay_changes(old, new, &next, &mesh);
+                let mut performed = Ok(());
+                self.kernel.perform(&operations, |_, result| {
+                    performed = result;
+                    performed.is_ok()
+                });
+                performed.map(|()| mesh).map_err(Some)
+            }
+            _ => Err(None),
+        };
+        match by_change {
+            Ok(mesh) => {
+                self.mesh = Some(mesh);
+                self.current = next;
+            }
+            Err(error) => {
+                if let Some(error) = error {
+                    tracing::info!(%error, "the overlays are not as they were left: comparing them with the kernel");
+                }
+                if let Some((_, error)) = self.reconcile(next)?.failed.into_iter().next() {
+                    return Err(error);
+                }
+            }
+        }
+        Ok(self.mesh.as_ref().map(|mesh| mesh.busy.clone()).unwrap_or_default())
+    }
+
+    /// Ports that are new are looked at: another process may listen on them.
+    fn mesh_after(&self, mesh: &Mesh, old: &Overlay, new: &Overlay) -> Mesh {
+        let asked = |key: &&(Protocol, u16)| !old.published.contains_key(*key) || mesh.busy.contains(*key);
+        let busy = new.published.keys().filter(asked).filter(|(protocol, port)| listens(*protocol, *port));
+        Mesh { uplink: mesh.uplink, busy: busy.copied().collect() }
+    }
+
+    fn overlay_changes(
+        &self,
+        old: &Overlay,
+        new: &Overlay,
+        next: &NodeNetwork,
+        mesh: &Mesh,
+    ) -> Vec<Operation> {
+        let (gone, come) = fabric::changes(old, new);
+        let left = fabric::left(old, new).into_iter().map(|address| Action::Forget { address });
+        let steps = crate::overlay::plan::in_order(left.collect(), gone, come);
+        let mut operations: Vec<_> = steps.into_iter().map(Operation::Overlay).collect();
+        if old.published == new.published && old.guarded == new.guarded && self.mesh.as_ref() == Some(mesh) {
+            return operations;
+        }
+        let before = plan::elements(&self.kernel.config, &self.current, self.mesh.as_ref());
+        let after = plan::elements(&self.kernel.config, next, Some(mesh));
+        operations.extend(before.difference(&after).cloned().map(Operation::RemoveElement));
+        operations.extend(after.difference(&before).cloned().map(Operation::AddElement));
+        // Datagrams that came before have left untranslated connections behind.
+        let udp = new.published.keys().filter(|(protocol, _)| *protocol == Protocol::Udp);
+        let fresh = udp.filter(|key| !old.published.contains_key(*key));
+        operations
+            .extend(fresh.map(|(protocol, port)| Operation::ForgetPort { protocol: *protocol, port: *port }));
+        operations
+    }
+
+    fn attach_to_overlay(&mut self, next: NodeNetwork, endpoint: &Endpoint) -> Result<(), NetError> {
+        let config = self.kernel.config.clone();
+        let missing =
+            || NetError::UnknownNetwork { endpoint: endpoint.id.clone(), network: endpoint.network.clone() };
+        let local = next.local(endpoint).ok_or_else(missing)?;
+        let before = self.current.endpoint(&endpoint.id).cloned();
+        let old = before.as_ref().and_then(|before| self.current.local(before));
+        let link = config.link_name(&endpoint.id);
+        let port = self.kernel.helper()?.ok_or_else(missing)?.port(&link)?;
+        let inside = if port.is_some() { self.kernel.inside(endpoint)? } else { None };
+        let steps =
+            crate::overlay::plan::plan_attach(&config, old.as_ref(), &local, port.as_ref(), inside.as_ref());
+        refuse_ports_in_use(before.as_ref(), endpoint)?;
+        let mut operations: Vec<_> = steps.into_iter().map(Operation::Overlay).collect();
+        operations.extend(self.element_changes(before.as_ref(), endpoint, &next));
+        operations.extend(forget_early_datagrams(before.as_ref(), endpoint));
+        if let Err(error) = self.perform(&next, &operations) {
+            let added = before.is_none();
+            if added {
+                self.undo_attach_to_overlay(&next, endpoint);
+            }
+            return Err(error);
+        }
+        self.current = next;
+        Ok(())
+    }
+
+    /// As [`Self::undo_attach`]; what is not there to be removed is left to the next reconciliation.
+    fn undo_attach_to_overlay(&mut self, next: &NodeNetwork, endpoint: &Endpoint) {
+        let wanted = std::mem::replace(&mut self.current, next.clone());
+        let result = self.detach(&endpoint.id);
+        if let Err(error) = result {
+            tracing::info!(%error, "undoing an attach by comparing with the kernel");
+            let restored = self.reconcile(wanted.clone());
+            if let Err(error) = restored {
+                tracing::warn!(%error, "failed to undo an attach");
+            }
+        }
+        self.current = wanted;
+    }
+
+    /// Detaches an endpoint of an overlay; `None` when it is not known to be on one.
+    fn detach_from_overlay(&mut self, id: &str) -> Result<Option<bool>, NetError> {
+        let config = self.kernel.config.clone();
+        let link = config.link_name(id);
+        let Some(helper) = self.kernel.helper()? else { return Ok(None) };
+        let port = helper.port(&link)?;
+        let Some(endpoint) = self.current.endpoint(id).cloned() else {
+            if port.is_none() {
+                return Ok(None);
+            }
+            // An earlier daemon's. Its link is enough to know: all else is what nothing asks for.
+            let alias = port.and_then(|port| port.alias);
+            let address =
+                alias.as_deref().and_then(|alias| config.endpoint_of_alias(alias)).map(|(_, at)| at);
+            let pieces = self.kernel.overlay_pieces_of(&link, address)?;
+            let mut actions = vec![Action::RemovePort { link }];
+            actions.extend(address.map(|address| Action::Forget { address }));
+            let steps = crate::overlay::plan::in_order(actions, pieces, Vec::new());
+            let next = self.current.clone();
+            self.perform(&next, &steps.into_iter().map(Operation::Overlay).collect::<Vec<_>>())?;
+            return Ok(Some(true));
+        };
+        let mut next = self.current.clone();
+        next.endpoints.retain(|other| other.id != id);
+        let Some(local) = self.current.local(&endpoint) else { return Ok(None) };
+        let steps = crate::overlay::plan::plan_detach(&config, &local, port.is_some());
+        let mut operations: Vec<_> = steps.into_iter().map(Operation::Overlay).collect();
+        operations
+            .extend(self.elements_of(&self.current, &endpoint).into_iter().map(Operation::RemoveElement));
+        self.perform(&next, &operations)?;
+        self.current = next;
+        Ok(Some(true))
+    }
+
     fn ensure_network(&mut self, network: &BridgeNetwork) -> Result<(), NetError> {
         let mut next = self.current.clone();
         next.networks.retain(|other| other.id != network.id);
@@ -212,6 +374,11 @@ impl Node {
         next.endpoints.retain(|other| other.id != endpoint.id);
         next.endpoints.push(endpoint.clone());
         next.validate()?;
+        if next.local(endpoint).is_some() {
+            self.attach_to_overlay(next, endpoint)?;
+            let link = self.kernel.config.link_name(&endpoint.id);
+            return Ok(Attachment { link, mac: endpoint.mac(), took: started.elapsed() });
+        }
         let network = next.network(&endpoint.network).cloned().ok_or_else(|| NetError::UnknownNetwork {
             endpoint: endpoint.id.clone(),
             network: endpoint.network.clone(),
@@ -226,7 +393,7 @@ impl Node {
         let operations: Vec<_> = steps
             .before
             .into_iter()
-            .chain(self.element_changes(old.as_ref(), endpoint))
+            .chain(self.element_changes(old.as_ref(), endpoint, &next))
             .chain(steps.after)
             .chain(forget_early_datagrams(old.as_ref(), endpoint))
             .collect();
@@ -263,14 +430,22 @@ impl Node {
         next.endpoints.push(new.clone());
         next.validate()?;
         refuse_ports_in_use(Some(&old), &new)?;
-        let operations: Vec<_> =
-            self.element_changes(Some(&old), &new).chain(forget_early_datagrams(Some(&old), &new)).collect();
+        if next.local(&new).is_some() {
+            return self.attach_to_overlay(next, &new);
+        }
+        let operations: Vec<_> = self
+            .element_changes(Some(&old), &new, &next)
+            .chain(forget_early_datagrams(Some(&old), &new))
+            .collect();
         self.perform(&next, &operations)?;
         self.current = next;
         Ok(())
     }
 
     fn detach(&mut self, id: &str) -> Result<bool, NetError> {
+        if let Some(detached) = self.detach_from_overlay(id)? {
+            return Ok(detached);
+        }
         let config = self.kernel.config.clone();
         let name = config.link_name(id);
         let link = self.kernel.link(&name)?;
@@ -282,7 +457,7 @@ impl Node {
         next.endpoints.retain(|other| other.id != id);
         let mut operations = Vec::new();
         if let Some(endpoint) = &known {
-            let elements = self.elements_of(endpoint);
+            let elements = self.elements_of(&self.current, endpoint);
             operations.extend(elements.into_iter().map(Operation::RemoveElement));
         } else {
             // An earlier daemon's: what it published can be told by link and address.
@@ -302,6 +477,7 @@ impl Node {
 
     fn differences(&mut self, desired: &NodeNetwork) -> Result<Vec<Operation>, NetError> {
         let observed = self.kernel.observe(desired)?;
+        self.mesh = observed.mesh.clone();
         Ok(plan(&self.kernel.config, desired, &observed))
     }
 
@@ -320,20 +496,23 @@ impl Node {
         Ok(report)
     }
 
-    /// The elements of an endpoint whose network is known.
-    fn elements_of(&self, endpoint: &Endpoint) -> BTreeSet<firewall::Element> {
-        let network = self.current.network(&endpoint.network);
-        let elements = |network| firewall::endpoint_elements(&self.kernel.config, network, endpoint);
-        network.map(elements).unwrap_or_default()
+    /// The elements in the host's own tables of an endpoint whose network is known in `node`.
+    fn elements_of(&self, node: &NodeNetwork, endpoint: &Endpoint) -> BTreeSet<firewall::Element> {
+        if let Some((network, config)) = node.network(&endpoint.network).zip(Some(&self.kernel.config)) {
+            return firewall::endpoint_elements(config, network, endpoint);
+        }
+        let mesh = self.mesh.as_ref().filter(|_| node.local(endpoint).is_some());
+        mesh.map(|mesh| firewall::local_elements(mesh.uplink, endpoint)).unwrap_or_default()
     }
 
     fn element_changes(
         &self,
         old: Option<&Endpoint>,
         new: &Endpoint,
+        next: &NodeNetwork,
     ) -> impl Iterator<Item = Operation> + use<> {
-        let before = old.map(|old| self.elements_of(old)).unwrap_or_default();
-        let after = self.elements_of(new);
+        let before = old.map(|old| self.elements_of(&self.current, old)).unwrap_or_default();
+        let after = self.elements_of(next, new);
         let surplus: Vec<_> = before.difference(&after).cloned().collect();
         surplus.into_iter().map(Operation::RemoveElement).chain(after.into_iter().map(Operation::AddElement))
     }
@@ -373,7 +552,7 @@ impl Node {
         changes: &[Operation],
     ) -> Result<Vec<Operation>, NetError> {
         let (shape, present) = self.kernel.firewall()?;
-        let mut wanted = firewall::elements(&self.kernel.config, next);
+        let mut wanted = plan::elements(&self.kernel.config, next, self.mesh.as_ref());
         wanted.extend(changes.iter().filter_map(|change| match change {
             Operation::AddElement(element) => Some(element.clone()),
             _ => None,
@@ -399,7 +578,7 @@ impl Node {
 fn refuse_ports_in_use(old: Option<&Endpoint>, new: &Endpoint) -> Result<(), NetError> {
     let added = new.ports.iter().filter(|port| old.is_none_or(|old| !old.ports.contains(port)));
     for port in added {
-        if crate::listeners::listens(port.protocol, port.published) {
+        if listens(port.protocol, port.published) {
             return Err(NetError::PortInUse {
                 protocol: port.protocol,
                 port: port.published,

@@ -106,7 +106,7 @@ fn encode_expression(expression: &Expr) -> Vec<(&'static str, Attributes)> {
                 ),
             ]
         }
-        Expr::Reset => vec![("reject", Attributes::new().be32(1, 1).bytes(2, &[0]))],
+        Expr::Reset => vec![("reject", Attributes::new().be32(1, 1))],
         Expr::Unreachable => vec![("reject", Attributes::new().be32(1, 2).bytes(2, &[1]))],
         Expr::Dnat { port } => {
             let nat = Attributes::new().be32(1, 1).be32(2, libc::NFPROTO_IPV4 as u32).be32(3, REG_1);

@@ -13,6 +13,7 @@ pub(crate) mod rules;
 use std::{collections::BTreeSet, fmt, net::Ipv4Addr};
 
 use crate::model::{BridgeNetwork, Endpoint, HostPort, Mac, NetworkConfig, NodeNetwork, Protocol};
+use crate::overlay::{Overlay, fabric::Uplink};
 
 /// The sets and maps, by what an element means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -181,6 +182,16 @@ impl Element {
         Self { set: Set::Mesh, key, data: chain.as_bytes().to_vec() }
     }
 
+    /// Protocol and port of the node that it leads away.
+    pub(crate) fn published_port(&self) -> Option<(u8, u16)> {
+        let (protocol, port) = match self.set {
+            Set::Published => (0, 4),
+            Set::Bound => (4, 8),
+            _ => return None,
+        };
+        Some((self.key[protocol], u16::from_be_bytes([self.key[port], self.key[port + 1]])))
+    }
+
     /// Whether it was made for the endpoint with this link and address.
     pub(crate) fn belongs_to(&self, link: &str, address: Option<Ipv4Addr>) -> bool {
         match self.set {
@@ -300,6 +311,36 @@ pub(crate) fn elements(config: &NetworkConfig, node: &NodeNetwork) -> BTreeSet<E
     networks.chain(endpoints.flatten()).collect()
 }
 
+/// Elements that a mesh needs in the host's own tables.
+pub(crate) fn mesh_elements(
+    config: &NetworkConfig,
+    overlay: &Overlay,
+    uplink: Uplink,
+    busy: &BTreeSet<(Protocol, u16)>,
+) -> BTreeSet<Element> {
+    let link = config.uplink.as_str();
+    let mut elements = BTreeSet::from([
+        Element::link(Set::Bridges, link),
+        Element::link(Set::Masqueraded, link),
+        Element::address_of(Set::Uplinks, link, overlay.source()),
+    ]);
+    elements.extend(overlay.guarded.iter().map(|(protocol, port)| Element::guarded(link, *protocol, *port)));
+    for ((protocol, published), to) in overlay.published.iter().filter(|(key, _)| !busy.contains(*key)) {
+        let port = HostPort { protocol: *protocol, published: *published, target: *published };
+        if to.at.is_empty() {
+            elements.insert(Element::published(&port, uplink.helper));
+        }
+        elements.extend(to.at.iter().map(|at| Element::bound(*at, &port, uplink.helper)));
+    }
+    elements
+}
+
+/// The elements that lead to the ports of a task that is on an overlay.
+pub(crate) fn local_elements(uplink: Uplink, endpoint: &Endpoint) -> BTreeSet<Element> {
+    let port = |port: &HostPort| HostPort { target: port.published, ..*port };
+    endpoint.ports.iter().map(|host| Element::published(&port(host), uplink.helper)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,6 +353,7 @@ mod tests {
         let node = NodeNetwork {
             networks: vec![network("n0", 0), internal],
             endpoints: vec![endpoint("a", "n0", "10.90.0.2", &[(8080, 80)])],
+            overlay: None,
         };
         let config = NetworkConfig::default();
         let link = config.link_name("a");

@@ -33,6 +33,22 @@ fn is_missing(error: &KernelError) -> bool {
     error.errno == libc::ENOENT
 }
 
+impl Tables {
+    /// Follows a change that was made; `false` of one whose outcome has to be read.
+    pub fn take_in(&mut self, change: &Change) -> bool {
+        match change {
+            Change::Add(element) => drop(self.elements.insert(element.clone())),
+            Change::Remove(element) => drop(self.elements.remove(element)),
+            Change::Balance(balancer) => {
+                self.balancers.insert(balancer.chain.clone(), balancer.backends.clone());
+            }
+            Change::Unbalance(chain) => drop(self.balancers.remove(chain)),
+            Change::Rules(_) | Change::Drop(_) => return false,
+        }
+        true
+    }
+}
+
 /// Reads our tables back: their shape, their elements, their balancers.
 pub(crate) fn observe(socket: &mut Socket, table: &str, layout: &Layout) -> Result<Tables, KernelError> {
     let mut shape = Shape { rules: true, ..Shape::default() };

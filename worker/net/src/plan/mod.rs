@@ -13,6 +13,10 @@ use std::{
 use crate::{
     firewall::{self, Element, message::Shape},
     model::{BridgeNetwork, Cidr, Endpoint, Mac, NetworkConfig, NodeNetwork, Protocol},
+    overlay::{
+        fabric::{self, Uplink},
+        plan::{Action, ObservedOverlay, Step},
+    },
 };
 
 /// What was found in the kernel.
@@ -28,6 +32,17 @@ pub struct Observed {
     pub shape: Shape,
     /// Elements of our sets and maps.
     pub elements: BTreeSet<Element>,
+    pub overlay: ObservedOverlay,
+    /// How the overlays are to be joined to the host; present when they are wanted.
+    pub mesh: Option<Mesh>,
+}
+
+/// How the host is joined to its overlays: chosen once, by what else there is on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mesh {
+    pub(crate) uplink: Uplink,
+    /// Published ports on which other processes of the host listen. They are not taken from those.
+    pub(crate) busy: BTreeSet<(Protocol, u16)>,
 }
 
 /// A link in the node's namespace.
@@ -60,6 +75,17 @@ pub struct Inside {
     pub addresses: BTreeSet<Cidr>,
     /// Gateway of the default route through this interface.
     pub gateway: Option<Ipv4Addr>,
+    pub mtu: u32,
+}
+
+impl Inside {
+    /// Whether it has the endpoint's address alone, and leads to this gateway if there is one.
+    pub(crate) fn is_configured(&self, endpoint: &Endpoint, gateway: Option<Ipv4Addr>) -> bool {
+        self.up
+            && self.loopback_up
+            && self.addresses == BTreeSet::from([endpoint.cidr()])
+            && (gateway.is_none() || self.gateway == gateway)
+    }
 }
 
 /// One change to the kernel. `Display` says it in words.
@@ -115,6 +141,8 @@ pub enum Operation {
     ForgetAddress {
         address: Ipv4Addr,
     },
+    /// A change in the namespace of the overlays.
+    Overlay(Step),
     /// Deletes the tracked connections to a port of the node, which were made before it was published.
     ForgetPort {
         protocol: Protocol,
@@ -146,6 +174,7 @@ impl fmt::Display for Operation {
             Self::RemoveElement(element) => write!(f, "remove nft element: {element}"),
             Self::AddElement(element) => write!(f, "add nft element: {element}"),
             Self::SetVeth { link, bridge, .. } => write!(f, "bring up veth `{link}` on bridge `{bridge}`"),
+            Self::Overlay(step) => step.fmt(f),
             Self::ForgetAddress { address } => write!(f, "forget connections of `{address}`"),
             Self::ForgetPort { protocol, port } => write!(f, "forget connections to {protocol} port {port}"),
         }
@@ -156,9 +185,9 @@ impl fmt::Display for Operation {
 ///
 /// `desired` must be valid ([`NodeNetwork::validate`]). Links that are not ours are never touched.
 pub fn plan(config: &NetworkConfig, desired: &NodeNetwork, observed: &Observed) -> Vec<Operation> {
-    let mut before = Vec::new();
+    let mut before = plan_overlay(config, desired, observed);
     let mut after = Vec::new();
-    if !desired.networks.is_empty() && !observed.forwarding {
+    if !(desired.networks.is_empty() && desired.overlay.is_none()) && !observed.forwarding {
         before.push(Operation::EnableForwarding);
     }
     remove_surplus(config, desired, observed, &mut before, &mut after);
@@ -172,7 +201,7 @@ pub fn plan(config: &NetworkConfig, desired: &NodeNetwork, observed: &Observed) 
         before.extend(steps.before);
         after.extend(steps.after);
     }
-    let wanted = firewall::elements(config, desired);
+    let wanted = elements(config, desired, observed.mesh.as_ref());
     let present = present_elements(observed);
     if !observed.shape.intact(&firewall::host::HOST) {
         before.push(Operation::BuildRules(observed.shape.clone()));
@@ -182,6 +211,37 @@ pub fn plan(config: &NetworkConfig, desired: &NodeNetwork, observed: &Observed) 
     after.sort_by_key(|operation| matches!(operation, Operation::ForgetAddress { .. }));
     before.extend(after);
     before
+}
+
+/// The operations in the namespace of the overlays.
+fn plan_overlay(config: &NetworkConfig, desired: &NodeNetwork, observed: &Observed) -> Vec<Operation> {
+    let step = |action| Operation::Overlay(Step(action));
+    let Some((overlay, mesh)) = desired.overlay.as_ref().zip(observed.mesh.as_ref()) else {
+        return if observed.overlay.exists { vec![step(Action::Disconnect)] } else { Vec::new() };
+    };
+    let locals = desired.locals();
+    let pieces = fabric::pieces(config, overlay, &locals, mesh.uplink);
+    let found = &observed.overlay;
+    let connected = found.connected && found.uplink == Some(mesh.uplink);
+    let connect = (!connected).then(|| step(Action::Connect(mesh.uplink)));
+    let steps = crate::overlay::plan::plan(config, &pieces, &locals, found);
+    connect.into_iter().chain(steps.into_iter().map(Operation::Overlay)).collect()
+}
+
+/// All elements that the host's own tables should have.
+pub(crate) fn elements(
+    config: &NetworkConfig,
+    desired: &NodeNetwork,
+    mesh: Option<&Mesh>,
+) -> BTreeSet<Element> {
+    let mut elements = firewall::elements(config, desired);
+    if let Some((overlay, mesh)) = desired.overlay.as_ref().zip(mesh) {
+        elements.extend(firewall::mesh_elements(config, overlay, mesh.uplink, &mesh.busy));
+        for local in desired.locals() {
+            elements.extend(firewall::local_elements(mesh.uplink, local.endpoint));
+        }
+    }
+    elements
 }
 
 /// The elements that survive a rebuilding of the rules.
@@ -281,7 +341,7 @@ pub(crate) fn plan_endpoint(
     let mut steps = EndpointSteps::default();
     let name = config.link_name(&endpoint.id);
     let alias = config.endpoint_alias(endpoint);
-    let gateway = (!network.internal).then_some(endpoint.gateway);
+    let gateway = (endpoint.default_route && !network.internal).then_some(endpoint.gateway);
     // Both ends must be there, belong together, and carry the right MAC; else the pair is made anew.
     let pair = link.zip(inside).filter(|(link, inside)| {
         link.kind == "veth" && link.peer == Some(inside.index) && inside.mac == Some(endpoint.mac())
@@ -292,12 +352,7 @@ pub(crate) fn plan_endpoint(
         }
         steps.before.push(Operation::CreateVeth { link: name.clone(), endpoint: endpoint.clone() });
     }
-    let configured = pair.is_some_and(|(_, inside)| {
-        inside.up
-            && inside.loopback_up
-            && inside.addresses == BTreeSet::from([endpoint.cidr()])
-            && (gateway.is_none() || inside.gateway == gateway)
-    });
+    let configured = pair.is_some_and(|(_, inside)| inside.is_configured(endpoint, gateway));
     if !configured {
         steps.before.push(Operation::ConfigureInside { endpoint: endpoint.clone(), gateway });
     }

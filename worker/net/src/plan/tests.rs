@@ -9,6 +9,7 @@ fn desired() -> NodeNetwork {
     NodeNetwork {
         networks: vec![network("n0", 0)],
         endpoints: vec![endpoint("a", "n0", "10.90.0.2", &[(8080, 80)])],
+        overlay: None,
     }
 }
 
@@ -71,7 +72,7 @@ fn perform(config: &NetworkConfig, observed: &mut Observed, operation: &Operatio
             (link.up, link.master, link.alias) = (true, Some(bridge.clone()), Some(alias.clone()));
             link.hairpin = true;
         }
-        Operation::ForgetAddress { .. } | Operation::ForgetPort { .. } => {}
+        Operation::ForgetAddress { .. } | Operation::ForgetPort { .. } | Operation::Overlay(_) => {}
     }
 }
 
@@ -204,7 +205,7 @@ fn any_node() -> impl Strategy<Value = NodeNetwork> {
                 endpoint(&format!("e{number}"), &format!("n{net}"), &format!("10.90.{net}.{number}"), ports)
             })
             .collect();
-        NodeNetwork { networks, endpoints }
+        NodeNetwork { networks, endpoints, overlay: None }
     })
 }
 

@@ -3,6 +3,9 @@
 
 #[macro_use]
 mod rig;
+mod cluster;
 mod lab;
+mod mesh;
+mod overlay;
 mod repair;
 mod traffic;

@@ -66,7 +66,10 @@ impl Rig {
 
     /// A daemon's handle, in the namespace of `host`.
     pub fn daemon(host: &Host) -> Network {
-        host.run(|| Network::new(NetworkConfig::default())).unwrap().unwrap()
+        // None of these tests has overlays; a path of its own keeps them from each other's.
+        let helper = format!("/run/rswarm-lab/{}-overlay", host.name).into();
+        let config = NetworkConfig { helper, ..NetworkConfig::default() };
+        host.run(|| Network::new(config)).unwrap().unwrap()
     }
 
     pub fn node(&self) -> &Host {
@@ -233,11 +236,12 @@ pub fn endpoint(id: &str, container: &Container, last: u8, ports: &[HostPort]) -
         address: Ipv4Addr::new(10, 90, 0, last),
         prefix_len: 24,
         gateway: Ipv4Addr::new(10, 90, 0, 1),
+        default_route: true,
         interface_name: "eth0".into(),
         ports: ports.to_vec(),
     }
 }
 
 pub fn node_network(endpoints: &[Endpoint]) -> NodeNetwork {
-    NodeNetwork { networks: vec![network()], endpoints: endpoints.to_vec() }
+    NodeNetwork { networks: vec![network()], endpoints: endpoints.to_vec(), overlay: None }
 }

@@ -1,0 +1,396 @@
+//! Of which pieces of kernel state the overlays consist. Pure.
+//!
+//! A [`Piece`] is one thing in the helper namespace that is there or is not. What should be, and what was found, are
+//! both sets of pieces; so are the differences between two [`Overlay`]s, which cost what changed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+};
+
+use super::model::{
+    Overlay, OverlayNetwork, PublishedPort, VirtualService, bridge_name, next_hop, node_mac, vxlan_name,
+};
+use crate::{
+    firewall::{
+        Backends, Balancer, Element, Set,
+        helper::{OWN_MARK, PUBLISHED, SERVICE, UPLINK},
+    },
+    model::{Cidr, Endpoint, Mac, NetworkConfig, Protocol},
+    netlink::{forwarding::MarkRule, route::Tunnel},
+};
+
+/// Routes of a connection from node N are in this table plus N.
+const TABLES: u32 = 1000;
+const MAIN_TABLE: u32 = libc::RT_TABLE_MAIN as u32;
+const MAIN_PRIORITY: u32 = 100;
+const PIN_PRIORITY: u32 = 1000;
+
+/// One thing in the helper namespace.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Piece {
+    /// `sound` is false of one that was found with other settings.
+    Bridge {
+        name: String,
+        mac: Mac,
+        address: Cidr,
+        mtu: u32,
+        sound: bool,
+    },
+    Vxlan {
+        name: String,
+        tunnel: Tunnel,
+        mtu: u32,
+        sound: bool,
+    },
+    Neighbour {
+        link: String,
+        address: Ipv4Addr,
+        mac: Mac,
+    },
+    Forward {
+        link: String,
+        mac: Mac,
+        to: Option<Ipv4Addr>,
+    },
+    /// A default route.
+    Route {
+        table: u32,
+        via: Ipv4Addr,
+        link: String,
+    },
+    Rule(MarkRule),
+    Element(Element),
+    Balancer(Balancer),
+}
+
+impl fmt::Display for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bridge { name, .. } => write!(f, "bridge `{name}`"),
+            Self::Vxlan { name, .. } => write!(f, "vxlan `{name}`"),
+            Self::Neighbour { link, address, mac } => write!(f, "neighbour {address} at {mac} on `{link}`"),
+            Self::Forward { link, mac, to: None } => write!(f, "forwarding of {mac} to `{link}`"),
+            Self::Forward { link, mac, to: Some(to) } => write!(f, "forwarding of {mac} by `{link}` to {to}"),
+            Self::Route { table, via, link } => {
+                write!(f, "default route of table {table} via {via} on `{link}`")
+            }
+            Self::Rule(rule) => {
+                write!(f, "rule of mark {:#x}/{:#x} to table {}", rule.mark, rule.mask, rule.table)
+            }
+            Self::Element(element) => write!(f, "nft element: {element}"),
+            Self::Balancer(balancer) => write!(f, "nft {balancer}"),
+        }
+    }
+}
+
+/// What two pieces that cannot be at once have in common.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Place {
+    Link(String),
+    Neighbour(String, Ipv4Addr),
+    Forward(String, Mac, bool),
+    Route(u32),
+    Rule(MarkRule),
+    Chain(String),
+}
+
+impl Piece {
+    /// `None` of elements, which make room within the transaction.
+    pub(super) fn place(&self) -> Option<Place> {
+        Some(match self {
+            Self::Bridge { name, .. } | Self::Vxlan { name, .. } => Place::Link(name.clone()),
+            Self::Neighbour { link, address, .. } => Place::Neighbour(link.clone(), *address),
+            Self::Forward { link, mac, to } => Place::Forward(link.clone(), *mac, to.is_some()),
+            Self::Route { table, .. } => Place::Route(*table),
+            Self::Rule(rule) => Place::Rule(*rule),
+            Self::Balancer(balancer) => Place::Chain(balancer.chain.clone()),
+            Self::Element(_) => return None,
+        })
+    }
+
+    /// The link that takes the piece along when it goes.
+    pub(super) fn link(&self) -> Option<&str> {
+        match self {
+            Self::Neighbour { link, .. } | Self::Forward { link, .. } | Self::Route { link, .. } => {
+                Some(link)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The addresses of the veth between the host and the helper: of each end, both in one /30.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Uplink {
+    pub(crate) host: Ipv4Addr,
+    pub(crate) helper: Ipv4Addr,
+}
+
+impl Uplink {
+    pub(crate) const PREFIX_LEN: u8 = 30;
+
+    /// The /30s to choose from, none of which next hops use.
+    pub(crate) fn candidates() -> impl Iterator<Item = Self> {
+        (64..=127).rev().map(|third| Self {
+            host: Ipv4Addr::new(169, 254, third, 1),
+            helper: Ipv4Addr::new(169, 254, third, 2),
+        })
+    }
+}
+
+/// A task of this node on an overlay.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Local<'a> {
+    pub vni: u32,
+    pub network: &'a OverlayNetwork,
+    pub endpoint: &'a Endpoint,
+}
+
+/// The pieces of the namespace itself, whatever networks there are.
+fn base_pieces(uplink: Uplink) -> [Piece; 4] {
+    let rule = |priority, mark, table| Piece::Rule(MarkRule { priority, mark, mask: OWN_MARK, table });
+    let route = |table| Piece::Route { table, via: uplink.host, link: UPLINK.into() };
+    [
+        route(MAIN_TABLE),
+        route(TABLES + OWN_MARK),
+        // Most packets bear no mark: they shall not look at a rule for each node.
+        rule(MAIN_PRIORITY, 0, MAIN_TABLE),
+        rule(PIN_PRIORITY + OWN_MARK, OWN_MARK, TABLES + OWN_MARK),
+    ]
+}
+
+fn network_pieces(overlay: &Overlay, vni: u32, network: &OverlayNetwork) -> Vec<Piece> {
+    let bridge = bridge_name(vni);
+    let tunnel = Tunnel { vni, local: overlay.source(), port: overlay.data_path_port };
+    let mut pieces = vec![
+        Piece::Bridge {
+            name: bridge.clone(),
+            mac: node_mac(overlay.node),
+            address: network.cidr(),
+            mtu: network.mtu,
+            sound: true,
+        },
+        Piece::Vxlan { name: vxlan_name(vni), tunnel, mtu: network.mtu, sound: true },
+        Piece::Element(Element::address_of(Set::Gateways, &bridge, network.gateway)),
+        Piece::Element(if network.ingress {
+            Element::link(Set::Ingress, &bridge)
+        } else {
+            Element::within(&bridge)
+        }),
+    ];
+    if !network.internal {
+        pieces.push(Piece::Element(Element::link(Set::Outbound, &bridge)));
+    }
+    pieces
+}
+
+/// What it takes that frames for a node find it.
+fn reach_pieces(vni: u32, number: u16, address: Ipv4Addr) -> [Piece; 2] {
+    let (link, mac) = (vxlan_name(vni), node_mac(number));
+    [Piece::Forward { link: link.clone(), mac, to: Some(address) }, Piece::Forward { link, mac, to: None }]
+}
+
+/// What it takes that connections from a node are answered by it.
+fn peer_pieces(ingress: u32, number: u16) -> [Piece; 4] {
+    let (link, mark) = (bridge_name(ingress), u32::from(number));
+    let (via, mac) = (next_hop(number), node_mac(number));
+    [
+        Piece::Neighbour { link: link.clone(), address: via, mac },
+        Piece::Route { table: TABLES + mark, via, link },
+        Piece::Rule(MarkRule { priority: PIN_PRIORITY + mark, mark, mask: OWN_MARK, table: TABLES + mark }),
+        Piece::Element(Element::node(mac, number)),
+    ]
+}
+
+fn endpoint_pieces(vni: u32, address: Ipv4Addr, mac: Mac) -> [Piece; 2] {
+    let link = bridge_name(vni);
+    let member = Piece::Element(Element::address(Set::Members, &link, address));
+    [Piece::Neighbour { link, address, mac }, member]
+}
+
+fn service_pieces(vni: u32, address: Ipv4Addr, service: &VirtualService) -> Vec<Piece> {
+    if service.backends.is_empty() {
+        return Vec::new();
+    }
+    let chain = format!("{SERVICE}{}-{vni}", service.id);
+    let element = Element::service(&bridge_name(vni), address, &chain);
+    let backends = Backends::Hosts(service.backends.clone());
+    vec![Piece::Balancer(Balancer { chain, backends }), Piece::Element(element)]
+}
+
+fn published_pieces(protocol: Protocol, port: u16, target: u16, backends: &BTreeSet<Ipv4Addr>) -> Vec<Piece> {
+    if backends.is_empty() {
+        return Vec::new();
+    }
+    let chain = format!("{PUBLISHED}{protocol}-{port}");
+    let element = Element::mesh(protocol, port, &chain);
+    let backends = Backends::Port(protocol, target, backends.clone());
+    vec![Piece::Balancer(Balancer { chain, backends }), Piece::Element(element)]
+}
+
+/// The pieces of a task of this node, but for its link.
+pub(crate) fn local_pieces(config: &NetworkConfig, local: &Local<'_>) -> BTreeSet<Piece> {
+    let endpoint = local.endpoint;
+    let (link, address, mac) = (config.link_name(&endpoint.id), endpoint.address, endpoint.mac());
+    let mut pieces = BTreeSet::from(endpoint_pieces(local.vni, address, mac));
+    let elements = [
+        Element::link(Set::Ports, &link),
+        Element::mac(&link, mac),
+        Element::address(Set::Sources, &link, address),
+        Element::hairpin(address),
+    ];
+    pieces.extend(elements.map(Piece::Element));
+    pieces.insert(Piece::Forward { link, mac, to: None });
+    for port in &endpoint.ports {
+        let backends = BTreeSet::from([address]);
+        pieces.extend(published_pieces(port.protocol, port.published, port.target, &backends));
+    }
+    pieces
+}
+
+/// For each network and node: whether frames go there, and its address.
+type Reach = BTreeMap<(u32, u16), Ipv4Addr>;
+
+fn reach(overlay: &Overlay) -> Reach {
+    let tasks: BTreeSet<(u32, u16)> =
+        overlay.endpoints.iter().map(|((vni, _), node)| (*vni, *node)).collect();
+    // Replies to a connection from the mesh go to the node by which it came, tasks or not.
+    let mesh =
+        overlay.ingress().into_iter().flat_map(|vni| overlay.peers.keys().map(move |node| (vni, *node)));
+    let known = |(vni, node)| {
+        let address = overlay.peers.get(&node).filter(|_| node != overlay.node)?;
+        overlay.networks.contains_key(&vni).then_some(((vni, node), *address))
+    };
+    tasks.into_iter().chain(mesh).filter_map(known).collect()
+}
+
+/// All that should be in the helper namespace, but for the links of this node's tasks.
+pub(crate) fn pieces(
+    config: &NetworkConfig,
+    overlay: &Overlay,
+    locals: &[Local<'_>],
+    uplink: Uplink,
+) -> BTreeSet<Piece> {
+    let mut pieces = BTreeSet::from(base_pieces(uplink));
+    let (_, come) = changes(&Overlay { networks: BTreeMap::new(), ..blank(overlay) }, overlay);
+    pieces.extend(come);
+    for local in locals {
+        pieces.extend(local_pieces(config, local));
+    }
+    pieces
+}
+
+/// The same node without any network or task.
+fn blank(overlay: &Overlay) -> Overlay {
+    let Overlay { node, source, data_path_port, .. } = *overlay;
+    Overlay { node, source, data_path_port, ..Overlay::default() }
+}
+
+/// Where two maps differ: key, value in the first, value in the second.
+fn differing<'a, K: Ord, V: PartialEq>(
+    old: &'a BTreeMap<K, V>,
+    new: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, Option<&'a V>, Option<&'a V>)> {
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    std::iter::from_fn(move || {
+        loop {
+            let order = match (old.peek(), new.peek()) {
+                (Some((a, _)), Some((b, _))) => a.cmp(b),
+                (Some(_), None) => std::cmp::Ordering::Less,
+                (None, Some(_)) => std::cmp::Ordering::Greater,
+                (None, None) => return None,
+            };
+            let before = if order.is_le() { old.next() } else { None };
+            let after = if order.is_ge() { new.next() } else { None };
+            let (a, b) = (before.map(|(_, value)| value), after.map(|(_, value)| value));
+            if a != b {
+                return before.or(after).map(|(key, _)| (key, a, b));
+            }
+        }
+    })
+}
+
+/// Whether the step from one to the other is too deep for [`changes`]: all must be compared with the kernel then.
+pub(crate) fn is_deep(old: &Overlay, new: &Overlay) -> bool {
+    blank(old) != blank(new)
+        || old.ingress() != new.ingress()
+        || differing(&old.networks, &new.networks).any(|(_, a, b)| a.is_some() && b.is_some())
+}
+
+/// The pieces to remove and to add when `old` becomes `new`.
+pub(crate) fn changes(old: &Overlay, new: &Overlay) -> (Vec<Piece>, Vec<Piece>) {
+    let (mut gone, mut come) = (Vec::new(), Vec::new());
+    for (vni, a, b) in differing(&old.networks, &new.networks) {
+        gone.extend(a.into_iter().flat_map(|network| network_pieces(old, *vni, network)));
+        come.extend(b.into_iter().flat_map(|network| network_pieces(new, *vni, network)));
+    }
+    for ((vni, node), a, b) in differing(&reach(old), &reach(new)) {
+        gone.extend(a.into_iter().flat_map(|address| reach_pieces(*vni, *node, *address)));
+        come.extend(b.into_iter().flat_map(|address| reach_pieces(*vni, *node, *address)));
+    }
+    let pinned = |overlay: &Overlay, number: u16| {
+        let ingress =
+            overlay.ingress().filter(|_| number != overlay.node && overlay.peers.contains_key(&number));
+        ingress.map(|vni| peer_pieces(vni, number)).into_iter().flatten()
+    };
+    if old.ingress() == new.ingress() {
+        for (number, a, b) in differing(&old.peers, &new.peers) {
+            if a.is_none() || b.is_none() {
+                gone.extend(pinned(old, *number));
+                come.extend(pinned(new, *number));
+            }
+        }
+    } else {
+        gone.extend(old.peers.keys().flat_map(|number| pinned(old, *number)));
+        come.extend(new.peers.keys().flat_map(|number| pinned(new, *number)));
+    }
+    let remote = |overlay: &Overlay, (vni, address): (u32, Ipv4Addr), node: u16| {
+        let known =
+            node != overlay.node && overlay.peers.contains_key(&node) && overlay.networks.contains_key(&vni);
+        known.then(|| endpoint_pieces(vni, address, node_mac(node))).into_iter().flatten()
+    };
+    // A node or network that comes or goes takes its endpoints along, whether they are listed before or not.
+    let same_ground = old.peers.keys().eq(new.peers.keys()) && old.networks.keys().eq(new.networks.keys());
+    if same_ground {
+        for (key, a, b) in differing(&old.endpoints, &new.endpoints) {
+            gone.extend(a.into_iter().flat_map(|node| remote(old, *key, *node)));
+            come.extend(b.into_iter().flat_map(|node| remote(new, *key, *node)));
+        }
+    } else {
+        let all = |overlay: &Overlay| -> BTreeSet<Piece> {
+            overlay.endpoints.iter().flat_map(|(key, node)| remote(overlay, *key, *node)).collect()
+        };
+        let (before, after) = (all(old), all(new));
+        gone.extend(before.difference(&after).cloned());
+        come.extend(after.difference(&before).cloned());
+    }
+    for ((vni, address), a, b) in differing(&old.services, &new.services) {
+        gone.extend(a.into_iter().flat_map(|service| service_pieces(*vni, *address, service)));
+        come.extend(b.into_iter().flat_map(|service| service_pieces(*vni, *address, service)));
+    }
+    let published = |(protocol, port): (Protocol, u16), to: &PublishedPort| {
+        published_pieces(protocol, port, to.target, &to.backends)
+    };
+    for (key, a, b) in differing(&old.published, &new.published) {
+        gone.extend(a.into_iter().flat_map(|to| published(*key, to)));
+        come.extend(b.into_iter().flat_map(|to| published(*key, to)));
+    }
+    // What both have (an element whose chain alone changed) stays.
+    let both: BTreeSet<Piece> = {
+        let before: BTreeSet<&Piece> = gone.iter().collect();
+        come.iter().filter(|piece| before.contains(piece)).cloned().collect()
+    };
+    gone.retain(|piece| !both.contains(piece));
+    come.retain(|piece| !both.contains(piece));
+    (gone, come)
+}
+
+/// Addresses of tasks elsewhere that are no more, or are at another node.
+pub(crate) fn left(old: &Overlay, new: &Overlay) -> BTreeSet<Ipv4Addr> {
+    differing(&old.endpoints, &new.endpoints)
+        .filter(|(_, a, _)| a.is_some())
+        .map(|((_, address), _, _)| *address)
+        .collect()
+}

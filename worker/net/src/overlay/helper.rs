@@ -1,0 +1,505 @@
+//! The hands in the helper namespace: makes it, reads it, changes it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    net::Ipv4Addr,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    fabric::{Piece, Uplink},
+    model::vxlan_name,
+    plan::{Action, ObservedOverlay, Port, Step},
+};
+use crate::{
+    error::{KernelError, NetError},
+    firewall::{
+        Balancer,
+        helper::{HELPER, UPLINK},
+        message::{self, Change},
+        reading::{self, Tables},
+    },
+    kernel::{configure_inside, index_of, socket_inside},
+    model::{Cidr, NetworkConfig},
+    netlink::{
+        Socket,
+        conntrack::{self, Flows},
+        forwarding::{self, Forward, Route},
+        route::{self, LinkChange, Peer},
+    },
+    netns,
+};
+
+/// Settings of the namespace. Some are of modules that may be absent: then there is nothing to set.
+const SETTINGS: [(&str, &str); 15] = [
+    ("net/ipv4/ip_forward", "1"),
+    // Clients of the mesh come from anywhere.
+    ("net/ipv4/conf/all/rp_filter", "0"),
+    ("net/ipv4/conf/default/rp_filter", "0"),
+    // Everything goes back by the bridge it came from, and shall.
+    ("net/ipv4/conf/all/send_redirects", "0"),
+    ("net/ipv4/conf/default/send_redirects", "0"),
+    ("net/ipv4/conf/all/accept_redirects", "0"),
+    ("net/ipv4/conf/default/accept_redirects", "0"),
+    // The bridge answers for all addresses of its subnet, and at once.
+    ("net/ipv4/conf/default/proxy_arp_pvlan", "1"),
+    ("net/ipv4/neigh/default/proxy_delay", "0"),
+    ("net/ipv6/conf/all/disable_ipv6", "1"),
+    ("net/ipv6/conf/default/disable_ipv6", "1"),
+    ("net/bridge/bridge-nf-call-iptables", "0"),
+    ("net/bridge/bridge-nf-call-ip6tables", "0"),
+    ("net/bridge/bridge-nf-call-arptables", "0"),
+    // A segment that comes late must not be taken for a stranger's: the translation would be left out.
+    ("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),
+];
+
+/// The sockets in the helper namespace.
+pub(crate) struct Helper {
+    path: PathBuf,
+    namespace: File,
+    route: Socket,
+    netfilter: Socket,
+    indexes: BTreeMap<String, u32>,
+    /// The tables as of this generation of the rule set.
+    read: Option<(u32, Tables)>,
+}
+
+fn sysctl(name: &str) -> PathBuf {
+    Path::new("/proc/sys").join(name)
+}
+
+fn wrong_settings() -> Vec<(PathBuf, &'static str)> {
+    let wrong = |(name, value): &(&str, &'static str)| {
+        let path = sysctl(name);
+        let now = fs::read_to_string(&path).ok()?;
+        (now.trim() != *value).then_some((path, *value))
+    };
+    SETTINGS.iter().filter_map(wrong).collect()
+}
+
+fn write_setting(path: &Path, value: &'static str) -> Result<(), NetError> {
+    fs::write(path, value).map_err(|source| NetError::Sysctl { path: path.to_owned(), value, source })
+}
+
+impl Helper {
+    /// Opens the namespace pinned at `path`; `None` when there is none.
+    pub fn open(path: &Path) -> Result<Option<Self>, NetError> {
+        if !netns::is_pinned(path) {
+            return Ok(None);
+        }
+        let namespace = netns::open(path)?;
+        let sockets = netns::within(namespace.as_fd(), path, || {
+            Ok::<_, KernelError>((Socket::open(libc::NETLINK_ROUTE)?, Socket::open(libc::NETLINK_NETFILTER)?))
+        })?;
+        let (route, netfilter) =
+            sockets.map_err(|error| NetError::kernel("open sockets in the helper namespace", error))?;
+        let path = path.to_owned();
+        Ok(Some(Self { path, namespace, route, netfilter, indexes: BTreeMap::new(), read: None }))
+    }
+
+    /// Makes the namespace, its settings, and the link to the host, where they are not as they should be.
+    pub fn connect(
+        held: &mut Option<Self>,
+        config: &NetworkConfig,
+        host: &mut Socket,
+        uplink: Uplink,
+    ) -> Result<(), NetError> {
+        if held.as_ref().is_none_or(|helper| !helper.is_current()) {
+            *held = Self::open(&config.helper)?;
+        }
+        if held.is_none() {
+            netns::remove_pinned(&config.helper)?;
+            netns::create_pinned(&config.helper)?;
+            *held = Self::open(&config.helper)?;
+        }
+        let Some(helper) = held else {
+            let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(NetError::Namespace { path: config.helper.clone(), source });
+        };
+        helper.within(|| {
+            for (path, value) in wrong_settings() {
+                write_setting(&path, value)?;
+            }
+            Ok(())
+        })??;
+        let failed =
+            |error| NetError::kernel(format!("make link `{}` to the overlays", config.uplink), error);
+        helper.join(config, host, uplink).map_err(failed)?;
+        // The host sends what is for its own loopback to the overlays, and takes the answers.
+        write_setting(&sysctl(&format!("net/ipv4/conf/{}/route_localnet", config.uplink)), "1")
+    }
+
+    fn join(&mut self, config: &NetworkConfig, host: &mut Socket, uplink: Uplink) -> Result<(), KernelError> {
+        let name = config.uplink.as_str();
+        let inner = route::link_by_name(&mut self.route, UPLINK)?;
+        let outer = route::link_by_name(host, name)?;
+        let pair = inner.as_ref().zip(outer.as_ref()).is_some_and(|(inner, outer)| {
+            outer.kind == "veth" && outer.peer == Some(inner.index) && inner.peer == Some(outer.index)
+        });
+        if !pair {
+            let ours = outer.as_ref().is_some_and(|link| link.alias == Some(config.uplink_alias()));
+            if ours {
+                route::delete_link(host, name)?;
+            }
+            if inner.is_some() {
+                route::delete_link(&mut self.route, UPLINK)?;
+            }
+            self.indexes.clear();
+            let namespace = self.namespace.as_fd();
+            route::create_veth(host, name, &Peer { name: UPLINK, mac: None, mtu: None, namespace })?;
+        }
+        let up = LinkChange { up: Some(true), ..LinkChange::default() };
+        let alias = config.uplink_alias();
+        route::set_link(&mut self.route, "lo", &up)?;
+        for (socket, link, address, change) in [
+            (&mut *host, name, uplink.host, LinkChange { alias: Some(&alias), ..up }),
+            (&mut self.route, UPLINK, uplink.helper, up),
+        ] {
+            let wanted = Cidr { address, prefix_len: Uplink::PREFIX_LEN };
+            let index = index_of(socket, link)?;
+            for (_, surplus) in
+                route::addresses(socket)?.into_iter().filter(|(of, cidr)| *of == index && *cidr != wanted)
+            {
+                route::delete_address(socket, index, surplus)?;
+            }
+            route::add_address(socket, index, wanted)?;
+            route::set_link(socket, link, &change)?;
+        }
+        Ok(())
+    }
+
+    /// Whether `path` still leads to the namespace that the sockets are in.
+    fn is_current(&self) -> bool {
+        netns::same(&self.namespace, &self.path)
+    }
+
+    /// Removes the namespace, with all that is in it, and the link to it.
+    pub fn disconnect(
+        held: &mut Option<Self>,
+        config: &NetworkConfig,
+        host: &mut Socket,
+    ) -> Result<(), NetError> {
+        let failed = |error| NetError::kernel(format!("remove link `{}`", config.uplink), error);
+        let link = route::link_by_name(host, &config.uplink).map_err(failed)?;
+        if link.is_some_and(|link| link.alias == Some(config.uplink_alias())) {
+            route::delete_link(host, &config.uplink).map_err(failed)?;
+        }
+        // The kernel takes a namespace down some time after its last user is gone; links that others could meet, such
+        // as a VXLAN's port, must be free when this returns.
+        if let Some(helper) = held {
+            let doomed = |error| NetError::kernel("empty the helper namespace", error);
+            for link in route::links(&mut helper.route).map_err(doomed)? {
+                if ["vxlan", "veth", "bridge"].contains(&link.kind.as_str()) {
+                    route::delete_link(&mut helper.route, &link.name).map_err(doomed)?;
+                }
+            }
+        }
+        *held = None;
+        netns::remove_pinned(&config.helper)
+    }
+
+    fn within<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, NetError> {
+        netns::within(self.namespace.as_fd(), &self.path, f)
+    }
+
+    fn index(&mut self, name: &str) -> Result<u32, KernelError> {
+        if let Some(index) = self.indexes.get(name) {
+            return Ok(*index);
+        }
+        let index = index_of(&mut self.route, name)?;
+        self.indexes.insert(name.to_owned(), index);
+        Ok(index)
+    }
+
+    /// Reads links, entries, routes, rules and tables. Of the link to the host only this end.
+    pub fn observe(&mut self, config: &NetworkConfig) -> Result<ObservedOverlay, NetError> {
+        let settings = self.within(|| wrong_settings().is_empty())?;
+        let tables = self.tables(config)?;
+        let read = self.read_links(config);
+        let mut observed = read.map_err(|error| NetError::kernel("read the helper namespace", error))?;
+        observed.exists = true;
+        observed.connected &= settings && self.is_current();
+        observed.shape = tables.shape;
+        observed.pieces.extend(tables.elements.into_iter().map(Piece::Element));
+        let balancers = tables.balancers.into_iter();
+        let balancers = balancers.map(|(chain, backends)| Balancer { chain, backends });
+        observed.pieces.extend(balancers.map(Piece::Balancer));
+        Ok(observed)
+    }
+
+    fn read_links(&mut self, config: &NetworkConfig) -> Result<ObservedOverlay, KernelError> {
+        let mut observed = ObservedOverlay::default();
+        let links = route::links(&mut self.route)?;
+        let addresses = route::addresses(&mut self.route)?;
+        let names: BTreeMap<u32, String> = links.iter().map(|link| (link.index, link.name.clone())).collect();
+        self.indexes = links.iter().map(|link| (link.name.clone(), link.index)).collect();
+        for link in &links {
+            let own: Vec<Cidr> =
+                addresses.iter().filter(|(of, _)| *of == link.index).map(|(_, cidr)| *cidr).collect();
+            let bridge = link.master.and_then(|master| names.get(&master).cloned());
+            let (name, mtu) = (link.name.clone(), link.mtu);
+            match (link.kind.as_str(), link.mac) {
+                ("bridge", Some(mac)) => {
+                    let unset = Cidr { address: Ipv4Addr::UNSPECIFIED, prefix_len: 0 };
+                    let address = own.first().copied().unwrap_or(unset);
+                    let sound = link.up && link.plain && own.len() == 1;
+                    observed.pieces.insert(Piece::Bridge { name, mac, address, mtu, sound });
+                }
+                ("vxlan", _) => {
+                    let none = route::Tunnel { vni: 0, local: Ipv4Addr::UNSPECIFIED, port: 0 };
+                    let tunnel = link.tunnel.unwrap_or(none);
+                    let on_its_bridge = bridge == Some(super::model::bridge_name(tunnel.vni));
+                    let sound = link.up && link.closed && on_its_bridge && name == vxlan_name(tunnel.vni);
+                    observed.pieces.insert(Piece::Vxlan { name, tunnel, mtu, sound });
+                }
+                ("veth", _) if name == UPLINK => {
+                    let helper = own.first().map(|cidr| cidr.address);
+                    observed.uplink = Uplink::candidates().find(|uplink| Some(uplink.helper) == helper);
+                    observed.connected = link.up && own.len() == 1;
+                }
+                ("veth", _) if name.starts_with(&config.link_prefix) => {
+                    let (alias, peer) = (link.alias.clone(), link.peer);
+                    let port = Port { up: link.up, closed: link.closed, bridge, mtu, alias, peer };
+                    observed.ports.insert(name, port);
+                }
+                _ => {}
+            }
+        }
+        let name = |index: u32| names.get(&index).cloned().unwrap_or_default();
+        for (link, address, mac) in forwarding::neighbours(&mut self.route)? {
+            observed.pieces.insert(Piece::Neighbour { link: name(link), address, mac });
+        }
+        for Forward { link, mac, to } in forwarding::forwards(&mut self.route)? {
+            observed.pieces.insert(Piece::Forward { link: name(link), mac, to });
+        }
+        for Route { table, to, via, link } in forwarding::routes(&mut self.route)? {
+            if to.prefix_len == 0 {
+                let via = via.unwrap_or(Ipv4Addr::UNSPECIFIED);
+                observed.pieces.insert(Piece::Route { table, via, link: name(link) });
+            }
+        }
+        observed.pieces.extend(forwarding::rules(&mut self.route)?.into_iter().map(Piece::Rule));
+        Ok(observed)
+    }
+
+    /// One task's link, as [`Helper::observe`] shows it.
+    pub fn port(&mut self, name: &str) -> Result<Option<Port>, NetError> {
+        let failed = |error| NetError::kernel(format!("read link `{name}`"), error);
+        let Some(link) = route::link_by_name(&mut self.route, name).map_err(failed)? else { return Ok(None) };
+        let bridge = match link.master {
+            Some(master) => {
+                route::link_by_index(&mut self.route, master).map_err(failed)?.map(|link| link.name)
+            }
+            None => None,
+        };
+        let (up, closed, mtu) = (link.up, link.closed, link.mtu);
+        Ok(Some(Port { up, closed, bridge, mtu, alias: link.alias, peer: link.peer }))
+    }
+
+    fn generation(&mut self) -> Result<u32, KernelError> {
+        reading::generation(&mut self.netfilter)
+    }
+
+    /// Our tables; read anew only if someone else changed anything.
+    fn tables(&mut self, config: &NetworkConfig) -> Result<Tables, NetError> {
+        let failed = |error| NetError::kernel("read the nft tables of the overlays", error);
+        let generation = self.generation().map_err(failed)?;
+        if let Some((at, tables)) = &self.read
+            && *at == generation
+        {
+            return Ok(tables.clone());
+        }
+        let tables = reading::observe(&mut self.netfilter, &config.table, &HELPER).map_err(failed)?;
+        self.read = Some((generation, tables.clone()));
+        Ok(tables)
+    }
+
+    /// Performs neighbouring changes of the firewall as one transaction.
+    pub fn change_firewall(&mut self, config: &NetworkConfig, steps: &[&Step]) -> Result<(), NetError> {
+        let changes: Vec<Change> = steps.iter().filter_map(|step| change(&step.0)).collect();
+        let before = self.generation().ok();
+        message::apply(&mut self.netfilter, &config.table, &HELPER, &changes)
+            .map_err(|(what, error)| NetError::kernel(what, error))?;
+        // If only we made the change, what we know stays true, and need not be read back.
+        let after = self.generation().ok();
+        let known = self.read.take().filter(|(at, _)| {
+            Some(*at) == before && after == before.map(|generation| generation.wrapping_add(1))
+        });
+        if let Some(((_, mut tables), after)) = known.zip(after)
+            && changes.iter().all(|change| tables.take_in(change))
+        {
+            self.read = Some((after, tables));
+        }
+        Ok(())
+    }
+
+    /// Deletes the tracked connections of gone tasks, in one pass over all there are.
+    pub fn forget(&mut self, steps: &[&Step]) -> Result<(), NetError> {
+        let of = |step: &&Step| match step.0 {
+            Action::Forget { address } => Some(Flows::Of(address)),
+            _ => None,
+        };
+        let which: Vec<Flows> = steps.iter().filter_map(of).collect();
+        let forgotten = conntrack::forget(&mut self.netfilter, &which)
+            .map_err(|error| NetError::kernel("delete tracked connections of the overlays", error))?;
+        tracing::debug!(forgotten, ?which, "forgot tracked connections of the overlays");
+        Ok(())
+    }
+
+    /// Performs one step that is no change of the firewall.
+    pub fn perform(&mut self, host: &mut Socket, step: &Step) -> Result<(), NetError> {
+        if let Action::ConfigureInside { endpoint, gateway } = &step.0 {
+            let mut socket = socket_inside(endpoint)?;
+            return configure_inside(&mut socket, endpoint, *gateway)
+                .map_err(|error| NetError::kernel(step.to_string(), error));
+        }
+        if let Action::CreatePort { link, endpoint, mtu } = &step.0 {
+            let namespace = netns::open(&netns::of_process(endpoint.netns_pid))?;
+            let peer = Peer {
+                name: &endpoint.interface_name,
+                mac: Some(endpoint.mac()),
+                mtu: Some(*mtu),
+                namespace: namespace.as_fd(),
+            };
+            self.indexes.remove(link);
+            return route::create_veth(&mut self.route, link, &peer)
+                .map_err(|error| NetError::kernel(step.to_string(), error));
+        }
+        self.act(host, &step.0).map_err(|error| NetError::kernel(step.to_string(), error))
+    }
+
+    fn act(&mut self, host: &mut Socket, action: &Action) -> Result<(), KernelError> {
+        match action {
+            Action::RemovePort { link } => self.remove_link(link),
+            Action::PlugPort { link, bridge } => {
+                let master = Some(self.index(bridge)?);
+                route::set_link(&mut self.route, link, &LinkChange { master, ..LinkChange::default() })?;
+                route::close_port(&mut self.route, link)
+            }
+            Action::OpenPort { link, alias } => {
+                let change = LinkChange { up: Some(true), alias: Some(alias), ..LinkChange::default() };
+                route::set_link(&mut self.route, link, &change)
+            }
+            Action::Add(piece) => self.add(host, piece),
+            Action::Remove(piece) => self.remove(piece),
+            // The first two are done by whoever holds us, the next two were done before, the others come in groups.
+            Action::Connect(_)
+            | Action::Disconnect
+            | Action::CreatePort { .. }
+            | Action::ConfigureInside { .. }
+            | Action::Forget { .. }
+            | Action::Rules(_) => Ok(()),
+        }
+    }
+
+    fn remove_link(&mut self, name: &str) -> Result<(), KernelError> {
+        self.indexes.remove(name);
+        route::delete_link(&mut self.route, name).map(drop)
+    }
+
+    fn add(&mut self, host: &mut Socket, piece: &Piece) -> Result<(), KernelError> {
+        match piece {
+            Piece::Bridge { name, mac, address, mtu, .. } => {
+                let found = route::link_by_name(&mut self.route, name)?;
+                if found.as_ref().is_some_and(|link| link.kind != "bridge") {
+                    self.remove_link(name)?;
+                }
+                if found.as_ref().is_none_or(|link| link.kind != "bridge") {
+                    self.indexes.remove(name);
+                    route::create_bridge(&mut self.route, name, *mac)?;
+                }
+                route::make_plain(&mut self.route, name)?;
+                let index = self.index(name)?;
+                for (_, surplus) in route::addresses(&mut self.route)?
+                    .into_iter()
+                    .filter(|(of, cidr)| *of == index && cidr != address)
+                {
+                    route::delete_address(&mut self.route, index, surplus)?;
+                }
+                route::add_address(&mut self.route, index, *address)?;
+                // A bridge forgets its neighbours when it is given an address, even if it has it already.
+                let mac = found.as_ref().is_some_and(|link| link.mac != Some(*mac)).then_some(*mac);
+                let change = LinkChange { up: Some(true), mac, mtu: Some(*mtu), ..LinkChange::default() };
+                route::set_link(&mut self.route, name, &change)
+            }
+            Piece::Vxlan { name, tunnel, mtu, .. } => {
+                self.remove_link(name)?;
+                route::create_vxlan(host, name, tunnel, *mtu, self.namespace.as_fd())?;
+                let master = Some(self.index(&super::model::bridge_name(tunnel.vni))?);
+                route::set_link(&mut self.route, name, &LinkChange { master, ..LinkChange::default() })?;
+                route::close_port(&mut self.route, name)?;
+                let up = LinkChange { up: Some(true), ..LinkChange::default() };
+                route::set_link(&mut self.route, name, &up)
+            }
+            Piece::Neighbour { link, address, mac } => {
+                let link = self.index(link)?;
+                forwarding::set_neighbour(&mut self.route, link, *address, *mac)
+            }
+            Piece::Forward { link, mac, to } => {
+                let forward = Forward { link: self.index(link)?, mac: *mac, to: *to };
+                forwarding::set_forward(&mut self.route, &forward)
+            }
+            Piece::Route { table, via, link } => {
+                let route = self.default_route(*table, *via, link)?;
+                forwarding::set_default_in(&mut self.route, &route)
+            }
+            Piece::Rule(rule) => forwarding::add_rule(&mut self.route, rule),
+            Piece::Element(_) | Piece::Balancer(_) => Ok(()),
+        }
+    }
+
+    fn remove(&mut self, piece: &Piece) -> Result<(), KernelError> {
+        match piece {
+            Piece::Bridge { name, .. } | Piece::Vxlan { name, .. } => self.remove_link(name),
+            Piece::Neighbour { link, address, .. } => {
+                let link = self.index(link)?;
+                forwarding::delete_neighbour(&mut self.route, link, *address)
+            }
+            Piece::Forward { link, mac, to } => {
+                let forward = Forward { link: self.index(link)?, mac: *mac, to: *to };
+                forwarding::delete_forward(&mut self.route, &forward)
+            }
+            Piece::Route { table, via, link } => {
+                let route = self.default_route(*table, *via, link)?;
+                forwarding::delete_default_in(&mut self.route, &route)
+            }
+            Piece::Rule(rule) => forwarding::delete_rule(&mut self.route, rule),
+            Piece::Element(_) | Piece::Balancer(_) => Ok(()),
+        }
+    }
+
+    fn default_route(&mut self, table: u32, via: Ipv4Addr, link: &str) -> Result<Route, KernelError> {
+        let to = Cidr { address: Ipv4Addr::UNSPECIFIED, prefix_len: 0 };
+        let via = (!via.is_unspecified()).then_some(via);
+        Ok(Route { table, to, via, link: self.index(link)? })
+    }
+}
+
+fn change(action: &Action) -> Option<Change> {
+    Some(match action {
+        Action::Rules(shape) => Change::Rules(shape.clone()),
+        Action::Add(Piece::Element(element)) => Change::Add(element.clone()),
+        Action::Remove(Piece::Element(element)) => Change::Remove(element.clone()),
+        Action::Add(Piece::Balancer(balancer)) => Change::Balance(balancer.clone()),
+        Action::Remove(Piece::Balancer(balancer)) => Change::Unbalance(balancer.chain.clone()),
+        _ => return None,
+    })
+}
+
+/// The first /30 for the link to the host that none of its addresses lies in, or the one the link has already.
+pub(crate) fn choose_uplink(addresses: &[(u32, Cidr)], own: Option<u32>) -> Option<Uplink> {
+    let held = addresses.iter().find(|(link, _)| Some(*link) == own).map(|(_, cidr)| cidr.address);
+    let taken: BTreeSet<Ipv4Addr> = addresses
+        .iter()
+        .filter(|(link, _)| Some(*link) != own)
+        .flat_map(|(_, cidr)| {
+            let whole = Cidr { address: cidr.subnet(), prefix_len: cidr.prefix_len };
+            Uplink::candidates().map(|uplink| uplink.host).filter(move |host| whole.contains(*host))
+        })
+        .collect();
+    Uplink::candidates()
+        .find(|uplink| Some(uplink.host) == held)
+        .or_else(|| Uplink::candidates().find(|uplink| !taken.contains(&uplink.host)))
+}

@@ -1,0 +1,189 @@
+//! What the overlays on this node should be, as plain data, and the rules it must obey.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use crate::{
+    error::NetError,
+    firewall::helper::OWN_MARK,
+    model::{Cidr, Mac, NetworkConfig, Protocol},
+};
+
+/// The overlay networks of a cluster, as far as this node has to do with them. Networks are named by their VNI.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overlay {
+    /// This node's number, 1 to 4094.
+    pub node: u16,
+    /// This node's address towards the others.
+    pub source: Option<Ipv4Addr>,
+    /// UDP port of the encapsulated traffic.
+    pub data_path_port: u16,
+    /// Ports of this node that tasks must not reach.
+    pub guarded: BTreeSet<(Protocol, u16)>,
+    /// The other nodes by number, with their addresses.
+    pub peers: BTreeMap<u16, Ipv4Addr>,
+    pub networks: BTreeMap<u32, OverlayNetwork>,
+    /// Network and address of each task elsewhere, and its node's number. Own tasks are told by
+    /// [`Network::attach`](crate::Network::attach); such as are in here are passed over.
+    pub endpoints: BTreeMap<(u32, Ipv4Addr), u16>,
+    /// Virtual addresses.
+    pub services: BTreeMap<(u32, Ipv4Addr), VirtualService>,
+    /// Ports of the mesh.
+    pub published: BTreeMap<(Protocol, u16), PublishedPort>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverlayNetwork {
+    /// What [`Endpoint::network`](crate::Endpoint::network) calls it.
+    pub id: String,
+    /// The first address of all.
+    pub subnet: Ipv4Addr,
+    pub prefix_len: u8,
+    /// The address of every node on its bridge.
+    pub gateway: Ipv4Addr,
+    /// Bytes of a packet inside.
+    pub mtu: u32,
+    /// No way out.
+    pub internal: bool,
+    /// Carries the traffic of published ports; one network at most.
+    pub ingress: bool,
+}
+
+/// A service on a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VirtualService {
+    /// Of letters, digits, `-` and `_`: names its chain.
+    pub id: String,
+    /// Addresses of the tasks that take new connections.
+    pub backends: BTreeSet<Ipv4Addr>,
+}
+
+/// A port that answers on this node for a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedPort {
+    pub target: u16,
+    /// Addresses on the ingress network of the tasks that take new connections.
+    pub backends: BTreeSet<Ipv4Addr>,
+    /// The addresses of this node on which it answers; on all if empty.
+    pub at: BTreeSet<Ipv4Addr>,
+}
+
+/// The bridge of a network.
+pub(crate) fn bridge_name(vni: u32) -> String {
+    format!("rsb{vni}")
+}
+
+/// The VXLAN of a network.
+pub(crate) fn vxlan_name(vni: u32) -> String {
+    format!("rsx{vni}")
+}
+
+/// The MAC of all bridges of a node.
+pub(crate) fn node_mac(number: u16) -> Mac {
+    let [a, b, c, d] = u32::from(number).to_be_bytes();
+    Mac([0x02, 0x52, a, b, c, d])
+}
+
+/// A node as next hop. Only ever an address in routes: nothing is sent to it.
+pub(crate) fn next_hop(number: u16) -> Ipv4Addr {
+    let [high, low] = number.to_be_bytes();
+    Ipv4Addr::new(169, 254, 128 + high, low)
+}
+
+impl OverlayNetwork {
+    pub(crate) fn cidr(&self) -> Cidr {
+        Cidr { address: self.gateway, prefix_len: self.prefix_len }
+    }
+}
+
+impl Overlay {
+    /// The network of this id, with its VNI.
+    pub fn network(&self, id: &str) -> Option<(u32, &OverlayNetwork)> {
+        self.networks.iter().find(|(_, network)| network.id == id).map(|(vni, network)| (*vni, network))
+    }
+
+    pub(crate) fn ingress(&self) -> Option<u32> {
+        self.networks.iter().find(|(_, network)| network.ingress).map(|(vni, _)| *vni)
+    }
+
+    /// This node's address towards the others, once [`Self::validate`] was content.
+    pub(crate) fn source(&self) -> Ipv4Addr {
+        self.source.unwrap_or(Ipv4Addr::UNSPECIFIED)
+    }
+
+    /// Checks that the whole makes sense, before any of it touches the kernel.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the first offender.
+    pub fn validate(&self) -> Result<(), NetError> {
+        let invalid = |what: &'static str, id: String, reason: &str| {
+            Err(NetError::Invalid { what, id, reason: reason.to_owned() })
+        };
+        let number = |number: u16| number != 0 && u32::from(number) < OWN_MARK;
+        if !number(self.node) {
+            return invalid("node", self.node.to_string(), "expected a number of 1 to 4094");
+        }
+        if self.source.is_none() {
+            return invalid("node", self.node.to_string(), "expected the address it has towards the others");
+        }
+        if self.data_path_port == 0 {
+            return invalid("data path port", "0".into(), "expected 1 to 65535");
+        }
+        if let Some(peer) = self.peers.keys().find(|peer| !number(**peer)) {
+            return invalid("node", peer.to_string(), "expected a number of 1 to 4094");
+        }
+        let mut ingress = None;
+        for (vni, network) in &self.networks {
+            let id = || network.id.clone();
+            if network.id.is_empty() || network.id.contains(char::is_whitespace) {
+                return invalid("network", id(), "expected an id without spaces");
+            }
+            if !(1..=0x00ff_ffff).contains(vni) {
+                return invalid("network", id(), "expected a VNI of 1 to 16777215");
+            }
+            if !(1..=30).contains(&network.prefix_len) || network.cidr().subnet() != network.subnet {
+                return invalid("network", id(), "expected its gateway in its subnet");
+            }
+            if !(576..=65_485).contains(&network.mtu) {
+                return invalid("network", id(), "expected an MTU of 576 to 65485");
+            }
+            if network.ingress && ingress.replace(vni).is_some() {
+                return invalid("network", id(), "there is an ingress network already");
+            }
+        }
+        let mut ids = BTreeSet::new();
+        if let Some(twice) = self.networks.values().find(|network| !ids.insert(&network.id)) {
+            return invalid("network", twice.id.clone(), "given twice");
+        }
+        let word = |text: &str| {
+            (1..=64).contains(&text.len())
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+        };
+        let mut chains = BTreeSet::new();
+        for ((vni, _), service) in &self.services {
+            if !word(&service.id) {
+                return invalid(
+                    "service",
+                    service.id.clone(),
+                    "expected 1 to 64 letters, digits, `-` or `_`",
+                );
+            }
+            if !chains.insert((vni, &service.id)) {
+                return invalid("service", service.id.clone(), "two virtual addresses on one network");
+            }
+        }
+        if let Some((_, port)) = self.published.keys().find(|(_, port)| *port == 0) {
+            return invalid("published port", port.to_string(), "expected 1 to 65535");
+        }
+        Ok(())
+    }
+}
+
+impl NetworkConfig {
+    /// The alias of the link to the helper namespace.
+    pub(crate) fn uplink_alias(&self) -> String {
+        format!("{} uplink", self.table)
+    }
+}

@@ -1,0 +1,155 @@
+//! Tasks on different nodes reach each other, and only those they should.
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    process::Command,
+    thread,
+};
+
+use crate::{
+    cluster::{APP, Cluster, INNER, OTHER, Task},
+    rig::{fetch, output, receive, serve, stays_silent, udp},
+};
+
+/// Sends bytes from one task to another, and compares.
+fn transfer(from: &Task, to: &Task, vni: u32, bytes: usize) {
+    let listener = to.container.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 7000)).unwrap());
+    let sent: Vec<u8> = (0..bytes).map(|n| (n * 31 % 251) as u8).collect();
+    let received = thread::spawn(move || {
+        let mut all = Vec::new();
+        listener.accept().unwrap().0.read_to_end(&mut all).unwrap();
+        all
+    });
+    let mut stream = from.container.run(|| TcpStream::connect((to.address(vni), 7000)).unwrap());
+    stream.write_all(&sent).unwrap();
+    drop(stream);
+    assert!(received.join().unwrap() == sent, "what arrives is what was sent");
+}
+
+#[tokio::test]
+async fn tasks_reach_each_other_within_and_across_nodes() {
+    needs_kernel!();
+    let mut cluster = Cluster::new(3);
+    cluster.tell().await;
+    for (node, last) in [(1, 2), (1, 3), (2, 4), (3, 5)] {
+        cluster.start(node, last, &[APP]).await;
+    }
+    cluster.tell().await;
+    cluster.assert_settled().await;
+    let ping = Command::new("ping").arg("-V").output().is_ok();
+    if !ping {
+        eprintln!("left out: ping, which is not installed");
+    }
+    for from in &cluster.tasks {
+        for to in &cluster.tasks {
+            if from.id != to.id {
+                if ping {
+                    let address = to.address(APP).to_string();
+                    from.container.output("ping", &["-c", "1", "-W", "2", &address]);
+                }
+                transfer(from, to, APP, 1_000_000);
+            }
+        }
+    }
+    let (first, last) = (&cluster.tasks[0], &cluster.tasks[3]);
+    transfer(first, last, APP, 10_000_000);
+    last.container.serve(80, "last");
+    assert_eq!(first.container.run(|| fetch(last.address(APP), 80)).unwrap(), "last saw 10.0.0.2");
+}
+
+#[tokio::test]
+async fn a_narrow_link_on_one_node_loses_nothing() {
+    needs_kernel!();
+    let mut cluster = Cluster::new(3);
+    output(cluster.host(2).command("ip").unwrap().args(["link", "set", "eth0", "mtu", "1300"]));
+    cluster.mtu = 1250;
+    cluster.tell().await;
+    for (node, last) in [(1, 2), (2, 3), (3, 4)] {
+        cluster.start(node, last, &[APP]).await;
+    }
+    cluster.tell().await;
+    for (from, to) in [(0, 1), (1, 0), (0, 2), (2, 1)] {
+        transfer(&cluster.tasks[from], &cluster.tasks[to], APP, 10_000_000);
+    }
+    // And after it has changed under way.
+    cluster.mtu = 1150;
+    output(cluster.host(2).command("ip").unwrap().args(["link", "set", "eth0", "mtu", "1200"]));
+    cluster.tell().await;
+    cluster.assert_settled().await;
+    transfer(&cluster.tasks[0], &cluster.tasks[1], APP, 10_000_000);
+}
+
+#[tokio::test]
+async fn networks_are_apart_and_internal_ones_have_no_way_out() {
+    needs_kernel!();
+    let mut cluster = Cluster::new(2);
+    cluster.tell().await;
+    let app = cluster.start(1, 2, &[APP]).await;
+    let other = cluster.start(1, 3, &[OTHER]).await;
+    let far = cluster.start(2, 4, &[OTHER]).await;
+    let inner = cluster.start(1, 5, &[INNER]).await;
+    let peer = cluster.start(2, 6, &[INNER]).await;
+    let both = cluster.start(2, 7, &[APP, OTHER]).await;
+    cluster.tell().await;
+    for task in &cluster.tasks {
+        task.container.serve(80, "task");
+    }
+    let reaches = |from: usize, to: Ipv4Addr| cluster.tasks[from].container.run(|| fetch(to, 80)).is_ok();
+    let at = |task: usize, vni| cluster.tasks[task].address(vni);
+    assert!(reaches(other, at(far, OTHER)));
+    assert!(reaches(inner, at(peer, INNER)));
+    assert!(reaches(both, at(app, APP)) && reaches(both, at(far, OTHER)) && reaches(other, at(both, OTHER)));
+    for (from, to) in [
+        (app, at(other, OTHER)),
+        (app, at(far, OTHER)),
+        (other, at(app, APP)),
+        (app, at(inner, INNER)),
+        (inner, at(app, APP)),
+        (far, at(both, APP)),
+    ] {
+        assert!(!reaches(from, to), "{from} to {to}");
+    }
+    let outside = cluster.outside().address;
+    let listener = cluster.outside().run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).unwrap()).unwrap();
+    serve(listener, "outside");
+    let seen = cluster.tasks[app].container.run(|| fetch(outside, 80)).unwrap();
+    assert_eq!(seen, "outside saw 10.77.0.1", "a task's traffic takes the node's address");
+    // Even if it gives itself a route.
+    cluster.tasks[inner].container.output("ip", &["route", "add", "default", "via", "10.0.32.1"]);
+    assert!(!reaches(inner, outside));
+    // Nor are the node's control port, its helper's link or another network's gateway open to it.
+    let node = cluster.host(1).address;
+    let control = cluster.host(1).run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 2377)).unwrap()).unwrap();
+    serve(control, "manager");
+    assert!(cluster.tasks[app].container.run(|| fetch(node, 2377)).is_err());
+    assert!(cluster.outside().run(|| fetch(node, 2377)).unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn a_task_speaks_with_its_own_address_only() {
+    needs_kernel!();
+    let mut cluster = Cluster::new(2);
+    cluster.tell().await;
+    let honest = cluster.start(2, 2, &[APP]).await;
+    let liar = cluster.start(1, 3, &[APP]).await;
+    cluster.start(1, 9, &[APP]).await;
+    cluster.tell().await;
+    let (honest, liar) = (&cluster.tasks[honest], &cluster.tasks[liar]);
+    let target = (honest.address(APP), 99);
+    let receiver = honest.container.run(|| udp(target.0, 99));
+    let send = |from: Ipv4Addr, word: &[u8]| {
+        liar.container.run(|| udp(from, 0)).send_to(word, target).unwrap();
+    };
+    send(liar.address(APP), b"true");
+    assert_eq!(receive(&receiver).0, b"true");
+    // The address of a neighbour, and one that nobody has.
+    for stolen in ["10.0.0.9", "10.0.0.77"] {
+        liar.container.output("ip", &["addr", "add", &format!("{stolen}/32"), "dev", "eth0"]);
+        send(stolen.parse().unwrap(), b"false");
+        assert!(stays_silent(&receiver), "{stolen}");
+    }
+    liar.container.output("ip", &["link", "set", "eth0", "address", "02:42:0a:00:00:09"]);
+    send(liar.address(APP), b"false");
+    assert!(stays_silent(&receiver), "another MAC");
+}
