@@ -27,6 +27,8 @@ const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BR_STP_STATE: u16 = 5;
 const IFLA_BR_MCAST_SNOOPING: u16 = 23;
+const IFLA_OPERSTATE: u16 = 16;
+const IFLA_BRPORT_STATE: u16 = 1;
 const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_LEARNING: u16 = 8;
 const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
@@ -62,6 +64,8 @@ pub(crate) struct Link {
     pub mtu: u32,
     /// For a bridge: neither spanning tree nor multicast snooping.
     pub plain: bool,
+    /// Whether packets pass: the other end is up too, and as a port of a bridge it forwards.
+    pub ready: bool,
     /// For a port of a bridge: as [`close_port`] makes it.
     pub closed: bool,
     pub tunnel: Option<Tunnel>,
@@ -102,21 +106,27 @@ fn read_link(payload: &[u8]) -> Option<Link> {
         hairpin: false,
         mtu: 0,
         plain: false,
+        ready: false,
         closed: false,
         tunnel: None,
     };
+    const FORWARDING: &[u8] = &[3];
+    const UP: &[u8] = &[6];
+    let (mut running, mut forwarding) = (false, true);
     for (kind, value) in attributes(payload.get(16..)?) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
             IFLA_IFALIAS => link.alias = Some(text(value)),
             IFLA_ADDRESS => link.mac = value.try_into().ok().map(Mac),
             IFLA_MASTER => link.master = number(value),
+            IFLA_OPERSTATE => running = value == UP,
             IFLA_MTU => link.mtu = number(value).unwrap_or(0),
             IFLA_LINK => link.peer = number(value),
             IFLA_LINKINFO => {
                 link.kind = find(value, IFLA_INFO_KIND).map(text).unwrap_or_default();
                 let port = find(value, IFLA_INFO_SLAVE_DATA).unwrap_or_default();
                 link.hairpin = find(port, IFLA_BRPORT_MODE) == Some(&[1]);
+                forwarding = find(port, IFLA_BRPORT_STATE).is_none_or(|state| state == FORWARDING);
                 link.closed = CLOSED.iter().all(|(kind, wanted)| find(port, *kind) == Some(&[*wanted]));
                 let data = find(value, IFLA_INFO_DATA).unwrap_or_default();
                 link.plain = find(data, IFLA_BR_STP_STATE).and_then(number) == Some(0)
@@ -126,6 +136,7 @@ fn read_link(payload: &[u8]) -> Option<Link> {
             _ => {}
         }
     }
+    link.ready = running && forwarding;
     Some(link)
 }
 

@@ -6,6 +6,8 @@ use std::{
     net::Ipv4Addr,
     os::fd::AsFd,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -367,6 +369,14 @@ impl Helper {
             return route::create_veth(&mut self.route, link, &peer)
                 .map_err(|error| NetError::kernel(step.to_string(), error));
         }
+        if let Action::OpenPort { link, alias, endpoint } = &step.0 {
+            let change = LinkChange { up: Some(true), alias: Some(alias), ..LinkChange::default() };
+            let opened = route::set_link(&mut self.route, link, &change);
+            let opened = opened.and_then(|()| wait_until_ready(&mut self.route, link));
+            opened.map_err(|error| NetError::kernel(step.to_string(), error))?;
+            return wait_until_ready(&mut socket_inside(endpoint)?, &endpoint.interface_name)
+                .map_err(|error| NetError::kernel(step.to_string(), error));
+        }
         self.act(host, &step.0).map_err(|error| NetError::kernel(step.to_string(), error))
     }
 
@@ -378,16 +388,13 @@ impl Helper {
                 route::set_link(&mut self.route, link, &LinkChange { master, ..LinkChange::default() })?;
                 route::close_port(&mut self.route, link)
             }
-            Action::OpenPort { link, alias } => {
-                let change = LinkChange { up: Some(true), alias: Some(alias), ..LinkChange::default() };
-                route::set_link(&mut self.route, link, &change)
-            }
             Action::Add(piece) => self.add(host, piece),
             Action::Remove(piece) => self.remove(piece),
-            // The first two are done by whoever holds us, the next two were done before, the others come in groups.
+            // The first two are done by whoever holds us, the next three were done before, the others come in groups.
             Action::Connect(_)
             | Action::Disconnect
             | Action::CreatePort { .. }
+            | Action::OpenPort { .. }
             | Action::ConfigureInside { .. }
             | Action::Forget { .. }
             | Action::Rules(_) => Ok(()),
@@ -474,6 +481,22 @@ impl Helper {
         let to = Cidr { address: Ipv4Addr::UNSPECIFIED, prefix_len: 0 };
         let via = (!via.is_unspecified()).then_some(via);
         Ok(Route { table, to, via, link: self.index(link)? })
+    }
+}
+
+/// Waits until packets pass by a link: the kernel gets round to that some time after both ends are up, and drops what
+/// is sent before. To ask for the link makes newer kernels do it at once.
+fn wait_until_ready(socket: &mut Socket, name: &str) -> Result<(), KernelError> {
+    const PATIENCE: Duration = Duration::from_millis(200);
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let missing = KernelError { errno: libc::ENODEV, reason: None };
+        let ready = route::link_by_name(socket, name)?.ok_or(missing)?.ready;
+        // A task may have taken its end down; that is its own affair.
+        if ready || Instant::now() > end {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_micros(500));
     }
 }
 

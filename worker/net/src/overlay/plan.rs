@@ -50,10 +50,11 @@ pub(crate) enum Action {
     Add(Piece),
     Remove(Piece),
     Rules(Shape),
-    /// Marks a task's link as ours and brings it up.
+    /// Marks a task's link as ours, brings it up, and waits until packets pass.
     OpenPort {
         link: String,
         alias: String,
+        endpoint: Endpoint,
     },
     Forget {
         address: Ipv4Addr,
@@ -250,7 +251,7 @@ fn plan_port(
         actions.push(Action::ConfigureInside { endpoint: endpoint.clone(), gateway });
     }
     if pair.is_none_or(|(port, _)| !port.up || port.alias.as_ref() != Some(&alias)) {
-        actions.push(Action::OpenPort { link, alias });
+        actions.push(Action::OpenPort { link, alias, endpoint: endpoint.clone() });
     }
     actions
 }
