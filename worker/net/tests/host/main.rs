@@ -3,7 +3,9 @@
 
 #[macro_use]
 mod rig;
+mod bench;
 mod cluster;
+mod fabric;
 mod lab;
 mod mesh;
 mod overlay;
