@@ -125,6 +125,10 @@ impl Kernel {
 
     /// The namespace of the overlays, if there is one.
     pub fn helper(&mut self) -> Result<Option<&mut Helper>, NetError> {
+        if let Some(helper) = self.helper.take_if(|helper| !helper.is_current()) {
+            // Someone else let go of it. What is still in it would be in the way of its successor.
+            helper.end()?;
+        }
         if self.helper.is_none() {
             self.helper = Helper::open(&self.config.helper)?;
         }

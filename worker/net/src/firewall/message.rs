@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Backends, Balancer, Element,
+    Backends, Balancer, Element, Set,
     expression::encode_rule,
     rules::{
         self, ChainSpec, Expr, FAMILIES, Family, Hook, INET_SERVICE, IPV4_ADDR, Layout, Meta, OPERATOR,
@@ -376,6 +376,14 @@ fn in_host_order() -> [u8; 6] {
     [0, 4, a, b, c, d]
 }
 
+/// The same of a map's data: type 1.
+fn data_in_host_order() -> [u8; 6] {
+    let [_, rest @ ..] = in_host_order();
+    let mut hint = [1; 6];
+    hint[1..].copy_from_slice(&rest);
+    hint
+}
+
 fn encode_set(table: &str, set: &SetSpec, id: u32) -> Message {
     let mut attributes = Attributes::new()
         .text(SET_TABLE, table)
@@ -386,6 +394,9 @@ fn encode_set(table: &str, set: &SetSpec, id: u32) -> Message {
         .be32(SET_ID, id);
     if set.key_len == rules::NAME_LEN {
         attributes = attributes.bytes(SET_USERDATA, &in_host_order());
+    }
+    if set.set == Set::Nodes {
+        attributes = attributes.bytes(SET_USERDATA, &data_in_host_order());
     }
     if let Some((kind, len)) = set.data {
         attributes = attributes.be32(SET_DATA_TYPE, kind).be32(SET_DATA_LEN, len);

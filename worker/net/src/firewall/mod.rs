@@ -197,7 +197,9 @@ impl Element {
         match self.set {
             Set::Ports | Set::Macs | Set::Sources => self.key.starts_with(&name_bytes(link)),
             Set::Published => address.is_some_and(|address| self.data.starts_with(&address.octets())),
-            Set::Members => address.is_some_and(|address| self.key.ends_with(&address.octets())),
+            Set::Members | Set::Hairpins => {
+                address.is_some_and(|address| self.key.ends_with(&address.octets()))
+            }
             _ => false,
         }
     }

@@ -253,9 +253,26 @@ pub(crate) fn local_pieces(config: &NetworkConfig, local: &Local<'_>) -> BTreeSe
 /// For each network and node: whether frames go there, and its address.
 type Reach = BTreeMap<(u32, u16), Ipv4Addr>;
 
+/// Bits for every node number, in words of 64.
+const NODE_WORDS: usize = (OWN_MARK as usize + 1) / 64;
+
 fn reach(overlay: &Overlay) -> Reach {
-    let tasks: BTreeSet<(u32, u16)> =
-        overlay.endpoints.iter().map(|((vni, _), node)| (*vni, *node)).collect();
+    // Endpoints come by network, and there are few nodes: a bit for each.
+    let mut tasks: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+    let mut last: Option<(u32, Vec<u64>)> = None;
+    for ((vni, _), node) in &overlay.endpoints {
+        if last.as_ref().is_none_or(|(of, _)| of != vni) {
+            tasks.extend(last.replace((*vni, vec![0; NODE_WORDS])));
+        }
+        if let Some(word) = last.as_mut().and_then(|(_, bits)| bits.get_mut(usize::from(*node / 64))) {
+            *word |= 1 << (node % 64);
+        }
+    }
+    tasks.extend(last);
+    let numbers = |bits: Vec<u64>| {
+        (0..=OWN_MARK as u16).filter(move |n| bits[usize::from(n / 64)] >> (n % 64) & 1 != 0)
+    };
+    let tasks = tasks.into_iter().flat_map(|(vni, bits)| numbers(bits).map(move |node| (vni, node)));
     // Replies to a connection from the mesh go to the node by which it came, tasks or not.
     let mesh =
         overlay.ingress().into_iter().flat_map(|vni| overlay.peers.keys().map(move |node| (vni, *node)));
@@ -263,7 +280,7 @@ fn reach(overlay: &Overlay) -> Reach {
         let address = overlay.peers.get(&node).filter(|_| node != overlay.node)?;
         overlay.networks.contains_key(&vni).then_some(((vni, node), *address))
     };
-    tasks.into_iter().chain(mesh).filter_map(known).collect()
+    tasks.chain(mesh).filter_map(known).collect()
 }
 
 /// All that should be in the helper namespace, but for the links of this node's tasks.

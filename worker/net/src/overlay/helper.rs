@@ -108,9 +108,6 @@ impl Helper {
         host: &mut Socket,
         uplink: Uplink,
     ) -> Result<(), NetError> {
-        if held.as_ref().is_none_or(|helper| !helper.is_current()) {
-            *held = Self::open(&config.helper)?;
-        }
         if held.is_none() {
             netns::remove_pinned(&config.helper)?;
             netns::create_pinned(&config.helper)?;
@@ -173,7 +170,7 @@ impl Helper {
     }
 
     /// Whether `path` still leads to the namespace that the sockets are in.
-    fn is_current(&self) -> bool {
+    pub fn is_current(&self) -> bool {
         netns::same(&self.namespace, &self.path)
     }
 
@@ -188,18 +185,22 @@ impl Helper {
         if link.is_some_and(|link| link.alias == Some(config.uplink_alias())) {
             route::delete_link(host, &config.uplink).map_err(failed)?;
         }
-        // The kernel takes a namespace down some time after its last user is gone; links that others could meet, such
-        // as a VXLAN's port, must be free when this returns.
-        if let Some(helper) = held {
-            let doomed = |error| NetError::kernel("empty the helper namespace", error);
-            for link in route::links(&mut helper.route).map_err(doomed)? {
-                if ["vxlan", "veth", "bridge"].contains(&link.kind.as_str()) {
-                    route::delete_link(&mut helper.route, &link.name).map_err(doomed)?;
-                }
+        if let Some(helper) = held.take() {
+            helper.end()?;
+        }
+        netns::remove_pinned(&config.helper)
+    }
+
+    /// Empties the namespace. The kernel takes it down some time after its last user is gone; links that others could
+    /// meet, such as a VXLAN by its number and port, are free when this returns.
+    pub fn end(mut self) -> Result<(), NetError> {
+        let failed = |error| NetError::kernel("empty the helper namespace", error);
+        for link in route::links(&mut self.route).map_err(failed)? {
+            if ["vxlan", "veth", "bridge"].contains(&link.kind.as_str()) {
+                route::delete_link(&mut self.route, &link.name).map_err(failed)?;
             }
         }
-        *held = None;
-        netns::remove_pinned(&config.helper)
+        Ok(())
     }
 
     fn within<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, NetError> {

@@ -44,8 +44,11 @@ async fn nft_shows_the_documented_rules_of_the_overlays() {
         for line in joined.lines() {
             match line.split_once("elements = {") {
                 Some((head, rest)) => {
-                    let elements: BTreeSet<_> =
-                        rest.trim_end_matches('}').split(',').map(|element| element.trim().to_owned()).collect();
+                    let elements: BTreeSet<_> = rest
+                        .trim_end_matches('}')
+                        .split(',')
+                        .map(|element| element.trim().to_owned())
+                        .collect();
                     let elements: Vec<_> = elements.into_iter().collect();
                     lines.push(format!("{head}elements = {{ {} }}", elements.join(", ")));
                 }
@@ -65,7 +68,8 @@ async fn nft_shows_the_documented_rules_of_the_overlays() {
 /// Names and indexes of the links in a helper: one made anew has a new index.
 fn links(cluster: &Cluster, number: usize) -> Vec<(String, u64)> {
     let links: Value = serde_json::from_str(&cluster.inside(number, "ip", &["-j", "link"])).unwrap();
-    let link = |link: &Value| (link["ifname"].as_str().unwrap().to_owned(), link["ifindex"].as_u64().unwrap());
+    let link =
+        |link: &Value| (link["ifname"].as_str().unwrap().to_owned(), link["ifindex"].as_u64().unwrap());
     links.as_array().unwrap().iter().map(link).collect()
 }
 
@@ -75,7 +79,11 @@ async fn the_kernel_has_exactly_the_entries_of_the_endpoints_there_are() {
     let mut cluster = sample().await;
     let lines = |cluster: &Cluster, program: &str, arguments: &[&str], word: &str| -> BTreeSet<String> {
         let output = cluster.inside(1, program, arguments);
-        output.lines().filter(|line| line.contains(word)).map(|line| line.trim().to_owned()).collect()
+        output
+            .lines()
+            .filter(|line| line.contains(word))
+            .map(|line| line.trim().replace("link-netnsid 0 ", ""))
+            .collect()
     };
     let set = |lines: &[&str]| -> BTreeSet<String> { lines.iter().map(|line| (*line).to_owned()).collect() };
     let neighbours = |cluster: &Cluster| lines(cluster, "ip", &["neigh", "show", "nud", "permanent"], "");
@@ -91,9 +99,10 @@ async fn the_kernel_has_exactly_the_entries_of_the_endpoints_there_are() {
     let tunnels = |cluster: &Cluster| lines(cluster, "bridge", &["fdb", "show"], "dst");
     let entry = |vni| format!("02:52:00:00:00:02 dev rsx{vni} dst 10.77.0.2 self permanent");
     assert_eq!(tunnels(&cluster), set(&[&entry(4096), &entry(4097)]));
-    assert_eq!(lines(&cluster, "ip", &["route", "show", "table", "1002"], ""), set(&[
-        "default via 169.254.128.2 dev rsb4096 proto static onlink"
-    ]));
+    assert_eq!(
+        lines(&cluster, "ip", &["route", "show", "table", "1002"], ""),
+        set(&["default via 169.254.128.2 dev rsb4096 proto static onlink"])
+    );
     // The other node's task goes: of its network nothing of that node is left, but it still is an entry node.
     let gone = cluster.tasks.remove(1);
     for endpoint in gone.endpoints() {
@@ -156,13 +165,41 @@ async fn planted_differences_in_the_overlays_are_mended_and_told() {
     let table = "inet rswarm";
     let cases: Vec<(&str, String, &str)> = vec![
         ("ip", "neigh del 10.0.0.3 dev rsb4097".into(), "add neighbour 10.0.0.3 at 02:52:00:00:00:02"),
-        ("ip", "neigh replace 10.0.0.3 lladdr 02:00:00:00:00:01 dev rsb4097 nud permanent".into(), "add neighbour 10.0.0.3"),
-        ("ip", "neigh add 10.0.0.77 lladdr 02:00:00:00:00:01 dev rsb4097 nud permanent".into(), "remove neighbour 10.0.0.77"),
-        ("bridge", "fdb del 02:52:00:00:00:02 dev rsx4097 self".into(), "add forwarding of 02:52:00:00:00:02 by `rsx4097`"),
-        ("bridge", "fdb replace 02:52:00:00:00:02 dev rsx4097 dst 10.77.0.9 self".into(), "add forwarding of 02:52:00:00:00:02 by `rsx4097`"),
-        ("bridge", "fdb add 00:00:00:00:00:00 dev rsx4097 dst 10.77.0.9 self".into(), "remove forwarding of 00:00:00:00:00:00"),
-        ("bridge", "fdb del 02:52:00:00:00:02 dev rsx4097 master".into(), "add forwarding of 02:52:00:00:00:02 to `rsx4097`"),
-        ("bridge", format!("fdb del 02:42:0a:ff:00:02 dev {link} master"), "add forwarding of 02:42:0a:ff:00:02"),
+        (
+            "ip",
+            "neigh replace 10.0.0.3 lladdr 02:00:00:00:00:01 dev rsb4097 nud permanent".into(),
+            "add neighbour 10.0.0.3",
+        ),
+        (
+            "ip",
+            "neigh add 10.0.0.77 lladdr 02:00:00:00:00:01 dev rsb4097 nud permanent".into(),
+            "remove neighbour 10.0.0.77",
+        ),
+        (
+            "bridge",
+            "fdb del 02:52:00:00:00:02 dev rsx4097 self".into(),
+            "add forwarding of 02:52:00:00:00:02 by `rsx4097`",
+        ),
+        (
+            "bridge",
+            "fdb replace 02:52:00:00:00:02 dev rsx4097 dst 10.77.0.9 self".into(),
+            "add forwarding of 02:52:00:00:00:02 by `rsx4097`",
+        ),
+        (
+            "bridge",
+            "fdb add 00:00:00:00:00:00 dev rsx4097 dst 10.77.0.9 self".into(),
+            "remove forwarding of 00:00:00:00:00:00",
+        ),
+        (
+            "bridge",
+            "fdb del 02:52:00:00:00:02 dev rsx4097 master".into(),
+            "add forwarding of 02:52:00:00:00:02 to `rsx4097`",
+        ),
+        (
+            "bridge",
+            format!("fdb del 02:42:0a:ff:00:02 dev {link} master"),
+            "add forwarding of 02:42:0a:ff:00:02",
+        ),
         ("bridge", format!("link set dev {link} isolated off"), "join"),
         ("bridge", "link set dev rsx4097 learning on".into(), "add vxlan `rsx4097`"),
         ("ip", "link set rsx4097 down".into(), "add vxlan `rsx4097`"),
@@ -187,7 +224,11 @@ async fn planted_differences_in_the_overlays_are_mended_and_told() {
         ("nft", format!("flush map {table} services"), "add nft element: service 10.0.0.200"),
         ("nft", format!("insert rule {table} forward drop"), "build the nft tables of the overlays"),
         ("nft", format!("delete table {table}"), "build the nft tables of the overlays"),
-        ("nft", format!("add element {table} members {{ rsb4097 . 10.0.0.77 }}"), "remove nft element: member 10.0.0.77"),
+        (
+            "nft",
+            format!("add element {table} members {{ rsb4097 . 10.0.0.77 }}"),
+            "remove nft element: member 10.0.0.77",
+        ),
     ];
     for (program, arguments, expected) in cases {
         if program == "sysctl" {
