@@ -23,6 +23,7 @@ use crate::{
         route::{self, Link, LinkChange, Peer},
     },
     netns,
+    network::Facts,
     overlay::{
         fabric::{Piece, Uplink},
         helper::{self, Helper},
@@ -121,6 +122,23 @@ impl Kernel {
             observed.mesh = self.mesh(desired, &observed.elements)?;
         }
         Ok(observed)
+    }
+
+    /// Networks the host routes, ours left out, and the size of the link that has `source`.
+    pub fn facts(&mut self, source: std::net::Ipv4Addr) -> Result<Facts, NetError> {
+        let failed = |error| NetError::kernel("read routes and links", error);
+        let links = route::links(&mut self.route).map_err(failed)?;
+        let ours = |link: &&Link| {
+            let alias = link.alias.as_deref().unwrap_or_default();
+            self.config.is_ours(alias) || alias == self.config.uplink_alias()
+        };
+        let ours: BTreeSet<u32> = links.iter().filter(ours).map(|link| link.index).collect();
+        let routes = forwarding::routes(&mut self.route).map_err(failed)?;
+        let wanted = routes.iter().filter(|route| route.to.prefix_len > 0 && !ours.contains(&route.link));
+        let addresses = route::addresses(&mut self.route).map_err(failed)?;
+        let holder = addresses.iter().find(|(_, cidr)| cidr.address == source).map(|(index, _)| *index);
+        let carrier = links.iter().find(|link| Some(link.index) == holder);
+        Ok(Facts { routes: wanted.map(|route| route.to).collect(), mtu: carrier.map(|link| link.mtu) })
     }
 
     /// The namespace of the overlays, if there is one.

@@ -31,8 +31,8 @@ pub(crate) fn of_process(pid: i32) -> PathBuf {
 
 /// Whether a namespace is mounted at `path`, rather than nothing or the file that was left when it went.
 pub(crate) fn is_pinned(path: &Path) -> bool {
-    const NSFS_MAGIC: i64 = 0x6e73_6673;
-    statfs(path).is_ok_and(|found| found.f_type as i64 == NSFS_MAGIC)
+    const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
+    statfs(path).is_ok_and(|found| found.f_type == NSFS_MAGIC)
 }
 
 /// Whether `path` leads to the namespace that `open` is.

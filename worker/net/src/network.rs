@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    net::Ipv4Addr,
     sync::{Arc, mpsc},
     thread,
     time::Duration,
@@ -14,7 +15,7 @@ use crate::{
     firewall,
     kernel::Kernel,
     listeners::listens,
-    model::{BridgeNetwork, Endpoint, HostPort, Mac, NetworkConfig, NodeNetwork, Protocol},
+    model::{BridgeNetwork, Cidr, Endpoint, HostPort, Mac, NetworkConfig, NodeNetwork, Protocol},
     overlay::{Overlay, fabric, plan::Action},
     plan::{self, Mesh, Operation, plan},
     probe,
@@ -38,6 +39,15 @@ pub struct Attachment {
     pub link: String,
     pub mac: Mac,
     pub took: Duration,
+}
+
+/// The host's network as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Networks that the host has routes to, but for default routes and our own.
+    pub routes: BTreeSet<Cidr>,
+    /// MTU of the link that has the address asked for; `None` if no link has.
+    pub mtu: Option<u32>,
 }
 
 /// What a reconciliation did.
@@ -155,6 +165,12 @@ impl Network {
     /// The differences between the kernel and what was asked of this handle, without mending them.
     pub async fn verify(&self) -> Result<Vec<Operation>, NetError> {
         self.ask(|node| node.differences(&node.current.clone())).await
+    }
+
+    /// What the host's network looks like to someone who chooses subnets and sizes for it. `source` is the address that
+    /// this node has towards the others.
+    pub async fn facts(&self, source: Ipv4Addr) -> Result<Facts, NetError> {
+        self.ask(move |node| node.kernel.facts(source)).await
     }
 
     /// Removes all that is ours: links, bridges, tables. Also what an earlier daemon with the same names left.

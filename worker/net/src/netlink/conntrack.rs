@@ -10,6 +10,8 @@ use crate::{error::KernelError, model::Protocol};
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
+const GET_STATS: u16 = SUBSYSTEM | 5;
+const CTA_STATS_GLOBAL_ENTRIES: u16 = 1;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_ID: u16 = 12;
@@ -51,11 +53,18 @@ pub(crate) fn probe(socket: &mut Socket) -> Result<(), KernelError> {
     socket.dump(&Message::new(GET, &HEADER, Attributes::new()), |_| {})
 }
 
+/// How many connections are tracked in the namespace; `None` if the kernel does not say.
+fn tracked(socket: &mut Socket) -> Option<u32> {
+    let answer = socket.get(&Message::new(GET_STATS, &HEADER, Attributes::new())).ok()?;
+    find(answer.get(4..)?, CTA_STATS_GLOBAL_ENTRIES).and_then(super::be_number)
+}
+
 /// Deletes every tracked connection that any of `which` means; returns how many.
 ///
-/// Walks the whole table once: the kernel of Debian 12 cannot delete by one address.
+/// Walks the whole table once, unless nothing is tracked in this namespace: the kernel of Debian 12 cannot delete by one
+/// address. The table is that of all namespaces, so a walk over 262,144 empty places takes some 3 ms.
 pub(crate) fn forget(socket: &mut Socket, which: &[Flows]) -> Result<usize, KernelError> {
-    if which.is_empty() {
+    if which.is_empty() || tracked(socket) == Some(0) {
         return Ok(0);
     }
     let mut doomed = Vec::new();

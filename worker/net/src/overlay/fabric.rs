@@ -411,3 +411,6 @@ pub(crate) fn left(old: &Overlay, new: &Overlay) -> BTreeSet<Ipv4Addr> {
         .map(|((_, address), _, _)| *address)
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

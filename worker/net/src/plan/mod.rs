@@ -187,7 +187,8 @@ impl fmt::Display for Operation {
 pub fn plan(config: &NetworkConfig, desired: &NodeNetwork, observed: &Observed) -> Vec<Operation> {
     let mut before = plan_overlay(config, desired, observed);
     let mut after = Vec::new();
-    if !(desired.networks.is_empty() && desired.overlay.is_none()) && !observed.forwarding {
+    let routes = !desired.networks.is_empty() || desired.overlay.is_some();
+    if routes && !observed.forwarding {
         before.push(Operation::EnableForwarding);
     }
     remove_surplus(config, desired, observed, &mut before, &mut after);

@@ -250,3 +250,16 @@ async fn many_endpoints_attach_quickly_and_settle() {
     let links = output(rig.node().command("ip").unwrap().args(["-o", "link", "show", "master", "rsw-br0"]));
     assert_eq!(links.lines().count(), 20);
 }
+
+#[tokio::test]
+async fn facts_are_what_others_route_and_the_size_of_the_way_out() {
+    needs_kernel!();
+    let rig = Rig::new();
+    rig.net.ensure_network(&network()).await.unwrap();
+    rig.output("ip", &["link", "set", "eth0", "mtu", "1400"]);
+    rig.output("ip", &["route", "add", "172.20.0.0/14", "via", "10.77.0.2"]);
+    let facts = rig.net.facts(rig.node().address).await.unwrap();
+    let routes: Vec<_> = facts.routes.iter().map(ToString::to_string).collect();
+    assert_eq!((routes, facts.mtu), (vec!["10.77.0.0/24".into(), "172.20.0.0/14".into()], Some(1400)));
+    assert_eq!(rig.net.facts([192, 0, 2, 1].into()).await.unwrap().mtu, None);
+}

@@ -201,6 +201,7 @@ fn endpoints(
         address: address.address,
         prefix_len: address.prefix_len,
         gateway: address.gateway,
+        default_route: n == 0,
         interface_name: format!("eth{n}"),
         ports: std::mem::take(&mut ports),
     };

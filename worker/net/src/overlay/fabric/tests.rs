@@ -1,0 +1,93 @@
+//! What changes between two overlays is what differs between their pieces, whatever they are.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::overlay::plan::{Action, ObservedOverlay, in_order, plan};
+
+fn network(vni: u32, ingress: bool) -> OverlayNetwork {
+    let third = (vni - 4096) as u8 * 16;
+    OverlayNetwork {
+        id: vni.to_string(),
+        subnet: Ipv4Addr::new(10, 0, third, 0),
+        prefix_len: 20,
+        gateway: Ipv4Addr::new(10, 0, third, 1),
+        mtu: 1450,
+        internal: vni == 4098,
+        ingress,
+    }
+}
+
+/// Any overlay of up to 3 networks, 3 other nodes and a dozen tasks, some of which name what is not there.
+fn any_overlay() -> impl Strategy<Value = Overlay> {
+    let networks = prop::collection::btree_set(4096u32..4099, 0..3);
+    let peers = prop::collection::btree_map(2u16..6, 1u8..3, 0..4);
+    let endpoints = prop::collection::btree_map((4096u32..4099, 2u8..9), 1u16..6, 0..12);
+    let services =
+        prop::collection::btree_map(4096u32..4099, prop::collection::btree_set(2u8..9, 0..3), 0..3);
+    (networks, peers, endpoints, services).prop_map(|(networks, peers, endpoints, services)| {
+        let at = |vni: u32, last: u8| Ipv4Addr::new(10, 0, (vni - 4096) as u8 * 16, last);
+        let backends = |vni, some: &BTreeSet<u8>| some.iter().map(|last| at(vni, *last)).collect();
+        let published = services.iter().map(|(vni, some)| {
+            let to = PublishedPort { target: 80, backends: backends(4096, some), at: BTreeSet::new() };
+            ((Protocol::Tcp, (*vni - 4096) as u16 + 8000), to)
+        });
+        Overlay {
+            node: 1,
+            source: Some(Ipv4Addr::new(192, 0, 2, 1)),
+            data_path_port: 4789,
+            peers: peers.iter().map(|(peer, last)| (*peer, Ipv4Addr::new(192, 0, 2, *last))).collect(),
+            networks: networks.iter().map(|vni| (*vni, network(*vni, *vni == 4096))).collect(),
+            endpoints: endpoints.iter().map(|((vni, last), node)| ((*vni, at(*vni, *last)), *node)).collect(),
+            services: services
+                .iter()
+                .map(|(vni, some)| {
+                    let service = VirtualService { id: "web".into(), backends: backends(*vni, some) };
+                    ((*vni, at(*vni, 200)), service)
+                })
+                .collect(),
+            published: published.collect(),
+            ..Overlay::default()
+        }
+    })
+}
+
+fn all(overlay: &Overlay) -> BTreeSet<Piece> {
+    let uplink = Uplink::candidates().next().expect("there are some");
+    pieces(&NetworkConfig::default(), overlay, &[], uplink)
+}
+
+proptest! {
+    #[test]
+    fn a_change_is_the_difference(old in any_overlay(), new in any_overlay()) {
+        old.validate().unwrap();
+        new.validate().unwrap();
+        let (gone, come) = changes(&old, &new);
+        let (before, after) = (all(&old), all(&new));
+        let gone: BTreeSet<_> = gone.into_iter().collect();
+        let come: BTreeSet<_> = come.into_iter().collect();
+        prop_assert_eq!(&gone, &before.difference(&after).cloned().collect());
+        prop_assert_eq!(&come, &after.difference(&before).cloned().collect());
+    }
+
+    #[test]
+    fn a_settled_kernel_needs_nothing_but_its_firewall(overlay in any_overlay()) {
+        let observed = ObservedOverlay {
+            pieces: all(&overlay),
+            shape: crate::firewall::message::Shape::wanted(&crate::firewall::helper::HELPER),
+            ..ObservedOverlay::default()
+        };
+        prop_assert_eq!(plan(&NetworkConfig::default(), &all(&overlay), &[], &observed), []);
+    }
+
+    #[test]
+    fn nothing_is_removed_that_was_just_put_in_its_place(old in any_overlay(), new in any_overlay()) {
+        let (gone, come) = changes(&old, &new);
+        let places: BTreeSet<_> = come.iter().filter_map(Piece::place).collect();
+        for step in in_order(Vec::new(), gone, come) {
+            if let Action::Remove(piece) = &step.0 {
+                prop_assert!(piece.place().is_none_or(|place| !places.contains(&place)), "{step}");
+            }
+        }
+    }
+}
