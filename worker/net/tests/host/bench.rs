@@ -166,9 +166,14 @@ async fn bench_requests_through_services_and_the_mesh() {
     cluster.start(1, 2, &[APP]).await;
     cluster.start(2, 3, &[INGRESS, APP]).await;
     let service = cluster.serve("web", APP, 200, &[3]);
-    cluster.publish(Protocol::Tcp, 8080, 80, &[3]);
+    // A task for each way in: to one task the same client by two nodes is two clients with one address, whose ports it
+    // would take for used up.
+    cluster.start(2, 4, &[INGRESS]).await;
+    cluster.publish(Protocol::Tcp, 8081, 80, &[3]);
+    cluster.publish(Protocol::Tcp, 8082, 80, &[4]);
     cluster.tell().await;
     serve_http(&cluster.tasks[1].container);
+    serve_http(&cluster.tasks[2].container);
     let (lab, hand) = hand_made(&format!("byhand{}", std::process::id()));
     serve_http(&hand[1]);
     // The plainest published port: one host, one veth, one rule.
@@ -195,9 +200,13 @@ async fn bench_requests_through_services_and_the_mesh() {
             all[1].push(wrk(&mut own, &url(service, 80), keep_alive));
             let outside = lab.host(3).command("wrk").unwrap();
             all[2].push(wrk(&mut { outside }, &url(host.address, 8080), keep_alive));
-            for (slot, node) in [(3, 1), (4, 2)] {
+            for (slot, node) in [(3, 1usize), (4, 2)] {
                 let mut outside = cluster.outside().command("wrk").unwrap();
-                all[slot].push(wrk(&mut outside, &url(cluster.host(node).address, 8080), keep_alive));
+                all[slot].push(wrk(
+                    &mut outside,
+                    &url(cluster.host(node).address, 8080 + node as u16),
+                    keep_alive,
+                ));
             }
         }
         let [vxlan, service, dnat, far, near] = all.map(median);
