@@ -110,7 +110,8 @@ fn cgroups<'a>(mounts: &'a str, node_id: &'a str) -> impl Iterator<Item = PathBu
 fn network(lab: &ClusterLab) -> Vec<String> {
     let verified = lab.host(1).run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let network = Network::new(NetworkConfig::default())?;
+        let helper = lab.host(1).run_root.join("netns/overlay");
+        let network = Network::new(NetworkConfig { helper, ..NetworkConfig::default() })?;
         let differences = runtime.block_on(network.verify())?;
         Ok::<_, anyhow::Error>(differences.iter().map(ToString::to_string).collect())
     });

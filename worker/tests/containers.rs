@@ -155,7 +155,7 @@ impl Lab {
                     images: self.images.clone(),
                     pull: rswarm_image::PullOptions::default(),
                     cgroup_parent: self.cgroup.clone(),
-                    network: NetworkConfig::default(),
+                    network: NetworkConfig { helper: self.path("overlay"), ..NetworkConfig::default() },
                     bridge_prefix: "rsb".to_owned(),
                 },
             );

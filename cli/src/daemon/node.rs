@@ -59,7 +59,11 @@ impl NodeConfig {
             pull: self.pull.clone(),
             // Several nodes on one machine share its cgroups: each has a branch of its own.
             cgroup_parent: format!("/rswarm/{}", id.short()),
-            network: NetworkConfig::default(),
+            // So does the namespace of the overlays.
+            network: NetworkConfig {
+                helper: self.paths.run_root.join("netns/overlay"),
+                ..NetworkConfig::default()
+            },
             bridge_prefix: BRIDGE_PREFIX.to_owned(),
         }
     }

@@ -278,18 +278,15 @@ pub(crate) fn plan_attach(
     )
 }
 
-/// The steps that disconnect a task.
+/// The steps that disconnect a task: nothing leads to it any more, its link goes, its connections are forgotten.
 pub(crate) fn plan_detach(config: &NetworkConfig, local: &Local<'_>, attached: bool) -> Vec<Step> {
     let link = config.link_name(&local.endpoint.id);
-    let gone: Vec<Piece> =
-        local_pieces(config, local).into_iter().filter(|piece| piece.link() != Some(link.as_str())).collect();
-    let mut actions = vec![Action::Forget { address: local.endpoint.address }];
-    let steps = in_order(Vec::new(), gone, Vec::new());
-    let mut all: Vec<Step> = steps;
+    let stays = |piece: &Piece| piece.link() != Some(link.as_str());
+    let gone = local_pieces(config, local).into_iter().filter(stays).collect();
+    let mut steps = in_order(Vec::new(), gone, Vec::new());
     if attached {
-        // Last, so that a task that still runs is watched for as long as it can speak.
-        all.push(Step(Action::RemovePort { link }));
+        steps.push(Step(Action::RemovePort { link }));
     }
-    all.extend(actions.drain(..).map(Step));
-    all
+    steps.push(Step(Action::Forget { address: local.endpoint.address }));
+    steps
 }
