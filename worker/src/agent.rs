@@ -7,8 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use rswarm_types::task::RegistrySecret;
-use rswarm_types::{Task, TaskId, TaskState, TaskStatus, Timestamp};
+use rswarm_types::netmap::{NetworkChange, NetworkMap};
+use rswarm_types::task::{RegistrySecret, TaskNetwork};
+use rswarm_types::{NetworkDriver, Task, TaskId, TaskState, TaskStatus, Timestamp};
 
 use crate::executor::{Failure, Found};
 use crate::ledger::Entry;
@@ -23,6 +24,8 @@ pub struct Assignments {
     pub full: bool,
     pub tasks: Vec<Task>,
     pub removed: Vec<TaskId>,
+    /// What changed of the networks these and other tasks are on.
+    pub network: Option<NetworkChange>,
     /// Tasks that are assigned but could not be read; what is held under these ids stays as it is.
     pub unreadable: Vec<TaskId>,
 }
@@ -49,6 +52,8 @@ pub enum Input {
     Disconnected,
     /// Statuses up to this sequence are safe with the managers.
     Acknowledged(u64),
+    /// Every node's network is as the cluster state of this index says, or newer.
+    Settled(u64),
     /// The node leaves the cluster: everything goes.
     Leave,
     /// The time that [`Agent::wake_at`] named has come.
@@ -70,6 +75,10 @@ pub enum Output {
     Save(TaskId),
     Forget(TaskId),
     SaveIndex(u64),
+    /// Make the node's network as this map says, before what follows.
+    SetNetwork(Arc<NetworkMap>),
+    /// Have the leader say when [`Input::Settled`] is true of this index.
+    AskSettled(u64),
     Send {
         sequence: u64,
         updates: Vec<(TaskId, TaskStatus)>,
@@ -87,6 +96,7 @@ pub struct Agent {
     tasks: BTreeMap<TaskId, Held>,
     /// Containers from before that no held task owns. They wait for the first full set: the manager may know them.
     strays: BTreeMap<TaskId, Found>,
+    network: Arc<NetworkMap>,
     index: u64,
     /// Of the last message of statuses.
     sequence: u64,
@@ -101,7 +111,26 @@ struct Held {
     assigned: bool,
     busy: Option<(Operation, u64)>,
     retry: Option<(Operation, Timestamp)>,
+    drain: Option<Drain>,
     report: Report,
+}
+
+/// A task that is to stop, while connections may still come: its place on other nodes is known to be empty once they
+/// have seen `index`, and after `until` it does not matter any more.
+#[derive(Debug, Clone, Copy)]
+struct Drain {
+    index: u64,
+    until: Timestamp,
+}
+
+impl Held {
+    /// Whether other nodes send it connections.
+    fn receives(&self) -> bool {
+        let on_overlay = |network: &TaskNetwork| network.driver == NetworkDriver::Overlay;
+        self.status.state == TaskState::Running
+            && self.task.desired <= TaskState::Running
+            && self.task.networks.iter().any(on_overlay)
+    }
 }
 
 /// How far the present status of a task has got towards the managers.
@@ -120,14 +149,15 @@ pub struct Counts {
 }
 
 impl Agent {
-    /// Takes up where the last daemon ended, from its ledger and the containers that are there.
+    /// Takes up where the last daemon ended, from its ledger, the network it knew, and the containers that are there.
     pub fn restore(
         entries: Vec<Entry>,
         index: u64,
+        network: NetworkMap,
         found: Vec<Found>,
         now: Timestamp,
     ) -> (Self, Vec<Output>) {
-        let mut agent = Self { index, ..Self::default() };
+        let mut agent = Self { index, network: Arc::new(network), ..Self::default() };
         agent.strays = found.into_iter().map(|found| (found.task, found)).collect();
         let mut dirty = BTreeSet::new();
         for Entry { task, status, assigned } in entries {
@@ -171,17 +201,29 @@ impl Agent {
                     }
                 }
             }
+            Input::Settled(index) => {
+                for (id, held) in &mut self.tasks {
+                    if held.drain.is_some_and(|drain| drain.index <= index) {
+                        held.drain = None;
+                        dirty.insert(*id);
+                    }
+                }
+            }
             Input::Leave => {
                 for (id, held) in &mut self.tasks {
                     if std::mem::take(&mut held.assigned) {
                         outputs.push(Output::Save(*id));
                     }
+                    held.drain = None;
                     dirty.insert(*id);
                 }
                 outputs.extend(std::mem::take(&mut self.strays).into_keys().map(Output::Discard));
             }
             Input::Tick => {
-                let due = |held: &Held| held.retry.is_some_and(|(_, at)| at <= now);
+                let due = |held: &Held| {
+                    held.retry.is_some_and(|(_, at)| at <= now)
+                        || held.drain.is_some_and(|drain| drain.until <= now)
+                };
                 dirty.extend(self.tasks.iter().filter(|(_, held)| due(held)).map(|(id, _)| *id));
             }
         }
@@ -192,7 +234,10 @@ impl Agent {
 
     /// When to give the next [`Input::Tick`], if at all.
     pub fn wake_at(&self) -> Option<Timestamp> {
-        self.tasks.values().filter(|held| held.busy.is_none()).filter_map(|held| Some(held.retry?.1)).min()
+        let retries =
+            self.tasks.values().filter(|held| held.busy.is_none()).filter_map(|held| Some(held.retry?.1));
+        let drains = self.tasks.values().filter_map(|held| Some(held.drain?.until));
+        retries.chain(drains).min()
     }
 
     /// What the ledger should hold of a task: its credential for a registry stays in memory.
@@ -230,6 +275,7 @@ impl Agent {
             assigned,
             busy: None,
             retry: None,
+            drain: None,
             report: Report::Unsent,
         };
         self.tasks.insert(held.task.id, held);
@@ -242,7 +288,7 @@ impl Agent {
         dirty: &mut BTreeSet<TaskId>,
         outputs: &mut Vec<Output>,
     ) {
-        let Assignments { index, full, tasks, removed, unreadable } = assignments;
+        let Assignments { index, full, tasks, removed, network, unreadable } = assignments;
         if index < self.index {
             outputs.push(Output::Stale { index, seen: self.index });
             return;
@@ -253,6 +299,11 @@ impl Agent {
             if full || !tasks.is_empty() || !removed.is_empty() {
                 outputs.push(Output::SaveIndex(index));
             }
+        }
+        if let Some(change) = network
+            && Arc::make_mut(&mut self.network).apply(change)
+        {
+            outputs.push(Output::SetNetwork(self.network.clone()));
         }
         let mut gone: BTreeSet<_> = removed.into_iter().collect();
         if full {
@@ -290,6 +341,10 @@ impl Agent {
                         || held.task.networks != task.networks;
                     if !changed {
                         continue;
+                    }
+                    if held.receives() && task.desired > TaskState::Running {
+                        held.drain = Some(Drain { index, until: now.after(task::DRAIN_MAX) });
+                        outputs.push(Output::AskSettled(index));
                     }
                     held.assigned = true;
                     held.task = Arc::new(task);
@@ -358,6 +413,7 @@ impl Agent {
                     state: held.status.state,
                     busy: held.busy.map(|(operation, _)| operation),
                     retry: held.retry,
+                    drain: held.drain.map(|drain| drain.until),
                 };
                 match task::step(Wish::of(held.task.desired, held.assigned), observed, now) {
                     Step::Idle | Step::IdleUntil(_) => break,
@@ -370,6 +426,7 @@ impl Agent {
                         }
                     }
                     Step::Perform(operation) => {
+                        held.drain = held.drain.filter(|_| operation != Operation::Shutdown);
                         self.attempt += 1;
                         held.busy = Some((operation, self.attempt));
                         held.retry = None;

@@ -6,6 +6,7 @@ pub mod container;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use rswarm_types::netmap::NetworkMap;
 use rswarm_types::task::PortStatus;
 use rswarm_types::{Task, TaskId, Timestamp};
 use tokio::sync::mpsc;
@@ -104,6 +105,14 @@ fn without_number(mut text: String) -> String {
     text
 }
 
+/// What an earlier daemon left.
+#[derive(Debug, Clone, Default)]
+pub struct Recovery {
+    pub found: Vec<Found>,
+    /// The last map it made the node's network from.
+    pub network: NetworkMap,
+}
+
 /// A container that was there when the daemon started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -178,7 +187,7 @@ pub trait Executor: Send + Sync + 'static {
     /// Deletes all that is left of the task, ending it at once if it runs. The task may be unknown.
     fn remove(&self, task: TaskId) -> BoxFuture<'_, Result<Done, Failure>>;
     /// What is there from before; called once, before anything else.
-    fn recover(&self) -> BoxFuture<'_, Result<Vec<Found>, Failure>>;
+    fn recover(&self) -> BoxFuture<'_, Result<Recovery, Failure>>;
     /// Sends the asked part of a task's log; ends early when nobody receives any more.
     fn logs(
         &self,
@@ -186,6 +195,9 @@ pub trait Executor: Send + Sync + 'static {
         query: LogQuery,
         lines: mpsc::Sender<LogLine>,
     ) -> BoxFuture<'_, Result<(), Failure>>;
+    /// Makes the node's network as `map` says. Tasks that start after this call find it so, also before the future has
+    /// ended; of several maps under way only the last counts.
+    fn network(&self, map: Arc<NetworkMap>) -> BoxFuture<'static, Result<(), Failure>>;
     /// Compares the node with what should be there and repairs it; called every few seconds.
     fn repair(&self) -> BoxFuture<'_, Result<(), Failure>>;
     /// Removes what belongs to no single task: networks, rules, directories. Called when no task is left.

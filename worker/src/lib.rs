@@ -35,7 +35,7 @@ use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
 pub use agent::Counts;
-pub use executor::container::{ContainerExecutor, ContainerExecutorConfig, ContainerExecutorError};
+pub use executor::container::{ContainerExecutor, ContainerExecutorConfig, ContainerExecutorError, Guarded};
 use executor::{Executor, Failure};
 use ledger::Ledger;
 pub use ledger::{Entry, LedgerError};
@@ -123,8 +123,9 @@ impl Worker {
     /// As in [`WorkerError`]; nothing runs then that did not run before.
     pub async fn start(config: WorkerConfig) -> Result<Self, WorkerError> {
         let root = config.data_root.join("worker");
+        let hostname = &config.node_description.hostname;
         let executor =
-            ContainerExecutor::open(root.join("tasks"), &config.node_description.hostname, config.executor)?;
+            ContainerExecutor::open(root.join("tasks"), config.node_id, hostname, config.executor)?;
         Self::start_with(WorkerParts {
             node_id: config.node_id,
             node_description: config.node_description,
@@ -142,9 +143,15 @@ impl Worker {
     /// As [`Worker::start`].
     pub async fn start_with(parts: WorkerParts) -> Result<Self, WorkerError> {
         let (ledger, contents) = Ledger::open(&parts.ledger)?;
-        let found = parts.executor.recover().await.map_err(|failure| WorkerError::Recover(failure.text))?;
-        let (agent, outputs) =
-            agent::Agent::restore(contents.entries, contents.index, found, Timestamp::now());
+        let recovery =
+            parts.executor.recover().await.map_err(|failure| WorkerError::Recover(failure.text))?;
+        let (agent, outputs) = agent::Agent::restore(
+            contents.entries,
+            contents.index,
+            recovery.network,
+            recovery.found,
+            Timestamp::now(),
+        );
         let (events, receiver) = mpsc::channel(server::EVENTS);
         let (counts_sender, counts) = watch::channel(agent.counts());
         let view = ClusterView { managers: parts.managers, ..ClusterView::default() };
@@ -245,12 +252,13 @@ pub async fn remove_everything(
             .map_err(|error| WorkerError::Remove(format!("`{}`: {error}", ledger.display())))?;
     }
     let nobody = || tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+    let node_id = NodeId::from_bytes([0; 16]);
     let worker = Worker::start_with(WorkerParts {
-        node_id: NodeId::from_bytes([0; 16]),
+        node_id,
         node_description: NodeDescription::default(),
         managers: Vec::new(),
         connect: Arc::new(move |_| nobody()),
-        executor: Arc::new(ContainerExecutor::open(root.join("tasks"), "", executor)?),
+        executor: Arc::new(ContainerExecutor::open(root.join("tasks"), node_id, "", executor)?),
         ledger,
     });
     worker.await?.remove_everything(patience).await

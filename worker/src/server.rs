@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use rswarm_types::{NodeId, Task, TaskId, TaskStatus, Timestamp};
+use rswarm_types::netmap::NetworkMap;
+use rswarm_types::{NodeId, Task, TaskId, TaskStatus, Timestamp, Version};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
@@ -42,6 +43,10 @@ pub(crate) enum Event {
     },
     DiscardAgain(TaskId),
     Repaired(Result<(), Failure>),
+    NetworkSet {
+        index: Version,
+        result: Result<(), Failure>,
+    },
     /// Tell what is held.
     Tasks(oneshot::Sender<Vec<(Arc<Task>, TaskStatus)>>),
     /// End the loop and leave containers alone.
@@ -154,6 +159,13 @@ impl Server {
                     tracing::warn!(error = %failure.text, "the node could not be repaired");
                 }
             }
+            Event::NetworkSet { index, result } => match (result, &self.outbox) {
+                (Ok(()), Some(outbox)) => outbox.send_network_set(index.0),
+                (Ok(()), None) => {}
+                (Err(failure), _) => {
+                    tracing::warn!(%index, error = %failure.text, "the node's network is not as it should be yet");
+                }
+            },
             Event::Tasks(answer) => {
                 let tasks = self.agent.tasks().map(|(task, status)| (task.clone(), status.clone())).collect();
                 let _ = answer.send(tasks);
@@ -176,6 +188,7 @@ impl Server {
             }
             SessionEvent::Assignments(assignments) => self.feed(Input::Assignments(assignments)),
             SessionEvent::Acknowledged(sequence) => self.feed(Input::Acknowledged(sequence)),
+            SessionEvent::Settled(index) => self.feed(Input::Settled(index)),
             SessionEvent::SubscribeLogs(subscription) => {
                 let tasks = subscription
                     .task_ids
@@ -208,6 +221,12 @@ impl Server {
                 }
                 Output::Forget(id) => self.ledger.forget(id),
                 Output::SaveIndex(index) => self.ledger.set_index(index),
+                Output::SetNetwork(map) => self.set_network(map),
+                Output::AskSettled(index) => {
+                    if let Some(outbox) = &self.outbox {
+                        outbox.ask_settled(index);
+                    }
+                }
                 Output::Send { sequence, updates } => {
                     if let Some(outbox) = &self.outbox {
                         outbox.send_statuses(sequence, &updates);
@@ -249,6 +268,15 @@ impl Server {
         if let Some((_, superseded)) = self.operations.insert(id, (attempt, handle.abort_handle())) {
             superseded.abort();
         }
+    }
+
+    fn set_network(&self, map: Arc<NetworkMap>) {
+        let (sender, index) = (self.sender.clone(), map.index);
+        let work = self.executor.network(map);
+        tokio::spawn(async move {
+            let result = work.await;
+            let _ = sender.send(Event::NetworkSet { index, result }).await;
+        });
     }
 
     fn discard(&mut self, task: TaskId) {

@@ -11,6 +11,7 @@ use rswarm_api::v1;
 use rswarm_api::v1::agent_message::Message as FromAgent;
 use rswarm_api::v1::dispatcher_client::DispatcherClient;
 use rswarm_api::v1::manager_message::Message as FromManager;
+use rswarm_types::netmap::NetworkChange;
 use rswarm_types::task::RegistryAuth;
 use rswarm_types::{NodeDescription, Role, Task, TaskId, TaskState, TaskStatus, Timestamp, Version};
 use tokio::sync::{mpsc, watch};
@@ -45,6 +46,7 @@ pub(crate) enum SessionEvent {
     Disconnected,
     Assignments(Assignments),
     Acknowledged(u64),
+    Settled(u64),
     SubscribeLogs(v1::LogSubscription),
     UnsubscribeLogs(String),
 }
@@ -70,6 +72,16 @@ impl Outbox {
             .collect();
         let statuses = v1::agent_message::TaskStatuses { sequence, updates };
         self.send(FromAgent::Statuses(statuses));
+    }
+
+    /// The node's network is as the map of this index says.
+    pub fn send_network_set(&self, index: u64) {
+        self.send(FromAgent::NetworkSet(index));
+    }
+
+    /// Asks to be told when that is true of every node.
+    pub fn ask_settled(&self, index: u64) {
+        self.send(FromAgent::AskSettled(index));
     }
 
     fn send(&self, message: FromAgent) {
@@ -205,6 +217,7 @@ impl Session {
                         SessionEvent::Assignments(read_assignments(assignments, &outbox))
                     }
                     Some(FromManager::StatusesAcknowledged(sequence)) => SessionEvent::Acknowledged(sequence),
+                    Some(FromManager::NetworkSettled(index)) => SessionEvent::Settled(index),
                     Some(FromManager::Cluster(view)) => {
                         if view.heartbeat_period_nanos != 0 {
                             heartbeat = ticker(view.heartbeat_period_nanos);
@@ -310,6 +323,12 @@ fn read_assignments(wire: v1::manager_message::Assignments, outbox: &Outbox) -> 
     assignments.removed = wire.removed_task_ids.iter().filter_map(|id| id.parse().ok()).collect();
     let mut credentials: HashMap<_, _> =
         wire.credentials.into_iter().map(|one| (one.task_id, one.auth.unwrap_or_default())).collect();
+    // Half a network would be worse than the one before; the next full message mends it.
+    assignments.network = wire.network.and_then(|change| {
+        NetworkChange::try_from(change)
+            .inspect_err(|error| tracing::error!(%error, "a change of the network cannot be read"))
+            .ok()
+    });
     let mut rejected = Vec::new();
     for task in wire.tasks {
         let id = task.id.clone();

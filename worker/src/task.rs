@@ -14,6 +14,8 @@ use crate::executor::{Exit, Failure, FailureKind, Found, FoundState};
 
 /// Wait before a step that failed for a passing reason is tried again.
 pub const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// How long a task that is to stop waits at most for all nodes to know that it takes no new connections.
+pub const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// Wait before the remains of a task are tried again: nobody waits for them, and what holds them tends to stay.
 pub const REMOVE_RETRY_DELAY: Duration = Duration::from_secs(5);
 
@@ -77,6 +79,8 @@ pub struct Observed {
     pub busy: Option<Operation>,
     /// This operation failed for a passing reason and is not to be tried before then.
     pub retry: Option<(Operation, Timestamp)>,
+    /// Other nodes may still send it new connections: it is not to be stopped before then.
+    pub drain: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,12 +102,16 @@ pub fn step(wish: Wish, observed: Observed, now: Timestamp) -> Step {
         Some((failed, at)) if failed == operation && at > now => Step::IdleUntil(at),
         _ => Step::Perform(operation),
     };
+    let draining = observed.drain.filter(|until| *until > now);
     match (observed.state, wish) {
         (state, Wish::Gone) if state.is_terminal() => perform(Operation::Remove),
         (state, _) if state.is_terminal() => Step::Idle,
         // Nothing was made for it yet.
         (S::New | S::Pending | S::Assigned | S::Accepted, Wish::Stop | Wish::Gone) => {
             Step::Report(S::Shutdown, "shutdown")
+        }
+        (S::Running, Wish::Stop | Wish::Gone) if draining.is_some() => {
+            draining.map_or(Step::Idle, Step::IdleUntil)
         }
         (_, Wish::Stop | Wish::Gone) => perform(Operation::Shutdown),
         (S::New | S::Pending | S::Assigned, _) => Step::Report(S::Accepted, "accepted"),

@@ -5,10 +5,13 @@ use std::sync::{Arc, Mutex};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use rswarm_types::netmap::NetworkMap;
 use rswarm_types::{Task, TaskId, Timestamp};
 use tokio::sync::{mpsc, watch};
 
-use crate::executor::{Executor, Exit, Failure, FailureKind, Found, FoundState, LogLine, LogQuery, Progress};
+use crate::executor::{
+    Executor, Exit, Failure, FailureKind, Found, FoundState, LogLine, LogQuery, Progress, Recovery,
+};
 use crate::task::Done;
 
 #[path = "../tests/support/manager.rs"]
@@ -121,7 +124,7 @@ impl Executor for FakeExecutor {
         .boxed()
     }
 
-    fn recover(&self) -> BoxFuture<'_, Result<Vec<Found>, Failure>> {
+    fn recover(&self) -> BoxFuture<'_, Result<Recovery, Failure>> {
         async move {
             let found = |(task, fake): (&TaskId, &Fake)| {
                 let state = match fake {
@@ -131,7 +134,8 @@ impl Executor for FakeExecutor {
                 };
                 Found { task: *task, state, ports: vec![] }
             };
-            Ok(self.containers.borrow().iter().map(found).collect())
+            let found = self.containers.borrow().iter().map(found).collect();
+            Ok(Recovery { found, network: NetworkMap::default() })
         }
         .boxed()
     }
@@ -165,6 +169,10 @@ impl Executor for FakeExecutor {
             Ok(())
         }
         .boxed()
+    }
+
+    fn network(&self, _map: Arc<NetworkMap>) -> BoxFuture<'static, Result<(), Failure>> {
+        async { Ok(()) }.boxed()
     }
 
     fn repair(&self) -> BoxFuture<'_, Result<(), Failure>> {

@@ -28,7 +28,7 @@ use rswarm_types::service::{PortConfig, Protocol, PublishMode};
 use rswarm_types::task::{ContainerSpec, Limits, Mount, MountKind, TaskAddress, TaskNetwork};
 use rswarm_types::{NetworkDriver, NetworkId, NodeDescription, NodeId, Task, TaskSpec, TaskState};
 use rswarm_worker::{
-    ContainerExecutor, ContainerExecutorConfig, LedgerError, Worker, WorkerError, WorkerParts,
+    ContainerExecutor, ContainerExecutorConfig, Guarded, LedgerError, Worker, WorkerError, WorkerParts,
 };
 
 const BUSYBOX: &str = "/bin/busybox";
@@ -148,6 +148,7 @@ impl Lab {
         loop {
             let executor = ContainerExecutor::open(
                 self.path("tasks"),
+                NodeId::from_bytes([8; 16]),
                 "node",
                 ContainerExecutorConfig {
                     containers: self.path("containers"),
@@ -156,6 +157,8 @@ impl Lab {
                     pull: rswarm_image::PullOptions::default(),
                     cgroup_parent: self.cgroup.clone(),
                     network: NetworkConfig { helper: self.path("overlay"), ..NetworkConfig::default() },
+                    guarded: Guarded::new(),
+                    run_root: self.path("run"),
                     bridge_prefix: "rsb".to_owned(),
                 },
             );

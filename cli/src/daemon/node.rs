@@ -15,7 +15,7 @@ use rswarm_manager::{Ended, InitOptions, Manager, ManagerConfig};
 use rswarm_net::NetworkConfig;
 use rswarm_runtime::ShimCommand;
 use rswarm_types::{Availability, ClusterId, ClusterSpec, NodeDescription, NodeId, Role, Timestamp, Version};
-use rswarm_worker::{ContainerExecutorConfig, SessionState, Worker, WorkerConfig};
+use rswarm_worker::{ContainerExecutorConfig, Guarded, SessionState, Worker, WorkerConfig};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
@@ -51,7 +51,7 @@ pub struct NodeConfig {
 
 impl NodeConfig {
     /// How containers of the node `id` are run here.
-    pub fn executor(&self, id: NodeId) -> ContainerExecutorConfig {
+    pub fn executor(&self, id: NodeId, listen_port: u16) -> ContainerExecutorConfig {
         ContainerExecutorConfig {
             containers: self.paths.containers(),
             shim: ShimCommand { executable: self.executable.clone(), args: vec!["shim".into()] },
@@ -64,6 +64,8 @@ impl NodeConfig {
                 helper: self.paths.run_root.join("netns/overlay"),
                 ..NetworkConfig::default()
             },
+            guarded: Guarded::from([(rswarm_net::Protocol::Tcp, listen_port)]),
+            run_root: self.paths.run_root.clone(),
             bridge_prefix: BRIDGE_PREFIX.to_owned(),
         }
     }
@@ -419,7 +421,7 @@ impl Node {
             identity: identity.clone(),
             managers: settings.managers.clone(),
             data_root: config.paths.data_root.clone(),
-            executor: config.executor(identity.identity().node),
+            executor: config.executor(identity.identity().node, settings.listen_addr.port()),
         });
         started.await.map_err(|error| anyhow::Error::new(error).context("worker"))
     }

@@ -30,7 +30,7 @@ pub async fn leave(mut paths: Paths) -> anyhow::Result<()> {
         paths,
     };
     let data_root = &config.paths.data_root;
-    let removed = rswarm_worker::remove_everything(data_root, config.executor(id), LEAVE_PATIENCE).await;
+    let removed = rswarm_worker::remove_everything(data_root, config.executor(id, 0), LEAVE_PATIENCE).await;
     journal::forget(&config.paths)?;
     removed.context("the node has left, but not all of its tasks could be removed")
 }

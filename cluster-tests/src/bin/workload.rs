@@ -5,8 +5,10 @@
 //! - `count EVERY_MS`: says a number now and then, until asked to end
 //! - `stubborn`: does not end when asked to
 //! - `take BYTES`: takes memory and waits
+//! - `serve PORT`: says on every TCP connection, as an HTTP page, and to every datagram which task it is and who asks
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -39,6 +41,13 @@ fn main() -> ExitCode {
             let memory = vec![1_u8; usize::try_from(number(1).unwrap_or(0)).unwrap_or(usize::MAX)];
             say(&format!("took {}", std::hint::black_box(&memory).len()));
         }
+        "serve" => {
+            let port = number(1).and_then(|port| u16::try_from(port).ok()).unwrap_or(80);
+            if let Err(error) = serve(port) {
+                eprintln!("cannot listen on port {port}: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
         _ => say("waiting"),
     }
     loop {
@@ -61,4 +70,36 @@ fn main() -> ExitCode {
 /// A line on standard output; nobody may be there to read it.
 fn say(line: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
+
+fn serve(port: u16) -> std::io::Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    std::thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            std::thread::spawn(move || drop(answer(&connection)));
+        }
+    });
+    std::thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+            // Whoever is gone gets none.
+            let _ = socket.send_to(who(peer).as_bytes(), peer);
+        }
+    });
+    say("serving");
+    Ok(())
+}
+
+/// `TASK PEER-ADDRESS`.
+fn who(peer: SocketAddr) -> String {
+    format!("{} {}", std::env::var("RSWARM_TASK_NAME").unwrap_or_default(), peer.ip())
+}
+
+fn answer(mut connection: &TcpStream) -> std::io::Result<()> {
+    let body = who(connection.peer_addr()?);
+    // The request is of no interest, but must be read lest its rest resets the connection.
+    let mut request = [0; 2048];
+    let _ = connection.read(&mut request)?;
+    write!(connection, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
 }

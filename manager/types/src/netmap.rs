@@ -124,15 +124,16 @@ impl NetworkChange {
 }
 
 impl NetworkMap {
-    /// Takes a change in. One that is older than the map is ignored; returns whether it was taken.
+    /// Takes a change in. A partial one that is older than the map is ignored; returns whether it was taken.
     pub fn apply(&mut self, change: NetworkChange) -> bool {
-        if change.index < self.index {
-            return false;
-        }
         if change.full {
+            // Also of a lower index: the map may be another cluster's.
             *self = change.set;
             self.index = change.index;
             return true;
+        }
+        if change.index < self.index {
+            return false;
         }
         for id in &change.removed_nodes {
             self.nodes.remove(id);

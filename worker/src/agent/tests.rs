@@ -13,7 +13,7 @@ fn full(index: u64, tasks: &[u8]) -> Input {
 
 fn change(index: u64, tasks: Vec<Task>, removed: &[u8]) -> Input {
     let removed = removed.iter().map(|&n| id(n)).collect();
-    Input::Assignments(Assignments { index, full: false, tasks, removed, unreadable: vec![] })
+    Input::Assignments(Assignments { index, full: false, tasks, removed, ..Assignments::default() })
 }
 
 /// What an agent wants, in words: `prepare 1`, `save 1`, `send 1=preparing`.
@@ -29,6 +29,8 @@ fn shown(outputs: &[Output]) -> Vec<String> {
             Output::Save(id) => format!("save {}", n(id)),
             Output::Forget(id) => format!("forget {}", n(id)),
             Output::SaveIndex(index) => format!("index {index}"),
+            Output::SetNetwork(map) => format!("network {}", map.index),
+            Output::AskSettled(index) => format!("settled {index}?"),
             Output::Send { updates, .. } => {
                 let updates: Vec<_> =
                     updates.iter().map(|(id, status)| format!("{}={}", n(id), status.state)).collect();
@@ -48,7 +50,7 @@ struct Harness {
 
 impl Harness {
     fn new() -> Self {
-        let (agent, outputs) = Agent::restore(vec![], 0, vec![], NOW);
+        let (agent, outputs) = Agent::restore(vec![], 0, NetworkMap::default(), vec![], NOW);
         assert_eq!(outputs, []);
         Self { agent, attempts: BTreeMap::new(), now: NOW }
     }
@@ -126,7 +128,7 @@ fn an_older_index_is_ignored() {
     assert_eq!(h.agent.counts().held, 2);
     // Also by the next daemon, which knows the index from the ledger.
     let entries = [1, 2].map(|n| h.agent.entry(id(n)).unwrap()).to_vec();
-    let (agent, _) = Agent::restore(entries, 9, vec![], NOW);
+    let (agent, _) = Agent::restore(entries, 9, NetworkMap::default(), vec![], NOW);
     h.agent = agent;
     h.check(full(8, &[]), &["stale 8 < 9"]);
 }
@@ -238,7 +240,7 @@ fn a_new_daemon_takes_up_what_it_finds() {
         found(6, running),
         found(7, running),
     ];
-    let (agent, outputs) = Agent::restore(entries, 3, found, NOW);
+    let (agent, outputs) = Agent::restore(entries, 3, NetworkMap::default(), found, NOW);
     assert_eq!(shown(&outputs), ["wait 1", "wait 2", "shutdown 5"]);
     let mut h = Harness { agent, attempts: BTreeMap::new(), now: NOW };
     assert_eq!(h.agent.entry(id(3)).unwrap().status.state, TaskState::Failed, "its container is gone");
@@ -294,7 +296,7 @@ fn a_credential_is_not_written_down_and_is_learned_again_after_a_restart() {
     let written = serde_json::to_string(&entry).unwrap();
     assert!(!written.contains("s3cr3t"), "{written}");
 
-    let (agent, outputs) = Agent::restore(vec![entry], 1, vec![], NOW);
+    let (agent, outputs) = Agent::restore(vec![entry], 1, NetworkMap::default(), vec![], NOW);
     let mut h = Harness { agent, attempts: BTreeMap::new(), now: NOW };
     assert_eq!(h.take(&outputs), ["prepare 1"]);
     assert_eq!(secret_of(&h.agent), Some(RegistrySecret::Withheld));
@@ -304,4 +306,58 @@ fn a_credential_is_not_written_down_and_is_learned_again_after_a_restart() {
     assert_eq!(secret_of(&h.agent), Some(secret.clone()));
     h.now = h.now.after(task::RETRY_DELAY);
     h.check(Input::Tick, &["prepare 1"]);
+}
+
+#[test]
+fn a_task_on_an_overlay_is_stopped_once_no_node_sends_it_connections() {
+    let on_overlay = |desired| {
+        let network = rswarm_types::task::TaskNetwork {
+            network: rswarm_types::NetworkId::from_bytes([1; 16]),
+            name: "front".to_owned(),
+            driver: NetworkDriver::Overlay,
+            address: None,
+            aliases: vec![],
+        };
+        Task { desired, networks: vec![network], ..task(1) }
+    };
+    let stop = || change(2, vec![on_overlay(TaskState::Shutdown)], &[]);
+    let running = || {
+        let mut h = Harness::new();
+        let begin = change(1, vec![on_overlay(TaskState::Running)], &[]);
+        h.check(begin, &["index 1", "save 1", "prepare 1"]);
+        h.done(1, Operation::Prepare, Ok(Done::Prepared), &["start 1"]);
+        h.done(1, Operation::Start, Ok(Done::Started { pid: None, ports: vec![] }), &["save 1", "wait 1"]);
+        h.check(stop(), &["index 2", "settled 2?", "save 1"]);
+        h
+    };
+    let mut h = running();
+    h.check(Input::Settled(1), &[]);
+    h.check(Input::Settled(2), &["shutdown 1"]);
+
+    let mut h = running();
+    let until = h.agent.wake_at().unwrap();
+    assert_eq!(until, NOW.after(task::DRAIN_MAX));
+    h.now = until;
+    h.check(Input::Tick, &["shutdown 1"]);
+    assert_eq!(h.agent.wake_at(), None);
+
+    // One that ends meanwhile needs no more of it.
+    let mut h = running();
+    let exit = Exit { code: 0, oom_killed: false, at: NOW };
+    h.done(1, Operation::Wait, Ok(Done::Ended(Some(exit))), &["save 1"]);
+    h.check(Input::Settled(2), &[]);
+}
+
+#[test]
+fn the_network_is_set_before_what_needs_it() {
+    let mut h = Harness::new();
+    let network = NetworkChange {
+        index: rswarm_types::Version(4),
+        full: true,
+        set: NetworkMap { data_path_port: 4789, ..NetworkMap::default() },
+        ..NetworkChange::default()
+    };
+    let assignments = Assignments { index: 4, full: true, tasks: vec![task(1)], ..Assignments::default() };
+    let assignments = Assignments { network: Some(network), ..assignments };
+    h.check(Input::Assignments(assignments), &["index 4", "network 4", "save 1", "prepare 1"]);
 }

@@ -9,9 +9,11 @@ mod end;
 mod files;
 mod logs;
 mod network;
+mod overlay;
 mod ports;
 mod record;
 mod recover;
+mod resolver;
 mod rootfs;
 mod spec;
 mod strays;
@@ -27,13 +29,16 @@ use futures::future::BoxFuture;
 use rswarm_image::{Digest, ImageError, ImageStore, PullOptions};
 use rswarm_net::{NetError, NetworkConfig};
 use rswarm_runtime::{Container, Containers, RuntimeError, ShimCommand, State, Status};
-use rswarm_types::{Task, TaskId};
+use rswarm_types::netmap::NetworkMap;
+use rswarm_types::{NodeId, Task, TaskId};
 use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc};
 
-use super::{Executor, Failure, FailureKind, Found, LogLine, LogQuery, Progress};
+use super::{Executor, Failure, FailureKind, LogLine, LogQuery, Progress, Recovery};
 use crate::task::Done;
 use network::TaskNetworks;
+pub use overlay::Guarded;
 use record::Record;
+use resolver::Resolver;
 pub use spec::SpecError;
 pub use users::UserError;
 
@@ -55,6 +60,10 @@ pub struct ContainerExecutorConfig {
     /// Names of the nft table and of the links. Everything happens in the network namespace of the thread that calls
     /// [`ContainerExecutor::open`].
     pub network: NetworkConfig,
+    /// Ports of this node that tasks must not reach.
+    pub guarded: Guarded,
+    /// Directory for what need not outlive the machine: the map of the network is in it.
+    pub run_root: PathBuf,
     /// First letters of the names of bridges, at most 5 bytes, this daemon's alone in its network namespace.
     pub bridge_prefix: String,
 }
@@ -134,7 +143,7 @@ fn file_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) 
 /// Runs tasks as containers of this node.
 pub struct ContainerExecutor {
     node: Arc<Node>,
-    networks: TaskNetworks,
+    networks: Arc<TaskNetworks>,
     creating: Arc<Semaphore>,
     locks: Mutex<HashMap<TaskId, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -161,6 +170,7 @@ impl ContainerExecutor {
     /// As in [`ContainerExecutorError`].
     pub fn open(
         tasks: PathBuf,
+        node_id: NodeId,
         node_hostname: &str,
         config: ContainerExecutorConfig,
     ) -> Result<Self, ContainerExecutorError> {
@@ -169,8 +179,19 @@ impl ContainerExecutor {
             .mode(0o700)
             .create(&tasks)
             .map_err(|source| ContainerExecutorError::Directory { path: tasks.clone(), source })?;
-        let networks = TaskNetworks::open(config.network.clone(), config.bridge_prefix.clone())
-            .map_err(ContainerExecutorError::Network)?;
+        let networks = TaskNetworks::open(
+            config.network.clone(),
+            config.bridge_prefix.clone(),
+            node_id,
+            config.guarded.clone(),
+            config.run_root.clone(),
+            Resolver::new(
+                config.shim.executable.clone(),
+                config.run_root.clone(),
+                config.network.helper.clone(),
+            ),
+        );
+        let networks = networks.map_err(ContainerExecutorError::Network)?;
         let images_in_use: Arc<Mutex<BTreeMap<TaskId, (Digest, String)>>> = Arc::default();
         config.images.set_in_use({
             let in_use = images_in_use.clone();
@@ -191,7 +212,7 @@ impl ContainerExecutor {
         };
         Ok(Self {
             node: Arc::new(node),
-            networks,
+            networks: Arc::new(networks),
             creating: Arc::new(Semaphore::new(CREATING_MAX)),
             locks: Mutex::default(),
         })
@@ -278,7 +299,7 @@ impl Executor for ContainerExecutor {
         self.remove(task).boxed()
     }
 
-    fn recover(&self) -> BoxFuture<'_, Result<Vec<Found>, Failure>> {
+    fn recover(&self) -> BoxFuture<'_, Result<Recovery, Failure>> {
         self.recover().boxed()
     }
 
@@ -289,6 +310,12 @@ impl Executor for ContainerExecutor {
         lines: mpsc::Sender<LogLine>,
     ) -> BoxFuture<'_, Result<(), Failure>> {
         self.logs(task, query, lines).boxed()
+    }
+
+    fn network(&self, map: Arc<NetworkMap>) -> BoxFuture<'static, Result<(), Failure>> {
+        self.networks.announce(map);
+        let networks = self.networks.clone();
+        async move { networks.follow().await }.boxed()
     }
 
     fn repair(&self) -> BoxFuture<'_, Result<(), Failure>> {

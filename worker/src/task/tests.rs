@@ -33,7 +33,7 @@ fn every_state_and_wish_has_its_step() {
     assert_eq!(table.map(|(state, _)| state), S::ALL);
     for (state, expected) in table {
         for (wish, expected) in [Wish::Park, Wish::Run, Wish::Stop, Wish::Gone].into_iter().zip(expected) {
-            let observed = Observed { state, busy: None, retry: None };
+            let observed = Observed { state, busy: None, retry: None, drain: None };
             assert_eq!(step(wish, observed, NOW), expected, "{state} {wish:?}");
         }
     }
@@ -46,10 +46,10 @@ fn work_under_way_is_begun_once_and_superseded() {
     let operations = [O::Prepare, O::Start, O::Wait, O::Shutdown, O::Remove];
     for state in TaskState::ALL {
         for wish in [Wish::Park, Wish::Run, Wish::Stop, Wish::Gone] {
-            let fresh = step(wish, Observed { state, busy: None, retry: None }, NOW);
+            let fresh = step(wish, Observed { state, busy: None, retry: None, drain: None }, NOW);
             for busy in operations {
                 let expected = if fresh == Step::Perform(busy) { Step::Idle } else { fresh };
-                let observed = Observed { state, busy: Some(busy), retry: None };
+                let observed = Observed { state, busy: Some(busy), retry: None, drain: None };
                 assert_eq!(step(wish, observed, NOW), expected, "{state} {wish:?} {busy:?}");
             }
         }
@@ -59,8 +59,12 @@ fn work_under_way_is_begun_once_and_superseded() {
 #[test]
 fn a_retry_waits_for_its_time_and_delays_nothing_else() {
     let later = NOW.after(RETRY_DELAY);
-    let observed =
-        Observed { state: TaskState::Preparing, busy: None, retry: Some((Operation::Prepare, later)) };
+    let observed = Observed {
+        state: TaskState::Preparing,
+        busy: None,
+        retry: Some((Operation::Prepare, later)),
+        drain: None,
+    };
     assert_eq!(step(Wish::Run, observed, NOW), Step::IdleUntil(later));
     assert_eq!(step(Wish::Run, observed, later), Step::Perform(Operation::Prepare));
     assert_eq!(step(Wish::Stop, observed, NOW), Step::Perform(Operation::Shutdown));
@@ -254,7 +258,8 @@ fn states_only_move_forward() {
     ];
     for state in TaskState::ALL {
         for wish in [Wish::Park, Wish::Run, Wish::Stop, Wish::Gone] {
-            let Step::Perform(operation) = step(wish, Observed { state, busy: None, retry: None }, NOW)
+            let Step::Perform(operation) =
+                step(wish, Observed { state, busy: None, retry: None, drain: None }, NOW)
             else {
                 continue;
             };
@@ -275,5 +280,21 @@ fn states_only_move_forward() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_task_that_connections_may_still_come_to_is_stopped_when_its_time_is_over() {
+    let until = NOW.after(DRAIN_MAX);
+    let observed = |state, drain| Observed { state, busy: Some(Operation::Wait), retry: None, drain };
+    for wish in [Wish::Stop, Wish::Gone] {
+        assert_eq!(step(wish, observed(TaskState::Running, Some(until)), NOW), Step::IdleUntil(until));
+        for (drain, now) in [(Some(until), until), (None, NOW)] {
+            let next = step(wish, observed(TaskState::Running, drain), now);
+            assert_eq!(next, Step::Perform(Operation::Shutdown));
+        }
+        // What does not run yet gets none.
+        let starting = step(wish, observed(TaskState::Starting, Some(until)), NOW);
+        assert_eq!(starting, Step::Perform(Operation::Shutdown));
     }
 }

@@ -143,7 +143,7 @@ impl Heard {
         match message {
             FromAgent::Hello(hello) => self.hostname = hello.description.unwrap().hostname,
             FromAgent::Heartbeat(_) => self.heartbeats += 1,
-            FromAgent::Description(_) => {}
+            FromAgent::Description(_) | FromAgent::NetworkSet(_) | FromAgent::AskSettled(_) => {}
             FromAgent::Statuses(statuses) => {
                 self.sequence = self.sequence.max(statuses.sequence);
                 for update in statuses.updates {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rswarm_image::{Digest, Hold, Image, ImageError, PullOptions};
 use rswarm_runtime::{CreateRequest, LogOptions, Rootfs, Status};
-use rswarm_types::Task;
-use rswarm_types::task::{ContainerSpec, RegistryAuth, RegistrySecret};
+use rswarm_types::task::{ContainerSpec, RegistryAuth, RegistrySecret, TaskAddress};
+use rswarm_types::{NetworkDriver, Task};
 
 use super::record::Record;
 use super::{
@@ -166,11 +166,19 @@ fn write_files(
             resolv_conf = real;
         }
     }
+    // On an overlay every gateway is this node, where the resolver listens.
+    let overlay = task.networks.iter().find(|network| network.driver == NetworkDriver::Overlay);
+    let resolv_conf = match overlay.and_then(|network| network.address) {
+        Some(TaskAddress { gateway, .. }) => {
+            rswarm_resolver::resolv_conf(&resolv_conf, &[gateway.into()], &container.dns)
+        }
+        None => files::resolv_conf(&resolv_conf, &container.dns, of_node),
+    };
     let mut written = Vec::new();
     for (name, target, content) in [
         ("hosts", "/etc/hosts", hosts),
         ("hostname", "/etc/hostname", format!("{hostname}\n")),
-        ("resolv.conf", "/etc/resolv.conf", files::resolv_conf(&resolv_conf, &container.dns, of_node)),
+        ("resolv.conf", "/etc/resolv.conf", resolv_conf),
     ] {
         let path = directory.join(name);
         std::fs::write(&path, content).map_err(file_error("write", &path))?;

@@ -2,15 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rswarm_net::{BridgeNetwork, Endpoint, HostPort, NetError, Network, NetworkConfig, NodeNetwork};
+use rswarm_resolver::{MapReader, MapWriter};
 use rswarm_types::cluster::Subnet;
+use rswarm_types::netmap::NetworkMap;
 use rswarm_types::service::{Protocol, PublishMode};
 use rswarm_types::task::{PortStatus, TaskAddress, TaskNetwork};
-use rswarm_types::{NetworkDriver, NetworkId, Task, TaskId};
+use rswarm_types::{NetworkDriver, NetworkId, NodeId, Task, TaskId};
 
+use super::overlay;
+use super::overlay::Guarded;
 use super::ports::{self, NodePort};
 use super::record::Record;
+use super::resolver::Resolver;
 use crate::executor::{Failure, FailureKind};
 
 /// The containers' networks. What they should be is held under one lock, across each change of the kernel, so that a
@@ -18,7 +25,22 @@ use crate::executor::{Failure, FailureKind};
 pub struct TaskNetworks {
     network: Network,
     bridge_prefix: String,
-    attached: tokio::sync::Mutex<BTreeMap<TaskId, Attached>>,
+    node: NodeId,
+    guarded: Guarded,
+    run_root: PathBuf,
+    resolver: Resolver,
+    /// The last map a manager sent.
+    announced: Mutex<Arc<NetworkMap>>,
+    state: tokio::sync::Mutex<State>,
+}
+
+/// What the kernel was made as.
+#[derive(Default)]
+struct State {
+    attached: BTreeMap<TaskId, Attached>,
+    map: Arc<NetworkMap>,
+    /// The file that says the same, for the resolver and the next daemon.
+    file: Option<MapWriter>,
 }
 
 /// What one container has.
@@ -34,8 +56,81 @@ impl TaskNetworks {
     ///
     /// # Errors
     /// Those of [`Network::new`].
-    pub fn open(config: NetworkConfig, bridge_prefix: String) -> Result<Self, NetError> {
-        Ok(Self { network: Network::new(config)?, bridge_prefix, attached: tokio::sync::Mutex::default() })
+    pub fn open(
+        config: NetworkConfig,
+        bridge_prefix: String,
+        node: NodeId,
+        guarded: Guarded,
+        run_root: PathBuf,
+        resolver: Resolver,
+    ) -> Result<Self, NetError> {
+        let (announced, state) = (Mutex::default(), tokio::sync::Mutex::default());
+        Ok(Self {
+            network: Network::new(config)?,
+            bridge_prefix,
+            node,
+            guarded,
+            run_root,
+            resolver,
+            announced,
+            state,
+        })
+    }
+
+    /// The map that an earlier daemon worked from, which counts until a manager sends another.
+    pub async fn recover(&self) -> NetworkMap {
+        let mut reader = MapReader::new(&self.run_root);
+        if let Err(error) = reader.refresh() {
+            // The first message of a manager mends it.
+            tracing::warn!(error = %crate::executor::chain(&error), "the map of the network is damaged");
+        }
+        let known = Arc::new(reader.into_map());
+        self.state.lock().await.map = known.clone();
+        self.announce(known.clone());
+        NetworkMap::clone(&known)
+    }
+
+    /// Notes what a manager sent. [`Self::follow`] makes it so, and so does whatever needs it first.
+    pub fn announce(&self, map: Arc<NetworkMap>) {
+        *self.announced.lock().unwrap_or_else(PoisonError::into_inner) = map;
+    }
+
+    /// Makes the kernel as the last map says, and then writes the map down for the resolver and the next daemon.
+    pub async fn follow(&self) -> Result<(), Failure> {
+        let mut state = self.state.lock().await;
+        self.catch_up(&mut state).await
+    }
+
+    async fn catch_up(&self, state: &mut State) -> Result<(), Failure> {
+        let announced = self.announced.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if Arc::ptr_eq(&announced, &state.map) {
+            return Ok(());
+        }
+        let former = std::mem::replace(&mut state.map, announced);
+        self.set_overlay(state).await?;
+        let written = match &mut state.file {
+            Some(file) => file.change(&state.map.since(&former), &state.map),
+            None => MapWriter::create(&self.run_root, &state.map).map(|file| state.file = Some(file)),
+        };
+        written.map_err(|error| Failure::new(FailureKind::Temporary, &error))?;
+        self.resolve(state)
+    }
+
+    /// Sees to it that names resolve on a node that takes part in overlays.
+    fn resolve(&self, state: &State) -> Result<(), Failure> {
+        if state.map.networks.is_empty() { Ok(()) } else { self.resolver.ensure() }
+    }
+
+    /// Tells the kernel what follows from the map and the containers here.
+    async fn set_overlay(&self, state: &State) -> Result<(), Failure> {
+        let Some(overlay) = overlay::of(&state.map, self.node, &self.guarded) else {
+            return self.make_so(state).await;
+        };
+        let occupied = self.network.apply(overlay).await.map_err(|error| explain(&error, &state.attached))?;
+        for (protocol, port) in occupied {
+            tracing::warn!(%protocol, port, "published port is in use by another process on this node");
+        }
+        Ok(())
     }
 
     /// Connects the container of `task`, whose first process is `pid`, and writes down in `record` what it got.
@@ -43,21 +138,21 @@ impl TaskNetworks {
     /// # Errors
     /// `Unfit` when a port or an address is taken, naming the holder; then nothing stays attached.
     pub async fn attach(&self, task: &Task, pid: i32, record: &mut Record) -> Result<(), Failure> {
-        let mut attached = self.attached.lock().await;
+        let mut state = self.state.lock().await;
         // What an attempt before left, as of a daemon that ended between this and the start.
-        self.detach(&mut attached, task.id).await;
-        let bridges: Vec<(&TaskNetwork, TaskAddress)> = task
-            .networks
-            .iter()
-            .filter(|network| network.driver == NetworkDriver::Bridge)
-            .filter_map(|network| Some((network, network.address?)))
-            .collect();
+        self.detach(&mut state, task.id).await;
+        if task.networks.iter().any(|network| network.driver == NetworkDriver::Overlay) {
+            self.catch_up(&mut state).await?;
+            overlay::check(&state.map, task)?;
+        }
+        let links: Vec<(&TaskNetwork, TaskAddress)> =
+            task.networks.iter().filter_map(|network| Some((network, network.address?))).collect();
         let in_node = task.networks.iter().any(|network| network.driver == NetworkDriver::Host);
         let has_host_ports = task.ports.iter().any(|port| port.mode == PublishMode::Host);
-        if has_host_ports && bridges.is_empty() && !in_node {
+        if has_host_ports && links.is_empty() && !in_node {
             let text =
-                "host-mode ports need a bridge or the host's network, and the task has neither".to_owned();
-            return Err(Failure { text, kind: FailureKind::Unfit });
+                "host-mode ports need a network with addresses or the host's own, and the task has neither";
+            return Err(Failure { text: text.to_owned(), kind: FailureKind::Unfit });
         }
         record.ports = if in_node {
             // The program binds them itself, each under its own number.
@@ -69,26 +164,31 @@ impl TaskNetworks {
             })
             .collect()
         } else {
-            let taken = attached.values().flat_map(|attached| attached.ports.iter().copied()).collect();
+            let taken = state.attached.values().flat_map(|attached| attached.ports.iter().copied()).collect();
             ports::choose(&task.ports, &taken, is_free, random)
                 .map_err(|error| Failure::new(FailureKind::Unfit, &error))?
         };
-        record.networks = bridges.iter().map(|(network, address)| self.bridge(network, *address)).collect();
+        let bridges = links.iter().filter(|(network, _)| network.driver == NetworkDriver::Bridge);
+        record.networks = bridges.map(|(network, address)| self.bridge(network, *address)).collect();
         let host_ports = if in_node { Vec::new() } else { record.ports.iter().map(host_port).collect() };
-        record.endpoints = endpoints(task.id, pid, &bridges, host_ports);
+        record.endpoints = endpoints(task.id, pid, &links, &state.map, host_ports);
         let present = Attached::of(record, in_node);
         // Before the kernel has it: should this be given up half-way, the release must know of it.
-        attached.insert(task.id, present);
-        for (network, endpoint) in record.networks.iter().zip(&record.endpoints) {
-            let mut result = self.network.ensure_network(network).await;
-            if result.is_ok() {
-                result = self.network.attach(endpoint).await.map(drop);
-            }
-            if let Err(error) = result {
-                let failure = explain(&error, &attached);
-                self.detach(&mut attached, task.id).await;
-                return Err(failure);
-            }
+        state.attached.insert(task.id, present);
+        if let Err(error) = self.connect(record).await {
+            let failure = explain(&error, &state.attached);
+            self.detach(&mut state, task.id).await;
+            return Err(failure);
+        }
+        Ok(())
+    }
+
+    async fn connect(&self, record: &Record) -> Result<(), NetError> {
+        for network in &record.networks {
+            self.network.ensure_network(network).await?;
+        }
+        for endpoint in &record.endpoints {
+            self.network.attach(endpoint).await?;
         }
         Ok(())
     }
@@ -99,17 +199,17 @@ impl TaskNetworks {
         for endpoint in &mut present.endpoints {
             endpoint.netns_pid = pid;
         }
-        self.attached.lock().await.insert(task, present);
+        self.state.lock().await.attached.insert(task, present);
     }
 
     /// Disconnects a task's container, whether it still exists or not. What fails is left to the next repair.
     pub async fn release(&self, task: TaskId) {
-        let mut attached = self.attached.lock().await;
-        self.detach(&mut attached, task).await;
+        let mut state = self.state.lock().await;
+        self.detach(&mut state, task).await;
     }
 
-    async fn detach(&self, attached: &mut BTreeMap<TaskId, Attached>, task: TaskId) {
-        let Some(gone) = attached.remove(&task) else { return };
+    async fn detach(&self, state: &mut State, task: TaskId) {
+        let Some(gone) = state.attached.remove(&task) else { return };
         for endpoint in &gone.endpoints {
             if let Err(error) = self.network.detach(&endpoint.id).await {
                 let error = crate::executor::chain(&error);
@@ -120,9 +220,16 @@ impl TaskNetworks {
 
     /// Makes the kernel as it should be, and says what was different.
     pub async fn repair(&self) -> Result<(), Failure> {
-        let attached = self.attached.lock().await;
-        let desired = desired(&attached);
-        let report = self.network.reconcile(&desired).await.map_err(|error| explain(&error, &attached))?;
+        let state = self.state.lock().await;
+        self.make_so(&state).await?;
+        self.resolve(&state)
+    }
+
+    async fn make_so(&self, state: &State) -> Result<(), Failure> {
+        let overlay = overlay::of(&state.map, self.node, &self.guarded).map(Arc::new);
+        let desired = NodeNetwork { overlay, ..desired(&state.attached) };
+        let report =
+            self.network.reconcile(&desired).await.map_err(|error| explain(&error, &state.attached))?;
         if !report.repaired.is_empty() {
             tracing::info!(operations = ?report.repaired, "the node's network differed and was mended");
         }
@@ -135,9 +242,17 @@ impl TaskNetworks {
 
     /// Removes all that is ours from the kernel.
     pub async fn remove_all(&self) -> Result<(), Failure> {
-        let mut attached = self.attached.lock().await;
-        attached.clear();
-        self.network.remove_all().await.map_err(|error| Failure::new(FailureKind::Final, &error))
+        let mut state = self.state.lock().await;
+        *state = State::default();
+        self.announce(state.map.clone());
+        self.resolver.end();
+        self.network.remove_all().await.map_err(|error| Failure::new(FailureKind::Final, &error))?;
+        match std::fs::remove_file(self.run_root.join(rswarm_resolver::MAP_FILE)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Failure::new(FailureKind::Final, &error))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn bridge(&self, network: &TaskNetwork, address: TaskAddress) -> BridgeNetwork {
@@ -187,13 +302,17 @@ fn desired(attached: &BTreeMap<TaskId, Attached>) -> NodeNetwork {
     desired
 }
 
-/// One endpoint for each bridge, `eth0` on. Ports lead to the first.
+/// One endpoint for each network with addresses, `eth0` on. Ports lead to the one with the way out.
 fn endpoints(
     task: TaskId,
     pid: i32,
-    bridges: &[(&TaskNetwork, TaskAddress)],
+    links: &[(&TaskNetwork, TaskAddress)],
+    map: &NetworkMap,
     mut ports: Vec<HostPort>,
 ) -> Vec<Endpoint> {
+    let networks: Vec<_> = links.iter().map(|(network, _)| *network).collect();
+    let way_out = overlay::way_out(map, &networks);
+    let open = way_out.or(networks.first().map(|network| network.network));
     let endpoint = |(n, (network, address)): (usize, &(&TaskNetwork, TaskAddress))| Endpoint {
         id: if n == 0 { task.to_string() } else { format!("{task}.{n}") },
         network: network.network.to_string(),
@@ -201,18 +320,18 @@ fn endpoints(
         address: address.address,
         prefix_len: address.prefix_len,
         gateway: address.gateway,
-        default_route: n == 0,
+        default_route: way_out == Some(network.network),
         interface_name: format!("eth{n}"),
-        ports: std::mem::take(&mut ports),
+        ports: if open == Some(network.network) { std::mem::take(&mut ports) } else { Vec::new() },
     };
-    bridges.iter().enumerate().map(endpoint).collect()
+    links.iter().enumerate().map(endpoint).collect()
 }
 
 fn host_port(port: &PortStatus) -> HostPort {
     HostPort { protocol: protocol(port.protocol), published: port.published, target: port.target }
 }
 
-fn protocol(protocol: Protocol) -> rswarm_net::Protocol {
+pub fn protocol(protocol: Protocol) -> rswarm_net::Protocol {
     match protocol {
         Protocol::Tcp => rswarm_net::Protocol::Tcp,
         Protocol::Udp => rswarm_net::Protocol::Udp,

@@ -12,7 +12,7 @@ use rswarm_types::TaskId;
 
 use super::record::Record;
 use super::{ContainerExecutor, Error, Node, blocking, file_error, strays};
-use crate::executor::{Failure, Found, FoundState, chain};
+use crate::executor::{Failure, Found, FoundState, Recovery, chain};
 
 /// Containers from before that are looked at at the same time, each in a thread.
 const RECOVERING_MAX: usize = 32;
@@ -28,11 +28,12 @@ struct Recovered {
 
 impl ContainerExecutor {
     /// Takes over what the daemon before left running, with its networks, and ends what no daemon knows any more.
-    pub(super) async fn recover(&self) -> Result<Vec<Found>, Failure> {
+    pub(super) async fn recover(&self) -> Result<Recovery, Failure> {
         let node = self.node.clone();
         blocking(move || strays::end(&node.config.containers, &node.config.shim.args)).await?;
         let node = self.node.clone();
         let recovered = blocking(move || node.take_stock()).await??;
+        let network = self.networks.recover().await;
         let mut found = Vec::new();
         for Recovered { task, state, record } in recovered {
             let ports = record.as_ref().map(|record| record.ports.clone()).unwrap_or_default();
@@ -50,7 +51,7 @@ impl ContainerExecutor {
         if let Err(failure) = self.networks.repair().await {
             tracing::error!(error = %failure.text, "the network of adopted containers could not be checked");
         }
-        Ok(found)
+        Ok(Recovery { found, network })
     }
 }
 

@@ -1,0 +1,227 @@
+//! Claims about overlays, names and the routing mesh, seen from inside tasks and from outside.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rswarm_api::v1;
+use rswarm_cluster_tests::ClusterLab;
+use rswarm_lab::page;
+use rswarm_net::run_in_netns;
+
+const SOON: Duration = Duration::from_secs(20);
+const PUBLISHED: u16 = 8080;
+
+/// The network namespaces of a service's running tasks, by name.
+fn namespaces(lab: &ClusterLab, service: &str) -> Vec<(String, PathBuf)> {
+    let running = lab.api(1).running(service).expect("a manager answers");
+    let namespace = |task: &v1::Task| {
+        let pid = task.status.as_ref()?.container.as_ref()?.pid?;
+        Some((format!("{service}.{}", task.slot), PathBuf::from(format!("/proc/{pid}/ns/net"))))
+    };
+    running.iter().filter_map(namespace).collect()
+}
+
+/// A network and on it `web`, which is published on every node, and `client`.
+fn form(lab: &ClusterLab, replicas: usize) {
+    lab.ok(1, &["network", "create", "front"]);
+    let publish = format!("{PUBLISHED}:80");
+    lab.create(1, "web", replicas, &["--network", "front", "--publish", &publish], &["serve", "80"]);
+    lab.create(1, "client", 3, &["--network", "front"], &[]);
+    lab.until_running(1, "web", replicas, SOON);
+    lab.until_running(1, "client", 3, SOON);
+}
+
+/// `TASK PEER` of so many pages.
+fn pages(netns: &Path, address: Ipv4Addr, port: u16, count: usize) -> Vec<(String, Ipv4Addr)> {
+    let one = |_| {
+        let body = page(netns, address, port).unwrap_or_else(|error| panic!("{address}:{port}: {error}"));
+        let (task, peer) = body.split_once(' ').expect("a task and a peer");
+        (task.to_owned(), peer.parse().expect("an address"))
+    };
+    (0..count).map(one).collect()
+}
+
+/// Addresses that the name server of a task's network gives for a name; `None` if it knows no such name.
+fn resolve(netns: &Path, server: Ipv4Addr, name: &str) -> Option<BTreeSet<Ipv4Addr>> {
+    let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        query.push(u8::try_from(label.len()).expect("a short label"));
+        query.extend_from_slice(label.as_bytes());
+    }
+    query.extend_from_slice(&[0, 0, 1, 0, 1]);
+    let answer = run_in_netns(netns, || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.send_to(&query, (server, 53))?;
+        let mut buffer = [0; 4096];
+        let length = socket.recv(&mut buffer)?;
+        Ok::<_, std::io::Error>(buffer[..length].to_vec())
+    });
+    let answer = answer.expect("the task's namespace").expect("an answer of the name server");
+    let rcode = answer[3] & 0x0f;
+    // Type A, class IN, a TTL, four bytes.
+    let record = |window: &[u8]| {
+        (window[..4] == [0, 1, 0, 1] && window[8..10] == [0, 4])
+            .then(|| Ipv4Addr::new(window[10], window[11], window[12], window[13]))
+    };
+    (rcode == 0).then(|| answer[query.len()..].windows(14).filter_map(record).collect())
+}
+
+/// The name server in the `resolv.conf` of a task: the gateway of its network.
+fn gateway(lab: &ClusterLab, network: &str) -> Ipv4Addr {
+    let shown = lab.ok(1, &["network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", network]);
+    shown.trim().parse().expect("the gateway of the network")
+}
+
+#[test]
+fn services_are_found_and_published_with_the_clients_address() {
+    let Some(mut lab) = ClusterLab::form("network", 1, 2) else { return };
+    form(&lab, 2);
+    let wire = lab.config().wire_netns();
+    let everyone: BTreeSet<String> = ["web.1".to_owned(), "web.2".to_owned()].into();
+    let check_all = |lab: &ClusterLab| {
+        // From outside, through each of three nodes, one of which has no task.
+        let mut peers = BTreeSet::new();
+        for host in lab.hosts() {
+            let seen = pages(&wire, host.address, PUBLISHED, 20);
+            assert_eq!(seen.iter().map(|(task, _)| task.clone()).collect::<BTreeSet<_>>(), everyone);
+            peers.extend(seen.into_iter().map(|(_, peer)| peer));
+        }
+        assert_eq!(peers.len(), 1, "the one client there is");
+        assert!(lab.hosts().iter().all(|host| !peers.contains(&host.address)), "{peers:?}");
+        // From inside, by name and by virtual address.
+        let server = gateway(lab, "front");
+        for (_, netns) in namespaces(lab, "client") {
+            let virtual_ip = resolve(&netns, server, "web").expect("a known name");
+            assert_eq!(virtual_ip.len(), 1, "{virtual_ip:?}");
+            assert_eq!(resolve(&netns, server, "tasks.web").expect("a known name").len(), 2);
+            let address = *virtual_ip.first().expect("one");
+            let seen = pages(&netns, address, 80, 20);
+            assert_eq!(seen.into_iter().map(|(task, _)| task).collect::<BTreeSet<_>>(), everyone);
+        }
+    };
+    check_all(&lab);
+    // A task that calls its own service may be answered by itself.
+    let server = gateway(&lab, "front");
+    for (_, netns) in namespaces(&lab, "web") {
+        let address = *resolve(&netns, server, "web").expect("a known name").first().expect("one");
+        let seen = pages(&netns, address, 80, 20);
+        assert_eq!(seen.into_iter().map(|(task, _)| task).collect::<BTreeSet<_>>(), everyone);
+    }
+    // Nothing of it needs the daemons.
+    for number in 1..=3 {
+        lab.crash(number);
+    }
+    for host in lab.hosts() {
+        let seen = pages(&wire, host.address, PUBLISHED, 20);
+        assert_eq!(seen.into_iter().map(|(task, _)| task).collect::<BTreeSet<_>>(), everyone);
+    }
+    for number in 1..=3 {
+        lab.restart(number);
+    }
+    lab.until_ready(3);
+    check_all(&lab);
+    lab.refused(1, &["network", "rm", "front"], &["front", "in use"]);
+    for service in ["web", "client"] {
+        lab.ok(1, &["service", "rm", service]);
+    }
+    lab.wait("the network can be removed", SOON, || {
+        let output = lab.rswarm(1, &["network", "rm", "front"]);
+        if output.code == Some(0) { Ok(()) } else { Err(output.stderr) }
+    });
+}
+
+#[test]
+fn replaced_scaled_and_drained_tasks_fail_no_request() {
+    let Some(lab) = ClusterLab::form("drain", 1, 2) else { return };
+    form(&lab, 3);
+    let wire = lab.config().wire_netns();
+    let (stop, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let failures = std::thread::scope(|scope| {
+        let client = |host: usize| {
+            let address = lab.host(host).address;
+            let (wire, stop, asked) = (&wire, &stop, &asked);
+            move || {
+                let mut failures = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    if let Err(error) = once(wire, address) {
+                        failures.push(format!("through host-{host}: {error}"));
+                    }
+                }
+                failures
+            }
+        };
+        let clients: Vec<_> = (1..=3).map(|host| scope.spawn(client(host))).collect();
+        lab.ok(1, &["service", "update", "--force", "web"]);
+        lab.ok(1, &["service", "scale", "web=1"]);
+        lab.ok(1, &["service", "scale", "web=4"]);
+        lab.ok(1, &["node", "update", "--availability", "drain", "host-2"]);
+        lab.wait("host-2 is empty", SOON, || {
+            let tasks = lab.ok(1, &["node", "ps", "--filter", "desired-state=running", "--quiet", "host-2"]);
+            if tasks.trim().is_empty() { Ok(()) } else { Err(tasks) }
+        });
+        lab.until_running(1, "web", 4, SOON);
+        stop.store(true, Ordering::Relaxed);
+        clients.into_iter().flat_map(|client| client.join().expect("a client")).collect::<Vec<_>>()
+    });
+    let asked = asked.load(Ordering::Relaxed);
+    assert!(failures.is_empty(), "{} of {asked} requests failed: {:?}", failures.len(), &failures[..1]);
+    assert!(asked > 100, "{asked}");
+}
+
+/// One request and its whole answer, without another attempt.
+fn once(netns: &Path, address: Ipv4Addr) -> std::io::Result<()> {
+    use std::io::{Read as _, Write as _};
+    let ask = || {
+        let deadline = Duration::from_secs(3);
+        let mut stream = std::net::TcpStream::connect_timeout(&(address, PUBLISHED).into(), deadline)?;
+        stream.set_read_timeout(Some(deadline))?;
+        write!(stream, "GET / HTTP/1.1\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        if answer.contains("web.") {
+            Ok(())
+        } else {
+            Err(std::io::Error::other(format!("answer `{answer}`")))
+        }
+    };
+    run_in_netns(netns, ask).map_err(std::io::Error::other)?
+}
+
+#[test]
+fn datagrams_of_one_port_go_on_through_a_rolling_update() {
+    let Some(lab) = ClusterLab::form("udp", 1, 2) else { return };
+    lab.ok(1, &["network", "create", "front"]);
+    let publish = format!("{PUBLISHED}:80/udp");
+    lab.create(1, "web", 2, &["--network", "front", "--publish", &publish], &["serve", "80"]);
+    lab.until_running(1, "web", 2, SOON);
+    let (wire, address) = (lab.config().wire_netns(), lab.host(3).address);
+    let stop = AtomicBool::new(false);
+    let longest = std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            run_in_netns(&wire, || {
+                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+                socket.connect((address, PUBLISHED))?;
+                socket.set_read_timeout(Some(Duration::from_millis(10)))?;
+                let (mut heard, mut longest, mut buffer) = (Instant::now(), Duration::ZERO, [0; 512]);
+                while !stop.load(Ordering::Relaxed) {
+                    // A refusal of what was sent before may come back here.
+                    let _ = socket.send(b"?");
+                    if socket.recv(&mut buffer).is_ok() {
+                        longest = longest.max(heard.elapsed());
+                        heard = Instant::now();
+                    }
+                }
+                Ok::<_, std::io::Error>(longest.max(heard.elapsed()))
+            })
+        });
+        lab.ok(1, &["service", "update", "--force", "web"]);
+        stop.store(true, Ordering::Relaxed);
+        client.join().expect("the client").expect("its namespace").expect("a socket")
+    });
+    assert!(longest < Duration::from_secs(1), "silent for {longest:?}");
+}

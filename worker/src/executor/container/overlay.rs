@@ -1,0 +1,243 @@
+//! The map of the network in the words of the data path. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use rswarm_net::{Overlay, OverlayNetwork, PublishedPort, VirtualService};
+use rswarm_types::netmap::{EndpointState, MapEndpoint, NetworkMap};
+use rswarm_types::service::{EndpointMode, PublishMode};
+use rswarm_types::task::TaskNetwork;
+use rswarm_types::{NetworkDriver, NetworkId, NodeId, ServiceId, Task};
+
+use super::network::protocol;
+use crate::executor::{Failure, FailureKind};
+
+/// Ports of the node that tasks must not reach: those that nodes talk to each other by.
+pub type Guarded = BTreeSet<(rswarm_net::Protocol, u16)>;
+
+/// What the overlays on `node` should be; `None` if it takes no part in any.
+pub fn of(map: &NetworkMap, node: NodeId, guarded: &Guarded) -> Option<Overlay> {
+    let own = map.nodes.get(&node)?;
+    if map.networks.is_empty() {
+        return None;
+    }
+    let mut guarded = guarded.clone();
+    guarded.insert((rswarm_net::Protocol::Udp, map.data_path_port));
+    let mut overlay = Overlay {
+        node: own.number,
+        source: ipv4(own.addr),
+        data_path_port: map.data_path_port,
+        guarded,
+        ..Overlay::default()
+    };
+    for peer in map.nodes.iter().filter(|(id, _)| **id != node).map(|(_, peer)| peer) {
+        overlay.peers.extend(ipv4(peer.addr).map(|address| (peer.number, address)));
+    }
+    for (id, network) in &map.networks {
+        let vni = network.vni;
+        let network = OverlayNetwork {
+            id: id.to_string(),
+            subnet: network.subnet.address,
+            prefix_len: network.subnet.prefix_len,
+            gateway: network.gateway,
+            mtu: network.mtu,
+            internal: network.internal,
+            ingress: network.ingress,
+        };
+        overlay.networks.insert(vni, network);
+    }
+    for endpoint in map.endpoints.values().filter(|endpoint| endpoint.node != node) {
+        let Some(peer) = map.nodes.get(&endpoint.node) else { continue };
+        let addresses =
+            endpoint.addresses.iter().filter_map(|(id, address)| Some((map.networks.get(id)?.vni, *address)));
+        overlay.endpoints.extend(addresses.map(|at| (at, peer.number)));
+    }
+    let ready = ready(map);
+    let backends = |service: &ServiceId, network: NetworkId| -> BTreeSet<Ipv4Addr> {
+        let tasks = ready.get(service).into_iter().flatten();
+        tasks.filter_map(|task| task.addresses.get(&network).copied()).collect()
+    };
+    let ingress = map.networks.iter().find(|(_, network)| network.ingress).map(|(id, _)| *id);
+    for (id, service) in &map.services {
+        for (network, attachment) in &service.networks {
+            let (Some(of), Some(vip)) = (map.networks.get(network), attachment.vip) else { continue };
+            if service.mode == EndpointMode::Vip {
+                let service = VirtualService { id: id.to_string(), backends: backends(id, *network) };
+                overlay.services.insert((of.vni, vip), service);
+            }
+        }
+        for port in service.ports.iter().filter(|port| port.mode == PublishMode::Ingress) {
+            let (Some(published), Some(network)) = (port.published, ingress) else { continue };
+            let at = BTreeSet::new();
+            let published_port = PublishedPort { target: port.target, backends: backends(id, network), at };
+            overlay.published.insert((protocol(port.protocol), published), published_port);
+        }
+    }
+    Some(overlay)
+}
+
+/// The tasks of each service that take new connections.
+fn ready(map: &NetworkMap) -> BTreeMap<ServiceId, Vec<&MapEndpoint>> {
+    let mut ready: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for endpoint in map.endpoints.values().filter(|endpoint| endpoint.state == EndpointState::Ready) {
+        ready.entry(endpoint.service).or_default().push(endpoint);
+    }
+    ready
+}
+
+fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(address),
+        // Overlays between nodes that know each other by IPv6 are still to come: see `docs/networking.md`.
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// Whether the map knows the overlays of `task`. A manager sends both together, so it lacks them only for a moment.
+pub fn check(map: &NetworkMap, task: &Task) -> Result<(), Failure> {
+    let unknown = |network: &&TaskNetwork| {
+        network.driver == NetworkDriver::Overlay && !map.networks.contains_key(&network.network)
+    };
+    match task.networks.iter().find(unknown) {
+        None => Ok(()),
+        Some(network) => Err(Failure {
+            text: format!("waiting for a manager to tell of network `{}`", network.name),
+            kind: FailureKind::Temporary,
+        }),
+    }
+}
+
+/// Which of a task's networks has its way out: the ingress network, as what comes in there must go back there, else the
+/// first that has one.
+pub fn way_out(map: &NetworkMap, networks: &[&TaskNetwork]) -> Option<NetworkId> {
+    let known = |network: &TaskNetwork| map.networks.get(&network.network);
+    let ingress = networks.iter().find(|network| known(network).is_some_and(|known| known.ingress));
+    let open = || networks.iter().find(|network| known(network).is_none_or(|known| !known.internal));
+    ingress.or_else(open).map(|network| network.network)
+}
+
+#[cfg(test)]
+mod tests {
+    use rswarm_types::TaskId;
+    use rswarm_types::netmap::{MapAttachment, MapNetwork, MapNode, MapService};
+    use rswarm_types::service::{PortConfig, Protocol};
+
+    use super::*;
+
+    const FRONT: NetworkId = NetworkId::from_bytes([1; 16]);
+    const INGRESS: NetworkId = NetworkId::from_bytes([2; 16]);
+    const WEB: ServiceId = ServiceId::from_bytes([3; 16]);
+
+    fn node(n: u8) -> NodeId {
+        NodeId::from_bytes([n; 16])
+    }
+
+    fn address(last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 0, 16, last)
+    }
+
+    fn map() -> NetworkMap {
+        let network = |name: &str, vni, third, ingress| MapNetwork {
+            name: name.to_owned(),
+            vni,
+            subnet: format!("10.0.{third}.0/20").parse().unwrap(),
+            gateway: Ipv4Addr::new(10, 0, third, 1),
+            mtu: 1450,
+            internal: false,
+            ingress,
+            encrypted: false,
+        };
+        let endpoint = |on: u8, last: u8, state| MapEndpoint {
+            service: WEB,
+            slot: u64::from(last),
+            node: node(on),
+            addresses: BTreeMap::from([(FRONT, address(last)), (INGRESS, Ipv4Addr::new(10, 0, 0, last))]),
+            state,
+            hostname: String::new(),
+        };
+        let port = PortConfig {
+            protocol: Protocol::Tcp,
+            target: 80,
+            published: Some(8080),
+            mode: PublishMode::Ingress,
+        };
+        let map_node = |n: u8| MapNode {
+            number: u16::from(n),
+            name: format!("n{n}"),
+            addr: IpAddr::V4(Ipv4Addr::new(192, 0, 2, n)),
+        };
+        NetworkMap {
+            data_path_port: 4789,
+            nodes: (1..=2).map(|n| (node(n), map_node(n))).collect(),
+            networks: BTreeMap::from([
+                (FRONT, network("front", 4097, 16, false)),
+                (INGRESS, network("ingress", 4096, 0, true)),
+            ]),
+            services: BTreeMap::from([(
+                WEB,
+                MapService {
+                    name: "web".to_owned(),
+                    mode: EndpointMode::Vip,
+                    networks: BTreeMap::from([(
+                        FRONT,
+                        MapAttachment { vip: Some(address(2)), aliases: Vec::new() },
+                    )]),
+                    ports: vec![port],
+                },
+            )]),
+            endpoints: [
+                (1, 3, EndpointState::Ready),
+                (2, 4, EndpointState::Ready),
+                (2, 5, EndpointState::Draining),
+                (2, 6, EndpointState::Starting),
+            ]
+            .into_iter()
+            .map(|(on, last, state)| (TaskId::from_bytes([last; 16]), endpoint(on, last, state)))
+            .collect(),
+            ..NetworkMap::default()
+        }
+    }
+
+    #[test]
+    fn ready_tasks_take_connections_and_those_elsewhere_have_a_way() {
+        let overlay = of(&map(), node(1), &Guarded::new()).unwrap();
+        assert_eq!((overlay.node, overlay.source), (1, Some(Ipv4Addr::new(192, 0, 2, 1))));
+        assert_eq!(overlay.peers, BTreeMap::from([(2, Ipv4Addr::new(192, 0, 2, 2))]));
+        let service = &overlay.services[&(4097, address(2))];
+        assert_eq!(service.backends, BTreeSet::from([address(3), address(4)]));
+        let port = &overlay.published[&(rswarm_net::Protocol::Tcp, 8080)];
+        let on_ingress = |last| Ipv4Addr::new(10, 0, 0, last);
+        assert_eq!((port.target, &port.backends), (80, &BTreeSet::from([on_ingress(3), on_ingress(4)])));
+        // Also those that take no new ones keep what they have.
+        let elsewhere: Vec<_> = overlay.endpoints.keys().filter(|(vni, _)| *vni == 4097).collect();
+        assert_eq!(elsewhere, [&(4097, address(4)), &(4097, address(5)), &(4097, address(6))]);
+        assert!(overlay.guarded.contains(&(rswarm_net::Protocol::Udp, 4789)));
+    }
+
+    #[test]
+    fn a_node_that_is_told_of_no_network_has_no_overlay() {
+        let empty = NetworkMap { networks: BTreeMap::new(), ..map() };
+        assert!(of(&empty, node(1), &Guarded::new()).is_none());
+        assert!(of(&map(), node(9), &Guarded::new()).is_none());
+    }
+
+    #[test]
+    fn the_way_out_is_the_ingress_network_else_the_first_that_has_one() {
+        let task_network = |id, driver| TaskNetwork {
+            network: id,
+            name: "n".to_owned(),
+            driver,
+            address: None,
+            aliases: Vec::new(),
+        };
+        let (front, ingress) =
+            (task_network(FRONT, NetworkDriver::Overlay), task_network(INGRESS, NetworkDriver::Overlay));
+        let local = task_network(NetworkId::from_bytes([9; 16]), NetworkDriver::Bridge);
+        let mut map = map();
+        assert_eq!(way_out(&map, &[&front, &ingress]), Some(INGRESS));
+        assert_eq!(way_out(&map, &[&front, &local]), Some(FRONT));
+        map.networks.get_mut(&FRONT).unwrap().internal = true;
+        assert_eq!(way_out(&map, &[&front, &local]), Some(local.network));
+        assert_eq!(way_out(&map, &[&front]), None);
+    }
+}
