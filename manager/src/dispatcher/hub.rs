@@ -12,8 +12,8 @@ use rswarm_api::v1;
 use rswarm_core::State;
 use rswarm_core::dispatch::{self, Expiry, SessionError, SessionId};
 use rswarm_core::state::Write;
-use rswarm_types::{NodeId, Timestamp};
-use tokio::sync::{Notify, mpsc};
+use rswarm_types::{NodeId, Timestamp, Version};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Log subscriptions on their way to one node. They are answered at once; more than these means a stuck worker.
@@ -26,6 +26,8 @@ pub(crate) struct Hub {
     inner: Mutex<Inner>,
     /// Wakes the task that looks at leases: there is a new one.
     pub(crate) lease_added: Notify,
+    /// The index up to which the network of every node with a session is as the state says.
+    pub(super) settled: watch::Sender<Version>,
 }
 
 struct Inner {
@@ -38,6 +40,8 @@ struct Open {
     id: SessionId,
     wake: Arc<Notify>,
     push: mpsc::Sender<v1::manager_message::Message>,
+    /// Of its network.
+    settled: Version,
     superseded: CancellationToken,
 }
 
@@ -59,7 +63,8 @@ impl Hub {
     pub(crate) fn new(state: &State, now: Timestamp) -> Self {
         let leases = dispatch::Sessions::new(state, now);
         let inner = Inner { leases, open: BTreeMap::new(), next: 1 };
-        Self { inner: Mutex::new(inner), lease_added: Notify::new() }
+        let settled = watch::Sender::new(Version(0));
+        Self { inner: Mutex::new(inner), lease_added: Notify::new(), settled }
     }
 
     /// Opens a session, ending the one the node had. Also returns what to propose.
@@ -76,7 +81,8 @@ impl Hub {
         let id = SessionId(inner.next);
         inner.next += 1;
         let writes = inner.leases.register(state, node, id, Some(addr), now);
-        let open = Open { id, wake: wake.clone(), push, superseded: superseded.clone() };
+        let open =
+            Open { id, wake: wake.clone(), push, settled: Version(0), superseded: superseded.clone() };
         if let Some(former) = inner.open.insert(node, open) {
             former.superseded.cancel();
         }
@@ -110,6 +116,13 @@ impl Hub {
         self.lock().open.get(&node).is_some_and(|open| open.push.try_send(message).is_ok())
     }
 
+    /// The least of what all nodes with a session have settled. One that cannot be reached is not waited for.
+    fn tell_settled(&self, inner: &Inner) {
+        if let Some(least) = inner.open.values().map(|open| open.settled).min() {
+            self.settled.send_if_modified(|settled| std::mem::replace(settled, least) != least);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -120,6 +133,25 @@ impl Session {
     pub(super) fn heard(&self, now: Timestamp) -> Result<(), SessionError> {
         self.hub.lock().leases.heartbeat(self.node, self.id, now)
     }
+
+    /// The node's network is as the state of this index says.
+    pub(super) fn settle(&self, index: Version) {
+        let mut inner = self.hub.lock();
+        if let Some(open) = inner.open.get_mut(&self.node).filter(|open| open.id == self.id) {
+            open.settled = index;
+        }
+        self.hub.tell_settled(&inner);
+    }
+
+    /// Told when all nodes have settled more.
+    pub(super) fn settled(&self) -> watch::Receiver<Version> {
+        self.hub.settled.subscribe()
+    }
+
+    /// Has every session look at the present state, so that those it does not concern say so.
+    pub(super) fn wake_all(&self) {
+        self.hub.wake_all();
+    }
 }
 
 impl Drop for Session {
@@ -128,6 +160,7 @@ impl Drop for Session {
         inner.leases.close(self.node, self.id);
         if inner.open.get(&self.node).is_some_and(|open| open.id == self.id) {
             inner.open.remove(&self.node);
+            self.hub.tell_settled(&inner);
         }
     }
 }

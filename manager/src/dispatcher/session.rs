@@ -1,5 +1,6 @@
 //! One worker's session on the leader: `hello`, then both sides talk until one of them leaves.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use rswarm_api::v1::manager_message::Message as Out;
 use rswarm_core::State;
 use rswarm_core::state::Write;
 use rswarm_core::{dispatch, netmap};
-use rswarm_types::{NodeDescription, NodeId, Task, TaskId, TaskState, TaskStatus, Timestamp};
+use rswarm_types::{NodeDescription, NodeId, Task, TaskId, TaskState, TaskStatus, Timestamp, Version};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
@@ -137,7 +138,8 @@ async fn conversation(
         ..full_set(&told)
     };
     send(out, Out::Assignments(first)).await?;
-    let mut mapped = state;
+    let mut network = NetworkLine { mapped: state, sent: told.index, set: None, asked: BTreeSet::new() };
+    let mut settled = session.settled();
     // What changed while this was set up did not know of this session yet.
     session.wake.notify_one();
 
@@ -148,6 +150,17 @@ async fn conversation(
                 let Ok(Some(received)) = received else { return Err(End::Gone) };
                 session.heard(Timestamp::now()).map_err(|error| Status::aborted(error.to_string()))?;
                 let (sequence, writes) = match received.message {
+                    Some(v1::agent_message::Message::NetworkSet(index)) => {
+                        network.set = network.set.max(Some(Version(index)));
+                        network.tell(&session);
+                        continue;
+                    }
+                    Some(v1::agent_message::Message::AskSettled(index)) => {
+                        network.asked.insert(Version(index));
+                        settled.mark_changed();
+                        session.wake_all();
+                        continue;
+                    }
                     Some(message) => report(&context.store.snapshot(), node, message)?,
                     None => continue,
                 };
@@ -162,8 +175,16 @@ async fn conversation(
             }
             () = session.wake.notified() => {
                 let state = context.store.snapshot();
-                tell_news(&state, &session, &mut view, &mut told, &mapped, out).await?;
-                mapped = state;
+                tell_news(state, &session, &mut view, &mut told, &mut network, out).await?;
+                network.tell(&session);
+            }
+            // The hub lives as long as this session.
+            Ok(()) = settled.changed(), if !network.asked.is_empty() => {
+                let index = *settled.borrow_and_update();
+                let waiting = network.asked.split_off(&Version(index.0 + 1));
+                if !std::mem::replace(&mut network.asked, waiting).is_empty() {
+                    send(out, Out::NetworkSettled(index.0)).await?;
+                }
             }
             Some(message) = session.pushed.recv() => send(out, message).await?,
             () = session.superseded.cancelled() => {
@@ -173,22 +194,46 @@ async fn conversation(
     }
 }
 
-/// Tells the worker what it does not know yet; of the network that is what changed since `mapped`.
+/// How far the node's network has got.
+struct NetworkLine {
+    /// The state that the last change was computed to.
+    mapped: Arc<State>,
+    /// The index of the last change sent.
+    sent: Version,
+    /// The index of the last map that the node's kernel follows.
+    set: Option<Version>,
+    /// Indexes of which the node wants to know when all nodes are there.
+    asked: BTreeSet<Version>,
+}
+
+impl NetworkLine {
+    /// A node that has done all it was told is where the state is, whether that concerned it or not.
+    fn tell(&self, session: &Session) {
+        if self.set >= Some(self.sent) {
+            session.settle(self.mapped.index);
+        }
+    }
+}
+
+/// Tells the worker what it does not know yet.
 async fn tell_news(
-    state: &State,
+    state: Arc<State>,
     session: &Session,
     view: &mut v1::manager_message::ClusterView,
     told: &mut dispatch::Assignments,
-    mapped: &State,
+    line: &mut NetworkLine,
     out: &Outgoing,
 ) -> Result<(), End> {
     let node = session.node;
     if state.node(node).is_none() {
         return Err(unknown_node(node).into());
     }
-    let changes = dispatch::diff(told, state, node);
-    *told = dispatch::assignments(state, node);
-    let network = netmap::change(mapped, state, node);
+    let changes = dispatch::diff(told, &state, node);
+    *told = dispatch::assignments(&state, node);
+    let network = netmap::change(&line.mapped, &state, node);
+    if !network.is_empty() {
+        line.sent = network.index;
+    }
     if !changes.is_empty() || !network.is_empty() {
         let assignments = v1::manager_message::Assignments {
             index: changes.index.0,
@@ -199,7 +244,8 @@ async fn tell_news(
         };
         send(out, Out::Assignments(assignments)).await?;
     }
-    let news = super::cluster_view(state, node);
+    let news = super::cluster_view(&state, node);
+    line.mapped = state;
     if news != *view {
         *view = news.clone();
         send(out, Out::Cluster(news)).await?;
@@ -236,7 +282,8 @@ fn report(
     use v1::agent_message::Message;
     match message {
         Message::Hello(_) => Err(Status::invalid_argument("expected one `hello` per session, found another")),
-        Message::Heartbeat(_) => Ok((None, Vec::new())),
+        // The last two are the conversation's own.
+        Message::Heartbeat(_) | Message::NetworkSet(_) | Message::AskSettled(_) => Ok((None, Vec::new())),
         Message::Description(description) => {
             let description = description_from(description)?;
             let known = state.node(node).and_then(|node| node.description.as_ref()) == Some(&description);

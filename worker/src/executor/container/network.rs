@@ -107,7 +107,11 @@ impl TaskNetworks {
             return Ok(());
         }
         let former = std::mem::replace(&mut state.map, announced);
-        self.set_overlay(state).await?;
+        if let Err(failure) = self.set_overlay(state).await {
+            // Whoever asks next tries again.
+            state.map = former;
+            return Err(failure);
+        }
         let written = match &mut state.file {
             Some(file) => file.change(&state.map.since(&former), &state.map),
             None => MapWriter::create(&self.run_root, &state.map).map(|file| state.file = Some(file)),
