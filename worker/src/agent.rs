@@ -115,8 +115,8 @@ struct Held {
     report: Report,
 }
 
-/// A task that is to stop, while connections may still come: its place on other nodes is known to be empty once they
-/// have seen `index`, and after `until` it does not matter any more.
+/// A task that is to stop at `until`, and soon after every node is known to have seen `index`: then no connection comes
+/// to it any more.
 #[derive(Debug, Clone, Copy)]
 struct Drain {
     index: u64,
@@ -202,10 +202,10 @@ impl Agent {
                 }
             }
             Input::Settled(index) => {
-                for (id, held) in &mut self.tasks {
-                    if held.drain.is_some_and(|drain| drain.index <= index) {
-                        held.drain = None;
-                        dirty.insert(*id);
+                for held in self.tasks.values_mut() {
+                    if let Some(drain) = held.drain.as_mut().filter(|drain| drain.index <= index) {
+                        drain.index = u64::MAX;
+                        drain.until = drain.until.min(now.after(task::LINGER));
                     }
                 }
             }

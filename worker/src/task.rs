@@ -16,6 +16,8 @@ use crate::executor::{Exit, Failure, FailureKind, Found, FoundState};
 pub const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// How long a task that is to stop waits at most for all nodes to know that it takes no new connections.
 pub const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// What came to it before the last node let go gets so long to be answered.
+pub const LINGER: Duration = Duration::from_millis(100);
 /// Wait before the remains of a task are tried again: nobody waits for them, and what holds them tends to stay.
 pub const REMOVE_RETRY_DELAY: Duration = Duration::from_secs(5);
 

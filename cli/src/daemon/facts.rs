@@ -5,6 +5,8 @@ use std::path::Path;
 
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
+use rswarm_net::NetworkConfig;
+use rswarm_types::cluster::Subnet;
 use rswarm_types::node::{NodeNetworkFacts, Platform, Resources};
 use rswarm_types::{Labels, NodeDescription};
 
@@ -21,12 +23,23 @@ pub fn describe(hostname: Option<&str>, labels: &Labels) -> NodeDescription {
     }
 }
 
-/// What overlays must know of this host, whose packets leave and arrive at `data_path_addr`. Routes are not read yet;
-/// once they are, those of the cluster's own bridges are to be left out, as they would block subnets that are free again.
-pub fn network_facts(data_path_addr: IpAddr) -> NodeNetworkFacts {
-    /// Of an Ethernet.
-    const MTU: u32 = 1500;
-    NodeNetworkFacts { data_path_addr: Some(data_path_addr), mtu: MTU, routes: Vec::new() }
+/// Routes that are told at most: a description has a bounded size.
+const ROUTES_MAX: usize = 512;
+
+/// What overlays must know of this host, whose packets leave and arrive at `data_path_addr`.
+pub fn network_facts(config: NetworkConfig, data_path_addr: IpAddr) -> NodeNetworkFacts {
+    let mut known = NodeNetworkFacts { data_path_addr: Some(data_path_addr), ..NodeNetworkFacts::default() };
+    let IpAddr::V4(source) = data_path_addr else { return known };
+    match rswarm_net::facts(config, source) {
+        Ok(facts) => {
+            known.mtu = facts.mtu.unwrap_or_default();
+            let subnets =
+                facts.routes.iter().filter_map(|route| Subnet::new(route.address, route.prefix_len));
+            known.routes = subnets.take(ROUTES_MAX).collect();
+        }
+        Err(error) => tracing::warn!(%error, "the host's routes cannot be read: overlays may overlap them"),
+    }
+    known
 }
 
 fn host_name() -> String {

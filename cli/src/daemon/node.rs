@@ -50,6 +50,11 @@ pub struct NodeConfig {
 }
 
 impl NodeConfig {
+    /// The namespace of the overlays is below the run root: several nodes may share a machine.
+    fn network(&self) -> NetworkConfig {
+        NetworkConfig { helper: self.paths.run_root.join("netns/overlay"), ..NetworkConfig::default() }
+    }
+
     /// How containers of the node `id` are run here.
     pub fn executor(&self, id: NodeId, listen_port: u16) -> ContainerExecutorConfig {
         ContainerExecutorConfig {
@@ -59,11 +64,7 @@ impl NodeConfig {
             pull: self.pull.clone(),
             // Several nodes on one machine share its cgroups: each has a branch of its own.
             cgroup_parent: format!("/rswarm/{}", id.short()),
-            // So does the namespace of the overlays.
-            network: NetworkConfig {
-                helper: self.paths.run_root.join("netns/overlay"),
-                ..NetworkConfig::default()
-            },
+            network: self.network(),
             guarded: Guarded::from([(rswarm_net::Protocol::Tcp, listen_port)]),
             run_root: self.paths.run_root.clone(),
             bridge_prefix: BRIDGE_PREFIX.to_owned(),
@@ -405,7 +406,11 @@ impl Node {
     /// What this node says of itself as a member.
     fn description(&self, settings: &Settings) -> NodeDescription {
         let addr = settings.data_path_addr.unwrap_or(settings.advertise_addr.ip());
-        NodeDescription { network: facts::network_facts(addr), ..self.shared.config.description.clone() }
+        let config = &self.shared.config;
+        NodeDescription {
+            network: facts::network_facts(config.network(), addr),
+            ..config.description.clone()
+        }
     }
 
     /// Starts the worker of a member; it adopts the containers that are there.

@@ -4,6 +4,7 @@ use rswarm_api::v1;
 use rswarm_core::State;
 use rswarm_core::state::Write;
 use rswarm_core::validate;
+use rswarm_types::service::PublishMode;
 use rswarm_types::{Meta, Network, NetworkDriver, NetworkId, NetworkSpec, Timestamp};
 use tonic::Status;
 
@@ -92,6 +93,12 @@ impl ControlService {
                 network.spec.name
             )));
         }
+        if let Some(user) = user(&state, network) {
+            return Err(Status::failed_precondition(format!(
+                "network `{}` is in use by {user}; remove that first",
+                network.spec.name
+            )));
+        }
         self.context.write(vec![Write::RemoveNetwork { id: network.id }]).await?;
         Ok(v1::RemoveNetworkResponse {})
     }
@@ -132,6 +139,23 @@ fn one_of(filters: &Filters<'_>, key: &str, known: &[&str]) -> Result<(), Status
         ))),
         None => Ok(()),
     }
+}
+
+/// Who keeps a network from being removed, by name. Its removal is refused all the same should there be one by then.
+fn user(state: &State, network: &Network) -> Option<String> {
+    let service = state.services().find(|service| {
+        let named = service.spec.task.networks.iter().any(|one| one.network == network.id);
+        let published = service.spec.endpoint.ports.iter().any(|port| port.mode == PublishMode::Ingress);
+        named || network.spec.ingress && published
+    });
+    let task = || {
+        state.tasks().find(|task| {
+            !task.status.state.is_terminal() && task.networks.iter().any(|one| one.network == network.id)
+        })
+    };
+    service
+        .map(|service| format!("service `{}`", service.spec.name))
+        .or_else(|| task().map(|task| format!("task `{}`, which is about to stop", task.name())))
 }
 
 fn is_built_in(network: &Network) -> bool {

@@ -81,8 +81,7 @@ impl Hub {
         let id = SessionId(inner.next);
         inner.next += 1;
         let writes = inner.leases.register(state, node, id, Some(addr), now);
-        let open =
-            Open { id, wake: wake.clone(), push, settled: Version(0), superseded: superseded.clone() };
+        let open = Open { id, wake: wake.clone(), push, settled: Version(0), superseded: superseded.clone() };
         if let Some(former) = inner.open.insert(node, open) {
             former.superseded.cancel();
         }

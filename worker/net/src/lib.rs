@@ -36,7 +36,7 @@ pub use model::{
     BridgeNetwork, Cidr, Endpoint, HostPort, INTERFACE_NAME_MAX, Mac, NetworkConfig, NodeNetwork, Protocol,
 };
 pub use netns::run_in_netns;
-pub use network::{Attachment, Facts, Network, Report};
+pub use network::{Attachment, Facts, Network, Report, facts};
 pub use overlay::{Overlay, OverlayNetwork, PublishedPort, Step, VirtualService};
 pub use plan::{Inside, Observed, ObservedLink, Operation, plan};
 

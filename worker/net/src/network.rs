@@ -163,12 +163,6 @@ impl Network {
         self.ask(|node| node.differences(&node.current.clone())).await
     }
 
-    /// What the host's network looks like to someone who chooses subnets and sizes for it. `source` is the address that
-    /// this node has towards the others.
-    pub async fn facts(&self, source: Ipv4Addr) -> Result<Facts, NetError> {
-        self.ask(move |node| node.kernel.facts(source)).await
-    }
-
     /// Removes all that is ours: links, bridges, tables. Also what an earlier daemon with the same names left.
     pub async fn remove_all(&self) -> Result<(), NetError> {
         self.ask(|node| {
@@ -178,6 +172,14 @@ impl Network {
         })
         .await
     }
+}
+
+/// What overlays must know of the host, whose encapsulated packets have `source`: for the calling thread's namespace.
+///
+/// # Errors
+/// The kernel cannot be read.
+pub fn facts(config: NetworkConfig, source: Ipv4Addr) -> Result<Facts, NetError> {
+    Kernel::open(config)?.facts(source)
 }
 
 fn check_config(config: &NetworkConfig) -> Result<(), NetError> {

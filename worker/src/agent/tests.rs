@@ -332,7 +332,10 @@ fn a_task_on_an_overlay_is_stopped_once_no_node_sends_it_connections() {
     };
     let mut h = running();
     h.check(Input::Settled(1), &[]);
-    h.check(Input::Settled(2), &["shutdown 1"]);
+    h.check(Input::Settled(2), &[]);
+    h.now = h.agent.wake_at().unwrap();
+    assert_eq!(h.now, NOW.after(task::LINGER));
+    h.check(Input::Tick, &["shutdown 1"]);
 
     let mut h = running();
     let until = h.agent.wake_at().unwrap();
