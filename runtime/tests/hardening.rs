@@ -121,6 +121,73 @@ fn the_hosts_null_device_is_not_what_a_program_is_given() {
     assert_eq!((own().as_str(), mode()), ("600\n", 0o666));
 }
 
+/// Masks, and devices in a user namespace, are the host's own files: a program may read and write such a device, but
+/// mode, owner, times and attributes are everybody's on the host. What is tried here does no harm where it is allowed.
+#[test]
+fn the_hosts_device_nodes_cannot_be_changed_through_masks() {
+    let Some(lab) = Lab::new() else { return };
+    let host = || {
+        use std::os::unix::fs::MetadataExt;
+        let stat = std::fs::metadata("/dev/null").unwrap();
+        (
+            stat.mode(),
+            stat.uid(),
+            stat.gid(),
+            stat.mtime(),
+            stat.mtime_nsec(),
+            stat.ctime(),
+            stat.ctime_nsec(),
+        )
+    };
+    let before = host();
+    for user in [false, true] {
+        let mut request = lab.script(&format!("user-{user}"), "sleep 1000");
+        let config = serde_json::to_value(&request.spec).unwrap();
+        let text = |path: &Value| path.as_str().unwrap().to_owned();
+        let masked = config["linux"]["maskedPaths"].as_array().unwrap().iter().map(text);
+        let mut files: Vec<String> = masked.filter(|path| Path::new(path).is_file()).collect();
+        assert!(!files.is_empty(), "this kernel has none of the files that are masked");
+        if user {
+            edit(&mut request, |config| {
+                push(&mut config["linux"]["namespaces"], json!({ "type": "user" }));
+                let maps = json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]);
+                config["linux"]["uidMappings"] = maps.clone();
+                config["linux"]["gidMappings"] = maps;
+            });
+        }
+        let devices = ["null", "zero", "full", "random", "urandom"].map(|name| format!("/dev/{name}"));
+        // Elsewhere they are the container's own.
+        let bound = if user { &devices[..] } else { &[] };
+        let attempts = "for file in $FILES; do
+            test -s $file && echo $file is not empty
+            cat $file && echo ignored > $file || echo $file cannot be used
+            for file in $file $BOUND; do
+                chmod 666 $file && echo $file changed its mode
+                chown 0:0 $file && echo $file changed its owner
+                touch -c $file && echo $file changed its times
+            done
+        done 2>/dev/null; echo done; sleep 1000";
+        let script = attempts.replace("$FILES", &files.join(" ")).replace("$BOUND", &bound.join(" "));
+        edit(&mut request, |config| config["process"]["args"][2] = script.into());
+        let container = lab.containers.create(&request).unwrap();
+        container.start().unwrap();
+        common::eventually("everything was tried", || common::output(&container).contains("done"));
+        let pid = container.init_pid().unwrap().unwrap();
+        files.extend(bound.iter().cloned());
+        for file in &files {
+            // As root of the host, whom nothing but the mount stops.
+            let path = format!("/proc/{pid}/root{file}");
+            let none = rustix::fs::XattrFlags::empty();
+            let set = rustix::fs::setxattr(&path, "trusted.rswarm-test", b"", none);
+            let _ = rustix::fs::removexattr(&path, "trusted.rswarm-test");
+            assert_eq!(set, Err(rustix::io::Errno::ROFS), "{file}");
+        }
+        assert_eq!(common::output(&container), "done\n");
+        container.delete().unwrap();
+    }
+    assert_eq!(host(), before);
+}
+
 /// CVE-2019-16884 and CVE-2023-27561: `/proc` as a link makes the runtime mount procfs elsewhere, and mask nothing.
 #[test]
 fn kernel_file_systems_are_not_mounted_through_links() {

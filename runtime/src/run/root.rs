@@ -226,7 +226,7 @@ impl Root {
             clone_mount(empty.as_fd(), OsStr::new(""), false).step(step)?
         } else {
             // The host's device, for the container's may be anything its image wants.
-            clone_mount(CWD, OsStr::new("/dev/null"), false).step(step)?
+            clone_host_device(Path::new("/dev/null")).step(step)?
         };
         attach(cover.as_fd(), place.as_fd()).step(step)
     }
@@ -291,7 +291,7 @@ impl Root {
     /// Shows the host's device of the same path and number.
     fn host_device(&self, device: &Device) -> Result<(), Failure> {
         let step = || format!("show the device `{}` of the host", device.path.display());
-        let mount = clone_mount(CWD, device.path.as_os_str(), false).step(step)?;
+        let mount = clone_host_device(&device.path).step(step)?;
         let stat = rustix::fs::fstat(&mount).step(step)?;
         let number = rustix::fs::makedev(device.major, device.minor);
         if stat.st_mode & libc::S_IFMT != device.kind || stat.st_rdev != number {
@@ -400,6 +400,15 @@ pub(super) fn clone_mount(at: BorrowedFd<'_>, path: &OsStr, recursive: bool) -> 
         flags |= OpenTreeFlags::AT_EMPTY_PATH;
     }
     rustix::mount::open_tree(at, path, flags)
+}
+
+/// A copy of the mount of the host's device node at `path`. Read-only: the device can be written to all the same, but
+/// mode, owner, times and attributes are those of the host's own file.
+fn clone_host_device(path: &Path) -> io::Result<OwnedFd> {
+    let mount = clone_mount(CWD, path.as_os_str(), false)?;
+    let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+    sys::mount_setattr(mount.as_fd(), MountAttributes { set, ..Default::default() }, false)?;
+    Ok(mount)
 }
 
 fn attach(mount: BorrowedFd<'_>, place: BorrowedFd<'_>) -> rustix::io::Result<()> {
