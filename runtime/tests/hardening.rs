@@ -119,6 +119,12 @@ fn the_hosts_null_device_is_not_what_a_program_is_given() {
     common::eventually("the container has changed its own", || own() == "640\n");
     call(&["exec", "null", "/bin/sh", "-c", "chmod 600 /proc/self/fd/0"]);
     assert_eq!((own().as_str(), mode()), ("600\n", 0o666));
+
+    // Nor is it where the container has removed its own.
+    call(&["exec", "null", "/bin/sh", "-c", "rm /dev/null"]);
+    let script = "test $(stat -L -c %t:%T /proc/self/fd/0) = 1:3 && cat && chmod 600 /proc/self/fd/0";
+    call(&["exec", "null", "/bin/sh", "-c", script]);
+    assert_eq!(mode(), 0o666);
 }
 
 /// Masks, and devices in a user namespace, are the host's own files: a program may read and write such a device, but

@@ -5,13 +5,14 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::{Gid, Uid};
 
 use super::listener::Listener;
 use super::root::{self, Root};
 use super::sources;
+use super::stdio;
 use super::{FAILED, HOOKS, HOOKS_DONE, Message, READY, START, receive, send, terminal};
 use crate::error::{Cause, Failure, Step};
 use crate::hooks;
@@ -201,8 +202,8 @@ impl Process {
             Inside::Rlimit(limit) => rlimit(limit),
             Inside::MakeDirectory(path) => self.root()?.make_directory(path),
             Inside::WorkingDirectory(path) => working_directory(path),
-            Inside::OwnNull => own_null(),
-            Inside::StdioOwner { uid } => stdio_owner(*uid),
+            Inside::OwnNull => stdio::own_null(),
+            Inside::StdioOwner { uid } => stdio::give_to(*uid),
             Inside::FindHome { uid } => {
                 self.home = Some(format!("HOME={}", home(*uid)));
                 Ok(())
@@ -475,47 +476,6 @@ fn working_directory(path: &Path) -> Result<(), Failure> {
     // A path through /proc could have led out of the container by way of an open descriptor (CVE-2024-21626).
     if !sys::current_directory().step(step)?.starts_with(b"/") {
         return Err(Failure::new(step(), "it is outside of the container"));
-    }
-    Ok(())
-}
-
-/// Replaces standard descriptors that are the host's `/dev/null` by the container's: through the host's, a program could
-/// close that to everybody on the host (`fchmod(2)`). One that has no such device keeps what it was given.
-fn own_null() -> Result<(), Failure> {
-    let is_null = |stat: &Stat| {
-        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
-            && stat.st_rdev == rustix::fs::makedev(1, 3)
-    };
-    let step = || "open the container's `/dev/null`".to_owned();
-    // The image may have anything there, such as a pipe without an end.
-    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let Ok(own) = rustix::fs::open("/dev/null", flags, Mode::empty()) else { return Ok(()) };
-    if !is_null(&rustix::fs::fstat(&own).step(step)?) {
-        return Ok(());
-    }
-    let replace =
-        [rustix::stdio::dup2_stdin::<&OwnedFd>, rustix::stdio::dup2_stdout, rustix::stdio::dup2_stderr];
-    for (number, replace) in (0..).zip(replace) {
-        if is_null(&rustix::fs::fstat(sys::standard(number)).step(step)?) {
-            replace(&own).step(step)?;
-        }
-    }
-    Ok(())
-}
-
-/// Pipes belong to whoever made them; the container's user must be able to open `/dev/stdout`.
-fn stdio_owner(uid: u32) -> Result<(), Failure> {
-    for number in 0..=2 {
-        let fd = sys::standard(number);
-        let step = || format!("give descriptor {number} to user {uid}");
-        let stat = rustix::fs::fstat(fd).step(step)?;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
-            match rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), None) {
-                // In a user namespace they belong to nobody one could take them from.
-                Err(rustix::io::Errno::PERM) => {}
-                other => other.step(step)?,
-            }
-        }
     }
     Ok(())
 }

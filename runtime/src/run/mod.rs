@@ -14,6 +14,7 @@ mod inside;
 mod listener;
 mod root;
 mod sources;
+mod stdio;
 mod terminal;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -411,6 +411,16 @@ fn clone_host_device(path: &Path) -> io::Result<OwnedFd> {
     Ok(mount)
 }
 
+/// A device open to everybody, on a file system of its own that is mounted nowhere.
+pub(super) fn new_device(kind: FileType, number: u64) -> rustix::io::Result<OwnedFd> {
+    let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(&context)?;
+    let mount = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    rustix::fs::mknodat(&mount, "device", kind, Mode::empty(), number)?;
+    rustix::fs::chmodat(&mount, "device", Mode::from_raw_mode(0o666), AtFlags::empty())?;
+    rustix::fs::openat(&mount, "device", OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
+}
+
 fn attach(mount: BorrowedFd<'_>, place: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(mount, "", place, "", flags)
