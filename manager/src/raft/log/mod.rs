@@ -53,6 +53,12 @@ pub enum LogError {
         path.display()
     )]
     Corrupt { path: PathBuf, offset: usize, next: usize },
+    #[error(
+        "`{}` is corrupt at byte {offset}: its last record has the length it should have and a wrong checksum, so it was \
+         not cut short by a power cut but changed; {REPAIR}",
+        path.display()
+    )]
+    Changed { path: PathBuf, offset: usize },
     #[error("`{}` ends at byte {offset} with a damaged record, but it is not the last segment; {REPAIR}", path.display())]
     CutShort { path: PathBuf, offset: usize },
     #[error(

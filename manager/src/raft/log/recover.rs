@@ -108,6 +108,7 @@ impl Replay {
         match scan.tail {
             Tail::Clean => {}
             Tail::Corrupt { next } => return Err(LogError::Corrupt { path: path.to_owned(), offset, next }),
+            Tail::Changed => return Err(LogError::Changed { path: path.to_owned(), offset }),
             // The first record was on disk before the segment got its name.
             Tail::Torn if !last || scan.records.is_empty() => {
                 return Err(LogError::CutShort { path: path.to_owned(), offset });
@@ -129,7 +130,8 @@ impl Replay {
         if scan.tail == Tail::Torn {
             let cut = bytes.len() - offset;
             tracing::warn!(
-                "cut an unfinished write of at most {cut} bytes at byte {offset} of `{}`",
+                "cut an unfinished write of at most {cut} bytes at byte {offset} of `{}`; nobody was told that it was on disk, \
+                 unless the record's length was damaged since, which looks the same",
                 path.display()
             );
             // Zeros, so that a later scan does not meet remains of it behind new records.

@@ -7,7 +7,10 @@
 //! ```
 //! Integers are little-endian. The CRC covers everything of the record but itself. The body is sealed with (segment,
 //! offset, kind, index) as additional data. `synced` is the offset up to which the file was known to be on disk when
-//! the record was written: it tells a write that a power cut tore from bytes that went bad later.
+//! the record was written: it tells a write that a power cut tore from bytes that went bad later. No record says that of
+//! the last write. It is taken for torn, and cut, where bytes are missing: a sector that reads as zeros, or the end. The
+//! last record in its full length with a wrong checksum is damage, and refused. What stays open is damage that looks like
+//! a missing part: in the length of the last record, or a last byte that became zero.
 
 /// Bytes before the first record.
 pub const PREAMBLE_LEN: usize = 16;
@@ -149,6 +152,8 @@ pub enum Tail {
         /// Offset of the whole record.
         next: usize,
     },
+    /// The last record has its full length and the wrong bytes: something that was written has changed.
+    Changed,
 }
 
 /// Reads the records of a segment whose preamble is in order.
@@ -169,7 +174,9 @@ pub fn scan(bytes: &[u8]) -> Scan {
 
 /// Decides between torn and corrupt: a power cut loses whole sectors of what was not synced, and since segments are
 /// made of zeros, a lost sector reads as zeros. So damage before a whole record is only taken for a torn write where
-/// that record was written before the damaged bytes were synced, and where such a hole is seen.
+/// that record was written before the damaged bytes were synced, and where such a hole is seen. Nothing after the last
+/// record says that it was synced, but it too must miss something to be torn. A length that was damaged so that it
+/// reaches beyond what is there cannot be told from a write that was cut.
 fn judge_tail(bytes: &[u8], damage: usize) -> Tail {
     let mut at = damage + ALIGN;
     while at < bytes.len() {
@@ -183,7 +190,20 @@ fn judge_tail(bytes: &[u8], damage: usize) -> Tail {
         }
         at = record.end();
     }
-    Tail::Torn
+    if misses_nothing(bytes, damage) { Tail::Changed } else { Tail::Torn }
+}
+
+/// Whether the damaged record at `offset` is there from its first to its last byte, as long as it says it is. The last
+/// byte belongs to the seal's tag, so it is zero in one of 256 records that are whole; such a one passes as torn.
+fn misses_nothing(bytes: &[u8], offset: usize) -> bool {
+    let Some(body_len) = u32_at(bytes, offset) else { return false };
+    let end = offset.saturating_add(HEADER_LEN).saturating_add(body_len as usize);
+    if bytes.get(offset..end).is_none_or(|record| record.ends_with(&[0])) {
+        return false;
+    }
+    let starts = (offset / SECTOR * SECTOR..end).step_by(SECTOR);
+    let mut sectors = starts.map(|start| &bytes[start.max(offset)..(start + SECTOR).min(end)]);
+    sectors.all(|sector| sector.iter().any(|byte| *byte != 0))
 }
 
 /// Whether a sector, as far as it lies in `from..to`, is all zeros.
@@ -221,6 +241,44 @@ mod tests {
         assert_eq!((scan.records.len(), scan.tail), (5, Tail::Clean));
         assert!(has_preamble(&bytes, 7) && !has_preamble(&bytes, 8));
         (bytes, scan.records)
+    }
+
+    #[test]
+    fn a_flipped_byte_of_the_last_record_is_a_change_but_for_its_length() {
+        let (bytes, records) = segment();
+        let last = records[4];
+        for at in last.offset..last.offset + HEADER_LEN + last.body_len {
+            let mut bad = bytes.clone();
+            bad[at] ^= 0x40;
+            let scan = scan(&bad);
+            // A greater length looks like a write of which the end is missing.
+            let longer = (last.offset..last.offset + 4).contains(&at) && bad[at] > bytes[at];
+            let expected = if longer { Tail::Torn } else { Tail::Changed };
+            assert_eq!((scan.end, scan.tail), (last.offset, expected), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_last_record_that_lost_any_of_its_sectors_is_torn() {
+        let (mut bytes, records) = segment();
+        // Of every alignment that a record can have to the sectors.
+        for _ in 0..SECTOR / ALIGN {
+            let last = scan(&bytes).records.pop().unwrap();
+            for start in (last.offset / SECTOR * SECTOR..last.end()).step_by(SECTOR) {
+                let mut bad = bytes.clone();
+                bad[start.max(last.offset)..(start + SECTOR).min(last.end())].fill(0);
+                let scan = scan(&bad);
+                // Of a record that has all its bytes in one sector nothing is left.
+                let nothing = start <= last.offset && last.end() <= start + SECTOR;
+                let expected = if nothing { Tail::Clean } else { Tail::Torn };
+                assert_eq!((scan.end, scan.tail), (last.offset, expected), "{last:?}, sector at {start}");
+            }
+            bytes.truncate(last.offset);
+            push_record(&mut bytes, Kind::Purge, 1, 0, |out| out.resize(out.len() + 8, 0xee));
+            push_record(&mut bytes, Kind::Entry, 5, 0, |out| out.resize(out.len() + 1200, 0xcd));
+            bytes.resize(32768, 0);
+        }
+        assert!(records.len() == 5);
     }
 
     #[test]

@@ -270,19 +270,26 @@ async fn a_flipped_byte_is_refused_by_file_and_offset() {
     for (name, whole) in &files {
         let records = segment::scan(whole).records;
         let last_segment = files.keys().next_back() == Some(name);
-        let checked = if last_segment { records.len() - 1 } else { records.len() };
-        for record in &records[..checked] {
+        for record in &records {
+            let very_last = last_segment && Some(record) == records.last();
             if !kinds.contains(&record.kind) {
                 kinds.push(record.kind);
             }
             for at in [0, 3, 5, 8, 13, 16, segment::HEADER_LEN, segment::HEADER_LEN + record.body_len - 1] {
+                if very_last && at < 4 {
+                    continue; // A damaged length at the end looks like a write that was cut.
+                }
                 let mut bad = files.clone();
                 bad.get_mut(name).unwrap()[record.offset + at] ^= 0x20;
                 dir.replace(&bad);
                 let error = dir.open().err().unwrap_or_else(|| panic!("byte {at} of {record:?} in `{name}`"));
                 let text = error.to_string();
                 assert!(
-                    matches!(error, LogError::Corrupt { offset, .. } | LogError::CutShort { offset, .. } if offset == record.offset),
+                    matches!(
+                        error,
+                        LogError::Corrupt { offset, .. } | LogError::Changed { offset, .. } | LogError::CutShort { offset, .. }
+                            if offset == record.offset
+                    ),
                     "{text}"
                 );
                 assert!(text.contains(name) && text.contains("restore a backup"), "{text}");
