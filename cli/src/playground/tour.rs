@@ -1,5 +1,6 @@
 //! What the playground shows: a cluster comes into being, a service runs on it, its replicas answer.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,11 @@ const NODES_DEADLINE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
 const MANAGERS: usize = 3;
 const SERVICE: &str = "web";
-const PORT: u32 = 80;
+const PORT: u16 = 80;
+/// On every host.
+const PUBLISHED: u16 = 8080;
+/// Chance decides who answers: this is for many replicas.
+const PAGES_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A step failed on a host of the lab, whose log may say more.
 #[derive(Debug, thiserror::Error)]
@@ -53,18 +58,18 @@ pub async fn show(lab: &mut Lab, replicas: u16) -> anyhow::Result<()> {
     until_ready(lab).await?;
 
     let first = lab.host(1);
-    let replicas = replicas.to_string();
+    let count = replicas.to_string();
     let image = format!("{NAME}:{}", REVISIONS[0]);
-    let publish = format!("mode=host,target={PORT}");
+    let publish = format!("{PUBLISHED}:{PORT}");
     // One second of watching instead of five: these replicas have no reason to fail.
-    let create = ["service", "create", "--name", SERVICE, "--replicas", &replicas, "--publish", &publish];
+    let create = ["service", "create", "--name", SERVICE, "--replicas", &count, "--publish", &publish];
     shown(first, &[&create[..], &["--update-monitor", "1s", &image]].concat()).await?;
     shown(first, &["node", "ls"]).await?;
     shown(first, &["service", "ls"]).await?;
     shown(first, &["service", "ps", SERVICE]).await?;
-    let example = ask_replicas(lab).await?;
+    ask_replicas(lab, replicas).await?;
     println!("\nThe playground is up after {:.1} s.", started_at.elapsed().as_secs_f64());
-    explain(lab, example.as_deref());
+    explain(lab);
     Ok(())
 }
 
@@ -133,44 +138,44 @@ async fn until_ready(lab: &Lab) -> anyhow::Result<()> {
     }
 }
 
-/// Fetches and shows a page of each replica; returns the address of one.
-async fn ask_replicas(lab: &Lab) -> anyhow::Result<Option<String>> {
-    let client = Client::new(&lab.host(1).socket());
-    let service = v1::Filter { key: "service".into(), values: vec![SERVICE.into()] };
-    let running = v1::Filter { key: "desired-state".into(), values: vec!["running".into()] };
-    let request = v1::ListTasksRequest { filters: vec![service, running] };
-    let mut tasks = call!(client, control.list_tasks(request))?.tasks;
-    tasks.sort_by_key(|task| task.slot);
-    let nodes = call!(client, control.list_nodes(v1::ListNodesRequest::default()))?.nodes;
-    let mut example = None;
-    for task in tasks {
-        let name = format!("{SERVICE}.{}", task.slot);
-        let hostname =
-            nodes.iter().find(|node| node.id == task.node_id).and_then(|node| node.description.as_ref());
-        let hostname = hostname.map(|description| description.hostname.as_str()).unwrap_or_default();
-        let host = lab.hosts().iter().find(|host| host.name == hostname);
-        let host =
-            expect(host, || format!("task `{name}` runs on no host of the playground but `{hostname}`"))?;
-        let ports = task.status.as_ref().map(|status| &status.ports[..]).unwrap_or_default();
-        let port =
-            ports.iter().find(|port| port.target == PORT).and_then(|port| u16::try_from(port.published).ok());
-        let port = expect(port, || format!("task `{name}` has no published port"))?;
+/// Asks the hosts in turn until every replica has answered, and shows the first page of each.
+async fn ask_replicas(lab: &Lab, replicas: u16) -> anyhow::Result<()> {
+    let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+    let mut clients = BTreeSet::new();
+    let deadline = Instant::now() + PAGES_DEADLINE;
+    for host in lab.hosts().iter().cycle() {
         let (netns, address) = (lab.config().wire_netns(), host.address);
-        let page = tokio::task::spawn_blocking(move || rswarm_lab::page(&netns, address, port)).await?;
-        let page = page.with_context(|| HostFailed::new(host, &format!("fetch a page of `{name}`")))?;
+        let page = tokio::task::spawn_blocking(move || rswarm_lab::page(&netns, address, PUBLISHED)).await?;
+        let page = page.with_context(|| HostFailed::new(host, &format!("fetch a page of `{SERVICE}`")))?;
+        let line = |key: &str| {
+            let line = page.lines().find_map(|line| line.strip_prefix(key));
+            expect(line.map(|value| value.trim().to_owned()), || {
+                format!("expected a page with `{key}`, found:\n{page}")
+            })
+        };
+        clients.extend(line("peer:")?.rsplit_once(':').map(|(client, _)| client.to_owned()));
+        let times = answers.entry(line("task:")?).or_default();
+        *times += 1;
+        if *times == 1 {
+            println!("\n$ curl http://{address}:{PUBLISHED}/");
+            print!("{page}");
+        }
+        if answers.len() == usize::from(replicas) && host.number == lab.hosts().len() {
+            break;
+        }
         ensure!(
-            page.contains(&format!("slot:     {}\n", task.slot)),
-            "task `{name}` answered for another:\n{page}"
+            Instant::now() < deadline,
+            "only {} of {replicas} replicas answered within {PAGES_DEADLINE:?}",
+            answers.len()
         );
-        let url = format!("http://{address}:{port}/");
-        println!("\n$ curl {url}");
-        print!("{page}");
-        example.get_or_insert(url);
     }
-    Ok(example)
+    let counts: Vec<_> = answers.iter().map(|(task, times)| format!("{task} {times}")).collect();
+    println!("\nAnswers, asked of all hosts in turn: {}.", counts.join(", "));
+    println!("The client, as the replicas saw it: {}.", Vec::from_iter(clients).join(", "));
+    Ok(())
 }
 
-fn explain(lab: &Lab, example: Option<&str>) {
+fn explain(lab: &Lab) {
     println!("Go on by hand, as on {}:\n", lab.host(1).name);
     if let Some(directory) = directory_to_add(&lab.config().executable) {
         println!("    export PATH=\"$PATH:{}\"", directory.display());
@@ -183,9 +188,8 @@ fn explain(lab: &Lab, example: Option<&str>) {
     if lab.hosts().len() > 1 {
         println!("    rswarm node update --availability drain {}", lab.host(2).name);
     }
-    if let Some(url) = example {
-        println!("    nsenter --net={} curl {url}", lab.config().wire_netns().display());
-    }
+    let (client, address) = (lab.config().wire_netns(), lab.host(1).address);
+    println!("    nsenter --net={} curl http://{address}:{PUBLISHED}/", client.display());
     println!();
 }
 

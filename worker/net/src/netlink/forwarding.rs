@@ -23,6 +23,11 @@ const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 const NUD_REACHABLE: u16 = 0x02;
 const NUD_NOARP: u16 = 0x40;
+const RTM_SETNEIGHTBL: u16 = 67;
+const NDTA_NAME: u16 = 1;
+const NDTA_PARMS: u16 = 6;
+const NDTPA_IFINDEX: u16 = 1;
+const NDTPA_PROXY_DELAY: u16 = 13;
 const NUD_PERMANENT: u16 = 0x80;
 const NTF_SELF: u8 = 0x02;
 const NTF_MASTER: u8 = 0x04;
@@ -231,6 +236,17 @@ pub(crate) fn neighbours(socket: &mut Socket) -> Result<Vec<(u32, Ipv4Addr, Mac)
         }
     })?;
     Ok(found)
+}
+
+/// Has a link answer at once for addresses that are not its own. The kernel's default is a random wait of up to 0.8 s, and a
+/// new link takes it from the initial namespace, whatever this one's says.
+pub(crate) fn answer_at_once(socket: &mut Socket, link: u32) -> Result<(), KernelError> {
+    let parameters =
+        Attributes::new().u32(NDTPA_IFINDEX, link).bytes(NDTPA_PROXY_DELAY, &0_u64.to_ne_bytes());
+    let table = Attributes::new().text(NDTA_NAME, "arp_cache").nest(NDTA_PARMS, &parameters);
+    // `struct ndtmsg`.
+    let header = [libc::AF_INET as u8, 0, 0, 0];
+    socket.execute(&Message::new(RTM_SETNEIGHTBL, &header, table))
 }
 
 /// An entry of a forwarding table: frames for `mac` leave by `link`, and if that is a VXLAN, for the node at `to`.

@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// Settings of the namespace. Some are of modules that may be absent: then there is nothing to set.
-const SETTINGS: [(&str, &str); 15] = [
+const SETTINGS: [(&str, &str); 14] = [
     ("net/ipv4/ip_forward", "1"),
     // Clients of the mesh come from anywhere.
     ("net/ipv4/conf/all/rp_filter", "0"),
@@ -45,9 +45,8 @@ const SETTINGS: [(&str, &str); 15] = [
     ("net/ipv4/conf/default/send_redirects", "0"),
     ("net/ipv4/conf/all/accept_redirects", "0"),
     ("net/ipv4/conf/default/accept_redirects", "0"),
-    // The bridge answers for all addresses of its subnet, and at once.
+    // The bridge answers for all addresses of its subnet.
     ("net/ipv4/conf/default/proxy_arp_pvlan", "1"),
-    ("net/ipv4/neigh/default/proxy_delay", "0"),
     ("net/ipv6/conf/all/disable_ipv6", "1"),
     ("net/ipv6/conf/default/disable_ipv6", "1"),
     ("net/bridge/bridge-nf-call-iptables", "0"),
@@ -420,6 +419,7 @@ impl Helper {
                 }
                 route::make_plain(&mut self.route, name)?;
                 let index = self.index(name)?;
+                forwarding::answer_at_once(&mut self.route, index)?;
                 for (_, surplus) in route::addresses(&mut self.route)?
                     .into_iter()
                     .filter(|(of, cidr)| *of == index && cidr != address)

@@ -37,6 +37,8 @@ async fn tasks_reach_each_other_within_and_across_nodes() {
     }
     cluster.tell().await;
     cluster.assert_settled().await;
+    let settings = format!("/proc/sys/net/ipv4/neigh/rsb{APP}/proxy_delay");
+    assert_eq!(cluster.inside(1, "cat", &[&settings]).trim(), "0", "a first packet waits for no answer");
     let ping = Command::new("ping").arg("-V").output().is_ok();
     if !ping {
         eprintln!("left out: ping, which is not installed");
