@@ -14,8 +14,9 @@ use crate::executor::{Exit, Failure, FailureKind, Found, FoundState};
 
 /// Wait before a step that failed for a passing reason is tried again.
 pub const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// How long a task that is to stop waits at most for all nodes to know that it takes no new connections.
-pub const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// How long a task that is to stop waits at most for all nodes to know that it takes no new connections. A node that says
+/// nothing counts as down before (5 s by default), and is then not waited for.
+pub const DRAIN_MAX: Duration = Duration::from_secs(6);
 /// What came to it before the last node let go gets so long to be answered.
 pub const LINGER: Duration = Duration::from_millis(100);
 /// Wait before the remains of a task are tried again: nobody waits for them, and what holds them tends to stay.

@@ -123,6 +123,11 @@ impl Sessions {
         }
     }
 
+    /// Whether a node that does not count as down has no session: what it was told last may be outdated.
+    pub fn awaits_any(&self, now: Timestamp) -> bool {
+        self.leases.values().any(|lease| lease.session.is_none() && lease.until > now)
+    }
+
     /// The session that a node holds.
     pub fn session(&self, node: NodeId) -> Option<SessionId> {
         self.leases.get(&node).and_then(|lease| lease.session)

@@ -26,7 +26,7 @@ pub(crate) struct Hub {
     inner: Mutex<Inner>,
     /// Wakes the task that looks at leases: there is a new one.
     pub(crate) lease_added: Notify,
-    /// The index up to which the network of every node with a session is as the state says.
+    /// The index up to which the network of every node that is not down is as the state says.
     pub(super) settled: watch::Sender<Version>,
 }
 
@@ -92,7 +92,11 @@ impl Hub {
 
     /// Compares leases with the state.
     pub(crate) fn expire(&self, state: &State, now: Timestamp) -> Expiry {
-        self.lock().leases.expire(state, now)
+        let mut inner = self.lock();
+        let expiry = inner.leases.expire(state, now);
+        // Nobody waits any more for the network of a node that is down.
+        self.tell_settled(&inner, now);
+        expiry
     }
 
     /// Wakes the sessions of these nodes.
@@ -115,9 +119,12 @@ impl Hub {
         self.lock().open.get(&node).is_some_and(|open| open.push.try_send(message).is_ok())
     }
 
-    /// The least of what all nodes with a session have settled. One that cannot be reached is not waited for.
-    fn tell_settled(&self, inner: &Inner) {
-        if let Some(least) = inner.open.values().map(|open| open.settled).min() {
+    /// The least of what all nodes with a session have settled, unless one is away for a moment: its kernel goes on as
+    /// it was told last.
+    fn tell_settled(&self, inner: &Inner, now: Timestamp) {
+        if !inner.leases.awaits_any(now)
+            && let Some(least) = inner.open.values().map(|open| open.settled).min()
+        {
             self.settled.send_if_modified(|settled| std::mem::replace(settled, least) != least);
         }
     }
@@ -139,7 +146,7 @@ impl Session {
         if let Some(open) = inner.open.get_mut(&self.node).filter(|open| open.id == self.id) {
             open.settled = index;
         }
-        self.hub.tell_settled(&inner);
+        self.hub.tell_settled(&inner, Timestamp::now());
     }
 
     /// Told when all nodes have settled more.
@@ -159,7 +166,6 @@ impl Drop for Session {
         inner.leases.close(self.node, self.id);
         if inner.open.get(&self.node).is_some_and(|open| open.id == self.id) {
             inner.open.remove(&self.node);
-            self.hub.tell_settled(&inner);
         }
     }
 }

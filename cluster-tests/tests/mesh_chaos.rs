@@ -1,0 +1,160 @@
+//! A service on the mesh under load, while its tasks are replaced, moved and killed and daemons crash at random: only
+//! requests that a killed task had may fail.
+//!
+//! `CHAOS_SEED=n` repeats a run's choices (its timing is the machine's); `CHAOS_EVENTS=200` makes it long.
+
+use std::net::{Ipv4Addr, TcpStream};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rswarm_cluster_tests::ClusterLab;
+use rswarm_net::run_in_netns;
+
+const EVENTS: usize = 15;
+const MANAGERS: usize = 3;
+const HOSTS: usize = 5;
+const PUBLISHED: u16 = 8080;
+const REPLICAS: usize = 5;
+const SOON: Duration = Duration::from_secs(30);
+/// One client's pace; there are three.
+const PERIOD: Duration = Duration::from_millis(10);
+/// How long after a task was killed requests may fail for it.
+const MOURNING: Duration = Duration::from_secs(1);
+
+/// Xorshift: enough to choose, the same everywhere. Source: Marsaglia, "Xorshift RNGs", 2003.
+struct Choices(u64);
+
+impl Choices {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % end as u64) as usize
+    }
+}
+
+struct Failure {
+    at: Instant,
+    host: usize,
+    error: String,
+}
+
+#[test]
+fn only_requests_of_killed_tasks_fail() {
+    let Some(mut lab) = ClusterLab::form("mesh-chaos", MANAGERS, HOSTS - MANAGERS) else { return };
+    let seed = number("CHAOS_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    eprintln!("seed: {seed} (repeat with CHAOS_SEED={seed})");
+    let mut choices = Choices(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let events = number("CHAOS_EVENTS").map_or(EVENTS, |events| events as usize);
+    lab.ok(1, &["network", "create", "front"]);
+    let publish = format!("{PUBLISHED}:80");
+    let flags = ["--network", "front", "--publish", &publish, "--restart-delay", "0s"];
+    lab.create(1, "web", REPLICAS, &flags, &["serve", "80"]);
+    lab.until_running(1, "web", REPLICAS, SOON);
+
+    let wire = lab.config().wire_netns();
+    let addresses: Vec<Ipv4Addr> = lab.hosts().iter().map(|host| host.address).collect();
+    let (stop, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let failures = Mutex::new(Vec::new());
+    let mut killed_at = Vec::new();
+    std::thread::scope(|scope| {
+        for first in 0..3 {
+            let (addresses, stop, asked, failures) = (&addresses, &stop, &asked, &failures);
+            let client = move || {
+                let mut next = Instant::now();
+                for n in first.. {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    next += PERIOD;
+                    std::thread::sleep(next.saturating_duration_since(Instant::now()));
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    let host = n % addresses.len();
+                    if let Err(error) = ask(addresses[host]) {
+                        let failure =
+                            Failure { at: Instant::now(), host: host + 1, error: error.to_string() };
+                        failures.lock().unwrap().push(failure);
+                    }
+                }
+            };
+            let wire = &wire;
+            scope.spawn(move || run_in_netns(wire, client).expect("the wire's namespace"));
+        }
+        // Ends the clients also when a change fails.
+        let stopped = Stop(&stop);
+        for n in 0..events {
+            let manager = 1 + n % MANAGERS;
+            change(&mut lab, &mut choices, manager, &mut killed_at);
+            lab.until_running(manager, "web", REPLICAS, SOON);
+        }
+        drop(stopped);
+    });
+    let failures = failures.into_inner().unwrap();
+    let asked = asked.load(Ordering::Relaxed);
+    let unexplained: Vec<String> = failures
+        .iter()
+        .filter(|failure| {
+            let explains = |at: &Instant| *at <= failure.at && failure.at <= *at + MOURNING;
+            !killed_at.iter().any(explains)
+        })
+        .map(|failure| format!("through host-{}: {}", failure.host, failure.error))
+        .collect();
+    eprintln!("{asked} requests, {} failed, {} tasks were killed", failures.len(), killed_at.len());
+    assert!(unexplained.is_empty(), "{} of {asked}: {:?}", unexplained.len(), &unexplained);
+}
+
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+fn change(lab: &mut ClusterLab, choices: &mut Choices, manager: usize, killed_at: &mut Vec<Instant>) {
+    match choices.below(4) {
+        0 => {
+            eprintln!("replace all");
+            lab.ok(manager, &["service", "update", "--force", "--update-parallelism", "2", "web"]);
+        }
+        1 => {
+            let name = format!("host-{}", 1 + choices.below(HOSTS));
+            eprintln!("drain {name}");
+            lab.ok(manager, &["node", "update", "--availability", "drain", &name]);
+            lab.until_running(manager, "web", REPLICAS, SOON);
+            lab.ok(manager, &["node", "update", "--availability", "active", &name]);
+        }
+        2 => {
+            let host = 1 + choices.below(HOSTS);
+            let pids = lab.workload_pids(host);
+            let Some(pid) = pids.iter().nth(choices.below(pids.len().max(1))) else { return };
+            eprintln!("kill task with process {pid} on host-{host}");
+            killed_at.push(Instant::now());
+            let killed = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::SIGKILL);
+            killed.expect("the process was there");
+        }
+        _ => {
+            let host = 1 + choices.below(HOSTS);
+            eprintln!("crash the daemon of host-{host}");
+            lab.crash(host);
+            lab.restart(host);
+        }
+    }
+}
+
+/// One request and its whole answer, without another attempt.
+fn ask(address: Ipv4Addr) -> std::io::Result<()> {
+    use std::io::{Error, Read as _, Write as _};
+    let deadline = Duration::from_secs(5);
+    let mut stream = TcpStream::connect_timeout(&(address, PUBLISHED).into(), deadline)?;
+    stream.set_read_timeout(Some(deadline))?;
+    write!(stream, "GET / HTTP/1.1\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    if answer.contains("web.") { Ok(()) } else { Err(Error::other(format!("answer `{answer}`"))) }
+}
