@@ -397,7 +397,13 @@ pub enum PlacementFilter {
     Platform,
     HostPort,
     MaxReplicas,
+    /// The node has as many tasks as a node may have, see [`TASKS_PER_NODE_MAX`].
+    MaxTasks,
 }
+
+/// How many live tasks one node is given at most, so that a slip in a number of replicas starves no node. The kernel's
+/// bridge has 1024 ports.
+pub const TASKS_PER_NODE_MAX: u32 = 1000;
 
 impl std::fmt::Display for Unplaced {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -418,6 +424,9 @@ impl std::fmt::Display for Unplaced {
                 PlacementFilter::HostPort => write!(f, "host-mode port already in use on {nodes} node{s}")?,
                 PlacementFilter::MaxReplicas => {
                     write!(f, "max replicas per node limit exceeded on {nodes} node{s}")?;
+                }
+                PlacementFilter::MaxTasks => {
+                    write!(f, "no room for more tasks ({TASKS_PER_NODE_MAX}) on {nodes} node{s}")?;
                 }
             }
         }

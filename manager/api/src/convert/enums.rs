@@ -41,6 +41,6 @@ table!(EndpointMode: Vip, Dnsrr);
 table!(Protocol: Tcp, Udp, Sctp);
 table!(PublishMode: Ingress, Host);
 table!(RestartCondition: None, OnFailure, Any);
-table!(PlacementFilter: Ready, Resources, Constraint, Platform, HostPort, MaxReplicas);
+table!(PlacementFilter: Ready, Resources, Constraint, Platform, HostPort, MaxReplicas, MaxTasks);
 table!(TaskState: New, Pending, Assigned, Accepted, Preparing, Ready, Starting, Running, Complete, Shutdown, Failed,
     Rejected, Remove, Orphaned);

@@ -1,10 +1,11 @@
-//! May it run there? The filters, in the order in which Swarm asks them. Source: swarm-parity 3.6.
+//! May it run there? The filters, in the order in which Swarm asks them, and one of our own at the end. Source:
+//! swarm-parity 3.6.
 
 use std::collections::BTreeMap;
 
 use rswarm_types::node::{Platform, Resources};
 use rswarm_types::service::Protocol;
-use rswarm_types::task::{PlacementFilter, Unplaced};
+use rswarm_types::task::{PlacementFilter, TASKS_PER_NODE_MAX, Unplaced};
 use rswarm_types::{Node, Task};
 
 use super::{NodeRoom, Room, sort_reasons};
@@ -65,6 +66,9 @@ impl<'a> Needs<'a> {
         let copies = self.copies.get(&at).copied().unwrap_or(0);
         if self.max_replicas > 0 && u64::from(copies) >= self.max_replicas {
             return Err(PlacementFilter::MaxReplicas);
+        }
+        if room.tasks >= TASKS_PER_NODE_MAX {
+            return Err(PlacementFilter::MaxTasks);
         }
         Ok(())
     }

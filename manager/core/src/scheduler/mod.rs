@@ -138,7 +138,9 @@ struct NodeRoom<'a> {
     node: &'a Node,
     free_nano_cpus: u64,
     free_memory_bytes: u64,
-    /// Tasks that run or will.
+    /// Tasks that were not seen to end.
+    tasks: u32,
+    /// Those of them that run or will.
     active: u32,
     load: u32,
     usage: Option<&'a NodeUsage>,
@@ -160,6 +162,7 @@ impl<'a> Room<'a> {
                     free_nano_cpus,
                     free_memory_bytes,
                     load: load(node, free_nano_cpus, free_memory_bytes),
+                    tasks: usage.map_or(0, |u| u.tasks),
                     active: usage.map_or(0, |u| u.active),
                     usage,
                     ports: BTreeSet::new(),
@@ -195,6 +198,7 @@ impl<'a> Room<'a> {
         let room = &mut self.nodes[at];
         room.free_nano_cpus -= needs.reserved.nano_cpus;
         room.free_memory_bytes -= needs.reserved.memory_bytes;
+        room.tasks += 1;
         room.active += 1;
         room.load = load(room.node, room.free_nano_cpus, room.free_memory_bytes);
         room.ports.extend(needs.host_ports.iter().copied());

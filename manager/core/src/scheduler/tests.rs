@@ -61,6 +61,32 @@ fn host_ports_and_max_replicas_limit_the_copies_on_a_node() {
 }
 
 #[test]
+fn a_node_is_given_a_thousand_tasks_at_most_of_all_services() {
+    let mut f = Fixture::new(2);
+    // One that has addresses for all.
+    let wide = f.network("wide", "10.1.0.0/16");
+    let network = wide.id;
+    f.must(vec![crate::Write::CreateNetwork(Box::new(wide))]);
+    let attached = |spec: &mut ServiceSpec| {
+        spec.task.networks = vec![task::NetworkAttachment { network, aliases: Vec::new() }];
+    };
+    let first = f.create("first", 900, attached);
+    let second = f.create("second", 1_300, attached);
+    f.pass();
+    assert_eq!((f.spread(first, 2), f.spread(second, 2)), (vec![450, 450], vec![550, 550]));
+    let waiting = f.current(second).pop().unwrap();
+    assert_eq!(waiting.status.error, "no suitable node (no room for more tasks (1000) on 2 nodes)");
+    // One that stops keeps its place until it was seen to end.
+    f.update(first, |spec| spec.mode = ServiceMode::Replicated { replicas: 899 });
+    f.pass();
+    assert_eq!(f.spread(second, 2), [550, 550]);
+    let stopping = f.state.tasks_of(first).find(|task| task.desired > TaskState::Running).unwrap().id;
+    f.report(stopping, TaskState::Shutdown);
+    f.pass();
+    assert_eq!(f.spread(second, 2).iter().sum::<usize>(), 1_101);
+}
+
+#[test]
 fn a_waiting_task_is_placed_as_soon_as_there_is_room() {
     let mut f = Fixture::new(1);
     let big = f.create("big", 1, |spec| spec.task.reservations.nano_cpus = 3 * CPU);
