@@ -27,6 +27,7 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use rswarm_types::error::chain;
 
 use client::Client;
 use paths::Paths;
@@ -135,10 +136,17 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be a file on a full disk.
-            let _ = writeln!(std::io::stderr(), "Error: {error:#}");
+            let _ = writeln!(std::io::stderr(), "Error: {}", in_words(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// What is said of an error, from here or from the daemon: its causes in words, and of a full disk what to do.
+fn in_words(error: &anyhow::Error) -> String {
+    let text = chain(&**error);
+    let full = ["No space left on device", "Disk quota exceeded"].iter().any(|cause| text.contains(cause));
+    if full { format!("{text}; free some space and run this again") } else { text }
 }
 
 /// Whether this program was called by the name that makes it runc's stand-in.
@@ -257,6 +265,21 @@ mod tests {
     /// What the command line `rswarm …` ends with if it is not understood; `None` if it is.
     fn refusal(line: &str) -> Option<u8> {
         parse(std::iter::once("rswarm").chain(line.split(' '))).err().map(|error| exit_code(&error))
+    }
+
+    #[test]
+    fn errors_are_said_in_words_and_with_a_way_out_of_a_full_disk() {
+        let error = |number| {
+            anyhow::Error::new(std::io::Error::from_raw_os_error(number)).context("cannot write `/x`")
+        };
+        assert_eq!(in_words(&error(13)), "cannot write `/x`: Permission denied");
+        assert_eq!(
+            in_words(&error(28)),
+            "cannot write `/x`: No space left on device; free some space and run this again"
+        );
+        // The daemon's words come as text.
+        let said = anyhow::anyhow!("client error (Connect): Connection refused (os error 111): x");
+        assert_eq!(in_words(&said), "client error (Connect): Connection refused: x");
     }
 
     #[test]

@@ -17,9 +17,9 @@ use rswarm_types::{
 use tonic::{Request, Response, Status};
 
 use crate::context::{Context, the_cluster};
-use crate::error::chain;
 use crate::random;
 use crate::server::Peer;
+use rswarm_types::error::chain;
 
 /// How long a node that gives its place back waits until the leader has removed it from the Raft group.
 const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(10);

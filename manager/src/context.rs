@@ -13,11 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::error::{chain, rejected};
+use crate::error::rejected;
 use crate::image::ImageResolver;
 use crate::leader::Lead;
 use crate::raft::{Leadership, ProposeError, RaftNode, ReadError};
 use crate::store::Store;
+use rswarm_types::error::chain;
 
 /// A follower applies what was committed within a heartbeat; one that takes longer is cut off.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);

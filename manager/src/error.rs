@@ -3,18 +3,6 @@
 use rswarm_core::state::Rejected;
 use tonic::{Code, Status};
 
-/// An error with all its causes, outermost first, as one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
 /// A refused command, for the one who asked for it.
 pub(crate) fn rejected(rejected: &Rejected) -> Status {
     let code = match rejected {

@@ -30,12 +30,12 @@ use crate::ca::{self, CaService};
 use crate::context::Context;
 use crate::control::ControlService;
 use crate::dispatcher::DispatcherService;
-use crate::error::chain;
 use crate::gate::{Gate, is_outdated};
 use crate::image::{BoxFuture, ImageResolver};
 use crate::raft::{Connector, RaftConfig, RaftError, RaftNode, RaftSlot, Timings};
 use crate::server::{self, Connections, ListenError};
 use crate::{leader, random};
+use rswarm_types::error::chain;
 
 /// Largest message taken from users and workers. A full set of 1,000 tasks is about 1 MiB.
 const MESSAGE_MAX: usize = 16 << 20;

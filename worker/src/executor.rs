@@ -6,6 +6,7 @@ pub mod container;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use rswarm_types::error::chain;
 use rswarm_types::netmap::NetworkMap;
 use rswarm_types::task::PortStatus;
 use rswarm_types::{Task, TaskId, Timestamp};
@@ -81,28 +82,6 @@ fn passes(error: &(dyn std::error::Error + 'static)) -> bool {
         };
     }
     false
-}
-
-/// An error and its causes, outermost first, joined by `: `; without the system's numbers behind its words.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = without_number(error.to_string());
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&without_number(error.to_string()));
-        cause = error.source();
-    }
-    text
-}
-
-/// `No such file or directory` of `No such file or directory (os error 2)`.
-fn without_number(mut text: String) -> String {
-    if text.ends_with(')')
-        && let Some(at) = text.rfind(" (os error ")
-    {
-        text.truncate(at);
-    }
-    text
 }
 
 /// What an earlier daemon left.

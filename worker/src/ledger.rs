@@ -210,7 +210,7 @@ impl Shared {
                 pending.failures += 1;
                 // Said once, not every second.
                 if pending.failures == 1 {
-                    let error = crate::executor::chain(&error);
+                    let error = rswarm_types::error::chain(&error);
                     tracing::error!(ledger = %path.display(), %error, "the ledger cannot be written, trying again");
                 }
                 for (id, value) in tasks {

@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use crate::agent::Assignments;
-use crate::executor::chain;
 use crate::{ClusterView, Connect, SessionState};
+use rswarm_types::error::chain;
 
 /// How long a manager may take to answer `hello`, connecting included. One that is cut off does not hold up the
 /// search for longer.

@@ -8,7 +8,7 @@ use rswarm_api::{channel, v1};
 use rswarm_identity as identity;
 use rswarm_identity::{Credentials, JoinToken, NodeKey, ServerExpectation};
 use rswarm_types::Timestamp;
-use rswarm_worker::executor::chain;
+use rswarm_types::error::chain;
 use tonic::transport::Channel;
 
 /// A manager that takes longer to answer is as good as unreachable.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use rswarm_api::v1;
 use rswarm_image::{Credentials, Image, ImageError, Progress, ProgressSink, PruneFilter, PullOptions};
+use rswarm_types::error::chain;
 use rswarm_types::task::RegistryAuth;
-use rswarm_worker::executor::chain;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;

@@ -12,6 +12,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use rswarm_identity::{Credentials, IdentityDir};
+use rswarm_types::error::chain;
 
 use super::settings::Settings;
 use crate::paths::Paths;
@@ -100,7 +101,7 @@ pub fn forget(paths: &Paths) -> anyhow::Result<()> {
     // A full disk is no reason to keep what is to be deleted.
     if let Err(error) = begin(paths, Change::Leaving) {
         tracing::warn!(
-            error = format!("{error:#}"),
+            error = chain(&*error),
             "a kill in the next moment would leave files of the cluster behind"
         );
     }

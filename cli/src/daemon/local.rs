@@ -4,6 +4,7 @@ use std::io::Read;
 
 use rswarm_api::v1;
 use rswarm_image::{ImageStore, ImportConfig, LoadOptions, Loaded, PullOptions};
+use rswarm_types::error::chain;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -202,7 +203,7 @@ async fn to_the_end<T: Send + 'static>(
 }
 
 fn refused(error: &anyhow::Error) -> Status {
-    Status::failed_precondition(format!("{error:#}"))
+    Status::failed_precondition(chain(&**error))
 }
 
 /// `--change` instructions, as Docker's `import` knows them.

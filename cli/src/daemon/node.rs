@@ -14,6 +14,7 @@ use rswarm_image::{ImageStore, PullOptions};
 use rswarm_manager::{Ended, InitOptions, Manager, ManagerConfig};
 use rswarm_net::NetworkConfig;
 use rswarm_runtime::ShimCommand;
+use rswarm_types::error::chain;
 use rswarm_types::{Availability, ClusterId, ClusterSpec, NodeDescription, NodeId, Role, Timestamp, Version};
 use rswarm_worker::{ContainerExecutorConfig, Guarded, SessionState, Worker, WorkerConfig};
 use tokio::sync::{Mutex, watch};
@@ -265,10 +266,7 @@ impl Node {
             Err(error) => {
                 // Whatever happens now, no later daemon is to take this up again.
                 if let Err(error) = journal::begin(self.paths(), Change::Leaving) {
-                    tracing::warn!(
-                        error = format!("{error:#}"),
-                        "a join that failed could not be marked as such"
-                    );
+                    tracing::warn!(error = chain(&*error), "a join that failed could not be marked as such");
                 }
                 // While its manager still runs: the group may need this one's voice to let it go.
                 let withdrawn = enrol::withdraw(&settings.managers, &receiver).await;
@@ -583,7 +581,7 @@ async fn keep(
     loop {
         let seen = view.borrow_and_update().clone();
         if let Err(error) = node.remember_managers(seen.managers).await {
-            tracing::warn!(error = format!("{error:#}"), "the managers' addresses could not be stored");
+            tracing::warn!(error = chain(&*error), "the managers' addresses could not be stored");
         }
         let certificate = identity.certificate();
         let due = identity::renew_at(certificate.not_before, certificate.not_after, chance);
@@ -603,10 +601,7 @@ async fn keep(
             Ok(()) if wanted => Duration::ZERO,
             Ok(()) => due.since(now),
             Err(error) => {
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "certificate or role is not as the cluster wants it"
-                );
+                tracing::warn!(error = chain(&*error), "certificate or role is not as the cluster wants it");
                 RETRY
             }
         };

@@ -15,9 +15,10 @@ use tonic::{Code, Status};
 
 use super::filter::Filters;
 use super::{ControlService, lookup, name};
-use crate::error::{chain, rejected};
+use crate::error::rejected;
 use crate::image::{RESOLVE_TIMEOUT, ResolveError};
 use crate::random;
+use rswarm_types::error::chain;
 
 /// Names tried for a service that was given none, before numbers are appended.
 const PLAIN_NAMES: u32 = 8;

@@ -17,9 +17,9 @@ use tracing::{info, warn};
 use crate::context::{Context, WriteError};
 use crate::dispatcher::reports::{self, Reports};
 use crate::dispatcher::{self, Hub};
-use crate::error::chain;
 use crate::logs::Broker;
 use crate::raft::Leadership;
+use rswarm_types::error::chain;
 
 /// Before a manager that failed to lead and found nobody else to do it tries again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);

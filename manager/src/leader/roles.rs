@@ -12,8 +12,8 @@ use rswarm_types::{Node, Role, Timestamp};
 use tracing::{info, warn};
 
 use crate::context::{Context, WriteError};
-use crate::error::chain;
 use crate::raft::{Removal, RemoveError};
+use rswarm_types::error::chain;
 
 /// A change of membership that failed is tried again so often.
 const RETRY: Duration = Duration::from_secs(5);

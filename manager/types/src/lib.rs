@@ -4,6 +4,7 @@
 //! reads a clock, draws a random number or does I/O, except [`Timestamp::now`], which only shells may call.
 
 pub mod cluster;
+pub mod error;
 pub mod id;
 pub mod kernel;
 pub mod netmap;

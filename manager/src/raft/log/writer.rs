@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use openraft::LogIdOptionExt;
 use openraft::storage::IOFlushed;
+use rswarm_types::error::chain;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -294,7 +295,9 @@ impl Writer {
                     if self.shared.full.borrow().is_none() {
                         let dir = dir.display();
                         tracing::error!(
-                            "no room for the raft log in `{dir}`: {error}; nothing is written here until there is"
+                            "no room for the raft log in `{dir}`: {}; free some: the daemon goes on by itself when there is, and \
+                             until then nothing is written here",
+                            chain(&error)
                         );
                         self.shared.full.send_replace(Some(self.disk.dir.clone()));
                     }

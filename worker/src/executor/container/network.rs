@@ -216,7 +216,7 @@ impl TaskNetworks {
         let Some(gone) = state.attached.remove(&task) else { return };
         for endpoint in &gone.endpoints {
             if let Err(error) = self.network.detach(&endpoint.id).await {
-                let error = crate::executor::chain(&error);
+                let error = rswarm_types::error::chain(&error);
                 tracing::warn!(endpoint = %endpoint.id, %error, "endpoint stays until the next repair");
             }
         }
@@ -238,7 +238,7 @@ impl TaskNetworks {
             tracing::info!(operations = ?report.repaired, "the node's network differed and was mended");
         }
         for (operation, error) in &report.failed {
-            let error = crate::executor::chain(error);
+            let error = rswarm_types::error::chain(error);
             tracing::warn!(?operation, %error, "a difference in the node's network stays");
         }
         Ok(())

@@ -12,7 +12,8 @@ use rswarm_types::TaskId;
 
 use super::record::Record;
 use super::{ContainerExecutor, Error, Node, blocking, file_error, strays};
-use crate::executor::{Failure, Found, FoundState, Recovery, chain};
+use crate::executor::{Failure, Found, FoundState, Recovery};
+use rswarm_types::error::chain;
 
 /// Containers from before that are looked at at the same time, each in a thread.
 const RECOVERING_MAX: usize = 32;
