@@ -121,7 +121,7 @@ pub enum ImageError {
     #[error("no manifest for {wanted} in `{reference}`, which has {}", list(available))]
     NoPlatform { reference: String, wanted: Platform, available: Vec<Platform> },
 
-    #[error("image `{reference}` was not found in its registry")]
+    #[error("no such image in its registry: `{reference}`")]
     NotInRegistry { reference: String },
     #[error("unauthorized to {action} `{reference}` at `{registry}`: {detail}")]
     Unauthorized { action: &'static str, reference: String, registry: String, detail: String },

@@ -63,7 +63,7 @@ async fn images_pushed_by_skopeo_are_pulled_by_tag_and_by_digest() {
         store().pull(&format!("{}/team/none", registry.host), &PullOptions::default()).await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        format!("image `{}/team/none:latest` was not found in its registry", registry.host)
+        format!("no such image in its registry: `{}/team/none:latest`", registry.host)
     );
 }
 
@@ -173,7 +173,7 @@ async fn misbehaving_registries_are_told_apart() {
         Answer::ok(index.to_string().into_bytes())
     };
     let cases: Vec<(Change, &ImageBuilder, &[&str])> = vec![
-        (manifest(|| Answer::status(404)), &foreign, &["was not found in its registry"]),
+        (manifest(|| Answer::status(404)), &foreign, &["no such image in its registry"]),
         (manifest(|| Answer::status(403)), &foreign, &["unauthorized to read"]),
         (manifest(|| Answer::status(418)), &foreign, &["answered 418"]),
         (manifest(|| Answer::status(500)), &foreign, &["answered 500"]),

@@ -85,21 +85,14 @@ pub enum ContainerExecutorError {
 enum Error {
     #[error(transparent)]
     Image(#[from] ImageError),
-    #[error("image `{reference}` is not on this node and cannot be pulled")]
-    Pull {
-        reference: String,
-        #[source]
-        source: Box<ImageError>,
-    },
+    /// Which image the task's own line says; here a long name would push the reason out of sight.
+    #[error("image cannot be pulled")]
+    Pull(#[source] Box<ImageError>),
     #[error(
-        "image `{reference}` is not on this node and cannot be pulled without a credential (log in to its registry, \
-         then `service update --with-registry-auth`)"
+        "image cannot be pulled without a credential (log in to its registry, then \
+         `service update --with-registry-auth`)"
     )]
-    PullDenied {
-        reference: String,
-        #[source]
-        source: Box<ImageError>,
-    },
+    PullDenied(#[source] Box<ImageError>),
     /// Of a daemon that was started anew: a manager sends it with the assignments.
     #[error("waiting for the credential for registry `{registry}` from a manager")]
     CredentialAwaited { registry: String },
@@ -125,8 +118,8 @@ impl From<Error> for Failure {
             Error::Runtime(inner) => Self::unless_passing(FailureKind::Final, inner),
             Error::CredentialAwaited { .. } => Self::new(FailureKind::Temporary, &error),
             Error::Image(_)
-            | Error::Pull { .. }
-            | Error::PullDenied { .. }
+            | Error::Pull(_)
+            | Error::PullDenied(_)
             | Error::Spec(_)
             | Error::User(_)
             | Error::File { .. } => Self::unless_passing(FailureKind::Final, &error),
@@ -395,4 +388,26 @@ fn limits_swap() -> bool {
     let v2 = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
         .is_ok_and(|controllers| controllers.split_whitespace().any(|name| name == "memory"));
     v1 || v2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lists and progress lines show the first 75 characters or so.
+    #[test]
+    fn why_an_image_cannot_be_pulled_comes_before_its_name() {
+        let reference =
+            format!("registry.example.com:5000/team/{}@sha256:{}", "x".repeat(60), "0".repeat(64));
+        let text = |error: Error| rswarm_types::error::chain(&error);
+        assert_eq!(
+            text(Error::Pull(Box::new(ImageError::NotInRegistry { reference: reference.clone() }))),
+            format!("image cannot be pulled: no such image in its registry: `{reference}`")
+        );
+        let (registry, source) = ("registry.example.com:5000".to_owned(), None);
+        assert_eq!(
+            text(Error::Pull(Box::new(ImageError::Unreachable { registry, source }))),
+            "image cannot be pulled: registry `registry.example.com:5000` is unreachable"
+        );
+    }
 }

@@ -45,10 +45,10 @@ impl ContainerExecutor {
         };
         let pulled = self.node.config.images.pull(reference, &options).await;
         let image = pulled.map_err(|source| {
-            let (reference, source) = (reference.to_owned(), Box::new(source));
+            let source = Box::new(source);
             match *source {
-                ImageError::Unauthorized { .. } if meant.is_none() => Error::PullDenied { reference, source },
-                _ => Error::Pull { reference, source },
+                ImageError::Unauthorized { .. } if meant.is_none() => Error::PullDenied(source),
+                _ => Error::Pull(source),
             }
         })?;
         progress.tell("preparing".to_owned());
