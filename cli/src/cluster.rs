@@ -10,7 +10,7 @@ use rswarm_types::{Availability, Role};
 
 use crate::client::{CallError, Client, call};
 use crate::daemon::start::{Started, ensure_running};
-use crate::daemon::{offline, registries};
+use crate::daemon::{address, offline, registries};
 use crate::output;
 use crate::paths::Paths;
 
@@ -118,7 +118,8 @@ pub struct InfoArgs {
 }
 
 pub async fn init(paths: &Paths, client: &Client, args: InitArgs) -> anyhow::Result<()> {
-    let started = ensure_running(paths, &args.insecure_registries)?;
+    let check = || address::check(&args.listen_addr, &args.advertise_addr, None);
+    let started = ensure_running(paths, &args.insecure_registries, check)?;
     let request = v1::InitRequest {
         advertise_addr: args.advertise_addr,
         listen_addr: args.listen_addr,
@@ -158,7 +159,8 @@ fn or_undo<T>(outcome: Result<T, CallError>, started: Started) -> Result<T, Call
 pub async fn join(paths: &Paths, client: &Client, args: JoinArgs) -> anyhow::Result<()> {
     // What no cluster can have given out needs no daemon to be refused.
     args.token.parse::<JoinToken>()?;
-    let started = ensure_running(paths, &args.insecure_registries)?;
+    let check = || address::check(&args.listen_addr, &args.advertise_addr, Some(&args.manager));
+    let started = ensure_running(paths, &args.insecure_registries, check)?;
     let request = v1::JoinRequest {
         token: args.token,
         manager_addr: args.manager,

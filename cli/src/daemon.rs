@@ -3,7 +3,7 @@
 //! Besides the binary's entry this is the only place that knows manager and worker crates. Containers are children of
 //! their own shims, so ending this process, however roughly, ends none of them.
 
-mod address;
+pub mod address;
 mod enrol;
 mod facts;
 mod images;

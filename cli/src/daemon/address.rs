@@ -98,6 +98,18 @@ pub fn with_default_port(addr: &str) -> anyhow::Result<String> {
     }
 }
 
+/// Whether `init`, or `join` at `manager`, could go on with these addresses, as far as this host alone can tell: looked
+/// at before a daemon is started for it.
+pub fn check(listen: &str, advertise: &str, manager: Option<&str>) -> anyhow::Result<()> {
+    manager.map(with_default_port).transpose()?;
+    let listen = listen_addr(listen)?;
+    if manager.is_some() && advertise.is_empty() {
+        // Found out by reaching the manager.
+        return Ok(());
+    }
+    ensure_free(listen, advertise_addr(advertise, listen.port())?)
+}
+
 /// Whether this node could serve at its addresses: they are this host's and the port is free.
 pub fn ensure_free(listen: SocketAddr, advertise: SocketAddr) -> anyhow::Result<()> {
     ensure!(
@@ -143,6 +155,19 @@ mod tests {
             let error = data_path_addr(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn what_this_host_alone_can_refuse_is_refused() {
+        let refusal = |listen, advertise, manager| check(listen, advertise, manager).unwrap_err().to_string();
+        assert!(refusal("127.0.0.1:0", "127.0.0.1", Some("10.77.0.1:99999")).contains("`10.77.0.1:99999`"));
+        assert!(
+            refusal("127.0.0.1:0", "192.0.2.1", Some("10.77.0.1")).contains("`192.0.2.1` is not an address")
+        );
+        assert!(refusal("127.0.0.1:0", "192.0.2.1", None).contains("`192.0.2.1` is not an address"));
+        assert!(refusal("nonsense", "", Some("10.77.0.1")).contains("--listen-addr `nonsense`"));
+        check("127.0.0.1:0", "127.0.0.1", Some("10.77.0.1:2377")).unwrap();
+        check("", "", Some("10.77.0.1")).unwrap();
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use rswarm_types::error::chain;
 
 use super::registries::{self, Remembered};
 use crate::paths::Paths;
@@ -30,7 +31,7 @@ impl Started {
     /// Takes it back: the command it was done for has failed, and nothing shall stay of that.
     pub fn undo(mut self) {
         if let Some(Err(error)) = self.remembered.take().map(Remembered::forget) {
-            eprintln!("{error:#}");
+            eprintln!("{}", chain(&*error));
         }
         let Some(mut daemon) = self.daemon.take() else { return };
         let Ok(pid) = i32::try_from(daemon.id()) else { return };
@@ -42,18 +43,23 @@ impl Started {
                 if let Err(error) = std::fs::remove_dir_all(&root)
                     && error.kind() != std::io::ErrorKind::NotFound
                 {
-                    eprintln!("cannot remove `{}` again: {error}", root.display());
+                    eprintln!("cannot remove `{}` again: {}", root.display(), chain(&error));
                 }
             }
         }
     }
 }
 
-/// Makes sure a daemon answers on the socket, and says on standard error if one had to be started.
+/// Makes sure a daemon answers on the socket, and says on standard error if one had to be started. Before that `check`
+/// is asked whether what it is started for can be done.
 ///
 /// # Errors
 /// Also if one runs already and does not know all of `registries`: it reads them when it starts.
-pub fn ensure_running(paths: &Paths, registries: &[String]) -> anyhow::Result<Started> {
+pub fn ensure_running(
+    paths: &Paths,
+    registries: &[String],
+    check: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<Started> {
     if answers(paths) {
         let known = registries::load(&paths.registries())?;
         if let Some(new) = registries.iter().find(|new| !known.contains(new)) {
@@ -65,6 +71,7 @@ pub fn ensure_running(paths: &Paths, registries: &[String]) -> anyhow::Result<St
         return Ok(Started::default());
     }
     super::require_root()?;
+    check()?;
     let roots = [&paths.data_root, &paths.run_root].into_iter().filter(|root| !root.exists());
     let roots = roots.cloned().collect();
     crate::paths::make_private(&paths.data_root)?;
