@@ -25,7 +25,7 @@ pub struct Assignments {
     pub tasks: Vec<Task>,
     pub removed: Vec<TaskId>,
     /// What changed of the networks these and other tasks are on.
-    pub network: Option<NetworkChange>,
+    pub network: Option<Box<NetworkChange>>,
     /// Tasks that are assigned but could not be read; what is held under these ids stays as it is.
     pub unreadable: Vec<TaskId>,
 }
@@ -301,7 +301,7 @@ impl Agent {
             }
         }
         if let Some(change) = network
-            && Arc::make_mut(&mut self.network).apply(change)
+            && Arc::make_mut(&mut self.network).apply(*change)
         {
             outputs.push(Output::SetNetwork(self.network.clone()));
         }

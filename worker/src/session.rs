@@ -328,6 +328,7 @@ fn read_assignments(wire: v1::manager_message::Assignments, outbox: &Outbox) -> 
         NetworkChange::try_from(change)
             .inspect_err(|error| tracing::error!(%error, "a change of the network cannot be read"))
             .ok()
+            .map(Box::new)
     });
     let mut rejected = Vec::new();
     for task in wire.tasks {

@@ -10,8 +10,8 @@ use tonic::Status;
 
 use super::filter::Filters;
 use super::{ControlService, lookup, service};
-use crate::error::chain;
 use crate::random;
+use rswarm_types::error::chain;
 
 /// Networks of every cluster.
 const BUILT_IN: [&str; 3] = ["bridge", "host", "none"];

@@ -361,6 +361,6 @@ fn the_network_is_set_before_what_needs_it() {
         ..NetworkChange::default()
     };
     let assignments = Assignments { index: 4, full: true, tasks: vec![task(1)], ..Assignments::default() };
-    let assignments = Assignments { network: Some(network), ..assignments };
+    let assignments = Assignments { network: Some(Box::new(network)), ..assignments };
     h.check(Input::Assignments(assignments), &["index 4", "network 4", "save 1", "prepare 1"]);
 }
