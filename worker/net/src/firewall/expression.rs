@@ -70,6 +70,7 @@ fn encode_expression(expression: &Expr) -> Vec<(&'static str, Attributes)> {
         }
         Expr::MarkConnection => vec![("ct", Attributes::new().be32(2, Ct::Mark as u32).be32(4, REG_1))],
         Expr::MarkPacket => vec![("meta", Attributes::new().be32(2, Meta::Mark as u32).be32(3, REG_1))],
+        Expr::Untracked => vec![("notrack", Attributes::new())],
         Expr::Dispatch(set) => vec![("lookup", lookup(*set).be32(3, VERDICT_REGISTER))],
         Expr::Draw(below) => {
             const RANDOM: u32 = 1;

@@ -16,8 +16,8 @@
 //!                       iifname "rsup" meta l4proto tcp reject with tcp reset
 //!                       iifname "rsup" meta l4proto != icmp reject }
 //!   chain forward     { type filter hook forward priority filter
-//!                       tcp flags syn tcp option maxseg size set rt mtu
 //!                       ct state established,related accept
+//!                       tcp flags syn tcp option maxseg size set rt mtu
 //!                       iifname "rsup" ct status dnat oifname . ip daddr @members accept
 //!                       iifname @ingress oifname @ingress ct mark != 0 oifname . ip daddr @members accept
 //!                       iifname . ip saddr @members iifname . oifname @within oifname . ip daddr @members accept
@@ -30,9 +30,12 @@
 //!   chain service-web-4097      { dnat ip to numgen random mod 2 map { 0 : 10.0.0.2, 1 : 10.0.0.3 } }
 //!   chain published-tcp-8080    { meta l4proto tcp dnat ip to numgen random mod 1 map { 0 : 10.1.0.2 . 80 } }
 //! }
-//! table bridge rswarm { chain prerouting as in the host's, see super::host }
+//! table bridge rswarm {
+//!   chain prerouting  { iifname "rsx*" accept, then as in the host's, see super::host }
+//! }
 //! ```
 //!
+//! - A first packet's segment size is enough to clamp: what a task offers is never more than its network carries.
 //! - Pinning: a connection from the mesh bears the number of the node by which it entered (0xfff: this one), told by the
 //!   MAC from which its first packet came. Its replies bear the same mark, and rules for policy routing send them back
 //!   that way, whatever the client's address.
@@ -52,6 +55,8 @@ use super::{
 
 /// The helper's end of the veth to the host.
 pub(crate) const UPLINK: &str = "rsup";
+/// First letters of the names of the VXLANs.
+pub(crate) const TUNNEL: &str = "rsx";
 /// Mark of a connection that came in by [`UPLINK`]; nodes have the numbers below.
 pub(crate) const OWN_MARK: u32 = 0xfff;
 
@@ -195,8 +200,8 @@ fn chains() -> Vec<ChainSpec> {
             libc::NF_INET_FORWARD,
             0,
             vec![
-                clamp(),
                 rule([known, accept]),
+                clamp(),
                 rule([&ipv4(), from_uplink, &translated(), destination, accept]),
                 rule([
                     &ipv4(),
@@ -242,6 +247,6 @@ fn chains() -> Vec<ChainSpec> {
                 rule([to_uplink, &[Masquerade]]),
             ],
         ),
-        source_check(),
+        source_check(Some(TUNNEL)),
     ]
 }

@@ -3,7 +3,10 @@
 //! ```text
 //! table inet rswarm {
 //!   chain raw         { type filter hook prerouting priority raw
-//!                       iifname @bridges ip daddr 127.0.0.0/8 drop }
+//!                       iifname @bridges ip daddr 127.0.0.0/8 drop
+//!                       udp dport @tunnels notrack }
+//!   chain raw-output  { type filter hook output priority raw
+//!                       udp dport @tunnels notrack }
 //!   chain prerouting  { type nat hook prerouting priority dstnat
 //!                       fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @bound
 //!                       fib daddr type local dnat ip to meta l4proto . th dport map @published }
@@ -27,11 +30,11 @@
 //! }
 //! table bridge rswarm {
 //!   chain prerouting  { type filter hook prerouting priority dstnat
+//!                       iifname . ether saddr . ip saddr @sources accept
 //!                       iifname != @ports accept
+//!                       ether type ip drop
 //!                       iifname . ether saddr != @macs drop
-//!                       ether type ip  iifname . ip saddr != @sources drop
-//!                       ether type arp iifname . arp saddr ip != @sources drop
-//!                       ether type arp iifname . arp saddr ether != @macs drop }
+//!                       iifname . arp saddr ether . arp saddr ip != @sources drop }
 //! }
 //! ```
 //!
@@ -40,6 +43,8 @@
 //!   table alone: a host firewall in other tables keeps its say.
 //! - Published ports answer on 127.0.0.1 too. That needs `route_localnet` on the bridge, which by itself would let a
 //!   container reach what the node serves on its loopback (CVE-2020-8558); the `raw` chain forbids just that.
+//! - What is in a tunnel is tracked in the overlays' namespace; to track each tunnelled connection here once more, as
+//!   one of its own by its source port, would cost a tenth of the connections made in a second.
 //! - Hairpin: a container that calls a published port of its own node may be sent back to its own bridge. Its peer
 //!   would answer it directly, past the translation, so there (and for 127.0.0.1) the source becomes the gateway.
 //!   Every other caller is seen with its own address.
@@ -73,6 +78,7 @@ pub(crate) static HOST: Layout = Layout {
         Set::Bound,
         Set::Uplinks,
         Set::Guarded,
+        Set::Tunnels,
         Set::Ports,
         Set::Macs,
         Set::Sources,
@@ -112,6 +118,17 @@ fn guard() -> Vec<Expr> {
     ]
 }
 
+/// The encapsulated packets of the overlays.
+fn tunnelled() -> Vec<Expr> {
+    vec![
+        Expr::Meta { key: Meta::L4proto, to: REG_1 },
+        Expr::Equal(vec![libc::IPPROTO_UDP as u8]),
+        Expr::Payload { base: Base::Transport, offset: 2, len: 2, to: REG_1 },
+        Expr::Lookup { set: Set::Tunnels, absent: false },
+        Expr::Untracked,
+    ]
+}
+
 fn chains() -> Vec<ChainSpec> {
     use Expr::{Map, Masquerade, Meta as Load, Snat};
     let accept = &[Expr::Verdict(Verdict::Accept)];
@@ -124,8 +141,9 @@ fn chains() -> Vec<ChainSpec> {
             "filter",
             libc::NF_INET_PRE_ROUTING,
             -300,
-            vec![rule([&in_set(Meta::Iifname, Set::Bridges), &ipv4(), &loopback(16), drop])],
+            vec![rule([&in_set(Meta::Iifname, Set::Bridges), &ipv4(), &loopback(16), drop]), tunnelled()],
         ),
+        inet("raw-output", "filter", libc::NF_INET_LOCAL_OUT, -300, vec![tunnelled()]),
         inet("prerouting", "nat", libc::NF_INET_PRE_ROUTING, -100, publish()),
         inet("output", "nat", libc::NF_INET_LOCAL_OUT, -100, publish()),
         inet("input", "filter", libc::NF_INET_LOCAL_IN, 0, vec![guard()]),
@@ -175,6 +193,6 @@ fn chains() -> Vec<ChainSpec> {
                 ]),
             ],
         ),
-        source_check(),
+        source_check(None),
     ]
 }

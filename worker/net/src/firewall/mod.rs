@@ -36,6 +36,8 @@ pub enum Set {
     Uplinks,
     /// `inet`: link, protocol and port of the node that must not be reached by it.
     Guarded,
+    /// `inet`: the UDP port of the tunnels to other nodes.
+    Tunnels,
     /// `inet`: bridges of overlays that have a way out.
     Outbound,
     /// `inet`: bridge of the ingress network.
@@ -54,7 +56,7 @@ pub enum Set {
     Ports,
     /// `bridge`: veth and the one MAC that may be used behind it.
     Macs,
-    /// `bridge`: veth and the one address that may be used behind it.
+    /// `bridge`: veth, and the one MAC and address that may be used behind it.
     Sources,
 }
 
@@ -135,6 +137,10 @@ impl Element {
         Self::member(Set::Macs, join(&[&name_bytes(link), &mac.0]))
     }
 
+    pub(crate) fn source(link: &str, mac: Mac, address: Ipv4Addr) -> Self {
+        Self::member(Set::Sources, join(&[&name_bytes(link), &mac.0, &address.octets()]))
+    }
+
     pub(crate) fn address(set: Set, link: &str, address: Ipv4Addr) -> Self {
         Self::member(set, join(&[&name_bytes(link), &address.octets()]))
     }
@@ -156,6 +162,10 @@ impl Element {
     pub(crate) fn guarded(link: &str, protocol: Protocol, port: u16) -> Self {
         let key = join(&[&name_bytes(link), &[protocol.number()], &port.to_be_bytes()]);
         Self::member(Set::Guarded, key)
+    }
+
+    pub(crate) fn tunnel(port: u16) -> Self {
+        Self::member(Set::Tunnels, port.to_be_bytes().to_vec())
     }
 
     /// An address that goes with a link.
@@ -243,6 +253,7 @@ impl fmt::Display for Element {
             (Set::Guarded, 24, 0) => {
                 write!(f, "guarded {}/{} from {}", protocol(key[16]), port(&key[20..]), name(key))
             }
+            (Set::Tunnels, 2, 0) => write!(f, "tunnels at udp/{}", port(key)),
             (Set::Hairpins, 8, 0) => write!(f, "hairpin {}", address(key)),
             (Set::Nodes, 6, 4) => {
                 let mac = Mac([key[0], key[1], key[2], key[3], key[4], key[5]]);
@@ -255,8 +266,8 @@ impl fmt::Display for Element {
                 let mac = Mac([key[16], key[17], key[18], key[19], key[20], key[21]]);
                 write!(f, "mac {mac} behind {}", name(key))
             }
-            (Set::Sources, 20, 0) => {
-                let address = address(&key[16..]);
+            (Set::Sources, 28, 0) => {
+                let address = address(&key[24..]);
                 write!(f, "source {address} behind {}", name(key))
             }
             (Set::Members, 20, 0) => {
@@ -296,7 +307,7 @@ pub(crate) fn endpoint_elements(
     let mut elements = BTreeSet::from([
         Element::link(Set::Ports, &link),
         Element::mac(&link, endpoint.mac()),
-        Element::address(Set::Sources, &link, endpoint.address),
+        Element::source(&link, endpoint.mac(), endpoint.address),
         Element::address(Set::Members, &network.bridge, endpoint.address),
     ]);
     elements.extend(endpoint.ports.iter().map(|port| Element::published(port, endpoint.address)));
@@ -325,6 +336,7 @@ pub(crate) fn mesh_elements(
         Element::link(Set::Bridges, link),
         Element::link(Set::Masqueraded, link),
         Element::address_of(Set::Uplinks, link, overlay.source()),
+        Element::tunnel(overlay.data_path_port),
     ]);
     elements.extend(overlay.guarded.iter().map(|(protocol, port)| Element::guarded(link, *protocol, *port)));
     for ((protocol, published), to) in overlay.published.iter().filter(|(key, _)| !busy.contains(*key)) {

@@ -49,7 +49,7 @@ const fn map(set: Set, family: Family, name: &'static str, key: (u32, u32), data
     SetSpec { set, family, name, key_type: key.0, key_len: key.1, data: Some(data) }
 }
 
-pub(crate) const SETS: [SetSpec; 19] = [
+pub(crate) const SETS: [SetSpec; 20] = [
     plain(Set::Bridges, Family::Inet, "bridges", IFNAME, NAME_LEN),
     plain(Set::Masqueraded, Family::Inet, "masqueraded", IFNAME, NAME_LEN),
     plain(Set::Internal, Family::Inet, "internal", IFNAME, NAME_LEN),
@@ -71,6 +71,7 @@ pub(crate) const SETS: [SetSpec; 19] = [
     ),
     map(Set::Uplinks, Family::Inet, "uplinks", (IFNAME, NAME_LEN), (IPV4_ADDR, 4)),
     plain(Set::Guarded, Family::Inet, "guarded", pair(pair(IFNAME, INET_PROTO), INET_SERVICE), 24),
+    plain(Set::Tunnels, Family::Inet, "tunnels", INET_SERVICE, 2),
     plain(Set::Outbound, Family::Inet, "outbound", IFNAME, NAME_LEN),
     plain(Set::Ingress, Family::Inet, "ingress", IFNAME, NAME_LEN),
     plain(Set::Hairpins, Family::Inet, "hairpins", pair(IPV4_ADDR, IPV4_ADDR), 8),
@@ -80,7 +81,7 @@ pub(crate) const SETS: [SetSpec; 19] = [
     map(Set::Mesh, Family::Inet, "published", (pair(INET_PROTO, INET_SERVICE), 8), (VERDICT, 16)),
     plain(Set::Ports, Family::Bridge, "ports", IFNAME, NAME_LEN),
     plain(Set::Macs, Family::Bridge, "macs", pair(IFNAME, ETHER_ADDR), 24),
-    plain(Set::Sources, Family::Bridge, "sources", pair(IFNAME, IPV4_ADDR), 20),
+    plain(Set::Sources, Family::Bridge, "sources", pair(pair(IFNAME, ETHER_ADDR), IPV4_ADDR), 28),
 ];
 
 /// The rule set of one network namespace: the same tables, with other sets and chains in them.
@@ -132,8 +133,9 @@ pub(crate) const REG_2: u32 = 2;
 /// The second word of [`REG_1`], and its third.
 pub(crate) const WORD_1: u32 = 9;
 pub(crate) const WORD_2: u32 = 10;
-/// The second word of [`REG_2`].
+/// The second word of [`REG_2`], and its third.
 pub(crate) const WORD_5: u32 = 13;
+const WORD_6: u32 = 14;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Meta {
@@ -213,6 +215,8 @@ pub(crate) enum Expr {
     MarkConnection,
     /// Marks the packet with register 1.
     MarkPacket,
+    /// Keeps the packet out of connection tracking.
+    Untracked,
     /// Goes on in the chain found under register 1, if there is one.
     Dispatch(Set),
     /// Loads a number below this into register 1, drawn for each packet.
@@ -267,13 +271,15 @@ fn ether_type(kind: u16) -> [Expr; 2] {
     ]
 }
 
-/// Device and header field together are not in `set`.
-fn foreign_source(base: Base, offset: u32, len: u32, set: Set) -> [Expr; 3] {
-    [
-        Expr::Meta { key: Meta::Iifname, to: REG_1 },
-        Expr::Payload { base, offset, len, to: REG_2 },
-        Expr::Lookup { set, absent: true },
-    ]
+/// Loads the device, and the MAC that is at `offset` in a header.
+fn device_and_mac(base: Base, offset: u32) -> [Expr; 2] {
+    [Expr::Meta { key: Meta::Iifname, to: REG_1 }, Expr::Payload { base, offset, len: 6, to: REG_2 }]
+}
+
+/// Device, MAC and IPv4 address are (or, `absent`, are not) those of a container; the address is at `offset`.
+fn source(mac: (Base, u32), offset: u32, absent: bool) -> Vec<Expr> {
+    let address = Expr::Payload { base: Base::Network, offset, len: 4, to: WORD_6 };
+    rule([&device_and_mac(mac.0, mac.1), &[address, Expr::Lookup { set: Set::Sources, absent }]])
 }
 
 /// Goes on only for connections whose destination was translated.
@@ -297,21 +303,27 @@ pub(super) fn inet(
     ChainSpec { family: Family::Inet, name, hook, rules }
 }
 
-/// What a container sends must bear its own addresses.
-pub(super) fn source_check() -> ChainSpec {
+/// What a container sends must bear its own addresses. Names of links to other nodes begin with `trusted`.
+pub(super) fn source_check(trusted: Option<&str>) -> ChainSpec {
+    let is_trusted = |prefix: &str| {
+        let same = Expr::Equal(prefix.as_bytes().to_vec());
+        vec![Expr::Meta { key: Meta::Iifname, to: REG_1 }, same, Expr::Verdict(Verdict::Accept)]
+    };
     let accept = &[Expr::Verdict(Verdict::Accept)];
     let drop = &[Expr::Verdict(Verdict::Drop)];
+    // By far the most packets are IPv4 and honest: one look-up lets them pass.
+    let checks = [
+        rule([&ether_type(0x0800), &source((Base::Link, 6), 12, false), accept]),
+        rule([&not_in_set(Meta::Iifname, Set::Ports), accept]),
+        rule([&ether_type(0x0800), drop]),
+        rule([&device_and_mac(Base::Link, 6), &[Expr::Lookup { set: Set::Macs, absent: true }], drop]),
+        rule([&ether_type(0x0806), &source((Base::Network, 8), 14, true), drop]),
+    ];
     ChainSpec {
         family: Family::Bridge,
         name: "prerouting",
         hook: Some(Hook { kind: "filter", number: 0, priority: -300 }),
-        rules: vec![
-            rule([&not_in_set(Meta::Iifname, Set::Ports), accept]),
-            rule([&foreign_source(Base::Link, 6, 6, Set::Macs), drop]),
-            rule([&ether_type(0x0800), &foreign_source(Base::Network, 12, 4, Set::Sources), drop]),
-            rule([&ether_type(0x0806), &foreign_source(Base::Network, 14, 4, Set::Sources), drop]),
-            rule([&ether_type(0x0806), &foreign_source(Base::Network, 8, 6, Set::Macs), drop]),
-        ],
+        rules: trusted.map(is_trusted).into_iter().chain(checks).collect(),
     }
 }
 

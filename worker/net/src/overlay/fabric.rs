@@ -238,7 +238,7 @@ pub(crate) fn local_pieces(config: &NetworkConfig, local: &Local<'_>) -> BTreeSe
     let elements = [
         Element::link(Set::Ports, &link),
         Element::mac(&link, mac),
-        Element::address(Set::Sources, &link, address),
+        Element::source(&link, mac, address),
         Element::hairpin(address),
     ];
     pieces.extend(elements.map(Piece::Element));

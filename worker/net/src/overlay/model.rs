@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     error::NetError,
-    firewall::helper::OWN_MARK,
+    firewall::helper::{OWN_MARK, TUNNEL},
     model::{Cidr, Mac, NetworkConfig, Protocol},
 };
 
@@ -77,7 +77,7 @@ pub(crate) fn bridge_name(vni: u32) -> String {
 
 /// The VXLAN of a network.
 pub(crate) fn vxlan_name(vni: u32) -> String {
-    format!("rsx{vni}")
+    format!("{TUNNEL}{vni}")
 }
 
 /// The MAC of all bridges of a node.

@@ -188,10 +188,23 @@ async fn bench_requests_through_services_and_the_mesh() {
     ] {
         output(host.command("nft").unwrap().arg(command));
     }
+    // The same by another host, which has to pose as the client to get the answers.
+    let entry = lab.host(1);
+    entry.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap()).unwrap();
+    ip(entry, &format!("route add 10.0.0.3 via {}", host.address));
+    for command in [
+        "add table ip plain",
+        "add chain ip plain pre { type nat hook prerouting priority -100; }",
+        "add rule ip plain pre tcp dport 8080 dnat to 10.0.0.3:80",
+        "add chain ip plain post { type nat hook postrouting priority 100; }",
+        "add rule ip plain post ct status dnat masquerade",
+    ] {
+        output(entry.command("nft").unwrap().arg(command));
+    }
     let inside =
         |container: &Container| rswarm_net::lab::command_in_netns(&container.netns(), "wrk").unwrap();
     for keep_alive in [true, false] {
-        let mut all: [Vec<f64>; 5] = Default::default();
+        let mut all: [Vec<f64>; 6] = Default::default();
         for _ in 0..ROUNDS {
             let url = |to: Ipv4Addr, port: u16| format!("http://{to}:{port}/");
             let plain = Ipv4Addr::new(10, 0, 0, 3);
@@ -200,6 +213,8 @@ async fn bench_requests_through_services_and_the_mesh() {
             all[1].push(wrk(&mut own, &url(service, 80), keep_alive));
             let outside = lab.host(3).command("wrk").unwrap();
             all[2].push(wrk(&mut { outside }, &url(host.address, 8080), keep_alive));
+            let outside = lab.host(3).command("wrk").unwrap();
+            all[5].push(wrk(&mut { outside }, &url(entry.address, 8080), keep_alive));
             for (slot, node) in [(3, 1usize), (4, 2)] {
                 let mut outside = cluster.outside().command("wrk").unwrap();
                 all[slot].push(wrk(
@@ -209,13 +224,15 @@ async fn bench_requests_through_services_and_the_mesh() {
                 ));
             }
         }
-        let [vxlan, service, dnat, far, near] = all.map(median);
+        let [vxlan, service, dnat, far, near, detour] = all.map(median);
         eprintln!(
             "requests/s, keep-alive {keep_alive}: VXLAN by hand {vxlan:.0}, virtual address {service:.0} ({:.2}); \
-             veth and DNAT {dnat:.0}, mesh by another node {far:.0} ({:.2}), by its own {near:.0} ({:.2})",
+             veth and DNAT {dnat:.0}, mesh by its own node {near:.0} ({:.2}), by another {far:.0} ({:.2}); \
+             veth and DNAT by another host {detour:.0} ({:.2} of it)",
             service / vxlan,
+            near / dnat,
             far / dnat,
-            near / dnat
+            far / detour
         );
     }
 }

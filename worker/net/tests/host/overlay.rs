@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    cluster::{APP, Cluster, INNER, OTHER, Task},
+    cluster::{APP, Cluster, INNER, OTHER, Task, address, helper},
     rig::{fetch, output, receive, serve, stays_silent, udp},
 };
 
@@ -154,4 +154,31 @@ async fn a_task_speaks_with_its_own_address_only() {
     liar.container.output("ip", &["link", "set", "eth0", "address", "02:42:0a:00:00:09"]);
     send(liar.address(APP), b"false");
     assert!(stays_silent(&receiver), "another MAC");
+}
+
+#[tokio::test]
+async fn hosts_do_not_track_what_tunnels_carry() {
+    needs_kernel!();
+    let mut cluster = Cluster::new(2);
+    cluster.tell().await;
+    cluster.start(1, 2, &[APP]).await;
+    cluster.start(2, 3, &[APP]).await;
+    cluster.tell().await;
+    cluster.tasks[1].container.serve(80, "b");
+    cluster.tasks[0].container.run(|| fetch(address(APP, 3), 80)).unwrap();
+    let tracked = |namespace: &std::path::Path| {
+        rswarm_net::run_in_netns(namespace, || std::fs::read_to_string("/proc/thread-self/net/nf_conntrack"))
+            .unwrap()
+    };
+    let Ok(inside) = tracked(&helper(cluster.host(1))) else {
+        eprintln!("skipped: needs /proc/net/nf_conntrack, as a witness");
+        return;
+    };
+    assert!(inside.contains("dport=80 "), "{inside}");
+    for number in [1, 2] {
+        let flows =
+            cluster.host(number).run(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack"));
+        let flows = flows.unwrap().unwrap();
+        assert!(!flows.contains("dport=4789 "), "host {number}: {flows}");
+    }
 }
