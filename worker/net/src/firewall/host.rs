@@ -16,6 +16,7 @@
 //!   chain operator    { }                          # yours: see below
 //!   chain forward     { type filter hook forward priority filter
 //!                       jump operator
+//!                       ip daddr @peers iifname . meta l4proto . th dport @guarded reject
 //!                       iifname . oifname @within accept
 //!                       iifname @internal drop
 //!                       oifname @internal drop
@@ -78,6 +79,7 @@ pub(crate) static HOST: Layout = Layout {
         Set::Bound,
         Set::Uplinks,
         Set::Guarded,
+        Set::Peers,
         Set::Tunnels,
         Set::Ports,
         Set::Macs,
@@ -105,6 +107,14 @@ fn publish() -> Vec<Vec<Expr>> {
         Expr::Dnat { port: true },
     ];
     vec![rule([&local, &bound]), rule([&local, &anywhere])]
+}
+
+/// The destination is another node.
+fn to_peer() -> [Expr; 2] {
+    [
+        Expr::Payload { base: Base::Network, offset: 16, len: 4, to: REG_1 },
+        Expr::Lookup { set: Set::Peers, absent: false },
+    ]
 }
 
 /// Refuses what containers have no business with.
@@ -154,6 +164,7 @@ fn chains() -> Vec<ChainSpec> {
             0,
             vec![
                 vec![Expr::Verdict(Verdict::Jump(OPERATOR))],
+                rule([&ipv4(), &to_peer(), &guard()]),
                 vec![
                     Load { key: Meta::Iifname, to: REG_1 },
                     Load { key: Meta::Oifname, to: REG_2 },

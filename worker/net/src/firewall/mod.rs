@@ -34,8 +34,10 @@ pub enum Set {
     Bound,
     /// `inet`: link to the overlays, to the address of the node that its own traffic takes there.
     Uplinks,
-    /// `inet`: link, protocol and port of the node that must not be reached by it.
+    /// `inet`: link, protocol and port of a node that must not be reached by it.
     Guarded,
+    /// `inet`: addresses of the other nodes.
+    Peers,
     /// `inet`: the UDP port of the tunnels to other nodes.
     Tunnels,
     /// `inet`: bridges of overlays that have a way out.
@@ -164,6 +166,10 @@ impl Element {
         Self::member(Set::Guarded, key)
     }
 
+    pub(crate) fn peer(address: Ipv4Addr) -> Self {
+        Self::member(Set::Peers, address.octets().to_vec())
+    }
+
     pub(crate) fn tunnel(port: u16) -> Self {
         Self::member(Set::Tunnels, port.to_be_bytes().to_vec())
     }
@@ -253,6 +259,7 @@ impl fmt::Display for Element {
             (Set::Guarded, 24, 0) => {
                 write!(f, "guarded {}/{} from {}", protocol(key[16]), port(&key[20..]), name(key))
             }
+            (Set::Peers, 4, 0) => write!(f, "node at {}", address(key)),
             (Set::Tunnels, 2, 0) => write!(f, "tunnels at udp/{}", port(key)),
             (Set::Hairpins, 8, 0) => write!(f, "hairpin {}", address(key)),
             (Set::Nodes, 6, 4) => {
@@ -338,6 +345,7 @@ pub(crate) fn mesh_elements(
         Element::address_of(Set::Uplinks, link, overlay.source()),
         Element::tunnel(overlay.data_path_port),
     ]);
+    elements.extend(overlay.peers.values().map(|address| Element::peer(*address)));
     elements.extend(overlay.guarded.iter().map(|(protocol, port)| Element::guarded(link, *protocol, *port)));
     for ((protocol, published), to) in overlay.published.iter().filter(|(key, _)| !busy.contains(*key)) {
         let port = HostPort { protocol: *protocol, published: *published, target: *published };

@@ -49,7 +49,7 @@ const fn map(set: Set, family: Family, name: &'static str, key: (u32, u32), data
     SetSpec { set, family, name, key_type: key.0, key_len: key.1, data: Some(data) }
 }
 
-pub(crate) const SETS: [SetSpec; 20] = [
+pub(crate) const SETS: [SetSpec; 21] = [
     plain(Set::Bridges, Family::Inet, "bridges", IFNAME, NAME_LEN),
     plain(Set::Masqueraded, Family::Inet, "masqueraded", IFNAME, NAME_LEN),
     plain(Set::Internal, Family::Inet, "internal", IFNAME, NAME_LEN),
@@ -71,6 +71,7 @@ pub(crate) const SETS: [SetSpec; 20] = [
     ),
     map(Set::Uplinks, Family::Inet, "uplinks", (IFNAME, NAME_LEN), (IPV4_ADDR, 4)),
     plain(Set::Guarded, Family::Inet, "guarded", pair(pair(IFNAME, INET_PROTO), INET_SERVICE), 24),
+    plain(Set::Peers, Family::Inet, "peers", IPV4_ADDR, 4),
     plain(Set::Tunnels, Family::Inet, "tunnels", INET_SERVICE, 2),
     plain(Set::Outbound, Family::Inet, "outbound", IFNAME, NAME_LEN),
     plain(Set::Ingress, Family::Inet, "ingress", IFNAME, NAME_LEN),

@@ -66,7 +66,8 @@ impl Node {
         let left = fabric::left(old, new).into_iter().map(|address| Action::Forget { address });
         let steps = in_order(left.collect(), gone, come);
         let mut operations: Vec<_> = steps.into_iter().map(Operation::Overlay).collect();
-        if old.published == new.published && old.guarded == new.guarded && self.mesh.as_ref() == Some(mesh) {
+        let same = old.published == new.published && old.guarded == new.guarded && old.peers == new.peers;
+        if same && self.mesh.as_ref() == Some(mesh) {
             return operations;
         }
         let before = plan::elements(&self.kernel.config, &self.current, self.mesh.as_ref());

@@ -20,7 +20,7 @@ pub struct Overlay {
     pub source: Option<Ipv4Addr>,
     /// UDP port of the encapsulated traffic.
     pub data_path_port: u16,
-    /// Ports of this node that tasks must not reach.
+    /// Ports, of this node and of the others, that tasks must not reach.
     pub guarded: BTreeSet<(Protocol, u16)>,
     /// The other nodes by number, with their addresses.
     pub peers: BTreeMap<u16, Ipv4Addr>,

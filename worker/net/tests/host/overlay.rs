@@ -121,11 +121,12 @@ async fn networks_are_apart_and_internal_ones_have_no_way_out() {
     cluster.tasks[inner].container.output("ip", &["route", "add", "default", "via", "10.0.32.1"]);
     assert!(!reaches(inner, outside));
     // Nor are the node's control port, its helper's link or another network's gateway open to it.
-    let node = cluster.host(1).address;
-    let control = cluster.host(1).run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 2377)).unwrap()).unwrap();
-    serve(control, "manager");
-    assert!(cluster.tasks[app].container.run(|| fetch(node, 2377)).is_err());
-    assert!(cluster.outside().run(|| fetch(node, 2377)).unwrap().is_ok());
+    // The other node's neither.
+    for node in [cluster.host(1), cluster.host(2)] {
+        serve(node.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 2377)).unwrap()).unwrap(), "manager");
+        assert!(cluster.tasks[app].container.run(|| fetch(node.address, 2377)).is_err());
+        assert!(cluster.outside().run(|| fetch(node.address, 2377)).unwrap().is_ok());
+    }
 }
 
 #[tokio::test]
