@@ -1,5 +1,7 @@
 //! `rswarm network …`. Source: swarm-parity 1.8.
 
+mod verify;
+
 use std::net::Ipv4Addr;
 
 use anyhow::Context as _;
@@ -30,6 +32,8 @@ pub enum NetworkCommand {
     Rm(RmArgs),
     /// Remove all networks that nothing uses
     Prune(PruneArgs),
+    /// Compare every node's kernel with what its networks should be: `-N` are missing, `+N` stale
+    Verify(verify::VerifyArgs),
     /// Attach a container to a network
     #[command(hide = true)]
     Connect(ConnectArgs),
@@ -247,6 +251,7 @@ pub async fn run(client: &Client, command: NetworkCommand) -> anyhow::Result<()>
         NetworkCommand::Inspect(args) => inspect(client, args).await,
         NetworkCommand::Rm(args) => rm(client, args).await,
         NetworkCommand::Prune(args) => prune(client, args).await,
+        NetworkCommand::Verify(args) => verify::run(client, args).await,
         NetworkCommand::Connect(_) => anyhow::bail!(
             "only tasks of services are on networks so far: use `rswarm service update --network-add NETWORK SERVICE`"
         ),

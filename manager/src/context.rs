@@ -10,8 +10,9 @@ use rswarm_identity::{Receiver, ServerExpectation};
 use rswarm_types::{Cluster, NodeId, Timestamp};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
+use tonic::{Request, Status};
 
 use crate::error::rejected;
 use crate::image::ImageResolver;
@@ -22,6 +23,9 @@ use rswarm_types::error::chain;
 
 /// A follower applies what was committed within a heartbeat; one that takes longer is cut off.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Marks a call that another manager passed on.
+const PASSED_ON: &str = "rswarm-passed-on";
 
 /// Shared by all parts of one manager.
 pub(crate) struct Context {
@@ -158,6 +162,21 @@ impl Context {
         ControlClient::new(channel)
     }
 
+    /// What a call becomes that only the leader can answer: the leader's client, and the request to make of it.
+    ///
+    /// # Errors
+    /// No leader is known, or the call was passed on already: two managers never pass it to and fro.
+    pub(crate) fn pass_on<T>(
+        &self,
+        request: Request<T>,
+    ) -> Result<(ControlClient<Channel>, Request<T>), Status> {
+        let passed_on = request.metadata().get(PASSED_ON).is_some();
+        let addr = self.leader_addr().filter(|_| !passed_on).ok_or_else(no_leader)?;
+        let mut onward = Request::new(request.into_inner());
+        onward.metadata_mut().insert(PASSED_ON, MetadataValue::from_static("1"));
+        Ok((self.control_client(&addr), onward))
+    }
+
     /// Addresses of all managers, this one's first.
     pub(crate) fn manager_addrs(&self, state: &State) -> Vec<String> {
         let own = &self.advertise_addr;
@@ -171,6 +190,11 @@ pub(crate) fn the_cluster(state: &State) -> Result<&Arc<Cluster>, Status> {
     state
         .cluster()
         .ok_or_else(|| Status::unavailable("this manager is still catching up: try again in a moment"))
+}
+
+/// For calls that need one.
+pub(crate) fn no_leader() -> Status {
+    Status::unavailable("the cluster has no leader at present: try again in a moment")
 }
 
 /// Sleeps that long; for ever if there is nothing to wake up for.

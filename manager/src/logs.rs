@@ -19,7 +19,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
 
-use crate::context::{Context, Leader};
+use crate::context::{Context, Leader, no_leader};
 use crate::control::lookup;
 use crate::leader::Lead;
 use crate::random;
@@ -32,8 +32,6 @@ const FOLLOW_RETRY: Duration = Duration::from_secs(1);
 const ELECTION_PATIENCE: Duration = Duration::from_secs(5);
 /// Batches of records on their way through this manager, per call.
 const BATCHES: usize = 64;
-/// Marks a call that another manager passed on, so that two of them never pass it to and fro.
-const PASSED_ON: &str = "rswarm-passed-on";
 
 type LogStream = Pin<Box<dyn Stream<Item = Result<v1::ServiceLogsResponse, Status>> + Send>>;
 
@@ -154,24 +152,12 @@ pub(crate) async fn service_logs(
             tokio::spawn(call.run(state));
             Ok(Box::pin(ReceiverStream::new(stream)))
         }
-        Leader::Elsewhere if request.metadata().get(PASSED_ON).is_none() => pass_on(context, request).await,
-        Leader::Elsewhere | Leader::Unknown => {
-            Err(Status::unavailable("the cluster has no leader at present: try again in a moment"))
+        Leader::Elsewhere => {
+            let (mut leader, onward) = context.pass_on(request)?;
+            Ok(Box::pin(leader.service_logs(onward).await?.into_inner()))
         }
+        Leader::Unknown => Err(no_leader()),
     }
-}
-
-async fn pass_on(
-    context: &Arc<Context>,
-    request: Request<v1::ServiceLogsRequest>,
-) -> Result<LogStream, Status> {
-    let addr = context
-        .leader_addr()
-        .ok_or_else(|| Status::unavailable("the cluster has no leader at present: try again in a moment"))?;
-    let mut onward = Request::new(request.into_inner());
-    onward.metadata_mut().insert(PASSED_ON, tonic::metadata::MetadataValue::from_static("1"));
-    let stream = context.control_client(&addr).service_logs(onward).await?.into_inner();
-    Ok(Box::pin(stream))
 }
 
 /// What a caller wants to read.

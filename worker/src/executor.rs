@@ -6,6 +6,7 @@ pub mod container;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use rswarm_api::v1;
 use rswarm_types::error::chain;
 use rswarm_types::netmap::NetworkMap;
 use rswarm_types::task::PortStatus;
@@ -179,6 +180,8 @@ pub trait Executor: Send + Sync + 'static {
     fn network(&self, map: Arc<NetworkMap>) -> BoxFuture<'static, Result<(), Failure>>;
     /// Compares the node with what should be there and repairs it; called every few seconds.
     fn repair(&self) -> BoxFuture<'_, Result<(), Failure>>;
+    /// Compares the node's networks with what should be there, and mends nothing.
+    fn check_network(&self) -> BoxFuture<'_, v1::NetworkCheck>;
     /// Removes what belongs to no single task: networks, rules, directories. Called when no task is left.
     fn clear(&self) -> BoxFuture<'_, Result<(), Failure>>;
 }

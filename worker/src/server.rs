@@ -201,6 +201,12 @@ impl Server {
                 }
             }
             SessionEvent::UnsubscribeLogs(id) => self.subscriptions.end(&id),
+            SessionEvent::CheckNetwork => {
+                if let Some(outbox) = self.outbox.clone() {
+                    let executor = self.executor.clone();
+                    tokio::spawn(async move { outbox.send_network_check(executor.check_network().await) });
+                }
+            }
         }
     }
 

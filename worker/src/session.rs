@@ -49,6 +49,7 @@ pub(crate) enum SessionEvent {
     Settled(u64),
     SubscribeLogs(v1::LogSubscription),
     UnsubscribeLogs(String),
+    CheckNetwork,
 }
 
 /// The way to the leader while the session lasts.
@@ -82,6 +83,11 @@ impl Outbox {
     /// Asks to be told when that is true of every node.
     pub fn ask_settled(&self, index: u64) {
         self.send(FromAgent::AskSettled(index));
+    }
+
+    /// What a comparison of the node's networks found.
+    pub fn send_network_check(&self, check: v1::NetworkCheck) {
+        self.send(FromAgent::NetworkChecked(check));
     }
 
     fn send(&self, message: FromAgent) {
@@ -229,6 +235,7 @@ impl Session {
                         SessionEvent::SubscribeLogs(subscription)
                     }
                     Some(FromManager::UnsubscribeLogs(id)) => SessionEvent::UnsubscribeLogs(id),
+                    Some(FromManager::CheckNetwork(_)) => SessionEvent::CheckNetwork,
                     Some(FromManager::Redirect(_)) => {
                         return Ended::Broken("the leader stepped down".to_owned());
                     }

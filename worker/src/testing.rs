@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use rswarm_api::v1;
 use rswarm_types::netmap::NetworkMap;
 use rswarm_types::{Task, TaskId, Timestamp};
 use tokio::sync::{mpsc, watch};
@@ -177,6 +178,10 @@ impl Executor for FakeExecutor {
 
     fn repair(&self) -> BoxFuture<'_, Result<(), Failure>> {
         async { Ok(()) }.boxed()
+    }
+
+    fn check_network(&self) -> BoxFuture<'_, v1::NetworkCheck> {
+        async { v1::NetworkCheck { mended: 7, ..v1::NetworkCheck::default() } }.boxed()
     }
 
     fn clear(&self) -> BoxFuture<'_, Result<(), Failure>> {

@@ -239,6 +239,17 @@ async fn logs_go_to_whoever_asked_until_it_has_enough() {
 }
 
 #[tokio::test]
+async fn a_leader_that_asks_is_told_what_the_node_finds_of_its_networks() {
+    let (manager, addr, _serving) = Manager::start(Behaviour::Lead).await;
+    let node = Node::new();
+    let _worker = node.start(&[&addr]).await;
+    manager.until("a session", |heard| heard.heartbeats > 0).await;
+    manager.say(FromManager::CheckNetwork(v1::manager_message::CheckNetwork {}));
+    let heard = manager.until("the answer", |heard| !heard.checks.is_empty()).await;
+    assert_eq!(heard.checks[0].mended, 7);
+}
+
+#[tokio::test]
 async fn leaving_ends_and_removes_everything_with_force_if_need_be() {
     let (manager, addr, _serving) = Manager::start(Behaviour::Lead).await;
     *manager.greeting.lock().unwrap() = vec![assignments(1, true, &[task(1), task(2)], &[])];

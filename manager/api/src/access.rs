@@ -58,7 +58,7 @@ pub fn of_path(path: &str) -> Option<Access> {
             "GetCluster" | "GetJoinTokens" | "RotateJoinToken" | "ListNodes" | "GetNode" | "UpdateNode"
             | "RemoveNode" | "CreateService" | "ListServices" | "GetService" | "UpdateService"
             | "RemoveService" | "WatchService" | "ServiceLogs" | "ListTasks" | "GetTask" | "ListNetworks"
-            | "CreateNetwork" | "GetNetwork" | "RemoveNetwork" | "PruneNetworks",
+            | "CreateNetwork" | "GetNetwork" | "RemoveNetwork" | "PruneNetworks" | "VerifyNetworks",
         ) => Access::Manager,
         (
             "Raft",

@@ -11,6 +11,7 @@ mod network;
 mod node;
 mod service;
 mod task;
+mod verify;
 mod watch;
 
 use std::pin::Pin;
@@ -54,6 +55,13 @@ macro_rules! unary {
                 request: Request<v1::ServiceLogsRequest>,
             ) -> Result<Response<Self::ServiceLogsStream>, Status> {
                 crate::logs::service_logs(&self.context, request).await.map(Response::new)
+            }
+
+            async fn verify_networks(
+                &self,
+                request: Request<v1::VerifyNetworksRequest>,
+            ) -> Result<Response<v1::VerifyNetworksResponse>, Status> {
+                verify::verify_networks(&self.context, request).await.map(Response::new)
             }
 
             $(async fn $rpc(

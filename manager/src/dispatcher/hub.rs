@@ -3,7 +3,7 @@
 //! Leases are [`rswarm_core::dispatch::Sessions`]'s; this adds the live ends of the streams. Lives and dies with the
 //! leader unit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use rswarm_core::State;
 use rswarm_core::dispatch::{self, Expiry, SessionError, SessionId};
 use rswarm_core::state::Write;
 use rswarm_types::{NodeId, Timestamp, Version};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Log subscriptions on their way to one node. They are answered at once; more than these means a stuck worker.
@@ -43,6 +43,8 @@ struct Open {
     /// Of its network.
     settled: Version,
     superseded: CancellationToken,
+    /// Who waits for what the node finds of its networks, in the order of asking.
+    checks: VecDeque<oneshot::Sender<v1::NetworkCheck>>,
 }
 
 /// The session's own end; dropping it closes the session.
@@ -81,7 +83,14 @@ impl Hub {
         let id = SessionId(inner.next);
         inner.next += 1;
         let writes = inner.leases.register(state, node, id, Some(addr), now);
-        let open = Open { id, wake: wake.clone(), push, settled: Version(0), superseded: superseded.clone() };
+        let open = Open {
+            id,
+            wake: wake.clone(),
+            push,
+            settled: Version(0),
+            superseded: superseded.clone(),
+            checks: VecDeque::new(),
+        };
         if let Some(former) = inner.open.insert(node, open) {
             former.superseded.cancel();
         }
@@ -119,6 +128,17 @@ impl Hub {
         self.lock().open.get(&node).is_some_and(|open| open.push.try_send(message).is_ok())
     }
 
+    /// Has a node look at its networks; `None` as above. The receiver fails when the session ends before the answer.
+    pub(crate) fn check_network(&self, node: NodeId) -> Option<oneshot::Receiver<v1::NetworkCheck>> {
+        let mut inner = self.lock();
+        let open = inner.open.get_mut(&node)?;
+        let (answer, answered) = oneshot::channel();
+        let question = v1::manager_message::Message::CheckNetwork(v1::manager_message::CheckNetwork {});
+        open.push.try_send(question).ok()?;
+        open.checks.push_back(answer);
+        Some(answered)
+    }
+
     /// The least of what all nodes with a session have settled, unless one is away for a moment: its kernel goes on as
     /// it was told last.
     fn tell_settled(&self, inner: &Inner, now: Timestamp) {
@@ -147,6 +167,16 @@ impl Session {
             open.settled = index;
         }
         self.hub.tell_settled(&inner, Timestamp::now());
+    }
+
+    /// What the node found of its networks.
+    pub(super) fn network_checked(&self, check: v1::NetworkCheck) {
+        let mut inner = self.hub.lock();
+        let open = inner.open.get_mut(&self.node).filter(|open| open.id == self.id);
+        if let Some(asked) = open.and_then(|open| open.checks.pop_front()) {
+            // Whoever asked may have lost patience.
+            let _ = asked.send(check);
+        }
     }
 
     /// Told when all nodes have settled more.

@@ -161,6 +161,10 @@ async fn conversation(
                         session.wake_all();
                         continue;
                     }
+                    Some(v1::agent_message::Message::NetworkChecked(check)) => {
+                        session.network_checked(check);
+                        continue;
+                    }
                     Some(message) => report(&context.store.snapshot(), node, message)?,
                     None => continue,
                 };
@@ -282,8 +286,11 @@ fn report(
     use v1::agent_message::Message;
     match message {
         Message::Hello(_) => Err(Status::invalid_argument("expected one `hello` per session, found another")),
-        // The last two are the conversation's own.
-        Message::Heartbeat(_) | Message::NetworkSet(_) | Message::AskSettled(_) => Ok((None, Vec::new())),
+        // The last three are the conversation's own.
+        Message::Heartbeat(_)
+        | Message::NetworkSet(_)
+        | Message::AskSettled(_)
+        | Message::NetworkChecked(_) => Ok((None, Vec::new())),
         Message::Description(description) => {
             let description = description_from(description)?;
             let known = state.node(node).and_then(|node| node.description.as_ref()) == Some(&description);

@@ -6,7 +6,7 @@ use rswarm_api::v1;
 use rswarm_types::netmap::{EndpointState, NetworkMap};
 use tonic::{Code, Status};
 
-use crate::host::{Host, eventually};
+use crate::host::{Host, ODD_NETWORK, eventually};
 use crate::services::{create, spec, wait_running};
 
 fn overlay(name: &str) -> v1::NetworkSpec {
@@ -147,5 +147,40 @@ async fn clashes_are_refused_by_name_and_what_is_unused_is_pruned() {
     host.control().remove_service(v1::RemoveServiceRequest { service: "web".to_owned() }).await.unwrap();
     eventually("the network is free", || async { remove(&host, "front").await.ok() }).await;
     remove(&host, "ingress").await.unwrap();
+    host.manager.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_node_is_asked_for_its_networks_and_who_is_silent_is_named() {
+    let host = Host::found().await;
+    let (_one, two) = (host.worker("w1").await, host.worker("w2").await);
+    let network = make(&host, overlay("front")).await.unwrap();
+    let verify = async |host: &Host, network: &str| {
+        let request = v1::VerifyNetworksRequest { network: network.to_owned() };
+        host.control().verify_networks(request).await.map(|answer| answer.into_inner().nodes)
+    };
+    let status = verify(&host, "nope").await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound, "{status:?}");
+    let of = |nodes: &[v1::verify_networks_response::NodeNetworks], name: &str| {
+        nodes.iter().find(|node| node.hostname == name).expect("every node is in the answer").clone()
+    };
+    let nodes = verify(&host, "").await.unwrap();
+    let check = of(&nodes, "w1").check.unwrap();
+    assert_eq!((nodes.len(), check.differences.len(), check.mended), (3, 2, 7));
+    // Of the other network nothing is said.
+    assert_ne!(network.id, ODD_NETWORK);
+    let check = of(&verify(&host, "front").await.unwrap(), "w1").check.unwrap();
+    assert_eq!(check.differences.iter().map(|one| &*one.what).collect::<Vec<_>>(), ["rule"]);
+    // Another manager passes it on.
+    let other = host.join().await;
+    let nodes = eventually("the other manager knows the leader", || async { verify(&other, "").await.ok() });
+    assert_eq!(of(&nodes.await, "w2").check.unwrap().mended, 7);
+
+    two.power_off();
+    let gone = eventually("the node is known to be gone", || async {
+        let two = of(&verify(&host, "").await.unwrap(), "w2");
+        two.check.is_none().then_some(two.unreachable)
+    });
+    assert!(gone.await.starts_with("it"));
     host.manager.shutdown().await;
 }

@@ -18,6 +18,7 @@
 //! Left out: which addresses and networks there are (the cluster's state), and names (the resolver).
 
 mod error;
+mod finding;
 mod firewall;
 mod kernel;
 pub mod lab;
@@ -31,6 +32,7 @@ mod plan;
 mod probe;
 
 pub use error::{KernelError, NetError};
+pub use finding::{Check, Finding, Part};
 pub use firewall::{Balancer, Element, Set, message::Shape};
 pub use model::{
     BridgeNetwork, Cidr, Endpoint, HostPort, INTERFACE_NAME_MAX, Mac, NetworkConfig, NodeNetwork, Protocol,

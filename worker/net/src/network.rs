@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     error::NetError,
+    finding::{Check, Finding},
     firewall,
     kernel::Kernel,
     listeners::listens,
@@ -161,6 +162,18 @@ impl Network {
     /// The differences between the kernel and what was asked of this handle, without mending them.
     pub async fn verify(&self) -> Result<Vec<Operation>, NetError> {
         self.ask(|node| node.differences(&node.current.clone())).await
+    }
+
+    /// The same differences in words, and published ports that are not ours to have.
+    pub async fn check(&self) -> Result<Check, NetError> {
+        self.ask(|node| {
+            let operations = node.differences(&node.current.clone())?;
+            let config = &node.kernel.config;
+            let findings = operations.iter().filter_map(|one| Finding::of(config, &node.current, one));
+            let in_use = node.mesh.as_ref().map(|mesh| mesh.busy.clone()).unwrap_or_default();
+            Ok(Check { findings: findings.collect(), in_use })
+        })
+        .await
     }
 
     /// Removes all that is ours: links, bridges, tables. Also what an earlier daemon with the same names left.

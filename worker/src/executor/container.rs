@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use rswarm_api::v1;
 use rswarm_image::{Digest, ImageError, ImageStore, PullOptions};
 use rswarm_net::{NetError, NetworkConfig};
 use rswarm_runtime::{Container, Containers, RuntimeError, ShimCommand, State, Status};
@@ -313,6 +314,10 @@ impl Executor for ContainerExecutor {
 
     fn repair(&self) -> BoxFuture<'_, Result<(), Failure>> {
         self.networks.repair().boxed()
+    }
+
+    fn check_network(&self) -> BoxFuture<'_, v1::NetworkCheck> {
+        self.networks.check().boxed()
     }
 
     fn clear(&self) -> BoxFuture<'_, Result<(), Failure>> {

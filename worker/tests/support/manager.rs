@@ -68,6 +68,7 @@ pub struct Heard {
     /// Lines by subscription.
     pub logs: BTreeMap<String, Vec<String>>,
     pub logs_ended: Vec<String>,
+    pub checks: Vec<v1::NetworkCheck>,
 }
 
 #[derive(Clone)]
@@ -144,6 +145,7 @@ impl Heard {
             FromAgent::Hello(hello) => self.hostname = hello.description.unwrap().hostname,
             FromAgent::Heartbeat(_) => self.heartbeats += 1,
             FromAgent::Description(_) | FromAgent::NetworkSet(_) | FromAgent::AskSettled(_) => {}
+            FromAgent::NetworkChecked(check) => self.checks.push(check),
             FromAgent::Statuses(statuses) => {
                 self.sequence = self.sequence.max(statuses.sequence);
                 for update in statuses.updates {

@@ -220,6 +220,14 @@ impl Element {
         }
     }
 
+    /// The link that its key begins with.
+    pub(crate) fn of_link(&self) -> Option<String> {
+        match self.set {
+            Set::Published | Set::Bound | Set::Hairpins | Set::Nodes | Set::Mesh => None,
+            _ => self.key.get(..16).map(crate::netlink::text),
+        }
+    }
+
     /// Whether both would sit in the same place.
     pub(crate) fn same_key(&self, other: &Self) -> bool {
         self.set == other.set && self.key == other.key

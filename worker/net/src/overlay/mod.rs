@@ -17,4 +17,5 @@ mod model;
 pub(crate) mod plan;
 
 pub use model::{Overlay, OverlayNetwork, PublishedPort, VirtualService};
+pub(crate) use model::{bridge_name, vxlan_name};
 pub use plan::Step;

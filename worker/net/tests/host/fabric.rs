@@ -3,7 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use rswarm_net::Protocol::{Tcp, Udp};
+use rswarm_net::{
+    Finding, Part,
+    Protocol::{Tcp, Udp},
+};
 use serde_json::Value;
 
 use crate::{
@@ -240,9 +243,27 @@ async fn planted_differences_in_the_overlays_are_mended_and_told() {
                 if program == "nft" { vec![&arguments] } else { arguments.split(' ').collect() };
             cluster.inside(1, program, &words);
         }
+        let found = cluster.node(1).check().await.unwrap().findings;
+        assert!(!found.is_empty(), "{arguments}");
+        let one = |finding: &Finding| (finding.part, finding.missing, finding.network.clone());
+        let expected_finding = match &arguments[..] {
+            text if text.starts_with("neigh add") => Some((Part::Neighbour, false, Some(APP))),
+            text if text.starts_with("neigh del") => Some((Part::Neighbour, true, Some(APP))),
+            "fdb del 02:52:00:00:00:02 dev rsx4097 self" => Some((Part::Forwarding, true, Some(APP))),
+            "rule add fwmark 0x9/0xfff table 1009" => Some((Part::Rule, false, None)),
+            "route flush table 1002" => Some((Part::Route, true, None)),
+            text if text.starts_with("add element") => Some((Part::Map, false, Some(APP))),
+            text if text.starts_with("delete table") => Some((Part::Rule, true, None)),
+            _ => None,
+        };
+        if let Some((part, missing, network)) = expected_finding {
+            let wanted = (part, missing, network.map(|vni| cluster.overlay(1).networks[&vni].id.clone()));
+            assert!(found.iter().any(|finding| one(finding) == wanted), "{arguments}: {found:?}");
+        }
         let report = cluster.node(1).reconcile(&cluster.desired(1)).await.unwrap();
         let told: Vec<_> = report.repaired.iter().map(ToString::to_string).collect();
         assert!(report.failed.is_empty(), "{arguments}: {:?}", report.failed);
+        assert_eq!(cluster.node(1).check().await.unwrap().findings, [].into(), "{arguments}");
         assert!(told.iter().any(|line| line.starts_with(expected)), "{arguments}: {told:?}");
         assert_eq!(cluster.node(1).verify().await.unwrap(), [], "{arguments}");
         let from = &cluster.tasks[0].container;

@@ -3,9 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rswarm_net::{BridgeNetwork, Endpoint, HostPort, NetError, Network, NetworkConfig, NodeNetwork};
+use rswarm_api::v1;
+use rswarm_net::{
+    BridgeNetwork, Check, Endpoint, Finding, HostPort, NetError, Network, NetworkConfig, NodeNetwork, Part,
+};
 use rswarm_resolver::{MapReader, MapWriter};
 use rswarm_types::cluster::Subnet;
 use rswarm_types::netmap::NetworkMap;
@@ -20,6 +24,9 @@ use super::record::Record;
 use super::resolver::Resolver;
 use crate::executor::{Failure, FailureKind};
 
+/// Differences that are told at most, of which each takes a hundred bytes.
+const DIFFERENCES_MAX: usize = 10_000;
+
 /// The containers' networks. What they should be is held under one lock, across each change of the kernel, so that a
 /// repair never takes a half-made endpoint for one too many.
 pub struct TaskNetworks {
@@ -32,6 +39,8 @@ pub struct TaskNetworks {
     /// The last map a manager sent.
     announced: Mutex<Arc<NetworkMap>>,
     state: tokio::sync::Mutex<State>,
+    /// Differences that were mended since this daemon started.
+    mended: AtomicU64,
 }
 
 /// What the kernel was made as.
@@ -74,6 +83,7 @@ impl TaskNetworks {
             resolver,
             announced,
             state,
+            mended: AtomicU64::new(0),
         })
     }
 
@@ -229,12 +239,33 @@ impl TaskNetworks {
         self.resolve(&state)
     }
 
+    /// What differs from what a manager told last, without mending it. Under the lock, so that nothing is half made.
+    pub async fn check(&self) -> v1::NetworkCheck {
+        let mended = self.mended.load(Ordering::Relaxed);
+        let mut state = self.state.lock().await;
+        let found = match self.catch_up(&mut state).await {
+            Ok(()) => self.network.check().await.map_err(|error| explain(&error, &state.attached)),
+            Err(failure) => Err(failure),
+        };
+        let (found, error) = match found {
+            Ok(found) => (found, String::new()),
+            Err(failure) => (Check::default(), failure.text),
+        };
+        v1::NetworkCheck {
+            differences: found.findings.into_iter().take(DIFFERENCES_MAX).map(difference).collect(),
+            error,
+            mended,
+            ports_in_use: found.in_use.into_iter().map(port_in_use).collect(),
+        }
+    }
+
     async fn make_so(&self, state: &State) -> Result<(), Failure> {
         let overlay = overlay::of(&state.map, self.node, &self.guarded).map(Arc::new);
         let desired = NodeNetwork { overlay, ..desired(&state.attached) };
         let report =
             self.network.reconcile(&desired).await.map_err(|error| explain(&error, &state.attached))?;
         if !report.repaired.is_empty() {
+            self.mended.fetch_add(report.repaired.len() as u64, Ordering::Relaxed);
             tracing::info!(operations = ?report.repaired, "the node's network differed and was mended");
         }
         for (operation, error) in &report.failed {
@@ -341,6 +372,32 @@ pub fn protocol(protocol: Protocol) -> rswarm_net::Protocol {
         Protocol::Udp => rswarm_net::Protocol::Udp,
         Protocol::Sctp => rswarm_net::Protocol::Sctp,
     }
+}
+
+fn difference(finding: Finding) -> v1::NetworkDifference {
+    let part = match finding.part {
+        Part::Link => v1::NetworkPart::Link,
+        Part::Forwarding => v1::NetworkPart::Forwarding,
+        Part::Neighbour => v1::NetworkPart::Neighbour,
+        Part::Route => v1::NetworkPart::Route,
+        Part::Rule => v1::NetworkPart::Rule,
+        Part::Map => v1::NetworkPart::Map,
+    };
+    v1::NetworkDifference {
+        part: part.into(),
+        missing: finding.missing,
+        what: finding.what,
+        network: finding.network.unwrap_or_default(),
+    }
+}
+
+fn port_in_use((protocol, port): (rswarm_net::Protocol, u16)) -> v1::PortInUse {
+    let protocol = match protocol {
+        rswarm_net::Protocol::Tcp => v1::Protocol::Tcp,
+        rswarm_net::Protocol::Udp => v1::Protocol::Udp,
+        rswarm_net::Protocol::Sctp => v1::Protocol::Sctp,
+    };
+    v1::PortInUse { protocol: protocol.into(), port: port.into() }
 }
 
 /// A network error in the words of tasks; what somebody else holds makes the task unfit for this node.
