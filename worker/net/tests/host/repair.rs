@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rswarm_net::{NetworkConfig, NodeNetwork, Protocol::Tcp};
+use rswarm_net::{NodeNetwork, Protocol::Tcp};
 
 use crate::rig::{Container, Rig, endpoint, fetch, network, node_network, output, port};
 
