@@ -1,9 +1,9 @@
-//! The files by which a task finds names: `/etc/resolv.conf` and `/etc/hosts`. Pure.
+//! The file by which a task finds this resolver: `/etc/resolv.conf`. Pure.
 //!
-//! Source: moby, `libnetwork/internal/resolvconf` and `libnetwork/etchosts`.
+//! Source: moby, `libnetwork/internal/resolvconf`.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use rswarm_types::task::DnsConfig;
 
@@ -40,33 +40,10 @@ pub fn resolv_conf(host: &str, nameservers: &[IpAddr], dns: &DnsConfig) -> Strin
     text
 }
 
-/// `/etc/hosts` of a task in its own network namespace.
-///
-/// `extra` are lines as `address name`, which the user wrote.
-pub fn hosts(hostname: &str, addresses: &[Ipv4Addr], extra: &[String]) -> String {
-    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
-                    ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
-        .to_owned();
-    for address in addresses {
-        // A domain name is followed by its first label, so that both forms resolve.
-        match hostname.split_once('.') {
-            Some((label, _)) => writeln!(text, "{address}\t{hostname} {label}"),
-            None => writeln!(text, "{address}\t{hostname}"),
-        }
-        .expect("writing to a string");
-    }
-    for line in extra {
-        match line.split_once([' ', '\t']) {
-            Some((address, names)) => writeln!(text, "{address}\t{}", names.trim()),
-            None => writeln!(text, "{line}"),
-        }
-        .expect("writing to a string");
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     #[test]
@@ -84,14 +61,5 @@ mod tests {
         check(host, &["."], &["attempts:1"], "options attempts:1 ndots:0\n");
         check("options ndots:5\n", &[], &[], "options ndots:5\n");
         check("", &[], &[], "options ndots:0\n");
-    }
-
-    #[test]
-    fn hosts_name_the_task_on_each_network_and_what_the_user_added() {
-        let addresses = [Ipv4Addr::new(10, 0, 0, 3), Ipv4Addr::new(10, 0, 1, 3)];
-        let text = hosts("web.example.org", &addresses, &["192.0.2.1 db db2".to_owned()]);
-        let lines = "10.0.0.3\tweb.example.org web\n10.0.1.3\tweb.example.org web\n192.0.2.1\tdb db2\n";
-        assert!(text.starts_with("127.0.0.1\tlocalhost\n") && text.ends_with(lines), "{text}");
-        assert!(hosts("db", &addresses[..1], &[]).ends_with("ip6-allrouters\n10.0.0.3\tdb\n"));
     }
 }

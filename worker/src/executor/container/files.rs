@@ -106,13 +106,13 @@ mod tests {
     use rswarm_types::task::TaskAddress;
     use rswarm_types::{NetworkDriver, NetworkId};
 
-    fn network() -> TaskNetwork {
+    fn network(address: &str) -> TaskNetwork {
         TaskNetwork {
             network: NetworkId::from_bytes([1; 16]),
             name: "bridge".to_owned(),
             driver: NetworkDriver::Bridge,
             address: Some(TaskAddress {
-                address: "10.213.0.9".parse().unwrap(),
+                address: address.parse().unwrap(),
                 prefix_len: 16,
                 gateway: "10.213.0.1".parse().unwrap(),
             }),
@@ -122,9 +122,12 @@ mod tests {
 
     #[test]
     fn hosts_name_the_container_and_what_the_user_added() {
-        let text = hosts("web.example.org", &[network()], &["192.0.2.1 db db2".to_owned()]);
+        let both = [network("10.0.16.3"), network("10.213.0.9")];
+        let text = hosts("web.example.org", &both, &["192.0.2.1 db db2".to_owned()]);
         assert!(text.starts_with("127.0.0.1\tlocalhost\n"));
-        assert!(text.ends_with("10.213.0.9\tweb.example.org web\n192.0.2.1\tdb db2\n"), "{text}");
+        let lines = "10.0.16.3\tweb.example.org web\n10.213.0.9\tweb.example.org web\n192.0.2.1\tdb db2\n";
+        assert!(text.ends_with(lines), "{text}");
+        assert!(hosts("db", &both[..1], &[]).ends_with("ip6-allrouters\n10.0.16.3\tdb\n"));
         assert_eq!(hosts_of_node("1.2.3.4 a", &["192.0.2.1 db".to_owned()]), "1.2.3.4 a\n192.0.2.1\tdb\n");
     }
 
