@@ -331,6 +331,9 @@ fn pretty(seen: &Seen, tls: &Tls) -> String {
         line("Resources:", "");
         line(" CPUs:", &(description.resources.nano_cpus / 1_000_000_000).to_string());
         line(" Memory:", &format_bytes(description.resources.memory_bytes));
+        for (protocol, port) in &description.network.ports_in_use {
+            line("Port in Use:", &format!("{port}/{protocol} is published, and another process has it here"));
+        }
         line("Engine Version:", &description.engine_version);
         if !description.engine_labels.is_empty() {
             line("Engine Labels:", "");

@@ -71,6 +71,14 @@ pub fn node(node: &Node, leader: bool, reachability: &str) -> Value {
                 "Engine": { "EngineVersion": description.engine_version, "Labels": description.engine_labels },
             }),
         );
+        let network = &description.network;
+        let ports = network.ports_in_use.iter().map(|(protocol, port)| format!("{port}/{protocol}"));
+        let network = json!({
+            "DataPathAddr": network.data_path_addr.map(|addr| addr.to_string()),
+            "MTU": network.mtu,
+            "PortsInUse": ports.collect::<Vec<_>>(),
+        });
+        rest.insert("Network".into(), omit_empty(network).into());
     }
     let status = json!({
         "State": node.status.state,

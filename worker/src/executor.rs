@@ -3,12 +3,14 @@
 
 pub mod container;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use rswarm_api::v1;
 use rswarm_types::error::chain;
 use rswarm_types::netmap::NetworkMap;
+use rswarm_types::service::Protocol;
 use rswarm_types::task::PortStatus;
 use rswarm_types::{Task, TaskId, Timestamp};
 use tokio::sync::mpsc;
@@ -182,6 +184,8 @@ pub trait Executor: Send + Sync + 'static {
     fn repair(&self) -> BoxFuture<'_, Result<(), Failure>>;
     /// Compares the node's networks with what should be there, and mends nothing.
     fn check_network(&self) -> BoxFuture<'_, v1::NetworkCheck>;
+    /// Published ports on which other processes of the node listen, as of the last time somebody looked.
+    fn ports_in_use(&self) -> BTreeSet<(Protocol, u16)>;
     /// Removes what belongs to no single task: networks, rules, directories. Called when no task is left.
     fn clear(&self) -> BoxFuture<'_, Result<(), Failure>>;
 }

@@ -158,17 +158,18 @@ impl Worker {
         let (cluster_sender, cluster) = watch::channel(view);
         let searching = SessionState::Searching { reason: "just started".to_owned() };
         let (state_sender, state) = watch::channel(searching);
+        let (description_sender, description) = watch::channel(parts.node_description);
         let server = Server::new(
             agent,
             ledger,
             parts.executor,
-            parts.node_id,
+            (parts.node_id, description_sender),
             counts_sender,
             (events.clone(), receiver),
         );
         let session = Session {
             connect: parts.connect,
-            description: parts.node_description,
+            description,
             cluster: cluster_sender,
             state: state_sender,
             events: events.clone(),

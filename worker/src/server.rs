@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use rswarm_types::netmap::NetworkMap;
-use rswarm_types::{NodeId, Task, TaskId, TaskStatus, Timestamp, Version};
+use rswarm_types::{NodeDescription, NodeId, Task, TaskId, TaskStatus, Timestamp, Version};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
@@ -64,6 +64,8 @@ pub(crate) struct Server {
     ledger: Ledger,
     executor: Arc<dyn Executor>,
     node_id: NodeId,
+    /// What the node says of itself.
+    description: watch::Sender<NodeDescription>,
     counts: watch::Sender<Counts>,
     events: mpsc::Receiver<Event>,
     sender: mpsc::Sender<Event>,
@@ -79,7 +81,7 @@ impl Server {
         agent: Agent,
         ledger: Ledger,
         executor: Arc<dyn Executor>,
-        node_id: NodeId,
+        (node_id, description): (NodeId, watch::Sender<NodeDescription>),
         counts: watch::Sender<Counts>,
         (sender, events): (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     ) -> Self {
@@ -88,6 +90,7 @@ impl Server {
             ledger,
             executor,
             node_id,
+            description,
             counts,
             events,
             sender,
@@ -155,17 +158,21 @@ impl Server {
             Event::DiscardAgain(task) => self.discard(task),
             Event::Repaired(result) => {
                 self.repairing = false;
+                self.tell_ports_in_use();
                 if let Err(failure) = result {
                     tracing::warn!(error = %failure.text, "the node could not be repaired");
                 }
             }
-            Event::NetworkSet { index, result } => match (result, &self.outbox) {
-                (Ok(()), Some(outbox)) => outbox.send_network_set(index.0),
-                (Ok(()), None) => {}
-                (Err(failure), _) => {
-                    tracing::warn!(%index, error = %failure.text, "the node's network is not as it should be yet");
+            Event::NetworkSet { index, result } => {
+                self.tell_ports_in_use();
+                match (result, &self.outbox) {
+                    (Ok(()), Some(outbox)) => outbox.send_network_set(index.0),
+                    (Ok(()), None) => {}
+                    (Err(failure), _) => {
+                        tracing::warn!(%index, error = %failure.text, "the node's network is not as it should be yet");
+                    }
                 }
-            },
+            }
             Event::Tasks(answer) => {
                 let tasks = self.agent.tasks().map(|(task, status)| (task.clone(), status.clone())).collect();
                 let _ = answer.send(tasks);
@@ -178,6 +185,8 @@ impl Server {
     fn handle_session(&mut self, event: SessionEvent) {
         match event {
             SessionEvent::Connected(outbox) => {
+                // It may have changed since `hello` was written.
+                outbox.send_description(&self.description.borrow());
                 self.outbox = Some(outbox);
                 self.feed(Input::Connected);
             }
@@ -207,6 +216,19 @@ impl Server {
                     tokio::spawn(async move { outbox.send_network_check(executor.check_network().await) });
                 }
             }
+        }
+    }
+
+    /// Tells the managers when other processes have taken published ports, or let go of them.
+    fn tell_ports_in_use(&self) {
+        let in_use = self.executor.ports_in_use();
+        let changed = self.description.send_if_modified(|description| {
+            let changed = description.network.ports_in_use != in_use;
+            description.network.ports_in_use = in_use;
+            changed
+        });
+        if let Some(outbox) = self.outbox.as_ref().filter(|_| changed) {
+            outbox.send_description(&self.description.borrow());
         }
     }
 

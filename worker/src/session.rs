@@ -85,6 +85,11 @@ impl Outbox {
         self.send(FromAgent::AskSettled(index));
     }
 
+    /// What the node says of itself has changed.
+    pub fn send_description(&self, description: &NodeDescription) {
+        self.send(FromAgent::Description(description.into()));
+    }
+
     /// What a comparison of the node's networks found.
     pub fn send_network_check(&self, check: v1::NetworkCheck) {
         self.send(FromAgent::NetworkChecked(check));
@@ -100,7 +105,7 @@ impl Outbox {
 /// See the module.
 pub(crate) struct Session {
     pub connect: Connect,
-    pub description: NodeDescription,
+    pub description: watch::Receiver<NodeDescription>,
     pub cluster: watch::Sender<ClusterView>,
     pub state: watch::Sender<SessionState>,
     /// Which events these are is the receiver's business.
@@ -179,7 +184,7 @@ impl Session {
         let (messages, outgoing) = mpsc::channel(OUTBOX_MESSAGES);
         let outbox = Outbox { messages, broken: CancellationToken::new(), channel };
         outbox.send(FromAgent::Hello(v1::agent_message::Hello {
-            description: Some((&self.description).into()),
+            description: Some((&*self.description.borrow()).into()),
         }));
         let opening = async {
             let mut incoming = client.session(ReceiverStream::new(outgoing)).await?.into_inner();

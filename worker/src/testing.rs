@@ -7,6 +7,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use rswarm_api::v1;
 use rswarm_types::netmap::NetworkMap;
+use rswarm_types::service::Protocol;
 use rswarm_types::{Task, TaskId, Timestamp};
 use tokio::sync::{mpsc, watch};
 
@@ -35,6 +36,7 @@ pub struct FakeExecutor {
     pub unfit: Arc<Mutex<BTreeMap<TaskId, Failure>>>,
     /// Tasks that ignore their stop signal.
     pub stubborn: Arc<Mutex<BTreeSet<TaskId>>>,
+    pub ports_in_use: Arc<Mutex<BTreeSet<(Protocol, u16)>>>,
 }
 
 impl Default for FakeExecutor {
@@ -43,6 +45,7 @@ impl Default for FakeExecutor {
             containers: watch::channel(BTreeMap::new()).0,
             unfit: Arc::default(),
             stubborn: Arc::default(),
+            ports_in_use: Arc::default(),
         }
     }
 }
@@ -182,6 +185,10 @@ impl Executor for FakeExecutor {
 
     fn check_network(&self) -> BoxFuture<'_, v1::NetworkCheck> {
         async { v1::NetworkCheck { mended: 7, ..v1::NetworkCheck::default() } }.boxed()
+    }
+
+    fn ports_in_use(&self) -> BTreeSet<(Protocol, u16)> {
+        self.ports_in_use.lock().unwrap().clone()
     }
 
     fn clear(&self) -> BoxFuture<'_, Result<(), Failure>> {

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use rswarm_api::v1;
 use rswarm_api::v1::manager_message::{self, Message as FromManager};
+use rswarm_types::netmap::NetworkChange;
+use rswarm_types::service::Protocol;
 use rswarm_types::{NodeDescription, NodeId, Role, Task, TaskState, Version};
 
 use crate::testing::manager::{Behaviour, DEADLINE, Heard, Manager, assignments, id, task};
@@ -247,6 +249,16 @@ async fn a_leader_that_asks_is_told_what_the_node_finds_of_its_networks() {
     manager.say(FromManager::CheckNetwork(v1::manager_message::CheckNetwork {}));
     let heard = manager.until("the answer", |heard| !heard.checks.is_empty()).await;
     assert_eq!(heard.checks[0].mended, 7);
+    // Unasked it says which published ports others have taken, as soon as the network was looked at.
+    node.executor.ports_in_use.lock().unwrap().insert((Protocol::Tcp, 8080));
+    let change = NetworkChange { full: true, ..NetworkChange::default() };
+    manager.say(FromManager::Assignments(v1::manager_message::Assignments {
+        index: 1,
+        full: true,
+        network: Some((&change).into()),
+        ..Default::default()
+    }));
+    manager.until("the port in use", |heard| heard.ports_in_use == [8080]).await;
 }
 
 #[tokio::test]

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use rswarm_api::v1;
-use rswarm_types::service::ServiceMode;
-use rswarm_types::{NetworkId, Service, ServiceSpec};
+use rswarm_types::service::{PublishMode, ServiceMode};
+use rswarm_types::{NetworkId, Node, Service, ServiceSpec};
 
 use crate::client::{Client, call, for_each};
 use crate::network;
@@ -132,7 +132,32 @@ async fn converge(client: &Client, service: &str, waiting: Waiting) -> anyhow::R
     if waiting.detach {
         return Ok(());
     }
-    progress::wait(client, service, waiting.quiet).await
+    progress::wait(client, service, waiting.quiet).await?;
+    warn(&ports_in_use(client, service).await?);
+    Ok(())
+}
+
+/// Published ports of a service that do not answer on some node, as another process has them there.
+async fn ports_in_use(client: &Client, service: &str) -> anyhow::Result<Vec<String>> {
+    let published = get(client, service).await?.endpoint.ports;
+    let mesh = published.iter().filter(|port| port.mode == PublishMode::Ingress);
+    let mesh: Vec<_> = mesh.filter_map(|port| Some((port.protocol, port.published?))).collect();
+    if mesh.is_empty() {
+        return Ok(Vec::new());
+    }
+    let nodes = call!(client, control.list_nodes(v1::ListNodesRequest { filters: Vec::new() }))?.nodes;
+    let mut warnings = Vec::new();
+    for node in nodes {
+        let node = Node::try_from(node)?;
+        let Some(description) = &node.description else { continue };
+        for (protocol, port) in mesh.iter().filter(|port| description.network.ports_in_use.contains(port)) {
+            warnings.push(format!(
+                "Warning: port {port}/{protocol} of node `{}` is in use by another process, which gets what comes there",
+                node.display_name()
+            ));
+        }
+    }
+    Ok(warnings)
 }
 
 async fn create(client: &Client, flags: &CreateFlags) -> anyhow::Result<()> {

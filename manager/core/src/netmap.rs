@@ -294,7 +294,8 @@ mod tests {
         for n in 1..=nodes {
             f.add_node(n, |node| {
                 let (addr, mtu) = ([192, 0, 2, n].into(), 1500 - u32::from(n));
-                let network = NodeNetworkFacts { data_path_addr: Some(addr), mtu, routes: vec![] };
+                let network =
+                    NodeNetworkFacts { data_path_addr: Some(addr), mtu, ..NodeNetworkFacts::default() };
                 let held = node.description.take().unwrap();
                 node.description = Some(NodeDescription { network, ..held });
             });

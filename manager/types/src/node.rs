@@ -1,10 +1,12 @@
 //! Nodes: what the user asked of them, what they said of themselves, and what the managers saw.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Subnet;
+use crate::service::Protocol;
 use crate::{Labels, Meta, NodeId, Timestamp, Version};
 
 /// A member of the cluster.
@@ -93,6 +95,8 @@ pub struct NodeNetworkFacts {
     pub mtu: u32,
     /// What the node routes itself, the default route left out: overlays stay clear of it.
     pub routes: Vec<Subnet>,
+    /// Ports of the mesh on which other processes of the node listen: it leaves them to those.
+    pub ports_in_use: BTreeSet<(Protocol, u16)>,
 }
 
 /// Operating system and architecture in the words of Go's `GOOS` and `GOARCH`, as OCI images use them.

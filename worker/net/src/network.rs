@@ -54,6 +54,8 @@ pub struct Report {
     pub repaired: Vec<Operation>,
     /// Differences that stay, and why.
     pub failed: Vec<(Operation, NetError)>,
+    /// Published ports on which other processes of this node listen; these are left to them.
+    pub in_use: BTreeSet<(Protocol, u16)>,
 }
 
 impl Report {
@@ -170,8 +172,7 @@ impl Network {
             let operations = node.differences(&node.current.clone())?;
             let config = &node.kernel.config;
             let findings = operations.iter().filter_map(|one| Finding::of(config, &node.current, one));
-            let in_use = node.mesh.as_ref().map(|mesh| mesh.busy.clone()).unwrap_or_default();
-            Ok(Check { findings: findings.collect(), in_use })
+            Ok(Check { findings: findings.collect(), in_use: node.in_use() })
         })
         .await
     }
@@ -361,6 +362,10 @@ impl Node {
         Ok(anything)
     }
 
+    fn in_use(&self) -> BTreeSet<(Protocol, u16)> {
+        self.mesh.as_ref().map(|mesh| mesh.busy.clone()).unwrap_or_default()
+    }
+
     fn differences(&mut self, desired: &NodeNetwork) -> Result<Vec<Operation>, NetError> {
         let observed = self.kernel.observe(desired)?;
         self.mesh = observed.mesh.clone();
@@ -370,7 +375,7 @@ impl Node {
     fn reconcile(&mut self, desired: NodeNetwork) -> Result<Report, NetError> {
         desired.validate()?;
         let operations = self.differences(&desired)?;
-        let mut report = Report::default();
+        let mut report = Report { in_use: self.in_use(), ..Report::default() };
         self.kernel.perform(&operations, |operation, result| {
             match result {
                 Ok(()) => report.repaired.push(operation.clone()),

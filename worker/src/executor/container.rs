@@ -19,7 +19,7 @@ mod spec;
 mod strays;
 mod users;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,6 +31,7 @@ use rswarm_image::{Digest, ImageError, ImageStore, PullOptions};
 use rswarm_net::{NetError, NetworkConfig};
 use rswarm_runtime::{Container, Containers, RuntimeError, ShimCommand, State, Status};
 use rswarm_types::netmap::NetworkMap;
+use rswarm_types::service::Protocol;
 use rswarm_types::{NodeId, Task, TaskId};
 use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc};
 
@@ -318,6 +319,10 @@ impl Executor for ContainerExecutor {
 
     fn check_network(&self) -> BoxFuture<'_, v1::NetworkCheck> {
         self.networks.check().boxed()
+    }
+
+    fn ports_in_use(&self) -> BTreeSet<(Protocol, u16)> {
+        self.networks.ports_in_use()
     }
 
     fn clear(&self) -> BoxFuture<'_, Result<(), Failure>> {

@@ -69,6 +69,8 @@ pub struct Heard {
     pub logs: BTreeMap<String, Vec<String>>,
     pub logs_ended: Vec<String>,
     pub checks: Vec<v1::NetworkCheck>,
+    /// By the last description.
+    pub ports_in_use: Vec<u32>,
 }
 
 #[derive(Clone)]
@@ -144,7 +146,11 @@ impl Heard {
         match message {
             FromAgent::Hello(hello) => self.hostname = hello.description.unwrap().hostname,
             FromAgent::Heartbeat(_) => self.heartbeats += 1,
-            FromAgent::Description(_) | FromAgent::NetworkSet(_) | FromAgent::AskSettled(_) => {}
+            FromAgent::Description(description) => {
+                let network = description.network.unwrap_or_default();
+                self.ports_in_use = network.ports_in_use.iter().map(|port| port.port).collect();
+            }
+            FromAgent::NetworkSet(_) | FromAgent::AskSettled(_) => {}
             FromAgent::NetworkChecked(check) => self.checks.push(check),
             FromAgent::Statuses(statuses) => {
                 self.sequence = self.sequence.max(statuses.sequence);

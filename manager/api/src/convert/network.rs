@@ -8,7 +8,7 @@ use rswarm_types as types;
 use types::netmap::{MapAttachment, MapEndpoint, MapNetwork, MapNode, MapService, NetworkChange, NetworkMap};
 use types::network::{Ipam, IpamSpec, Network, NetworkSpec};
 use types::node::NodeNetworkFacts;
-use types::service::ServiceEndpoint;
+use types::service::{Protocol, ServiceEndpoint};
 use types::{NetworkId, NodeId, ServiceId, TaskId, Version};
 
 use super::{
@@ -93,6 +93,7 @@ impl From<&NodeNetworkFacts> for v1::NodeNetworkFacts {
             data_path_addr: text(facts.data_path_addr),
             mtu: facts.mtu,
             routes: facts.routes.iter().map(ToString::to_string).collect(),
+            ports_in_use: facts.ports_in_use.iter().map(Into::into).collect(),
         }
     }
 }
@@ -104,7 +105,21 @@ impl TryFrom<v1::NodeNetworkFacts> for NodeNetworkFacts {
             data_path_addr: parse_optional("data_path_addr", &wire.data_path_addr)?,
             mtu: wire.mtu,
             routes: texts("routes", &wire.routes)?,
+            ports_in_use: each("ports_in_use", wire.ports_in_use)?.into_iter().collect(),
         })
+    }
+}
+
+impl From<&(Protocol, u16)> for v1::PortInUse {
+    fn from((protocol, port): &(Protocol, u16)) -> Self {
+        Self { protocol: v1::Protocol::from(*protocol).into(), port: (*port).into() }
+    }
+}
+
+impl TryFrom<v1::PortInUse> for (Protocol, u16) {
+    type Error = WireError;
+    fn try_from(wire: v1::PortInUse) -> Result<Self, WireError> {
+        Ok((word::<v1::Protocol, _>("protocol", wire.protocol)?, narrow("port", wire.port)?))
     }
 }
 
@@ -299,7 +314,7 @@ mod tests {
     use super::*;
     use types::netmap::EndpointState;
     use types::network::NetworkDriver;
-    use types::service::{EndpointMode, PortConfig, Protocol, PublishMode};
+    use types::service::{EndpointMode, PortConfig, PublishMode};
     use types::{Meta, NodeDescription, Timestamp};
 
     fn network() -> Network {
@@ -384,6 +399,7 @@ mod tests {
             data_path_addr: Some([192, 0, 2, 1].into()),
             mtu: 1500,
             routes: vec!["192.0.2.0/24".parse().unwrap()],
+            ports_in_use: [(Protocol::Udp, 53)].into(),
         };
         let description = NodeDescription { network: facts, ..NodeDescription::default() };
         assert_eq!(NodeDescription::try_from(v1::NodeDescription::from(&description)), Ok(description));

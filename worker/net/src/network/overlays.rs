@@ -45,7 +45,7 @@ impl Node {
                 }
             }
         }
-        Ok(self.mesh.as_ref().map(|mesh| mesh.busy.clone()).unwrap_or_default())
+        Ok(self.in_use())
     }
 
     /// Ports that are new are looked at: another process may listen on them.

@@ -41,6 +41,7 @@ pub struct TaskNetworks {
     state: tokio::sync::Mutex<State>,
     /// Differences that were mended since this daemon started.
     mended: AtomicU64,
+    in_use: Mutex<BTreeSet<NodePort>>,
 }
 
 /// What the kernel was made as.
@@ -84,6 +85,7 @@ impl TaskNetworks {
             announced,
             state,
             mended: AtomicU64::new(0),
+            in_use: Mutex::default(),
         })
     }
 
@@ -140,10 +142,8 @@ impl TaskNetworks {
         let Some(overlay) = overlay::of(&state.map, self.node, &self.guarded) else {
             return self.make_so(state).await;
         };
-        let occupied = self.network.apply(overlay).await.map_err(|error| explain(&error, &state.attached))?;
-        for (protocol, port) in occupied {
-            tracing::warn!(%protocol, port, "published port is in use by another process on this node");
-        }
+        let in_use = self.network.apply(overlay).await.map_err(|error| explain(&error, &state.attached))?;
+        self.note_in_use(&in_use);
         Ok(())
     }
 
@@ -239,6 +239,20 @@ impl TaskNetworks {
         self.resolve(&state)
     }
 
+    fn note_in_use(&self, in_use: &BTreeSet<(rswarm_net::Protocol, u16)>) {
+        let mut known = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_use: BTreeSet<NodePort> = in_use.iter().map(|(of, port)| (protocol_of(*of), *port)).collect();
+        for (protocol, port) in in_use.difference(&known) {
+            tracing::warn!(%protocol, port, "published port is in use by another process on this node");
+        }
+        *known = in_use;
+    }
+
+    /// Published ports on which other processes of the node listened when it was last looked at.
+    pub fn ports_in_use(&self) -> BTreeSet<NodePort> {
+        self.in_use.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// What differs from what a manager told last, without mending it. Under the lock, so that nothing is half made.
     pub async fn check(&self) -> v1::NetworkCheck {
         let mended = self.mended.load(Ordering::Relaxed);
@@ -255,7 +269,7 @@ impl TaskNetworks {
             differences: found.findings.into_iter().take(DIFFERENCES_MAX).map(difference).collect(),
             error,
             mended,
-            ports_in_use: found.in_use.into_iter().map(port_in_use).collect(),
+            ports_in_use: found.in_use.iter().map(|(of, port)| (&(protocol_of(*of), *port)).into()).collect(),
         }
     }
 
@@ -264,6 +278,7 @@ impl TaskNetworks {
         let desired = NodeNetwork { overlay, ..desired(&state.attached) };
         let report =
             self.network.reconcile(&desired).await.map_err(|error| explain(&error, &state.attached))?;
+        self.note_in_use(&report.in_use);
         if !report.repaired.is_empty() {
             self.mended.fetch_add(report.repaired.len() as u64, Ordering::Relaxed);
             tracing::info!(operations = ?report.repaired, "the node's network differed and was mended");
@@ -391,13 +406,12 @@ fn difference(finding: Finding) -> v1::NetworkDifference {
     }
 }
 
-fn port_in_use((protocol, port): (rswarm_net::Protocol, u16)) -> v1::PortInUse {
-    let protocol = match protocol {
-        rswarm_net::Protocol::Tcp => v1::Protocol::Tcp,
-        rswarm_net::Protocol::Udp => v1::Protocol::Udp,
-        rswarm_net::Protocol::Sctp => v1::Protocol::Sctp,
-    };
-    v1::PortInUse { protocol: protocol.into(), port: port.into() }
+fn protocol_of(protocol: rswarm_net::Protocol) -> Protocol {
+    match protocol {
+        rswarm_net::Protocol::Tcp => Protocol::Tcp,
+        rswarm_net::Protocol::Udp => Protocol::Udp,
+        rswarm_net::Protocol::Sctp => Protocol::Sctp,
+    }
 }
 
 /// A network error in the words of tasks; what somebody else holds makes the task unfit for this node.
