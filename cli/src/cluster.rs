@@ -138,6 +138,7 @@ pub async fn init(paths: &Paths, client: &Client, args: InitArgs) -> anyhow::Res
         data_path_addr: args.data_path_addr,
     };
     let response = or_undo(call!(client, local.init(request)), started)?;
+    warn(&response.warnings);
     let text = format!(
         "Swarm initialized: current node ({}) is now a manager.\n\n\
          To add a worker to this swarm, run the following command:\n\n    \
@@ -146,6 +147,12 @@ pub async fn init(paths: &Paths, client: &Client, args: InitArgs) -> anyhow::Res
         response.node_id, response.worker_token, response.advertise_addr
     );
     Ok(output::print(&text)?)
+}
+
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("Warning: {warning}");
+    }
 }
 
 /// Takes back what was begun for a call if the call failed.
@@ -170,6 +177,7 @@ pub async fn join(paths: &Paths, client: &Client, args: JoinArgs) -> anyhow::Res
         data_path_addr: args.data_path_addr,
     };
     let response = or_undo(call!(client, local.join(request)), started)?;
+    warn(&response.warnings);
     let role = Role::try_from(response.role())?;
     Ok(output::print(&format!("This node joined a swarm as a {role}.\n"))?)
 }

@@ -119,6 +119,8 @@ struct Seen {
     node: Node,
     leader: bool,
     reachability: &'static str,
+    /// Of its routes with the cluster's networks, in words; known of one that was asked for by name.
+    conflicts: Vec<String>,
 }
 
 impl TryFrom<v1::Node> for Seen {
@@ -134,7 +136,7 @@ impl TryFrom<v1::Node> for Seen {
                 },
             )
         });
-        Ok(Self { node: Node::try_from(wire)?, leader, reachability })
+        Ok(Self { node: Node::try_from(wire)?, leader, reachability, conflicts: Vec::new() })
     }
 }
 
@@ -195,8 +197,9 @@ pub async fn resolve_self(client: &Client, filters: &mut [v1::Filter]) -> anyhow
 
 async fn get(client: &Client, name: &str) -> anyhow::Result<Seen> {
     let node = if name == "self" { own_id(client).await? } else { name.to_owned() };
-    let node = call!(client, control.get_node(v1::GetNodeRequest { node }))?.node;
-    Seen::try_from(node.unwrap_or_default())
+    let response = call!(client, control.get_node(v1::GetNodeRequest { node }))?;
+    let seen = Seen::try_from(response.node.unwrap_or_default())?;
+    Ok(Seen { conflicts: response.route_conflicts, ..seen })
 }
 
 async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<()> {
@@ -245,6 +248,9 @@ async fn inspect(client: &Client, args: InspectArgs) -> anyhow::Result<()> {
             .iter()
             .map(|seen| {
                 let mut shape = shape::node(&seen.node, seen.leader, seen.reachability);
+                if !seen.conflicts.is_empty() {
+                    shape["Network"]["RouteConflicts"] = seen.conflicts.clone().into();
+                }
                 if let Some(description) = shape.get_mut("Description") {
                     description["TLSInfo"] = tls.shape();
                 }
@@ -297,7 +303,7 @@ async fn tls(client: &Client) -> anyhow::Result<Tls> {
 }
 
 fn pretty(seen: &Seen, tls: &Tls) -> String {
-    let Seen { node, leader, reachability } = seen;
+    let Seen { node, leader, reachability, conflicts } = seen;
     let mut out = String::new();
     let mut line = |name: &str, value: &str| {
         let _ = writeln!(out, "{name:<24}{value}");
@@ -333,6 +339,9 @@ fn pretty(seen: &Seen, tls: &Tls) -> String {
         line(" Memory:", &format_bytes(description.resources.memory_bytes));
         for (protocol, port) in &description.network.ports_in_use {
             line("Port in Use:", &format!("{port}/{protocol} is published, and another process has it here"));
+        }
+        for conflict in conflicts {
+            line("Conflict:", conflict);
         }
         line("Engine Version:", &description.engine_version);
         if !description.engine_labels.is_empty() {
@@ -459,7 +468,7 @@ mod tests {
             subject: "CN=root".to_owned(),
             ..Tls::default()
         };
-        let text = pretty(&Seen { node, leader: false, reachability: "" }, &tls);
+        let text = pretty(&Seen { node, leader: false, reachability: "", conflicts: Vec::new() }, &tls);
         for part in [
             "Hostname:               host-1\n",
             "Engine Labels:\n - disk=ssd\n",

@@ -86,8 +86,8 @@ pub struct ClusterView {
 pub enum SessionState {
     /// With the reason why there is no session.
     Searching { reason: String },
-    /// With the leader's address.
-    Connected { leader: String },
+    /// With the leader's address, and what it finds wrong with this node.
+    Connected { leader: String, warnings: Vec<String> },
 }
 
 /// Why a worker did not start.

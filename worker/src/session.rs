@@ -196,8 +196,8 @@ impl Session {
             Ok(Err(status)) => return Ended::Failed(describe(&status)),
             Err(_) => return Ended::Failed(format!("no answer within {HELLO_TIMEOUT:?}")),
         };
-        let mut heartbeat = match first {
-            Some(FromManager::Welcome(welcome)) => ticker(welcome.heartbeat_period_nanos),
+        let (mut heartbeat, warnings) = match first {
+            Some(FromManager::Welcome(welcome)) => (ticker(welcome.heartbeat_period_nanos), welcome.warnings),
             Some(FromManager::Redirect(redirect)) if redirect.leader_addr.is_empty() => {
                 return Ended::NoLeader;
             }
@@ -205,7 +205,10 @@ impl Session {
             Some(_) => return Ended::Failed("it spoke before it welcomed this node".to_owned()),
             None => return Ended::Failed("it hung up instead of answering".to_owned()),
         };
-        self.say(SessionState::Connected { leader: addr.to_owned() });
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        self.say(SessionState::Connected { leader: addr.to_owned(), warnings });
         if self.tell(SessionEvent::Connected(outbox.clone())).await.is_err() {
             return Ended::Closed;
         }

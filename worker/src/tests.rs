@@ -96,7 +96,10 @@ async fn the_leader_is_found_by_redirect_and_again_when_it_is_gone() {
     let node = Node::new();
     let worker = node.start(&[&second_addr]).await;
     first.until("the redirected worker", |heard| heard.last(1) == Some(TaskState::Running)).await;
-    assert_eq!(*worker.session_state().borrow(), SessionState::Connected { leader: first_addr.clone() });
+    assert_eq!(
+        *worker.session_state().borrow(),
+        SessionState::Connected { leader: first_addr.clone(), warnings: vec!["odd".to_owned()] }
+    );
     let view = worker.cluster_view().borrow().clone();
     assert_eq!((view.managers.len(), view.root_cert_pem.as_str()), (2, "PEM"));
     assert_eq!((view.role, view.renew_below), (Some(Role::Manager), Version(4)));

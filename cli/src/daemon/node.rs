@@ -196,8 +196,9 @@ impl Node {
                 let session = worker.session_state();
                 *state = self.enter(store, receiver, settings, manager, worker);
                 drop(state);
-                until_connected(session).await;
+                let warnings = until_connected(session).await;
                 Ok(v1::InitResponse {
+                    warnings,
                     node_id: claims.node.to_string(),
                     cluster_id: claims.cluster.to_string(),
                     advertise_addr: advertise_addr.to_string(),
@@ -256,8 +257,9 @@ impl Node {
                 let session = worker.session_state();
                 *state = self.enter(store, receiver, settings, manager, worker);
                 drop(state);
-                until_connected(session).await;
+                let warnings = until_connected(session).await;
                 Ok(v1::JoinResponse {
+                    warnings,
                     node_id: identity.node.to_string(),
                     cluster_id: identity.cluster.to_string(),
                     role: v1::Role::from(identity.role).into(),
@@ -562,11 +564,19 @@ impl Node {
 }
 
 /// Waits until the cluster knows this new member's name and state, or for as long as a user may be kept waiting: it
-/// is a member either way.
-async fn until_connected(mut session: watch::Receiver<SessionState>) {
+/// is a member either way. Returns what the leader finds wrong with it.
+async fn until_connected(mut session: watch::Receiver<SessionState>) -> Vec<String> {
     let connected = session.wait_for(|state| matches!(state, SessionState::Connected { .. }));
-    if tokio::time::timeout(WELCOME_PATIENCE, connected).await.is_err() {
-        tracing::warn!("no leader has welcomed this node within {WELCOME_PATIENCE:?}; it goes on asking");
+    match tokio::time::timeout(WELCOME_PATIENCE, connected).await {
+        Ok(Ok(state)) => match &*state {
+            SessionState::Connected { warnings, .. } => warnings.clone(),
+            SessionState::Searching { .. } => Vec::new(),
+        },
+        Ok(Err(_)) => Vec::new(),
+        Err(_) => {
+            tracing::warn!("no leader has welcomed this node within {WELCOME_PATIENCE:?}; it goes on asking");
+            Vec::new()
+        }
     }
 }
 

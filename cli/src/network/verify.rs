@@ -71,6 +71,7 @@ fn table(nodes: &[NodeNetworks]) -> String {
     for node in nodes {
         let name = &node.hostname;
         let mut remark = |text: &str| remarks += &format!("{name}: {text}\n");
+        node.route_conflicts.iter().for_each(|conflict| remark(conflict));
         let Some(check) = &node.check else {
             lines.push(format!("{name}\t{}unreachable", "-\t".repeat(PARTS.len() + 1)));
             remark(&format!("unreachable: {}", node.unreachable));
@@ -111,6 +112,7 @@ fn shape(node: &NodeNetworks) -> Value {
     shape.insert("ID".into(), node.node_id.as_str().into());
     shape.insert("Hostname".into(), node.hostname.as_str().into());
     shape.insert("Reachable".into(), node.check.is_some().into());
+    shape.insert("RouteConflicts".into(), node.route_conflicts.clone().into());
     let Some(check) = &node.check else {
         shape.insert("Error".into(), node.unreachable.as_str().into());
         return shape.into();

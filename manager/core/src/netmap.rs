@@ -134,6 +134,7 @@ pub fn concerned(before: &State, after: &State) -> Concerned {
 /// A state as one node sees it.
 struct View<'a> {
     state: &'a State,
+    node: NodeId,
     /// Overlays with a task on the node, and the ingress network.
     networks: BTreeSet<NetworkId>,
 }
@@ -141,7 +142,7 @@ struct View<'a> {
 impl<'a> View<'a> {
     fn of(state: &'a State, node: NodeId) -> Self {
         let own = state.tasks_on(node).flat_map(|task| overlays(task)).map(|(network, _)| network);
-        Self { state, networks: own.chain(state.indexes.ingress).collect() }
+        Self { state, node, networks: own.chain(state.indexes.ingress).collect() }
     }
 
     fn data_path_port(&self) -> u16 {
@@ -200,6 +201,11 @@ impl<'a> View<'a> {
                 _ => EndpointState::Starting,
             },
             hostname: task.spec.container.hostname.clone(),
+            // Only its own node is asked by it.
+            nameservers: match node.id == self.node {
+                true => task.spec.container.dns.nameservers.iter().filter_map(|at| at.parse().ok()).collect(),
+                false => Vec::new(),
+            },
         };
         (!endpoint.addresses.is_empty()).then_some(endpoint)
     }

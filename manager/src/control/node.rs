@@ -58,7 +58,10 @@ impl ControlService {
     pub(super) async fn node(&self, request: &v1::GetNodeRequest) -> Result<v1::GetNodeResponse, Status> {
         let state = self.context.read().await?;
         let node = lookup::node(&state, &request.node)?;
-        Ok(v1::GetNodeResponse { node: Some(shown(node, &self.managers().await)) })
+        Ok(v1::GetNodeResponse {
+            node: Some(shown(node, &self.managers().await)),
+            route_conflicts: state.route_conflicts(node),
+        })
     }
 
     pub(super) async fn update_node(

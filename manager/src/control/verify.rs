@@ -28,7 +28,10 @@ pub(super) async fn verify_networks(
             let state = context.read().await?;
             let name = &request.get_ref().network;
             let network = if name.is_empty() { None } else { Some(lookup::network(&state, name)?) };
-            let nodes = state.nodes().map(|node| verify(&lead, node, network.map(|one| &**one)));
+            let nodes = state.nodes().map(|node| async {
+                let checked = verify(&lead, node, network.map(|one| &**one)).await;
+                NodeNetworks { route_conflicts: state.route_conflicts(node), ..checked }
+            });
             Ok(v1::VerifyNetworksResponse { nodes: join_all(nodes).await })
         }
         Leader::Elsewhere => {

@@ -125,9 +125,13 @@ async fn conversation(
     let _ = tokio::time::timeout(WELCOME_PATIENCE, lead.reports.write(writes).await).await;
 
     let heartbeat_period = super::heartbeat_period(&state);
+    // With what the node has just said of its routes.
+    let described = context.store.snapshot();
+    let warnings = described.node(node).map(|held| described.route_conflicts(held)).unwrap_or_default();
     let welcome = v1::manager_message::Welcome {
         session_id: session.id.0.to_string(),
         heartbeat_period_nanos: super::nanos(heartbeat_period),
+        warnings,
     };
     send(out, Out::Welcome(welcome)).await?;
     let mut view = super::cluster_view(&state, node);

@@ -81,6 +81,10 @@ pub struct MapEndpoint {
     pub state: EndpointState,
     /// What the container calls itself, if that is not left to the runtime.
     pub hostname: String,
+    /// Of a task of this node: whom it wants asked for names that are none of the cluster, instead of the node's own name
+    /// servers.
+    #[serde(default)]
+    pub nameservers: Vec<IpAddr>,
 }
 
 /// What may be sent to a task.

@@ -95,6 +95,7 @@ fn map() -> NetworkMap {
                 addresses: BTreeMap::from([(network, Ipv4Addr::from(0x0a01_0000 + place))]),
                 state: EndpointState::Ready,
                 hostname: String::new(),
+                nameservers: Vec::new(),
             };
             map.endpoints.insert(TaskId::from_bytes(id(place)), endpoint);
         }

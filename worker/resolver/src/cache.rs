@@ -1,4 +1,4 @@
-//! What the host's name servers said lately, within bounds. Pure: time comes from the caller.
+//! What name servers said lately, within bounds. Pure: time comes from the caller.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use domain::base::iana::{Class, Rtype};
 
 use crate::message::Question;
+use crate::names::Servers;
 use crate::relay::Relayed;
 
 /// Messages kept. With [`MAX_MESSAGE`] at most 4 MB, and 200 KB when they are of the usual length.
@@ -24,11 +25,14 @@ struct Key {
     dnssec_ok: bool,
     authentic_data: bool,
     checking_disabled: bool,
+    /// Who was asked.
+    servers: Servers,
 }
 
 impl Key {
-    fn new(question: &Question) -> Self {
+    fn new(question: &Question, servers: &Servers) -> Self {
         Self {
+            servers: servers.clone(),
             name: question.name.as_slice().to_ascii_lowercase(),
             qtype: question.qtype,
             qclass: question.qclass,
@@ -58,19 +62,24 @@ pub struct Cache {
 
 impl Cache {
     /// A message that is still good, and its age.
-    pub fn get(&self, question: &Question, now: Instant) -> Option<(Rc<Relayed>, Duration)> {
-        let entry = self.entries.get(&Key::new(question)).filter(|entry| entry.is_alive(now))?;
+    pub fn get(
+        &self,
+        question: &Question,
+        servers: &Servers,
+        now: Instant,
+    ) -> Option<(Rc<Relayed>, Duration)> {
+        let entry = self.entries.get(&Key::new(question, servers)).filter(|entry| entry.is_alive(now))?;
         Some((entry.message.clone(), now - entry.stored))
     }
 
-    pub fn put(&mut self, question: &Question, message: Rc<Relayed>, now: Instant) {
+    pub fn put(&mut self, question: &Question, servers: &Servers, message: Rc<Relayed>, now: Instant) {
         if message.life.is_zero() || message.size() > MAX_MESSAGE {
             return;
         }
         if self.entries.len() >= MAX_ENTRIES {
             self.make_room(now);
         }
-        self.entries.insert(Key::new(question), Entry { message, stored: now });
+        self.entries.insert(Key::new(question, servers), Entry { message, stored: now });
     }
 
     pub fn clear(&mut self) {

@@ -1,4 +1,4 @@
-//! Passes questions on to the host's name servers, in the process's own network namespace.
+//! Passes questions on to the host's name servers, or to those of the task that asks, in the process's own network namespace.
 //!
 //! Each question has a socket of its own, hence a port that the kernel chose at random, connected, so that nobody but
 //! the server asked is heard; and a random number that the reply has to bear beside the question itself.
@@ -21,6 +21,7 @@ use crate::cache::Cache;
 use crate::host::HostConfig;
 use crate::log;
 use crate::message::{MAX_UDP_LEN, Question};
+use crate::names::Servers;
 use crate::relay::Relayed;
 use crate::shares::{Share, Shares};
 
@@ -82,23 +83,25 @@ impl Forwarder {
     }
 
     /// A reply that is at hand.
-    pub fn cached(&self, question: &Question) -> Option<Vec<u8>> {
+    pub fn cached(&self, question: &Question, servers: &Servers) -> Option<Vec<u8>> {
         // A change of servers empties the cache first.
         self.config();
-        let (message, age) = self.cache.borrow().get(question, Instant::now())?;
+        let (message, age) = self.cache.borrow().get(question, servers, Instant::now())?;
         Some(message.reply(question, age))
     }
 
-    /// Takes a place among the questions on their way; `None` if there is none for this client.
-    pub fn enter(self: &Rc<Self>, client: Ipv4Addr) -> Option<Place> {
+    /// Takes a place among the questions on their way, to `servers` if there are any, else to the host's; `None` if
+    /// there is none for this client.
+    pub fn enter(self: &Rc<Self>, client: Ipv4Addr, servers: Servers) -> Option<Place> {
         let share = self.outstanding.take(client)?;
-        Some(Place { forwarder: self.clone(), _share: share })
+        Some(Place { forwarder: self.clone(), servers, _share: share })
     }
 }
 
 /// One of the questions on their way.
 pub struct Place {
     forwarder: Rc<Forwarder>,
+    servers: Servers,
     _share: Share,
 }
 
@@ -109,26 +112,36 @@ impl Place {
     pub async fn ask(self, question: &Question) -> Vec<u8> {
         let forwarder = &self.forwarder;
         let config = forwarder.config();
-        let count = config.servers.len();
-        let first = forwarder.first.get();
-        if config.rotate {
+        // What was learned of the host's servers says nothing of a task's own.
+        let of_host = self.servers.is_empty();
+        let servers = if of_host { &config.servers[..] } else { &self.servers };
+        let count = servers.len();
+        let first = if of_host { forwarder.first.get() } else { 0 };
+        if config.rotate && of_host {
             forwarder.first.set((first + 1) % count.max(1));
         }
         let mut refusal = None;
         for attempt in 0..config.attempts as usize * count {
             let number = (first + attempt) % count;
-            let server = config.servers[number];
+            let server = servers[number];
             match ask_server(server, question, config.timeout).await {
                 Ok(message) if matches!(message.rcode, Rcode::NOERROR | Rcode::NXDOMAIN) => {
                     let message = Rc::new(message);
-                    forwarder.cache.borrow_mut().put(question, message.clone(), Instant::now());
+                    forwarder.cache.borrow_mut().put(
+                        question,
+                        &self.servers,
+                        message.clone(),
+                        Instant::now(),
+                    );
                     return message.reply(question, Duration::ZERO);
                 }
                 Ok(message) => {
                     refusal.get_or_insert(message);
                 }
                 // Of all that wait for it the first moves on; the next question begins elsewhere.
-                Err(_) if forwarder.first.get() == number => forwarder.first.set((number + 1) % count),
+                Err(_) if of_host && forwarder.first.get() == number => {
+                    forwarder.first.set((number + 1) % count);
+                }
                 Err(_) => {}
             }
         }

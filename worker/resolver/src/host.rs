@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// As in the C library.
 const MAX_SERVERS: usize = 3;
-const PORT: u16 = 53;
+pub const PORT: u16 = 53;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostConfig {

@@ -3,13 +3,16 @@
 //! Source: swarm-parity 5.3; what differs is in `docs/discovery.md`.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use rswarm_types::cluster::Subnet;
 use rswarm_types::id::{ID_TEXT_LEN, from_base36};
 use rswarm_types::netmap::{EndpointState, MapService, NetworkMap};
 use rswarm_types::service::{EndpointMode, PortConfig, Protocol};
 use rswarm_types::{NetworkId, NodeId, TaskId};
+
+use crate::host::PORT;
 
 /// The names of all networks of this node. Names are kept and asked for in lower case, without the last dot.
 #[derive(Debug, Default)]
@@ -56,7 +59,11 @@ struct Backend {
 struct Task {
     /// Its networks, with the place in `Network::services` and `Service::backends`.
     places: Vec<(usize, usize, usize)>,
+    servers: Servers,
 }
+
+/// Name servers of a task's own; those of the node if there are none.
+pub type Servers = Arc<[SocketAddr]>;
 
 #[derive(Debug, Clone, Copy)]
 enum Owner {
@@ -134,7 +141,10 @@ impl Names {
                 network_names.tasks.push((*id, place.1, place.2));
                 task_places.push(place);
             }
-            names.tasks.push(Task { places: task_places });
+            let reachable = |at: &&IpAddr| !at.is_loopback();
+            let servers =
+                endpoint.nameservers.iter().filter(reachable).map(|at| (*at, PORT).into()).collect();
+            names.tasks.push(Task { places: task_places, servers });
         }
         names
     }
@@ -179,6 +189,14 @@ impl Names {
         };
         let places = task.into_iter().flat_map(|task| &task.places);
         places.map(|(network, ..)| &self.networks[*network])
+    }
+
+    /// Whom the task with the address `asker` wants asked for names that are not ours.
+    pub fn servers_of(&self, asker: Ipv4Addr) -> Servers {
+        match self.owners.get(&asker) {
+            Some(Owner::Task(task)) => self.tasks[*task].servers.clone(),
+            _ => Servers::default(),
+        }
     }
 
     /// The addresses of `name` for the task with the address `asker`: `None` if the name is not ours.

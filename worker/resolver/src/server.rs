@@ -64,13 +64,16 @@ impl Server {
         match answer(&self.names.borrow(), query, asker, via, &mut self.rng.borrow_mut()) {
             Answer::Reply(reply) => Decision::Reply(reply),
             Answer::Nothing => Decision::Nothing,
-            Answer::Forward(question) => match self.forwarder.cached(&question) {
-                Some(reply) => Decision::Reply(reply),
-                None => match self.forwarder.enter(asker) {
+            Answer::Forward(question) => {
+                let servers = self.names.borrow().servers_of(asker);
+                if let Some(reply) = self.forwarder.cached(&question, &servers) {
+                    return Decision::Reply(reply);
+                }
+                match self.forwarder.enter(asker, servers) {
                     Some(place) => Decision::Ask(question, place),
                     None => Decision::Reply(question.refuse(Rcode::SERVFAIL)),
-                },
-            },
+                }
+            }
         }
     }
 

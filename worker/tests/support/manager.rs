@@ -98,6 +98,7 @@ impl Dispatcher for Manager {
             Behaviour::Lead => FromManager::Welcome(manager_message::Welcome {
                 session_id: "s".to_owned(),
                 heartbeat_period_nanos: 20_000_000,
+                warnings: vec!["odd".to_owned()],
             }),
             Behaviour::Redirect(leader_addr) => {
                 FromManager::Redirect(manager_message::Redirect { leader_addr })

@@ -271,6 +271,7 @@ fn endpoint_to_wire((id, endpoint): (&TaskId, &MapEndpoint)) -> v1::MapEndpoint 
         addresses: endpoint.addresses.iter().map(address).collect(),
         state: v1::EndpointState::from(endpoint.state).into(),
         hostname: endpoint.hostname.clone(),
+        nameservers: endpoint.nameservers.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -284,6 +285,7 @@ fn endpoint_from_wire(wire: v1::MapEndpoint) -> Result<(TaskId, MapEndpoint), Wi
         })?,
         state: exact_word::<v1::EndpointState, _>("state", wire.state)?,
         hostname: wire.hostname,
+        nameservers: texts("nameservers", &wire.nameservers)?,
     };
     Ok((parse("task_id", &wire.task_id)?, endpoint))
 }
@@ -376,6 +378,7 @@ mod tests {
                 addresses: [(network, [10, 9, 0, 3].into())].into(),
                 state: EndpointState::Draining,
                 hostname: "h".into(),
+                nameservers: vec![[192, 0, 2, 53].into()],
             },
         );
         NetworkChange {

@@ -105,6 +105,26 @@ impl State {
         range.size() - special.iter().filter(|address| range.contains(**address)).count() as u64
     }
 
+    /// What a node routes itself although networks of the cluster have those addresses, in words. Networks that are made
+    /// later stay clear of it; these were there before.
+    pub fn route_conflicts(&self, node: &Node) -> Vec<String> {
+        let Some(description) = &node.description else { return Vec::new() };
+        let mut conflicts = Vec::new();
+        for network in self.networks() {
+            let Some(Ipam { subnet, .. }) = network.ipam else { continue };
+            let routes = &description.network.routes;
+            conflicts.extend(routes.iter().filter(|route| route.overlaps(subnet)).map(|route| {
+                format!(
+                    "network `{}` has the addresses `{subnet}`, and node `{}` has a route of its own to `{route}`: \
+                     what is there cannot be reached from the network, or the other way round",
+                    network.spec.name,
+                    node.display_name()
+                )
+            }));
+        }
+        conflicts
+    }
+
     /// Bytes of a packet inside an overlay whose network leaves that open: what fits between any two nodes.
     pub(crate) fn overlay_mtu(&self) -> u32 {
         /// Outer Ethernet, IPv4, UDP and VXLAN headers. Source: RFC 7348, section 5.

@@ -70,7 +70,8 @@ pub(crate) fn map() -> NetworkMap {
     let mut run = |number: u8, slot, on: &[u8], state, hostname: &str| {
         let addresses = on.iter().map(|&at| (network(at), address(at, number))).collect();
         let (service, hostname) = (service(u16::from(number / 10)), hostname.to_owned());
-        let endpoint = MapEndpoint { service, slot, node: NODE, addresses, state, hostname };
+        let nameservers = Vec::new();
+        let endpoint = MapEndpoint { service, slot, node: NODE, addresses, state, hostname, nameservers };
         map.endpoints.insert(task(number.into()), endpoint);
     };
     run(21, 1, &[1, 2, 3], EndpointState::Ready, "");
@@ -125,6 +126,7 @@ pub(crate) fn large_map(services: u16, tasks_each: u16) -> NetworkMap {
                 addresses: BTreeMap::from([(network(1), host(0x1_0000 + u32::from(place)))]),
                 state: EndpointState::Ready,
                 hostname: format!("host-{place}"),
+                nameservers: Vec::new(),
             };
             map.endpoints.insert(task(place), endpoint);
         }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::time::Instant;
 
 use domain::base::iana::Rtype;
+use rswarm_types::TaskId;
 
 use crate::needs_root;
 use crate::rig::{Rig, World, ask, ask_tcp, map};
@@ -52,6 +53,29 @@ fn other_names_are_passed_on_and_kept_for_a_while_and_our_own_never_leave() {
     assert!(!all.contains(&"99.0.77.10.in-addr.arpa".to_owned()), "{all:?}");
     assert!(all.contains(&"77.10.in-addr.arpa".to_owned()), "more than our network: {all:?}");
     assert_eq!(rig.ask(3, "alias-two"), "NOERROR 192.0.2.1/60");
+}
+
+#[test]
+fn a_task_with_name_servers_of_its_own_has_those_asked_and_no_others() {
+    needs_root!();
+    let mut rig = Rig::new("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n");
+    let host = rig.lab.host(1);
+    let (of_node, of_task) = (World::start(host, loopback(1)), World::start(host, host.address.into()));
+    let mut map = map(&[]);
+    let task = TaskId::from_bytes([4; 16]);
+    // On the loopback it means the task's own, where the node cannot ask.
+    map.endpoints.get_mut(&task).unwrap().nameservers = vec![loopback(1), host.address.into()];
+    rig.write_map(&map);
+    rig.start(&[]);
+    for _ in 0..2 {
+        assert!(rig.ask(3, "plain.example").starts_with("NOERROR 192.0.2.1/"));
+        assert!(rig.ask(4, "plain.example").starts_with("NOERROR 192.0.2.1/"));
+    }
+    let asked = (of_node.times("plain.example"), of_task.times("plain.example"));
+    assert_eq!(asked, (1, 1), "each is asked once, and its answer kept for those who ask it");
+    assert_eq!(rig.ask(4, "web"), "NOERROR 10.77.0.4/2", "our names stay ours");
+    assert_eq!(rig.ask(4, "silent.example"), "SERVFAIL");
+    assert_eq!(of_node.times("silent.example"), 0);
 }
 
 #[test]

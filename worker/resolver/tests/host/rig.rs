@@ -150,6 +150,7 @@ pub fn map(backends: &[u8]) -> NetworkMap {
             addresses: BTreeMap::from([(network(number), address(host))]),
             state: EndpointState::Ready,
             hostname: String::new(),
+            nameservers: Vec::new(),
         };
         map.endpoints.insert(TaskId::from_bytes([host; 16]), endpoint);
     }

@@ -154,6 +154,7 @@ mod tests {
             addresses: BTreeMap::from([(FRONT, address(last)), (INGRESS, Ipv4Addr::new(10, 0, 0, last))]),
             state,
             hostname: String::new(),
+            nameservers: Vec::new(),
         };
         let port = PortConfig {
             protocol: Protocol::Tcp,

@@ -98,6 +98,21 @@ fn overlays_get_vnis_and_subnets_that_overlap_nothing() {
 }
 
 #[test]
+fn a_node_that_comes_with_a_route_to_a_network_is_told() {
+    let mut f = Fixture::new(0);
+    make(&mut f, "front", |_| {});
+    f.add_node(1, |node| {
+        let routes = vec!["10.0.20.0/24".parse().unwrap(), "192.0.2.0/24".parse().unwrap()];
+        let network = NodeNetworkFacts { routes, ..NodeNetworkFacts::default() };
+        node.description = Some(NodeDescription { hostname: "beta".into(), network, ..Default::default() });
+    });
+    let conflicts = f.state.route_conflicts(f.state.node(node_id(1)).unwrap());
+    let expected = "network `front` has the addresses `10.0.16.0/20`, and node `beta` has a route of its own to \
+                    `10.0.20.0/24`: ";
+    assert!(conflicts.len() == 1 && conflicts[0].starts_with(expected), "{conflicts:?}");
+}
+
+#[test]
 fn used_up_pools_are_refused_with_an_example() {
     let mut f = Fixture::new(0);
     let mut cluster = (**f.state.cluster().unwrap()).clone();
