@@ -156,6 +156,7 @@ fn port(port: &PortConfig) -> Value {
         "TargetPort": port.target,
         "PublishedPort": port.published,
         "PublishMode": port.mode,
+        "HostIP": port.host_ip,
     });
     omit_empty(port).into()
 }
@@ -280,7 +281,7 @@ pub fn task(task: &Task) -> Value {
         .map(|port| {
             json!({
                 "Protocol": port.protocol, "TargetPort": port.target, "PublishedPort": port.published,
-                "PublishMode": "host",
+                "PublishMode": "host", "HostIP": port.host_ip,
             })
         })
         .collect();

@@ -1,6 +1,7 @@
 //! `rswarm task …`, and the task table that `service ps` and `node ps` share. Source: swarm-parity 1.4.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use clap::{Args, Subcommand};
 use rswarm_api::v1;
@@ -164,9 +165,14 @@ fn error(task: &Task, full: bool) -> String {
 
 fn ports(task: &Task) -> String {
     let port = |port: &rswarm_types::task::PortStatus| {
-        format!("*:{}->{}/{}", port.published, port.target, port.protocol)
+        format!("{}:{}->{}/{}", at(port.host_ip), port.published, port.target, port.protocol)
     };
     task.status.ports.iter().map(port).collect::<Vec<_>>().join(",")
+}
+
+/// The addresses of a node that a published port answers on.
+pub fn at(host_ip: Option<Ipv4Addr>) -> String {
+    host_ip.map_or_else(|| "*".to_owned(), |at| at.to_string())
 }
 
 /// Without the digest if there is a tag, and without Docker Hub's own names.

@@ -91,6 +91,9 @@ pub fn pretty(service: &Service, networks: &[(NetworkId, String)]) -> String {
         for port in &service.endpoint.ports {
             let published = port.published.map_or_else(|| "chosen by the node".to_owned(), |p| p.to_string());
             page.0.push_str(&format!(" PublishedPort = {published}\n"));
+            if let Some(at) = port.host_ip {
+                page.0.push_str(&format!("  HostIP = {at}\n"));
+            }
             page.0.push_str(&format!("  Protocol = {}\n", port.protocol));
             page.0.push_str(&format!("  TargetPort = {}\n", port.target));
             page.0.push_str(&format!("  PublishMode = {}\n", port.mode));

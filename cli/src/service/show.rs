@@ -105,12 +105,12 @@ fn row(Counted { service, counts }: &Counted) -> Value {
 /// Ports of the mesh, with consecutive ones as ranges: `*:80-81->80-81/tcp`.
 fn ports(ports: &[PortConfig]) -> String {
     let mut mesh: Vec<_> = ports.iter().filter(|port| port.mode == PublishMode::Ingress).collect();
-    mesh.sort_by_key(|port| (port.protocol, port.published, port.target));
+    mesh.sort_by_key(|port| (port.protocol, port.host_ip, port.published, port.target));
     let mut runs: Vec<Vec<&PortConfig>> = Vec::new();
     for port in mesh {
         let follows = |last: &&PortConfig| {
             let next = |a: u16, b: u16| a.checked_add(1) == Some(b);
-            last.protocol == port.protocol
+            (last.protocol, last.host_ip) == (port.protocol, port.host_ip)
                 && next(last.target, port.target)
                 && last.published.zip(port.published).is_some_and(|(a, b)| next(a, b))
         };
@@ -123,7 +123,8 @@ fn ports(ports: &[PortConfig]) -> String {
         let (first, last) = (run[0], run[run.len() - 1]);
         let range = |a: u16, b: u16| if a == b { a.to_string() } else { format!("{a}-{b}") };
         let published = first.published.zip(last.published).map_or_else(String::new, |(a, b)| range(a, b));
-        format!("*:{published}->{}/{}", range(first.target, last.target), first.protocol)
+        let at = task::at(first.host_ip);
+        format!("{at}:{published}->{}/{}", range(first.target, last.target), first.protocol)
     };
     runs.iter().map(run).collect::<Vec<_>>().join(", ")
 }
@@ -174,7 +175,13 @@ mod tests {
 
     #[test]
     fn consecutive_ports_are_one_range_and_host_ports_are_not_shown() {
-        let port = |published, target, protocol, mode| PortConfig { protocol, target, published, mode };
+        let port = |published, target, protocol, mode| PortConfig {
+            protocol,
+            target,
+            published,
+            mode,
+            host_ip: None,
+        };
         let (tcp, udp, mesh) = (Protocol::Tcp, Protocol::Udp, PublishMode::Ingress);
         for (list, expected) in [
             (vec![], ""),
@@ -192,6 +199,13 @@ mod tests {
                 "*:53->53/tcp, *:54->54/udp",
             ),
             (vec![port(Some(80), 80, tcp, PublishMode::Host)], ""),
+            (
+                vec![
+                    PortConfig { host_ip: Some([127, 0, 0, 1].into()), ..port(Some(81), 81, tcp, mesh) },
+                    port(Some(80), 80, tcp, mesh),
+                ],
+                "*:80->80/tcp, 127.0.0.1:81->81/tcp",
+            ),
         ] {
             assert_eq!(ports(&list), expected);
         }

@@ -328,8 +328,13 @@ mod tests {
     #[test]
     fn a_node_learns_of_the_networks_of_its_tasks_and_of_the_mesh() {
         let (mut f, ingress, front) = fixture(3);
-        let port =
-            PortConfig { protocol: Protocol::Tcp, target: 80, published: None, mode: PublishMode::Ingress };
+        let port = PortConfig {
+            protocol: Protocol::Tcp,
+            target: 80,
+            published: None,
+            mode: PublishMode::Ingress,
+            host_ip: None,
+        };
         let web = f.create("web", 1, on(front, 1));
         let api = f.create("api", 1, |spec| {
             on(front, 2)(spec);

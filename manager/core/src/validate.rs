@@ -436,6 +436,7 @@ mod tests {
             target: 80,
             published: Some(published),
             mode,
+            host_ip: None,
         };
         let bind = |target: &str| Mount {
             kind: MountKind::Bind,
@@ -571,7 +572,8 @@ mod tests {
         let mesh = Fixture::spec("web", 1, |spec| {
             spec.task.networks = vec![NetworkAttachment { network: ids[1], aliases: vec![] }];
             let (protocol, mode) = (Protocol::Tcp, PublishMode::Ingress);
-            spec.endpoint.ports = vec![PortConfig { protocol, target: 80, published: None, mode }];
+            spec.endpoint.ports =
+                vec![PortConfig { protocol, target: 80, published: None, mode, host_ip: None }];
         });
         let error = service_networks(&f.state, &mesh).unwrap_err().to_string();
         assert!(

@@ -134,7 +134,13 @@ impl World {
             let mode = if self.rng.below(4) == 0 { PublishMode::Host } else { PublishMode::Ingress };
             let taken = |port: &PortConfig| published.is_some() && port.published == published;
             if !spec.endpoint.ports.iter().any(taken) {
-                spec.endpoint.ports.push(PortConfig { protocol: Protocol::Tcp, target: 80, published, mode });
+                spec.endpoint.ports.push(PortConfig {
+                    protocol: Protocol::Tcp,
+                    target: 80,
+                    published,
+                    mode,
+                    host_ip: None,
+                });
             }
         }
         if self.rng.below(6) == 0 && spec.endpoint.ports.is_empty() {

@@ -123,6 +123,7 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing_behind() {
         target: 80,
         published: Some(8080),
         mode: v1::PublishMode::Ingress.into(),
+        ..Default::default()
     };
     let mode = v1::EndpointMode::Dnsrr.into();
     ingress.endpoint = Some(v1::EndpointSpec { mode, ports: vec![port] });

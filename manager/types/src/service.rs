@@ -153,6 +153,9 @@ pub struct PortConfig {
     /// from 30000 to 32767.
     pub published: Option<u16>,
     pub mode: PublishMode,
+    /// The address of a node on which alone it answers; `None` means all of them.
+    #[serde(default)]
+    pub host_ip: Option<Ipv4Addr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]

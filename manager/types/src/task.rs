@@ -378,6 +378,9 @@ pub struct PortStatus {
     pub protocol: Protocol,
     pub target: u16,
     pub published: u16,
+    /// As [`PortConfig::host_ip`].
+    #[serde(default)]
+    pub host_ip: Option<Ipv4Addr>,
 }
 
 /// Why no node took a task: how many nodes each filter turned away. A node counts for the first filter it fails.

@@ -169,10 +169,11 @@ impl Kernel {
             return Err(NetError::Invalid { what: "link", id: self.config.uplink.clone(), reason });
         };
         let held: BTreeSet<(u8, u16)> = present.iter().filter_map(Element::published_port).collect();
-        let busy = overlay.published.keys().filter(|(protocol, port)| {
-            !held.contains(&(protocol.number(), *port)) && crate::listeners::listens(*protocol, *port)
-        });
-        Ok(Some(Mesh { uplink, busy: busy.copied().collect() }))
+        let busy = overlay
+            .published
+            .iter()
+            .filter(|(key, to)| !held.contains(&(key.0.number(), key.1)) && to.is_taken(**key));
+        Ok(Some(Mesh { uplink, busy: busy.map(|(key, _)| *key).collect() }))
     }
 
     /// Reads our tables, unless nothing in the namespace's rule set has changed since they were read: the look at an

@@ -76,7 +76,7 @@ mod testing {
             interface_name: "eth0".into(),
             ports: ports
                 .iter()
-                .map(|&(published, target)| HostPort { protocol: Protocol::Tcp, published, target })
+                .map(|&(published, target)| HostPort { protocol: Protocol::Tcp, published, target, at: None })
                 .collect(),
         }
     }

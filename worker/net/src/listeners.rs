@@ -9,9 +9,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, soc
 
 use crate::model::Protocol;
 
-/// Whether a socket in the network namespace of this thread listens on `port`, on whatever address. SCTP is not
-/// looked at: the kernel lists it elsewhere, and only while its module is loaded.
-pub(crate) fn listens(protocol: Protocol, port: u16) -> bool {
+/// Whether a socket in the network namespace of this thread listens on `port`, and would get what comes to the address
+/// `at`, or to any if that is `None`. SCTP is not looked at: the kernel lists it elsewhere, and only while its module
+/// is loaded.
+pub(crate) fn listens(protocol: Protocol, port: u16, at: Option<Ipv4Addr>) -> bool {
     // The states in which a socket waits for anyone: TCP_LISTEN; TCP_CLOSE, which is what unconnected UDP shows.
     let (tables, state) = match protocol {
         Protocol::Tcp => (["tcp", "tcp6"], "0A"),
@@ -20,33 +21,45 @@ pub(crate) fn listens(protocol: Protocol, port: u16) -> bool {
     };
     // The kernel's table costs milliseconds to read, so it is asked only when the port is not plainly free: an outgoing
     // connection that happens to use the port is in the way of binding, but not in ours.
-    if can_bind(protocol, port) {
+    if can_bind(protocol, port, at) {
         return false;
     }
     tables.iter().any(|table| {
         fs::read_to_string(format!("/proc/thread-self/net/{table}"))
-            .is_ok_and(|text| listed(&text, state, port))
+            .is_ok_and(|text| listed(&text, state, port, at))
     })
 }
 
 /// Whether the port could be bound; it is let go at once, and nothing ever listens.
-fn can_bind(protocol: Protocol, port: u16) -> bool {
+fn can_bind(protocol: Protocol, port: u16, at: Option<Ipv4Addr>) -> bool {
     let kind = if protocol == Protocol::Tcp { SocketType::STREAM } else { SocketType::DGRAM };
     let bound = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None).and_then(|socket| {
         set_socket_reuseaddr(&socket, protocol == Protocol::Tcp)?;
-        bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))
+        bind(&socket, &SocketAddrV4::new(at.unwrap_or(Ipv4Addr::UNSPECIFIED), port))
     });
     bound.is_ok()
 }
 
 /// Looks through a table as in `/proc/net/tcp`: number, local address and port in hexadecimal, remote, state, ….
-fn listed(table: &str, state: &str, port: u16) -> bool {
+fn listed(table: &str, state: &str, port: u16, at: Option<Ipv4Addr>) -> bool {
     table.lines().skip(1).any(|line| {
         let mut fields = line.split_whitespace().skip(1);
-        let local = fields.next().and_then(|field| field.rsplit_once(':'));
-        let found = local.and_then(|(_, digits)| u16::from_str_radix(digits, 16).ok());
-        found == Some(port) && fields.nth(1) == Some(state)
+        let Some((address, digits)) = fields.next().and_then(|field| field.rsplit_once(':')) else {
+            return false;
+        };
+        u16::from_str_radix(digits, 16) == Ok(port)
+            && fields.nth(1) == Some(state)
+            && at.is_none_or(|at| hears(address, at))
     })
+}
+
+/// Whether a socket on this address, as the kernel writes it, gets what comes to `at`: IPv4 and its mapped form are in
+/// the last eight digits, in the machine's order of bytes, and all zeros are any.
+fn hears(address: &str, at: Ipv4Addr) -> bool {
+    let (rest, last) = address.split_at(address.len().saturating_sub(8));
+    let Ok(last) = u32::from_str_radix(last, 16) else { return false };
+    let any = last == 0 && rest.bytes().all(|digit| digit == b'0');
+    any || last == u32::from_ne_bytes(at.octets())
 }
 
 #[cfg(test)]
@@ -57,9 +70,15 @@ mod tests {
     fn only_waiting_sockets_count() {
         let table = "  sl  local_address rem_address   st tx_queue\n\
              0: 0100007F:1F90 00000000:0000 0A 00000000:00000000\n\
-             1: 0100007F:9C40 0100007F:1F90 01 00000000:00000000\n";
+             1: 0100007F:9C40 0100007F:1F90 01 00000000:00000000\n\
+             2: 00000000000000000000000000000000:0051 00000000000000000000000000000000:0000 0A 0:0\n";
         for (port, expected) in [(0x1f90, true), (0x9c40, false), (80, false)] {
-            assert_eq!(listed(table, "0A", port), expected, "{port}");
+            assert_eq!(listed(table, "0A", port, None), expected, "{port}");
+        }
+        for (port, at, expected) in
+            [(0x1f90, [127, 0, 0, 1], true), (0x1f90, [192, 0, 2, 1], false), (0x51, [192, 0, 2, 1], true)]
+        {
+            assert_eq!(listed(table, "0A", port, Some(at.into())), expected, "{port} {at:?}");
         }
     }
 }

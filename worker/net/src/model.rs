@@ -138,6 +138,9 @@ pub struct HostPort {
     pub protocol: Protocol,
     pub published: u16,
     pub target: u16,
+    /// The one address of the node that answers; all if `None`.
+    #[serde(default)]
+    pub at: Option<Ipv4Addr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

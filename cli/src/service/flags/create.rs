@@ -301,7 +301,13 @@ mod tests {
             s.task.networks = vec![NetworkAttachment { network: NET, aliases: strings(&["a"]) }];
         });
         check(&["-p", "8080-8081:80-81", "--publish", "target=53,protocol=udp,mode=host"], |s| {
-            let port = |published, target, protocol, mode| PortConfig { protocol, target, published, mode };
+            let port = |published, target, protocol, mode| PortConfig {
+                protocol,
+                target,
+                published,
+                mode,
+                host_ip: None,
+            };
             s.endpoint.ports = vec![
                 port(Some(8080), 80, Protocol::Tcp, PublishMode::Ingress),
                 port(Some(8081), 81, Protocol::Tcp, PublishMode::Ingress),

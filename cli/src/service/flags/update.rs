@@ -315,7 +315,7 @@ mod tests {
     }
 
     fn port(published: u16, target: u16, protocol: Protocol) -> PortConfig {
-        PortConfig { protocol, target, published: Some(published), mode: PublishMode::Ingress }
+        PortConfig { protocol, target, published: Some(published), mode: PublishMode::Ingress, host_ip: None }
     }
 
     /// A service with two of everything.

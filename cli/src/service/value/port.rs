@@ -1,5 +1,7 @@
 //! Published ports: `[PUBLISHED:]TARGET[/PROTOCOL]`, with ranges, or `target=…,published=…,protocol=…,mode=…`.
 
+use std::net::Ipv4Addr;
+
 use rswarm_types::service::{PortConfig, Protocol, PublishMode};
 
 use super::{Parsed, ValueError, csv};
@@ -15,6 +17,7 @@ pub struct PortPattern {
     published: Option<u16>,
     protocol: Protocol,
     mode: Option<PublishMode>,
+    host_ip: Option<Ipv4Addr>,
 }
 
 impl PortPattern {
@@ -23,10 +26,11 @@ impl PortPattern {
             && port.protocol == self.protocol
             && self.mode.is_none_or(|mode| port.mode == mode)
             && self.published.is_none_or(|published| port.published == Some(published))
+            && self.host_ip.is_none_or(|at| port.host_ip == Some(at))
     }
 }
 
-const SHORT: &str = "[PUBLISHED:]TARGET[/PROTOCOL], like 8080:80 or 53:53/udp";
+const SHORT: &str = "[[HOST_IP:]PUBLISHED:]TARGET[/PROTOCOL], like 8080:80, 127.0.0.1:8080:80 or 53:53/udp";
 
 /// Reads `--publish`.
 pub fn ports(text: &str) -> Parsed<Ports> {
@@ -36,6 +40,7 @@ pub fn ports(text: &str) -> Parsed<Ports> {
         target: pattern.target,
         published: pattern.published,
         mode: pattern.mode.unwrap_or_default(),
+        host_ip: pattern.host_ip,
     };
     Ok(Ports(patterns.into_iter().map(port).collect()))
 }
@@ -53,7 +58,7 @@ fn patterns(text: &str) -> Parsed<Vec<PortPattern>> {
 }
 
 fn long(text: &str) -> Parsed<PortPattern> {
-    let (mut target, mut published, mut mode) = (None, None, None);
+    let (mut target, mut published, mut mode, mut host_ip) = (None, None, None, None);
     let mut protocol = Protocol::default();
     for field in csv(text)? {
         let (key, value) = field.split_once('=').ok_or_else(|| ValueError::new("key=value", &field))?;
@@ -70,26 +75,22 @@ fn long(text: &str) -> Parsed<PortPattern> {
             "mode" => {
                 mode = Some(value.parse().map_err(|_| ValueError::new("mode ingress or host", value))?);
             }
-            key => return Err(ValueError::new("target, published, protocol or mode", key)),
+            "host_ip" => host_ip = address(value)?,
+            key => return Err(ValueError::new("target, published, protocol, mode or host_ip", key)),
         }
     }
     let target = target.ok_or_else(|| ValueError::new("target=PORT", text))?;
-    Ok(PortPattern { target, published, protocol, mode })
+    Ok(PortPattern { target, published, protocol, mode, host_ip })
 }
 
 fn short(text: &str) -> Parsed<Vec<PortPattern>> {
     let error = || ValueError::new(SHORT, text);
     let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     let protocol: Protocol = protocol.to_ascii_lowercase().parse().map_err(|_| error())?;
-    let (published, target) = match ports.rsplit_once(':') {
-        Some((published, _)) if published.contains(':') || published.contains('.') => {
-            return Err(ValueError::unsupported(
-                format!("the host address in `{text}`"),
-                "[PUBLISHED:]TARGET[/PROTOCOL], which is published on every address",
-            ));
-        }
-        Some((published, target)) => (published, target),
-        None => ("", ports),
+    let (published, target) = ports.rsplit_once(':').unwrap_or(("", ports));
+    let (host_ip, published) = match published.rsplit_once(':') {
+        Some((host_ip, published)) => (address(host_ip)?, published),
+        None => (None, published),
     };
     let targets = range(target)?;
     let published: Vec<Option<u16>> = match published {
@@ -99,8 +100,15 @@ fn short(text: &str) -> Parsed<Vec<PortPattern>> {
     if published.len() != targets.len() {
         return Err(ValueError::new("published and target ranges of equal length", text));
     }
-    let pattern = |(published, target)| PortPattern { target, published, protocol, mode: None };
+    let pattern = |(published, target)| PortPattern { target, published, protocol, mode: None, host_ip };
     Ok(published.into_iter().zip(targets).map(pattern).collect())
+}
+
+/// The address of a node that alone is to answer; `0.0.0.0` is all of them.
+fn address(text: &str) -> Parsed<Option<Ipv4Addr>> {
+    let address: Ipv4Addr =
+        text.parse().map_err(|_| ValueError::new("an IPv4 address of the node, like 127.0.0.1", text))?;
+    Ok((!address.is_unspecified()).then_some(address))
 }
 
 /// `80` or `80-90`.
@@ -127,7 +135,7 @@ mod tests {
     use PublishMode::{Host, Ingress};
 
     fn port(published: u16, target: u16, protocol: Protocol, mode: PublishMode) -> PortConfig {
-        PortConfig { protocol, target, published: (published != 0).then_some(published), mode }
+        PortConfig { protocol, target, published: (published != 0).then_some(published), mode, host_ip: None }
     }
 
     fn check(text: &str, expected: &[PortConfig]) {
@@ -144,6 +152,11 @@ mod tests {
         check("8000-8001:80-81", &[port(8000, 80, Tcp, Ingress), port(8001, 81, Tcp, Ingress)]);
         check("80-81", &[port(0, 80, Tcp, Ingress), port(0, 81, Tcp, Ingress)]);
         check("target=80", &[port(0, 80, Tcp, Ingress)]);
+        let local = |port| PortConfig { host_ip: Some(Ipv4Addr::LOCALHOST), ..port };
+        check("127.0.0.1:8080:80", &[local(port(8080, 80, Tcp, Ingress))]);
+        check("127.0.0.1::53/udp", &[local(port(0, 53, Udp, Ingress))]);
+        check("0.0.0.0:8080:80", &[port(8080, 80, Tcp, Ingress)]);
+        check("target=80,mode=host,host_ip=127.0.0.1", &[local(port(0, 80, Tcp, Host))]);
         check("published=8080,target=80,protocol=sctp,mode=host", &[port(8080, 80, Sctp, Host)]);
     }
 
@@ -156,12 +169,14 @@ mod tests {
             ("8000-8002:80-81", "equal length"),
             ("8000-8001:80", "equal length"),
             ("81-80", "a range that goes up"),
-            ("127.0.0.1:80:80", "the host address in `127.0.0.1:80:80` is not supported yet"),
-            ("80/icmp", "[PUBLISHED:]TARGET[/PROTOCOL]"),
+            ("[::1]:80:80", "an IPv4 address of the node"),
+            ("localhost:80:80", "an IPv4 address of the node"),
+            ("target=80,host_ip=x", "an IPv4 address of the node"),
+            ("80/icmp", "PUBLISHED:]TARGET[/PROTOCOL]"),
             ("published=80", "target=PORT"),
             ("target=80,mode=all", "mode ingress or host"),
             ("target=80,protocol=x", "protocol tcp, udp or sctp"),
-            ("target=80,ip=1", "target, published, protocol or mode"),
+            ("target=80,ip=1", "target, published, protocol, mode or host_ip"),
             ("target=80,host", "key=value"),
         ] {
             let error = ports(text).unwrap_err().to_string();
@@ -179,6 +194,7 @@ mod tests {
             ("8080:80", true, true),
             ("8081:80", false, false),
             ("target=80,mode=host", false, true),
+            ("127.0.0.1:8080:80", false, false),
         ] {
             let pattern = port_pattern(text).unwrap();
             assert_eq!(

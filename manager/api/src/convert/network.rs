@@ -366,6 +366,7 @@ mod tests {
                     target: 53,
                     published: Some(53),
                     mode: PublishMode::Ingress,
+                    host_ip: None,
                 }],
             },
         );

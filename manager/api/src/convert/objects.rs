@@ -296,6 +296,7 @@ impl From<&PortStatus> for v1::PortStatus {
             protocol: v1::Protocol::from(port.protocol).into(),
             target: port.target.into(),
             published: port.published.into(),
+            host_ip: port.host_ip.map(|at| at.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -307,6 +308,7 @@ impl TryFrom<v1::PortStatus> for PortStatus {
             protocol: word::<v1::Protocol, _>("protocol", wire.protocol)?,
             target: narrow("target", wire.target)?,
             published: narrow("published", wire.published)?,
+            host_ip: super::spec::host_ip(&wire.host_ip)?,
         })
     }
 }
@@ -415,6 +417,7 @@ mod tests {
                     target: 53,
                     published: None,
                     mode: PublishMode::Host,
+                    host_ip: Some([192, 0, 2, 7].into()),
                 }],
                 ..Default::default()
             },
@@ -438,6 +441,7 @@ mod tests {
                     target: 80,
                     published: Some(30_000),
                     mode: PublishMode::Ingress,
+                    host_ip: None,
                 }],
             },
         }
@@ -469,7 +473,12 @@ mod tests {
                 state: TaskState::Pending,
                 unplaced: Some(Unplaced { reasons: vec![(PlacementFilter::Resources, 2)] }),
                 container: Some(ContainerStatus { pid: Some(1), exit_code: Some(0), oom_killed: true }),
-                ports: vec![PortStatus { protocol: Protocol::Tcp, target: 80, published: 32768 }],
+                ports: vec![PortStatus {
+                    protocol: Protocol::Tcp,
+                    target: 80,
+                    published: 32768,
+                    host_ip: Some([192, 0, 2, 7].into()),
+                }],
                 ..Default::default()
             },
             networks: vec![TaskNetwork {

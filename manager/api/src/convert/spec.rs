@@ -1,5 +1,6 @@
 //! What users write: specs of services, tasks, nodes and the cluster.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use rswarm_types as types;
@@ -109,6 +110,11 @@ impl TryFrom<v1::EndpointSpec> for EndpointSpec {
     }
 }
 
+/// The address that a port is published on; `0.0.0.0` is all of them.
+pub(super) fn host_ip(text: &str) -> Result<Option<Ipv4Addr>, WireError> {
+    Ok(parse_optional("host_ip", text)?.filter(|at: &Ipv4Addr| !at.is_unspecified()))
+}
+
 impl From<&PortConfig> for v1::PortConfig {
     fn from(port: &PortConfig) -> Self {
         Self {
@@ -116,6 +122,7 @@ impl From<&PortConfig> for v1::PortConfig {
             target: port.target.into(),
             published: port.published.map(Into::into),
             mode: v1::PublishMode::from(port.mode).into(),
+            host_ip: port.host_ip.map(|at| at.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -128,6 +135,7 @@ impl TryFrom<v1::PortConfig> for PortConfig {
             target: narrow("target", wire.target)?,
             published: wire.published.map(|port| narrow("published", port)).transpose()?,
             mode: word::<v1::PublishMode, _>("mode", wire.mode)?,
+            host_ip: host_ip(&wire.host_ip)?,
         })
     }
 }

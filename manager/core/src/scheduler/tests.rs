@@ -43,8 +43,13 @@ fn each_filter_says_how_many_nodes_it_turned_away() {
 
 #[test]
 fn host_ports_and_max_replicas_limit_the_copies_on_a_node() {
-    let port =
-        PortConfig { protocol: Protocol::Tcp, target: 80, published: Some(8080), mode: PublishMode::Host };
+    let port = PortConfig {
+        protocol: Protocol::Tcp,
+        target: 80,
+        published: Some(8080),
+        mode: PublishMode::Host,
+        host_ip: None,
+    };
     for (host_port, max_replicas, expected) in [
         (true, 0, "no suitable node (host-mode port already in use on 2 nodes)"),
         (false, 1, "no suitable node (max replicas per node limit exceeded on 2 nodes)"),

@@ -222,8 +222,13 @@ impl World {
         let mut endpoint = EndpointSpec::default();
         if rng.chance(20) {
             let published = Some(8000 + rng.below(3) as u16);
-            endpoint.ports =
-                vec![PortConfig { protocol: Protocol::Tcp, target: 80, published, mode: PublishMode::Host }];
+            endpoint.ports = vec![PortConfig {
+                protocol: Protocol::Tcp,
+                target: 80,
+                published,
+                mode: PublishMode::Host,
+                host_ip: None,
+            }];
             (update.order, rollback.order) = (UpdateOrder::StopFirst, UpdateOrder::StopFirst);
         }
         let spec = ServiceSpec { name, labels: Labels::new(), mode, task, update, rollback, endpoint };

@@ -147,18 +147,17 @@ impl Element {
         Self::member(set, join(&[&name_bytes(link), &address.octets()]))
     }
 
+    /// Leads a port of the node, at one of its addresses or at all, to its target at `address`.
     pub(crate) fn published(port: &HostPort, address: Ipv4Addr) -> Self {
-        Self {
+        let anywhere = Self {
             set: Set::Published,
             key: join(&[&[port.protocol.number()], &port.published.to_be_bytes()]),
             data: join(&[&address.octets(), &port.target.to_be_bytes()]),
+        };
+        match port.at {
+            None => anywhere,
+            Some(at) => Self { set: Set::Bound, key: [&at.octets()[..], &anywhere.key].concat(), ..anywhere },
         }
-    }
-
-    /// As [`Self::published`], at one address of the node only.
-    pub(crate) fn bound(at: Ipv4Addr, port: &HostPort, address: Ipv4Addr) -> Self {
-        let anywhere = Self::published(port, address);
-        Self { set: Set::Bound, key: [&at.octets()[..], &anywhere.key].concat(), data: anywhere.data }
     }
 
     pub(crate) fn guarded(link: &str, protocol: Protocol, port: u16) -> Self {
@@ -212,7 +211,9 @@ impl Element {
     pub(crate) fn belongs_to(&self, link: &str, address: Option<Ipv4Addr>) -> bool {
         match self.set {
             Set::Ports | Set::Macs | Set::Sources => self.key.starts_with(&name_bytes(link)),
-            Set::Published => address.is_some_and(|address| self.data.starts_with(&address.octets())),
+            Set::Published | Set::Bound => {
+                address.is_some_and(|address| self.data.starts_with(&address.octets()))
+            }
             Set::Members | Set::Hairpins => {
                 address.is_some_and(|address| self.key.ends_with(&address.octets()))
             }
@@ -356,11 +357,10 @@ pub(crate) fn mesh_elements(
     elements.extend(overlay.peers.values().map(|address| Element::peer(*address)));
     elements.extend(overlay.guarded.iter().map(|(protocol, port)| Element::guarded(link, *protocol, *port)));
     for ((protocol, published), to) in overlay.published.iter().filter(|(key, _)| !busy.contains(*key)) {
-        let port = HostPort { protocol: *protocol, published: *published, target: *published };
-        if to.at.is_empty() {
-            elements.insert(Element::published(&port, uplink.helper));
-        }
-        elements.extend(to.at.iter().map(|at| Element::bound(*at, &port, uplink.helper)));
+        let port = HostPort { protocol: *protocol, published: *published, target: *published, at: None };
+        let bound = to.at.iter().map(|at| HostPort { at: Some(*at), ..port });
+        let anywhere = to.at.is_empty().then_some(port);
+        elements.extend(bound.chain(anywhere).map(|port| Element::published(&port, uplink.helper)));
     }
     elements
 }

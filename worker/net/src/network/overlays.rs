@@ -5,7 +5,6 @@ use std::{collections::BTreeSet, sync::Arc};
 use super::{Node, forget_early_datagrams, refuse_ports_in_use};
 use crate::{
     error::NetError,
-    listeners::listens,
     model::{Endpoint, NodeNetwork, Protocol},
     overlay::{
         Overlay, fabric,
@@ -51,8 +50,9 @@ impl Node {
     /// Ports that are new are looked at: another process may listen on them.
     fn mesh_after(&self, mesh: &Mesh, old: &Overlay, new: &Overlay) -> Mesh {
         let asked = |key: &&(Protocol, u16)| !old.published.contains_key(*key) || mesh.busy.contains(*key);
-        let busy = new.published.keys().filter(asked).filter(|(protocol, port)| listens(*protocol, *port));
-        Mesh { uplink: mesh.uplink, busy: busy.copied().collect() }
+        let new_or_busy = new.published.iter().filter(|(key, _)| asked(key));
+        let busy = new_or_busy.filter(|(key, to)| to.is_taken(**key)).map(|(key, _)| *key);
+        Mesh { uplink: mesh.uplink, busy: busy.collect() }
     }
 
     fn overlay_changes(

@@ -8,6 +8,7 @@ use std::{
 use crate::{
     error::NetError,
     firewall::helper::{OWN_MARK, TUNNEL},
+    listeners::listens,
     model::{Cidr, Mac, NetworkConfig, Protocol},
 };
 
@@ -68,6 +69,16 @@ pub struct PublishedPort {
     pub backends: BTreeSet<Ipv4Addr>,
     /// The addresses of this node on which it answers; on all if empty.
     pub at: BTreeSet<Ipv4Addr>,
+}
+
+impl PublishedPort {
+    /// Whether another process of the node listens where it should answer.
+    pub(crate) fn is_taken(&self, (protocol, port): (Protocol, u16)) -> bool {
+        match self.at.is_empty() {
+            true => listens(protocol, port, None),
+            false => self.at.iter().any(|at| listens(protocol, port, Some(*at))),
+        }
+    }
 }
 
 /// The bridge of a network.

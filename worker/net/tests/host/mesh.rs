@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use rswarm_net::Protocol::{Tcp, Udp};
+use rswarm_net::{
+    HostPort,
+    Protocol::{Tcp, Udp},
+};
 
 use crate::{
     cluster::{APP, Cluster, INGRESS, Task},
@@ -248,6 +251,12 @@ async fn a_port_of_one_task_leads_to_it_from_its_node_alone() {
     assert_eq!(outside.run(|| fetch(first, 8000)).unwrap().unwrap(), "task saw 10.77.0.3");
     assert!(outside.run(|| fetch(second, 8000)).unwrap().is_err());
     cluster.assert_settled().await;
+    let bound = HostPort { at: Some(Ipv4Addr::LOCALHOST), ..endpoint.ports[0] };
+    cluster.node(1).publish(&endpoint.id, &[bound]).await.unwrap();
+    assert!(outside.run(|| fetch(first, 8000)).unwrap().is_err());
+    let own = cluster.host(1).run(|| fetch(Ipv4Addr::LOCALHOST, 8000)).unwrap().unwrap();
+    assert_eq!(own, "task saw 10.77.0.1");
+    assert_eq!(cluster.node(1).verify().await.unwrap(), []);
     assert!(cluster.node(1).detach(&endpoint.id).await.unwrap());
     assert!(outside.run(|| fetch(first, 8000)).unwrap().is_err());
 }

@@ -224,7 +224,7 @@ pub fn network() -> BridgeNetwork {
 }
 
 pub fn port(protocol: Protocol, published: u16, target: u16) -> HostPort {
-    HostPort { protocol, published, target }
+    HostPort { protocol, published, target, at: None }
 }
 
 /// An endpoint of [`network`] with the last byte of its address.

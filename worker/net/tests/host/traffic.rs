@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, TcpListener};
 
 use rswarm_net::{
-    NetError,
+    HostPort, NetError,
     Protocol::{Tcp, Udp},
 };
 
@@ -175,4 +175,16 @@ async fn ports_and_addresses_are_not_given_twice() {
     assert!(matches!(taken, NetError::PortInUse { port: 9000, .. }), "{taken}");
     drop(busy);
     rig.net.publish("a", &[port(Tcp, 9000, 80)]).await.unwrap();
+    // At one address of the node, while another process has the port at another.
+    let his = rig.node().run(move || TcpListener::bind((node, 9001)).unwrap()).unwrap();
+    serve(his, "his");
+    let bound = HostPort { at: Some(Ipv4Addr::LOCALHOST), ..port(Tcp, 9001, 80) };
+    rig.net.publish("a", &[bound]).await.unwrap();
+    let own = rig.node().run(|| fetch(Ipv4Addr::LOCALHOST, 9001)).unwrap().unwrap();
+    assert!(own.starts_with("a saw "), "{own}");
+    assert_eq!(rig.other().run(|| fetch(node, 9001)).unwrap().unwrap(), "his saw 10.77.0.2");
+    let taken = HostPort { at: Some(node), ..bound };
+    let taken = rig.net.publish("a", &[taken]).await.unwrap_err();
+    assert!(matches!(taken, NetError::PortInUse { port: 9001, .. }), "{taken}");
+    assert_eq!(rig.net.verify().await.unwrap(), []);
 }

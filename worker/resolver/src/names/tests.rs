@@ -48,8 +48,13 @@ pub(crate) fn map() -> NetworkMap {
     map.networks.insert(network(1), map_network("front", "10.0.0.0/20", false));
     map.networks.insert(network(2), map_network("Back.office", "10.0.16.0/20", false));
     map.networks.insert(network(3), map_network("ingress", "10.255.0.0/20", true));
-    let port =
-        |target, protocol| PortConfig { protocol, target, published: Some(8080), mode: PublishMode::Ingress };
+    let port = |target, protocol| PortConfig {
+        protocol,
+        target,
+        published: Some(8080),
+        mode: PublishMode::Ingress,
+        host_ip: None,
+    };
     type On<'a> = &'a [(u8, &'a [&'a str])];
     let mut add = |number: u8, name: &str, mode, on: On<'_>, ports: &[PortConfig]| {
         let attached = |&(at, aliases): &(u8, &[&str])| {

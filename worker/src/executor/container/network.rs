@@ -175,6 +175,7 @@ impl TaskNetworks {
                 protocol: port.protocol,
                 target: port.target,
                 published: port.target,
+                host_ip: None,
             })
             .collect()
         } else {
@@ -378,7 +379,12 @@ fn endpoints(
 }
 
 fn host_port(port: &PortStatus) -> HostPort {
-    HostPort { protocol: protocol(port.protocol), published: port.published, target: port.target }
+    HostPort {
+        protocol: protocol(port.protocol),
+        published: port.published,
+        target: port.target,
+        at: port.host_ip,
+    }
 }
 
 pub fn protocol(protocol: Protocol) -> rswarm_net::Protocol {

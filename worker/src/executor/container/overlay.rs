@@ -68,7 +68,7 @@ pub fn of(map: &NetworkMap, node: NodeId, guarded: &Guarded) -> Option<Overlay> 
         }
         for port in service.ports.iter().filter(|port| port.mode == PublishMode::Ingress) {
             let (Some(published), Some(network)) = (port.published, ingress) else { continue };
-            let at = BTreeSet::new();
+            let at = port.host_ip.into_iter().collect();
             let published_port = PublishedPort { target: port.target, backends: backends(id, network), at };
             overlay.published.insert((protocol(port.protocol), published), published_port);
         }
@@ -161,6 +161,7 @@ mod tests {
             target: 80,
             published: Some(8080),
             mode: PublishMode::Ingress,
+            host_ip: Some(Ipv4Addr::LOCALHOST),
         };
         let map_node = |n: u8| MapNode {
             number: u16::from(n),
@@ -209,6 +210,7 @@ mod tests {
         let port = &overlay.published[&(rswarm_net::Protocol::Tcp, 8080)];
         let on_ingress = |last| Ipv4Addr::new(10, 0, 0, last);
         assert_eq!((port.target, &port.backends), (80, &BTreeSet::from([on_ingress(3), on_ingress(4)])));
+        assert_eq!(port.at, BTreeSet::from([Ipv4Addr::LOCALHOST]));
         // Also those that take no new ones keep what they have.
         let elsewhere: Vec<_> = overlay.endpoints.keys().filter(|(vni, _)| *vni == 4097).collect();
         assert_eq!(elsewhere, [&(4097, address(4)), &(4097, address(5)), &(4097, address(6))]);

@@ -54,7 +54,8 @@ pub fn choose(
             }
         };
         taken.insert((port.protocol, published));
-        chosen.push(PortStatus { protocol: port.protocol, target: port.target, published });
+        let (protocol, target, host_ip) = (port.protocol, port.target, port.host_ip);
+        chosen.push(PortStatus { protocol, target, published, host_ip });
     }
     Ok(chosen)
 }
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     fn port(published: Option<u16>, mode: PublishMode) -> PortConfig {
-        PortConfig { protocol: Protocol::Tcp, target: 80, published, mode }
+        PortConfig { protocol: Protocol::Tcp, target: 80, published, mode, host_ip: None }
     }
 
     fn published(chosen: &[PortStatus]) -> Vec<u16> {

@@ -47,7 +47,7 @@ fn on(networks: &[NetworkId]) -> impl FnOnce(&mut ServiceSpec) {
 }
 
 fn port(published: Option<u16>, target: u16, mode: PublishMode) -> PortConfig {
-    PortConfig { protocol: Protocol::Tcp, target, published, mode }
+    PortConfig { protocol: Protocol::Tcp, target, published, mode, host_ip: None }
 }
 
 fn publish(ports: &[PortConfig]) -> impl FnOnce(&mut ServiceSpec) {
