@@ -276,7 +276,7 @@ async fn the_host_is_as_it_was_but_for_our_own() {
         });
         (
             tables,
-            run("ip", &["-o", "addr", "show", "dev", "eth0"]),
+            run("ip", &["-4", "-o", "addr", "show", "dev", "eth0"]),
             run("ip", &["route", "show", "dev", "eth0"]),
         )
     };
