@@ -124,9 +124,13 @@ fn init_is_refused_on_foreign_addresses_and_roots() {
     let (data, run) = (bare.join("data"), bare.join("run"));
     let roots = ["--data-root", data.to_str().unwrap(), "--run-root", run.to_str().unwrap()];
     let mut init = roots.to_vec();
-    init.extend(["init", "--advertise-addr", "10.99.99.99"]);
-    lab.refused(2, &init, &["started the rswarm daemon", "stopped", "10.99.99.99"]);
+    init.extend(["init", "--default-addr-pool", "10.0.0.0/31"]);
+    lab.refused(2, &init, &["started the rswarm daemon", "stopped", "10.0.0.0/31"]);
     assert!(!data.exists() && !run.exists(), "nothing stays of it");
+    let mut foreign = roots.to_vec();
+    foreign.extend(["init", "--advertise-addr", "10.99.99.99"]);
+    let message = lab.refused(2, &foreign, &["10.99.99.99", "address"]);
+    assert!(!message.contains("started") && !data.exists(), "it needs no daemon: {message}");
     let mut join = roots.to_vec();
     join.extend(["join", "--token", "RSWTKN-1-x", "10.99.99.99"]);
     let message = lab.refused(2, &join, &["token", "cut short"]);

@@ -28,6 +28,11 @@ impl Process {
         !self.is_shim() && self.words.iter().skip(1).any(|word| word == "daemon")
     }
 
+    /// Whether it answers the tasks' questions for names.
+    pub fn is_resolver(&self) -> bool {
+        self.words.get(1).is_some_and(|word| word == "resolver")
+    }
+
     /// Ends it at once; fine if it is gone.
     pub fn kill(&self) {
         let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
