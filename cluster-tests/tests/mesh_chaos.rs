@@ -120,14 +120,14 @@ fn change(lab: &mut ClusterLab, choices: &mut Choices, manager: usize, killed_at
     match choices.below(4) {
         0 => {
             eprintln!("replace all");
-            lab.ok(manager, &["service", "update", "--force", "--update-parallelism", "2", "web"]);
+            accept(lab, manager, &["service", "update", "--force", "--update-parallelism", "2", "web"]);
         }
         1 => {
             let name = format!("host-{}", 1 + choices.below(HOSTS));
             eprintln!("drain {name}");
-            lab.ok(manager, &["node", "update", "--availability", "drain", &name]);
+            accept(lab, manager, &["node", "update", "--availability", "drain", &name]);
             lab.until_running(manager, "web", REPLICAS, SOON);
-            lab.ok(manager, &["node", "update", "--availability", "active", &name]);
+            accept(lab, manager, &["node", "update", "--availability", "active", &name]);
         }
         2 => {
             let host = 1 + choices.below(HOSTS);
@@ -145,6 +145,14 @@ fn change(lab: &mut ClusterLab, choices: &mut Choices, manager: usize, killed_at
             lab.restart(host);
         }
     }
+}
+
+/// Makes a change through a manager, whose daemon may be about to start.
+fn accept(lab: &ClusterLab, manager: usize, args: &[&str]) {
+    lab.wait(&format!("`{}` is accepted", args.join(" ")), SOON, || {
+        let output = lab.rswarm(manager, args);
+        if output.code == Some(0) { Ok(()) } else { Err(output.stderr) }
+    });
 }
 
 /// One request and its whole answer, without another attempt.
