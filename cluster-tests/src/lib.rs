@@ -12,6 +12,7 @@
 mod alone;
 mod api;
 mod built;
+mod choices;
 mod cluster;
 mod figures;
 pub mod scenario;
@@ -20,6 +21,7 @@ pub mod workload;
 
 pub use api::{Api, is_running};
 pub use built::{TestProgram, programs, rswarm_executable, test_programs};
+pub use choices::Choices;
 pub use cluster::{ClusterLab, describe};
 pub use figures::{Figure, median};
 pub use rswarm_lab::Output;

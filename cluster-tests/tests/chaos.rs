@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rswarm_cluster_tests::{ClusterLab, workload};
+use rswarm_cluster_tests::{Choices, ClusterLab, workload};
 
 const CHANGES: usize = 50;
 const MANAGERS: usize = 3;
@@ -17,18 +17,6 @@ const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
 /// Total of replicas: each is a process on this machine.
 const REPLICAS_MAX: usize = 6;
 const SERVICES_MAX: usize = 8;
-
-/// Xorshift: enough to choose, the same everywhere. Source: Marsaglia, "Xorshift RNGs", 2003.
-struct Choices(u64);
-
-impl Choices {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % end as u64) as usize
-    }
-}
 
 /// What is down, and until when.
 struct Fault {
@@ -43,7 +31,7 @@ fn no_acknowledged_service_is_lost_when_hosts_and_daemons_die_at_random() {
     let seed = std::env::var("CHAOS_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
     eprintln!("seed: {seed} (repeat with CHAOS_SEED={seed})");
-    let mut choices = Choices(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let mut choices = Choices::new(seed);
     // What was acknowledged: services and their replicas.
     let mut expected: BTreeMap<String, usize> = BTreeMap::new();
     let mut fault: Option<Fault> = None;

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rswarm_cluster_tests::{ClusterLab, workload};
+use rswarm_cluster_tests::{Choices, ClusterLab, workload};
 use rswarm_lab::Process;
 use rswarm_net::{Network, NetworkConfig};
 
@@ -18,18 +18,6 @@ const SERVICES_MAX: usize = 3;
 const KILL_WITHIN_MILLIS: usize = 250;
 const ACCEPT_DEADLINE: Duration = Duration::from_secs(20);
 const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
-
-/// Xorshift: enough to choose, the same everywhere. Source: Marsaglia, "Xorshift RNGs", 2003.
-struct Choices(u64);
-
-impl Choices {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % end as u64) as usize
-    }
-}
 
 fn number(variable: &str) -> Option<usize> {
     std::env::var(variable).ok()?.parse().ok()
@@ -41,7 +29,7 @@ fn a_daemon_killed_at_any_point_leaves_nothing_behind() {
     let seed = number("CRASH_SEED").unwrap_or_else(|| std::process::id() as usize);
     let rounds = number("CRASH_ROUNDS").unwrap_or(ROUNDS);
     eprintln!("seed: {seed} (repeat with CRASH_SEED={seed})");
-    let mut choices = Choices((seed as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let mut choices = Choices::new(seed as u64);
     let node = lab.node_id(1);
     let mut services: Vec<String> = Vec::new();
     for n in 0..rounds {

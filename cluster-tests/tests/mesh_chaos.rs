@@ -3,12 +3,13 @@
 //!
 //! `CHAOS_SEED=n` repeats a run's choices (its timing is the machine's); `CHAOS_EVENTS=200` makes it long.
 
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::Ipv4Addr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rswarm_cluster_tests::ClusterLab;
+use rswarm_cluster_tests::{Choices, ClusterLab};
+use rswarm_lab::get;
 use rswarm_net::run_in_netns;
 
 const EVENTS: usize = 15;
@@ -17,22 +18,12 @@ const HOSTS: usize = 5;
 const PUBLISHED: u16 = 8080;
 const REPLICAS: usize = 5;
 const SOON: Duration = Duration::from_secs(30);
+/// How long a request may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// One client's pace; there are three.
 const PERIOD: Duration = Duration::from_millis(10);
 /// How long after a task was killed requests may fail for it.
 const MOURNING: Duration = Duration::from_secs(1);
-
-/// Xorshift: enough to choose, the same everywhere. Source: Marsaglia, "Xorshift RNGs", 2003.
-struct Choices(u64);
-
-impl Choices {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % end as u64) as usize
-    }
-}
 
 struct Failure {
     at: Instant,
@@ -45,7 +36,7 @@ fn only_requests_of_killed_tasks_fail() {
     let Some(mut lab) = ClusterLab::form("mesh-chaos", MANAGERS, HOSTS - MANAGERS) else { return };
     let seed = number("CHAOS_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     eprintln!("seed: {seed} (repeat with CHAOS_SEED={seed})");
-    let mut choices = Choices(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let mut choices = Choices::new(seed);
     let events = number("CHAOS_EVENTS").map_or(EVENTS, |events| events as usize);
     lab.ok(1, &["network", "create", "front"]);
     let publish = format!("{PUBLISHED}:80");
@@ -71,7 +62,7 @@ fn only_requests_of_killed_tasks_fail() {
                     std::thread::sleep(next.saturating_duration_since(Instant::now()));
                     asked.fetch_add(1, Ordering::Relaxed);
                     let host = n % addresses.len();
-                    if let Err(error) = ask(addresses[host]) {
+                    if let Err(error) = get((addresses[host], PUBLISHED).into(), PATIENCE) {
                         let failure =
                             Failure { at: Instant::now(), host: host + 1, error: error.to_string() };
                         failures.lock().unwrap().push(failure);
@@ -153,16 +144,4 @@ fn accept(lab: &ClusterLab, manager: usize, args: &[&str]) {
         let output = lab.rswarm(manager, args);
         if output.code == Some(0) { Ok(()) } else { Err(output.stderr) }
     });
-}
-
-/// One request and its whole answer, without another attempt.
-fn ask(address: Ipv4Addr) -> std::io::Result<()> {
-    use std::io::{Error, Read as _, Write as _};
-    let deadline = Duration::from_secs(5);
-    let mut stream = TcpStream::connect_timeout(&(address, PUBLISHED).into(), deadline)?;
-    stream.set_read_timeout(Some(deadline))?;
-    write!(stream, "GET / HTTP/1.1\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    if answer.contains("web.") { Ok(()) } else { Err(Error::other(format!("answer `{answer}`"))) }
 }

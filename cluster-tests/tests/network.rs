@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use rswarm_api::v1;
 use rswarm_cluster_tests::ClusterLab;
-use rswarm_lab::page;
+use rswarm_lab::{get, page};
 use rswarm_net::run_in_netns;
 
 const SOON: Duration = Duration::from_secs(20);
+/// How long one request may take.
+const PATIENCE: Duration = Duration::from_secs(3);
 const PUBLISHED: u16 = 8080;
 
 /// The network namespaces of a service's running tasks, by name.
@@ -148,7 +150,9 @@ fn replaced_scaled_and_drained_tasks_fail_no_request() {
                 let mut failures = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
                     asked.fetch_add(1, Ordering::Relaxed);
-                    if let Err(error) = once(wire, address) {
+                    if let Err(error) =
+                        run_in_netns(wire, || get((address, PUBLISHED).into(), PATIENCE)).expect("the wire")
+                    {
                         failures.push(format!("through host-{host}: {error}"));
                     }
                 }
@@ -171,25 +175,6 @@ fn replaced_scaled_and_drained_tasks_fail_no_request() {
     let asked = asked.load(Ordering::Relaxed);
     assert!(failures.is_empty(), "{} of {asked} requests failed: {:?}", failures.len(), &failures[..1]);
     assert!(asked > 100, "{asked}");
-}
-
-/// One request and its whole answer, without another attempt.
-fn once(netns: &Path, address: Ipv4Addr) -> std::io::Result<()> {
-    use std::io::{Read as _, Write as _};
-    let ask = || {
-        let deadline = Duration::from_secs(3);
-        let mut stream = std::net::TcpStream::connect_timeout(&(address, PUBLISHED).into(), deadline)?;
-        stream.set_read_timeout(Some(deadline))?;
-        write!(stream, "GET / HTTP/1.1\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        if answer.contains("web.") {
-            Ok(())
-        } else {
-            Err(std::io::Error::other(format!("answer `{answer}`")))
-        }
-    };
-    run_in_netns(netns, ask).map_err(std::io::Error::other)?
 }
 
 #[test]

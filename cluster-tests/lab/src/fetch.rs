@@ -24,7 +24,7 @@ pub fn page(netns: &Path, address: Ipv4Addr, port: u16) -> Result<String, LabErr
     let address = SocketAddr::from((address, port));
     run_in_netns(netns, || {
         loop {
-            match get(address) {
+            match get(address, ATTEMPT) {
                 Ok(body) => return Ok(body),
                 Err(source) if Instant::now() > deadline => {
                     return Err(LabError::Page { address, within: DEADLINE, source });
@@ -35,10 +35,15 @@ pub fn page(netns: &Path, address: Ipv4Addr, port: u16) -> Result<String, LabErr
     })?
 }
 
-fn get(address: SocketAddr) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, ATTEMPT)?;
-    stream.set_read_timeout(Some(ATTEMPT))?;
-    stream.set_write_timeout(Some(ATTEMPT))?;
+/// The body of `http://address/`, seen from the calling thread's network namespace, by one attempt of which no step may
+/// take longer than `patience`.
+///
+/// # Errors
+/// What happened to the connection, or an answer that is not of status 200.
+pub fn get(address: SocketAddr, patience: Duration) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     write!(stream, "GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.take(PAGE_BYTES_MAX).read_to_string(&mut answer)?;

@@ -29,7 +29,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 pub use error::LabError;
-pub use fetch::page;
+pub use fetch::{get, page};
 pub use host::Host;
 pub use machine::{Machine, Output};
 pub use processes::{Process, of_daemon_and_containers};

@@ -1,17 +1,18 @@
 //! Networks: made and removed by users; `bridge`, `host` and `none` are there from `init` on and stay.
 
+use std::sync::Arc;
+
 use rswarm_api::v1;
 use rswarm_core::State;
 use rswarm_core::state::Write;
 use rswarm_core::validate;
-use rswarm_types::service::PublishMode;
-use rswarm_types::{Meta, Network, NetworkDriver, NetworkId, NetworkSpec, Timestamp};
+use rswarm_types::error::chain;
+use rswarm_types::{Meta, Network, NetworkDriver, NetworkId, NetworkSpec, Task, Timestamp};
 use tonic::Status;
 
 use super::filter::Filters;
 use super::{ControlService, lookup, service};
 use crate::random;
-use rswarm_types::error::chain;
 
 /// Networks of every cluster.
 const BUILT_IN: [&str; 3] = ["bridge", "host", "none"];
@@ -54,7 +55,7 @@ impl ControlService {
                     && (drivers.is_empty() || drivers.contains(&network.spec.driver))
                     && filters.any("scope", |wanted| wanted == scope(network))
                     && filters.any("type", |wanted| wanted == kind)
-                    && (dangling.is_empty() || dangling.contains(&is_dangling(&state, network)))
+                    && (dangling.is_empty() || dangling.contains(&user(&state, network).is_none()))
             })
             .map(|network| (&**network).into())
             .collect();
@@ -111,10 +112,10 @@ impl ControlService {
         let until: Option<u64> = filters.parsed("until")?.into_iter().min();
         let state = self.context.read().await?;
         let old = |network: &Network| until.is_none_or(|until| network.meta.created_at < Timestamp(until));
-        let unwanted = |network: &&std::sync::Arc<Network>| {
+        let unwanted = |network: &&Arc<Network>| {
             !is_built_in(network)
                 && !network.spec.ingress
-                && is_dangling(&state, network)
+                && user(&state, network).is_none()
                 && old(network)
                 && filters.label("label", &network.spec.labels)
                 && (filters.values("label!").next().is_none()
@@ -143,19 +144,16 @@ fn one_of(filters: &Filters<'_>, key: &str, known: &[&str]) -> Result<(), Status
 
 /// Who keeps a network from being removed, by name. Its removal is refused all the same should there be one by then.
 fn user(state: &State, network: &Network) -> Option<String> {
-    let service = state.services().find(|service| {
-        let named = service.spec.task.networks.iter().any(|one| one.network == network.id);
-        let published = service.spec.endpoint.ports.iter().any(|port| port.mode == PublishMode::Ingress);
-        named || network.spec.ingress && published
-    });
-    let task = || {
-        state.tasks().find(|task| {
-            !task.status.state.is_terminal() && task.networks.iter().any(|one| one.network == network.id)
-        })
+    let service = state.services_on(network.id).find_map(|id| state.service(id));
+    let on_it = |task: &&Arc<Task>| {
+        !task.status.state.is_terminal() && task.networks.iter().any(|one| one.network == network.id)
     };
-    service
-        .map(|service| format!("service `{}`", service.spec.name))
-        .or_else(|| task().map(|task| format!("task `{}`, which is about to stop", task.name())))
+    match service {
+        Some(service) => Some(format!("service `{}`", service.spec.name)),
+        None => {
+            state.tasks().find(on_it).map(|task| format!("task `{}`, which is about to stop", task.name()))
+        }
+    }
 }
 
 fn is_built_in(network: &Network) -> bool {
@@ -164,9 +162,4 @@ fn is_built_in(network: &Network) -> bool {
 
 fn scope(network: &Network) -> &'static str {
     if network.spec.driver == NetworkDriver::Overlay { "swarm" } else { "local" }
-}
-
-/// Whether no service and no live task is on it.
-fn is_dangling(state: &State, network: &Network) -> bool {
-    state.services_on(network.id).next().is_none() && state.addresses_used(network.id) == 0
 }

@@ -14,7 +14,7 @@ use crate::{Labels, Meta, NodeId, Timestamp, Version};
 pub struct Node {
     pub id: NodeId,
     pub meta: Meta,
-    /// Short name in the data path (marks, link-layer addresses): from 1 to 4095, not used again soon after removal.
+    /// Short name in the data path (marks, link-layer addresses): from 1 to 4094, not used again soon after removal.
     #[serde(default)]
     pub number: u16,
     pub spec: NodeSpec,

@@ -95,6 +95,28 @@ pub fn take_over(run_root: &Path) -> Result<Instance, InstanceError> {
     }
 }
 
+/// Whether the run root has a resolver: the kernel lets go of the lock for it however it ends.
+pub fn runs(run_root: &Path) -> bool {
+    File::open(run_root.join(FILE_NAME)).is_ok_and(|file| {
+        flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
+    })
+}
+
+/// Asks the resolver of the run root to end, if there is one, and waits until it has, or so long.
+///
+/// # Errors
+/// `End`.
+pub fn stop(run_root: &Path, patience: Duration) -> Result<(), InstanceError> {
+    let pid =
+        std::fs::read_to_string(run_root.join(FILE_NAME)).ok().and_then(|text| text.trim().parse().ok());
+    match pid {
+        Some(pid) if runs(run_root) => {
+            end(run_root, pid, patience).map_err(|source| InstanceError::End { pid, source })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Asks the process to end and waits until it has, or time is up.
 fn end(run_root: &Path, pid: i32, left: Duration) -> io::Result<()> {
     let Some(id) = Pid::from_raw(pid).filter(|_| pid > 0) else { return Ok(()) };

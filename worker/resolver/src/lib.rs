@@ -27,7 +27,7 @@ mod sockets;
 pub use answer::{Answer, Rng, answer};
 pub use command::main;
 pub use files::resolv_conf;
-pub use instance::FILE_NAME as PID_FILE;
+pub use instance::{FILE_NAME as PID_FILE, InstanceError, runs, stop};
 pub use map_file::{FILE_NAME as MAP_FILE, MapError, MapReader, MapWriter};
 pub use message::{Question, Transport};
 pub use names::Names;

@@ -27,8 +27,8 @@ use super::command::{ObjectRef, Rejected};
 
 /// Where ports are taken from that are published in mode `ingress` and left open. Source: swarm-parity 3.8.
 pub const INGRESS_PORTS: RangeInclusive<u16> = 30_000..=32_767;
-/// What fits in twelve bits of a mark; 0 is no node.
-const NODE_NUMBERS: RangeInclusive<u16> = 1..=4095;
+/// What fits in twelve bits of a mark: 0 is no node, and the last number means "this host" in the data path.
+const NODE_NUMBERS: RangeInclusive<u16> = 1..=4094;
 /// How long an address is kept back once it is free: neighbours, connections and name caches forget it meanwhile.
 const QUARANTINE: Duration = Duration::from_secs(5);
 
@@ -251,7 +251,7 @@ impl Writer {
         Ok(vni)
     }
 
-    /// Gives a node its number as soon as it takes part in overlays. None is left for more than 4095 of them, which
+    /// Gives a node its number as soon as it takes part in overlays. None is left for more than 4094 of them, which
     /// [`Rejected::TooManyNodes`] keeps out.
     pub(super) fn number_node(&mut self, id: NodeId) {
         let Some(held) = self.state.node(id) else { return };

@@ -17,8 +17,7 @@ use rswarm_types::service::{Protocol, PublishMode};
 use rswarm_types::task::{PortStatus, TaskAddress, TaskNetwork};
 use rswarm_types::{NetworkDriver, NetworkId, NodeId, Task, TaskId};
 
-use super::overlay;
-use super::overlay::Guarded;
+use super::overlay::{self, Guarded};
 use super::ports::{self, NodePort};
 use super::record::Record;
 use super::resolver::Resolver;
@@ -94,7 +93,7 @@ impl TaskNetworks {
         let mut reader = MapReader::new(&self.run_root);
         if let Err(error) = reader.refresh() {
             // The first message of a manager mends it.
-            tracing::warn!(error = %crate::executor::chain(&error), "the map of the network is damaged");
+            tracing::warn!(error = %rswarm_types::error::chain(&error), "the map of the network is damaged");
         }
         let known = Arc::new(reader.into_map());
         self.state.lock().await.map = known.clone();
@@ -296,7 +295,7 @@ impl TaskNetworks {
         let mut state = self.state.lock().await;
         *state = State::default();
         self.announce(state.map.clone());
-        self.resolver.end();
+        self.resolver.end().await;
         self.network.remove_all().await.map_err(|error| Failure::new(FailureKind::Final, &error))?;
         match std::fs::remove_file(self.run_root.join(rswarm_resolver::MAP_FILE)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

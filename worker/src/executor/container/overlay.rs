@@ -243,4 +243,40 @@ mod tests {
         assert_eq!(way_out(&map, &[&front, &local]), Some(local.network));
         assert_eq!(way_out(&map, &[&front]), None);
     }
+
+    /// What a change costs before the data path sees it.
+    #[test]
+    #[ignore = "a figure: cargo test --release -p rswarm-worker --lib -- --ignored --nocapture one_change"]
+    fn one_change_among_ten_thousand_endpoints() {
+        let mut map = map();
+        let (service, endpoint) =
+            (map.services[&WEB].clone(), map.endpoints.values().next().unwrap().clone());
+        for n in 0..10_000_u32 {
+            let id = |n: u32| ServiceId::from_bytes(u128::from(n + 1000).to_be_bytes());
+            if n < 1000 {
+                let vip = Some(Ipv4Addr::from(0x0a01_0000 + n));
+                let attachment = MapAttachment { vip, aliases: Vec::new() };
+                let networks = BTreeMap::from([(FRONT, attachment)]);
+                map.services.insert(id(n), MapService { networks, ports: Vec::new(), ..service.clone() });
+            }
+            let addresses = BTreeMap::from([(FRONT, Ipv4Addr::from(0x0a02_0000 + n))]);
+            let service = id(n % 1000);
+            let task = TaskId::from_bytes(u128::from(n + 1000).to_be_bytes());
+            map.endpoints.insert(task, MapEndpoint { service, addresses, ..endpoint.clone() });
+        }
+        let started = std::time::Instant::now();
+        let mut next = map.clone();
+        next.endpoints.pop_last();
+        let cloned = started.elapsed();
+        let change = next.since(&map);
+        let compared = started.elapsed();
+        let overlay = of(&next, node(1), &Guarded::new()).unwrap();
+        let made = started.elapsed();
+        assert_eq!((change.removed_endpoints.len(), overlay.services.len()), (1, 1001));
+        eprintln!(
+            "map copied {cloned:?}, compared {:?}, overlay made {:?}",
+            compared - cloned,
+            made - compared
+        );
+    }
 }

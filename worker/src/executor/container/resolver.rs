@@ -1,13 +1,14 @@
 //! Sees to it that the node's resolver runs: a process of its own, so that names resolve while the daemon is away.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::blocking;
 use crate::executor::{Failure, FailureKind};
 
 /// How long it has to let go of what it holds once told to end.
@@ -35,7 +36,7 @@ impl Resolver {
     /// # Errors
     /// The program cannot be executed. What it fails at itself is in its log.
     pub fn ensure(&self) -> Result<(), Failure> {
-        if self.runs() {
+        if rswarm_resolver::runs(&self.run_root) {
             return Ok(());
         }
         let log = self.run_root.join("resolver.log");
@@ -62,26 +63,14 @@ impl Resolver {
     }
 
     /// Ends it, if it runs.
-    pub fn end(&self) {
-        let pid = std::fs::read_to_string(self.pid_file()).ok().and_then(|text| text.trim().parse().ok());
-        let Some(pid) = pid.and_then(rustix::process::Pid::from_raw).filter(|_| self.runs()) else { return };
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let deadline = Instant::now() + END_PATIENCE;
-        while self.runs() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+    pub async fn end(&self) {
+        let run_root = self.run_root.clone();
+        let ended = blocking(move || rswarm_resolver::stop(&run_root, END_PATIENCE)).await;
+        let failure = match ended {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => Failure::new(FailureKind::Temporary, &error),
+            Err(failure) => failure,
+        };
+        tracing::warn!(error = %failure.text, "the resolver runs on");
     }
-
-    fn pid_file(&self) -> PathBuf {
-        self.run_root.join(rswarm_resolver::PID_FILE)
-    }
-
-    fn runs(&self) -> bool {
-        is_locked(&self.pid_file())
-    }
-}
-
-/// The one who runs holds its file locked, and the kernel lets go for it however it ends.
-fn is_locked(path: &Path) -> bool {
-    File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }

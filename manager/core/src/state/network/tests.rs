@@ -288,7 +288,7 @@ fn nodes_that_take_part_in_overlays_get_numbers_that_are_not_used_again_at_once(
     assert_eq!(number(&f, 3), 3);
     f.must(vec![Write::SetNodeDescription { id: node_id(3), description }]);
     assert_eq!(number(&f, 3), 3, "kept");
-    f.state.cursors.node_number = 4095;
+    f.state.cursors.node_number = 4094;
     f.add_node(4, taking_part);
     assert_eq!(number(&f, 4), 2);
 }
