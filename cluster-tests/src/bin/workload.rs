@@ -7,7 +7,7 @@
 //! - `take BYTES`: takes memory and waits
 //! - `serve PORT`: says on every TCP connection, as an HTTP page, and to every datagram which task it is and who asks
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -98,8 +98,12 @@ fn who(peer: SocketAddr) -> String {
 
 fn answer(mut connection: &TcpStream) -> std::io::Result<()> {
     let body = who(connection.peer_addr()?);
-    // The request is of no interest, but must be read lest its rest resets the connection.
-    let mut request = [0; 2048];
-    let _ = connection.read(&mut request)?;
+    // The request is of no interest, but must be read whole lest its rest resets the connection.
+    let lines = BufReader::new(connection).lines();
+    for line in lines {
+        if line?.is_empty() {
+            break;
+        }
+    }
     write!(connection, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
 }
