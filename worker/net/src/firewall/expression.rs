@@ -5,7 +5,7 @@
 use super::{
     Set,
     message::{DATA_VALUE, DATA_VERDICT, EXPR_DATA, EXPR_NAME, LIST_ITEM, VERDICT_CHAIN, VERDICT_CODE},
-    rules::{Ct, Expr, Meta, REG_1, Verdict, WORD_1},
+    rules::{Base, Ct, Expr, Meta, REG_1, Verdict, WORD_1},
 };
 use crate::netlink::{Attributes, attributes, find, text};
 
@@ -30,6 +30,11 @@ fn compare(operator: u32, value: &[u8]) -> (&'static str, Attributes) {
 
 /// Goes on only if one of `bits` is set in register 1.
 fn any_of(bits: &[u8]) -> Vec<(&'static str, Attributes)> {
+    masked(bits, 1)
+}
+
+/// Compares what is left of register 1 under `bits` with zero.
+fn masked(bits: &[u8], operator: u32) -> Vec<(&'static str, Attributes)> {
     let zero = vec![0; bits.len()];
     let value = |bytes: &[u8]| Attributes::new().bytes(DATA_VALUE, bytes);
     let and = Attributes::new()
@@ -38,7 +43,7 @@ fn any_of(bits: &[u8]) -> Vec<(&'static str, Attributes)> {
         .be32(3, bits.len() as u32)
         .nest(4, &value(bits))
         .nest(5, &value(&zero));
-    vec![("bitwise", and), compare(1, &zero)]
+    vec![("bitwise", and), compare(operator, &zero)]
 }
 
 fn encode_expression(expression: &Expr) -> Vec<(&'static str, Attributes)> {
@@ -63,6 +68,7 @@ fn encode_expression(expression: &Expr) -> Vec<(&'static str, Attributes)> {
         Expr::Ct(key) => vec![("ct", Attributes::new().be32(1, REG_1).be32(2, *key as u32))],
         Expr::AnyOf(bits) => any_of(&bits.to_ne_bytes()),
         Expr::AnyBitOfByte(bits) => any_of(&[*bits]),
+        Expr::NoBitOfByte(bits) => masked(&[*bits], 0),
         Expr::NotZero => vec![compare(1, &0u32.to_ne_bytes())],
         Expr::Load(value) => {
             let data = Attributes::new().bytes(DATA_VALUE, value);
@@ -70,6 +76,11 @@ fn encode_expression(expression: &Expr) -> Vec<(&'static str, Attributes)> {
         }
         Expr::MarkConnection => vec![("ct", Attributes::new().be32(2, Ct::Mark as u32).be32(4, REG_1))],
         Expr::MarkPacket => vec![("meta", Attributes::new().be32(2, Meta::Mark as u32).be32(3, REG_1))],
+        Expr::SendTo => {
+            let (offset, len) = (0, 6);
+            let to = Attributes::new().be32(2, Base::Link as u32).be32(3, offset).be32(4, len).be32(5, REG_1);
+            vec![("payload", to)]
+        }
         Expr::Untracked => vec![("notrack", Attributes::new())],
         Expr::Dispatch(set) => vec![("lookup", lookup(*set).be32(3, VERDICT_REGISTER))],
         Expr::Draw(below) => {
@@ -115,6 +126,10 @@ fn encode_expression(expression: &Expr) -> Vec<(&'static str, Attributes)> {
         }
         Expr::Snat => {
             vec![("nat", Attributes::new().be32(1, 0).be32(2, libc::NFPROTO_IPV4 as u32).be32(3, REG_1))]
+        }
+        Expr::SnatPorts => {
+            let nat = Attributes::new().be32(1, 0).be32(2, libc::NFPROTO_IPV4 as u32);
+            vec![("nat", nat.be32(5, REG_1).be32(6, WORD_1))]
         }
         Expr::Masquerade => vec![("masq", Attributes::new())],
         Expr::Verdict(verdict) => {

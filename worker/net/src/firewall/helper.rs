@@ -26,15 +26,29 @@
 //!                       reject }
 //!   chain postrouting { type nat hook postrouting priority srcnat
 //!                       ip saddr . ip daddr @hairpins snat ip to oifname map @gateways
+//!                       meta l4proto tcp iifname . oifname @within ct status dnat th sport & 0x8000 == 0
+//!                           snat ip to :32768-65535
 //!                       oifname "rsup" masquerade }
 //!   chain service-web-4097      { dnat ip to numgen random mod 2 map { 0 : 10.0.0.2, 1 : 10.0.0.3 } }
 //!   chain published-tcp-8080    { meta l4proto tcp dnat ip to numgen random mod 1 map { 0 : 10.1.0.2 . 80 } }
 //! }
 //! table bridge rswarm {
 //!   chain prerouting  { iifname "rsx*" accept, then as in the host's, see super::host }
+//!   chain direct      { type filter hook prerouting priority filter
+//!                       iifname "rsx*" meta l4proto tcp tcp flags ack th dport & 0x8000 == 0
+//!                           ether daddr set iifname . ip daddr map @here accept
+//!                       iifname "rsx*" meta l4proto tcp tcp flags syn / syn,ack
+//!                           iifname . ip daddr map @here notrack
+//!                       iifname "rsx*" accept
+//!                       meta l4proto tcp tcp flags ack ether daddr set ip daddr map @elsewhere accept
+//!                       meta l4proto tcp tcp flags syn / syn,ack ip daddr map @elsewhere notrack }
 //! }
 //! ```
 //!
+//! - TCP between tasks of two nodes is switched, not routed (`direct`): the frame gets the MAC of the other's node, and there that of the
+//!   task. Only a connection's first segment is routed, and so checked by `forward`. Answers to a service's address have
+//!   to be translated back, so what comes from elsewhere for a port from 32768 on, where clients have theirs, is routed
+//!   and tracked as well; a call to a service's address from a lower port gets a higher one (`postrouting`).
 //! - A first packet's segment size is enough to clamp: what a task offers is never more than its network carries.
 //! - Pinning: a connection from the mesh bears the number of the node by which it entered (0xfff: this one), told by the
 //!   MAC from which its first packet came. Its replies bear the same mark, and rules for policy routing send them back
@@ -48,8 +62,8 @@
 use super::{
     Set,
     rules::{
-        Base, CT_ESTABLISHED, CT_NEW, CT_RELATED, ChainSpec, Ct, Expr, Layout, Meta, REG_1, REG_2, Verdict,
-        WORD_1, in_set, inet, ipv4, name_is, rule, source_check, translated,
+        Base, CT_ESTABLISHED, CT_NEW, CT_RELATED, ChainSpec, Ct, Expr, Family, Hook, Layout, Meta, REG_1,
+        REG_2, Verdict, WORD_1, in_set, inet, ipv4, name_is, rule, source_check, translated,
     },
 };
 
@@ -59,6 +73,10 @@ pub(crate) const UPLINK: &str = "rsup";
 pub(crate) const TUNNEL: &str = "rsx";
 /// Mark of a connection that came in by [`UPLINK`]; nodes have the numbers below.
 pub(crate) const OWN_MARK: u32 = 0xfff;
+
+/// Flags of TCP.
+const SYN: u8 = 2;
+const ACK: u8 = 16;
 
 pub(crate) const SERVICE: &str = "service-";
 pub(crate) const PUBLISHED: &str = "published-";
@@ -78,6 +96,8 @@ pub(crate) static HELPER: Layout = Layout {
         Set::Ports,
         Set::Macs,
         Set::Sources,
+        Set::Here,
+        Set::Elsewhere,
     ],
     chains,
     balancers: &[SERVICE, PUBLISHED],
@@ -111,14 +131,50 @@ fn pin_reply() -> Vec<Expr> {
     ]
 }
 
-fn clamp() -> Vec<Expr> {
-    const SYN: u32 = 2;
-    let flags = [
-        Expr::Payload { base: Base::Transport, offset: 13, len: 1, to: REG_1 },
-        Expr::AnyBitOfByte(SYN as u8),
-        Expr::ClampMss,
-    ];
-    rule([&l4proto(libc::IPPROTO_TCP), &flags])
+fn tcp(flags: Expr) -> Vec<Expr> {
+    let byte = Expr::Payload { base: Base::Transport, offset: 13, len: 1, to: REG_1 };
+    rule([&l4proto(libc::IPPROTO_TCP), &[byte, flags]])
+}
+
+/// The port at `offset` of the transport header is below 32768.
+fn below_clients(offset: u32) -> [Expr; 2] {
+    let high = Expr::Payload { base: Base::Transport, offset, len: 1, to: REG_1 };
+    [high, Expr::NoBitOfByte(0x80)]
+}
+
+/// The port range that a client's own port is drawn from.
+fn clients() -> Expr {
+    Expr::Load([32768u16.to_be_bytes(), [0; 2], u16::MAX.to_be_bytes(), [0; 2]].concat())
+}
+
+/// The way of TCP between the tasks of two nodes, past routing.
+fn direct() -> ChainSpec {
+    let from_elsewhere =
+        &[Expr::Meta { key: Meta::Iifname, to: REG_1 }, Expr::Equal(TUNNEL.as_bytes().to_vec())];
+    let destination = |to| Expr::Payload { base: Base::Network, offset: 16, len: 4, to };
+    let here = &[Expr::Meta { key: Meta::Iifname, to: REG_1 }, destination(REG_2), Expr::Map(Set::Here)];
+    let elsewhere = &[destination(REG_1), Expr::Map(Set::Elsewhere)];
+    let accept = &[Expr::Verdict(Verdict::Accept)];
+    let (goes_on, begins) = (&tcp(Expr::AnyBitOfByte(ACK)), &begins());
+    let (send, untracked) = (&[Expr::SendTo], &[Expr::Untracked]);
+    ChainSpec {
+        family: Family::Bridge,
+        name: "direct",
+        hook: Some(Hook { kind: "filter", number: 0, priority: -200 }),
+        rules: vec![
+            rule([from_elsewhere, goes_on, &below_clients(2), here, send, accept]),
+            rule([from_elsewhere, begins, here, untracked]),
+            rule([from_elsewhere, accept]),
+            rule([goes_on, elsewhere, send, accept]),
+            rule([begins, elsewhere, untracked]),
+        ],
+    }
+}
+
+/// The first segment of a connection.
+fn begins() -> Vec<Expr> {
+    let byte = Expr::Payload { base: Base::Transport, offset: 13, len: 1, to: REG_1 };
+    rule([&tcp(Expr::AnyBitOfByte(SYN)), &[byte, Expr::NoBitOfByte(ACK)]])
 }
 
 fn chains() -> Vec<ChainSpec> {
@@ -201,7 +257,7 @@ fn chains() -> Vec<ChainSpec> {
             0,
             vec![
                 rule([known, accept]),
-                clamp(),
+                rule([&tcp(Expr::AnyBitOfByte(SYN)), &[Expr::ClampMss]]),
                 rule([&ipv4(), from_uplink, &translated(), destination, accept]),
                 rule([
                     &ipv4(),
@@ -244,9 +300,21 @@ fn chains() -> Vec<ChainSpec> {
                         Snat,
                     ],
                 ]),
+                rule([
+                    &l4proto(libc::IPPROTO_TCP),
+                    &[
+                        Load { key: Meta::Iifname, to: REG_1 },
+                        Load { key: Meta::Oifname, to: REG_2 },
+                        Lookup { set: Set::Within, absent: false },
+                    ],
+                    &translated(),
+                    &below_clients(0),
+                    &[clients(), Expr::SnatPorts],
+                ]),
                 rule([to_uplink, &[Masquerade]]),
             ],
         ),
         source_check(Some(TUNNEL)),
+        direct(),
     ]
 }

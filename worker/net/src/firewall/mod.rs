@@ -60,6 +60,10 @@ pub enum Set {
     Macs,
     /// `bridge`: veth, and the one MAC and address that may be used behind it.
     Sources,
+    /// `bridge`: VXLAN of an overlay and the address of a task of this node on it, to the task's MAC.
+    Here,
+    /// `bridge`: the address of a task elsewhere, to its node's MAC.
+    Elsewhere,
 }
 
 /// One element of a set or map, in the bytes the kernel keeps.
@@ -187,6 +191,16 @@ impl Element {
         Self { set: Set::Nodes, key, data: u32::from(number).to_ne_bytes().to_vec() }
     }
 
+    /// Sends frames that come by the VXLAN straight to a task of this node.
+    pub(crate) fn here(vxlan: &str, address: Ipv4Addr, mac: Mac) -> Self {
+        Self { data: mac.0.to_vec(), ..Self::address(Set::Here, vxlan, address) }
+    }
+
+    /// Sends frames for a task elsewhere straight to its node.
+    pub(crate) fn elsewhere(address: Ipv4Addr, mac: Mac) -> Self {
+        Self { set: Set::Elsewhere, key: address.octets().to_vec(), data: mac.0.to_vec() }
+    }
+
     pub(crate) fn service(bridge: &str, address: Ipv4Addr, chain: &str) -> Self {
         let key = join(&[&name_bytes(bridge), &address.octets()]);
         Self { set: Set::Services, key, data: chain.as_bytes().to_vec() }
@@ -214,7 +228,7 @@ impl Element {
             Set::Published | Set::Bound => {
                 address.is_some_and(|address| self.data.starts_with(&address.octets()))
             }
-            Set::Members | Set::Hairpins => {
+            Set::Members | Set::Hairpins | Set::Here => {
                 address.is_some_and(|address| self.key.ends_with(&address.octets()))
             }
             _ => false,
@@ -224,7 +238,7 @@ impl Element {
     /// The link that its key begins with.
     pub(crate) fn of_link(&self) -> Option<String> {
         match self.set {
-            Set::Published | Set::Bound | Set::Hairpins | Set::Nodes | Set::Mesh => None,
+            Set::Published | Set::Bound | Set::Hairpins | Set::Nodes | Set::Mesh | Set::Elsewhere => None,
             _ => self.key.get(..16).map(crate::netlink::text),
         }
     }
@@ -247,6 +261,7 @@ impl fmt::Display for Element {
         };
         let port = |bytes: &[u8]| u16::from_be_bytes([bytes[0], bytes[1]]);
         let address = |bytes: &[u8]| Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]);
+        let mac = |b: &[u8]| Mac([b[0], b[1], b[2], b[3], b[4], b[5]]);
         match (self.set, key.len(), data.len()) {
             (Set::Published, 8, 8) => {
                 let (at, to) = (port(&key[4..]), port(&data[4..]));
@@ -272,20 +287,21 @@ impl fmt::Display for Element {
             (Set::Tunnels, 2, 0) => write!(f, "tunnels at udp/{}", port(key)),
             (Set::Hairpins, 8, 0) => write!(f, "hairpin {}", address(key)),
             (Set::Nodes, 6, 4) => {
-                let mac = Mac([key[0], key[1], key[2], key[3], key[4], key[5]]);
-                write!(f, "node {} at {mac}", u32::from_ne_bytes([data[0], data[1], data[2], data[3]]))
+                let number = u32::from_ne_bytes([data[0], data[1], data[2], data[3]]);
+                write!(f, "node {number} at {}", mac(key))
             }
             (Set::Uplinks | Set::Gateways, 16, 4) => {
                 write!(f, "address {} of {}", address(data), name(key))
             }
-            (Set::Macs, 24, 0) => {
-                let mac = Mac([key[16], key[17], key[18], key[19], key[20], key[21]]);
-                write!(f, "mac {mac} behind {}", name(key))
-            }
+            (Set::Macs, 24, 0) => write!(f, "mac {} behind {}", mac(&key[16..]), name(key)),
             (Set::Sources, 28, 0) => {
                 let address = address(&key[24..]);
                 write!(f, "source {address} behind {}", name(key))
             }
+            (Set::Here, 20, 6) => {
+                write!(f, "direct {} from {} at {}", address(&key[16..]), name(key), mac(data))
+            }
+            (Set::Elsewhere, 4, 6) => write!(f, "direct {} at {}", address(key), mac(data)),
             (Set::Members, 20, 0) => {
                 let address = address(&key[16..]);
                 write!(f, "member {address} of {}", name(key))

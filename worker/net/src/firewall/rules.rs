@@ -49,7 +49,7 @@ const fn map(set: Set, family: Family, name: &'static str, key: (u32, u32), data
     SetSpec { set, family, name, key_type: key.0, key_len: key.1, data: Some(data) }
 }
 
-pub(crate) const SETS: [SetSpec; 21] = [
+pub(crate) const SETS: [SetSpec; 23] = [
     plain(Set::Bridges, Family::Inet, "bridges", IFNAME, NAME_LEN),
     plain(Set::Masqueraded, Family::Inet, "masqueraded", IFNAME, NAME_LEN),
     plain(Set::Internal, Family::Inet, "internal", IFNAME, NAME_LEN),
@@ -83,6 +83,8 @@ pub(crate) const SETS: [SetSpec; 21] = [
     plain(Set::Ports, Family::Bridge, "ports", IFNAME, NAME_LEN),
     plain(Set::Macs, Family::Bridge, "macs", pair(IFNAME, ETHER_ADDR), 24),
     plain(Set::Sources, Family::Bridge, "sources", pair(pair(IFNAME, ETHER_ADDR), IPV4_ADDR), 28),
+    map(Set::Here, Family::Bridge, "here", (pair(IFNAME, IPV4_ADDR), 20), (ETHER_ADDR, 6)),
+    map(Set::Elsewhere, Family::Bridge, "elsewhere", (IPV4_ADDR, 4), (ETHER_ADDR, 6)),
 ];
 
 /// The rule set of one network namespace: the same tables, with other sets and chains in them.
@@ -195,6 +197,8 @@ pub(crate) enum Expr {
     Differs(Vec<u8>),
     /// Goes on only if one of these bits is set in the byte in register 1.
     AnyBitOfByte(u8),
+    /// Goes on only if none of these bits is set in the byte in register 1.
+    NoBitOfByte(u8),
     /// Goes on only if register 1 is found (or, `absent`, is not).
     Lookup {
         set: Set,
@@ -216,6 +220,8 @@ pub(crate) enum Expr {
     MarkConnection,
     /// Marks the packet with register 1.
     MarkPacket,
+    /// Gives the frame the MAC in register 1 as its destination.
+    SendTo,
     /// Keeps the packet out of connection tracking.
     Untracked,
     /// Goes on in the chain found under register 1, if there is one.
@@ -239,6 +245,8 @@ pub(crate) enum Expr {
     },
     /// Translates the source to the address in register 1.
     Snat,
+    /// Translates the source's port to one from the number in register 1 to the one in its second word.
+    SnatPorts,
     Masquerade,
     Verdict(Verdict),
 }

@@ -68,6 +68,8 @@ pub(crate) struct Link {
     pub ready: bool,
     /// For a port of a bridge: as [`close_port`] makes it.
     pub closed: bool,
+    /// For a port of a bridge: whether it exchanges no frames with other such ports.
+    pub isolated: bool,
     pub tunnel: Option<Tunnel>,
 }
 
@@ -108,6 +110,7 @@ fn read_link(payload: &[u8]) -> Option<Link> {
         plain: false,
         ready: false,
         closed: false,
+        isolated: false,
         tunnel: None,
     };
     const FORWARDING: &[u8] = &[3];
@@ -128,6 +131,7 @@ fn read_link(payload: &[u8]) -> Option<Link> {
                 link.hairpin = find(port, IFLA_BRPORT_MODE) == Some(&[1]);
                 forwarding = find(port, IFLA_BRPORT_STATE).is_none_or(|state| state == FORWARDING);
                 link.closed = CLOSED.iter().all(|(kind, wanted)| find(port, *kind) == Some(&[*wanted]));
+                link.isolated = find(port, IFLA_BRPORT_ISOLATED) == Some(&[1]);
                 let data = find(value, IFLA_INFO_DATA).unwrap_or_default();
                 link.plain = find(data, IFLA_BR_STP_STATE).and_then(number) == Some(0)
                     && find(data, IFLA_BR_MCAST_SNOOPING) == Some(&[0]);
@@ -273,19 +277,20 @@ pub(crate) fn set_hairpin(socket: &mut Socket, name: &str) -> Result<(), KernelE
     set_port(socket, name, &[(IFLA_BRPORT_MODE, 1)])
 }
 
-/// What [`close_port`] sets: nothing is learned from the port, and it exchanges frames with the bridge itself alone,
-/// and only such as are addressed to what is known behind it.
-const CLOSED: [(u16, u8); 5] = [
+/// What [`close_port`] sets: nothing is learned from the port, and it gets only what is addressed to somebody who is
+/// known to be behind it.
+const CLOSED: [(u16, u8); 4] = [
     (IFLA_BRPORT_LEARNING, 0),
     (IFLA_BRPORT_UNICAST_FLOOD, 0),
     (IFLA_BRPORT_MCAST_FLOOD, 0),
     (IFLA_BRPORT_BCAST_FLOOD, 0),
-    (IFLA_BRPORT_ISOLATED, 1),
 ];
 
-/// Closes a port of a bridge to everything but what the bridge itself sends to a known address behind it.
-pub(crate) fn close_port(socket: &mut Socket, name: &str) -> Result<(), KernelError> {
-    set_port(socket, name, &CLOSED)
+/// Closes a port of a bridge to everything but what is sent to a known address behind it; `isolated`, also to what comes
+/// from other isolated ports.
+pub(crate) fn close_port(socket: &mut Socket, name: &str, isolated: bool) -> Result<(), KernelError> {
+    let flags: Vec<_> = CLOSED.into_iter().chain([(IFLA_BRPORT_ISOLATED, u8::from(isolated))]).collect();
+    set_port(socket, name, &flags)
 }
 
 /// Switches spanning tree and multicast snooping of a bridge off.

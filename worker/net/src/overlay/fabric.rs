@@ -204,10 +204,12 @@ fn peer_pieces(ingress: u32, number: u16) -> [Piece; 4] {
     ]
 }
 
-fn endpoint_pieces(vni: u32, address: Ipv4Addr, mac: Mac) -> [Piece; 2] {
+/// What it takes that an endpoint is found; `direct` leads there past routing, where that is allowed.
+fn endpoint_pieces(vni: u32, address: Ipv4Addr, mac: Mac, direct: Option<Element>) -> Vec<Piece> {
     let link = bridge_name(vni);
     let member = Piece::Element(Element::address(Set::Members, &link, address));
-    [Piece::Neighbour { link, address, mac }, member]
+    let direct = direct.map(Piece::Element);
+    [Piece::Neighbour { link, address, mac }, member].into_iter().chain(direct).collect()
 }
 
 fn service_pieces(vni: u32, address: Ipv4Addr, service: &VirtualService) -> Vec<Piece> {
@@ -234,7 +236,8 @@ fn published_pieces(protocol: Protocol, port: u16, target: u16, backends: &BTree
 pub(crate) fn local_pieces(config: &NetworkConfig, local: &Local<'_>) -> BTreeSet<Piece> {
     let endpoint = local.endpoint;
     let (link, address, mac) = (config.link_name(&endpoint.id), endpoint.address, endpoint.mac());
-    let mut pieces = BTreeSet::from(endpoint_pieces(local.vni, address, mac));
+    let direct = (!local.network.ingress).then(|| Element::here(&vxlan_name(local.vni), address, mac));
+    let mut pieces = BTreeSet::from_iter(endpoint_pieces(local.vni, address, mac, direct));
     let elements = [
         Element::link(Set::Ports, &link),
         Element::mac(&link, mac),
@@ -364,20 +367,27 @@ pub(crate) fn changes(old: &Overlay, new: &Overlay) -> (Vec<Piece>, Vec<Piece>) 
         come.extend(new.peers.keys().flat_map(|number| pinned(new, *number)));
     }
     let remote = |overlay: &Overlay, (vni, address): (u32, Ipv4Addr), node: u16| {
-        let known =
-            node != overlay.node && overlay.peers.contains_key(&node) && overlay.networks.contains_key(&vni);
-        known.then(|| endpoint_pieces(vni, address, node_mac(node))).into_iter().flatten()
+        let known = node != overlay.node && overlay.peers.contains_key(&node);
+        let network = overlay.networks.get(&vni).filter(|_| known)?;
+        let mac = node_mac(node);
+        let direct = (!network.ingress).then(|| Element::elsewhere(address, mac));
+        Some(endpoint_pieces(vni, address, mac, direct))
     };
     // A node or network that comes or goes takes its endpoints along, whether they are listed before or not.
     let same_ground = old.peers.keys().eq(new.peers.keys()) && old.networks.keys().eq(new.networks.keys());
     if same_ground {
         for (key, a, b) in differing(&old.endpoints, &new.endpoints) {
-            gone.extend(a.into_iter().flat_map(|node| remote(old, *key, *node)));
-            come.extend(b.into_iter().flat_map(|node| remote(new, *key, *node)));
+            gone.extend(a.and_then(|node| remote(old, *key, *node)).into_iter().flatten());
+            come.extend(b.and_then(|node| remote(new, *key, *node)).into_iter().flatten());
         }
     } else {
         let all = |overlay: &Overlay| -> BTreeSet<Piece> {
-            overlay.endpoints.iter().flat_map(|(key, node)| remote(overlay, *key, *node)).collect()
+            overlay
+                .endpoints
+                .iter()
+                .filter_map(|(key, node)| remote(overlay, *key, *node))
+                .flatten()
+                .collect()
         };
         let (before, after) = (all(old), all(new));
         gone.extend(before.difference(&after).cloned());

@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// Settings of the namespace. Some are of modules that may be absent: then there is nothing to set.
-const SETTINGS: [(&str, &str); 14] = [
+const SETTINGS: [(&str, &str); 15] = [
     ("net/ipv4/ip_forward", "1"),
     // Clients of the mesh come from anywhere.
     ("net/ipv4/conf/all/rp_filter", "0"),
@@ -52,6 +52,8 @@ const SETTINGS: [(&str, &str); 14] = [
     ("net/bridge/bridge-nf-call-iptables", "0"),
     ("net/bridge/bridge-nf-call-ip6tables", "0"),
     ("net/bridge/bridge-nf-call-arptables", "0"),
+    // Of a connection that is switched, not routed, only the answers are seen: they are nothing to track.
+    ("net/netfilter/nf_conntrack_tcp_loose", "0"),
     // A segment that comes late must not be taken for a stranger's: the translation would be left out.
     ("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),
 ];
@@ -253,7 +255,8 @@ impl Helper {
                     let none = route::Tunnel { vni: 0, local: Ipv4Addr::UNSPECIFIED, port: 0 };
                     let tunnel = link.tunnel.unwrap_or(none);
                     let on_its_bridge = bridge == Some(super::model::bridge_name(tunnel.vni));
-                    let sound = link.up && link.closed && on_its_bridge && name == vxlan_name(tunnel.vni);
+                    let open = link.closed && !link.isolated;
+                    let sound = link.up && open && on_its_bridge && name == vxlan_name(tunnel.vni);
                     observed.pieces.insert(Piece::Vxlan { name, tunnel, mtu, sound });
                 }
                 ("veth", _) if name == UPLINK => {
@@ -263,7 +266,8 @@ impl Helper {
                 }
                 ("veth", _) if name.starts_with(&config.link_prefix) => {
                     let (alias, peer) = (link.alias.clone(), link.peer);
-                    let port = Port { up: link.up, closed: link.closed, bridge, mtu, alias, peer };
+                    let closed = link.closed && link.isolated;
+                    let port = Port { up: link.up, closed, bridge, mtu, alias, peer };
                     observed.ports.insert(name, port);
                 }
                 _ => {}
@@ -296,7 +300,7 @@ impl Helper {
             }
             None => None,
         };
-        let (up, closed, mtu) = (link.up, link.closed, link.mtu);
+        let (up, closed, mtu) = (link.up, link.closed && link.isolated, link.mtu);
         Ok(Some(Port { up, closed, bridge, mtu, alias: link.alias, peer: link.peer }))
     }
 
@@ -386,7 +390,7 @@ impl Helper {
             Action::PlugPort { link, bridge } => {
                 let master = Some(self.index(bridge)?);
                 route::set_link(&mut self.route, link, &LinkChange { master, ..LinkChange::default() })?;
-                route::close_port(&mut self.route, link)
+                route::close_port(&mut self.route, link, true)
             }
             Action::Add(piece) => self.add(host, piece),
             Action::Remove(piece) => self.remove(piece),
@@ -437,7 +441,7 @@ impl Helper {
                 route::create_vxlan(host, name, tunnel, *mtu, self.namespace.as_fd())?;
                 let master = Some(self.index(&super::model::bridge_name(tunnel.vni))?);
                 route::set_link(&mut self.route, name, &LinkChange { master, ..LinkChange::default() })?;
-                route::close_port(&mut self.route, name)?;
+                route::close_port(&mut self.route, name, false)?;
                 let up = LinkChange { up: Some(true), ..LinkChange::default() };
                 route::set_link(&mut self.route, name, &up)
             }

@@ -5,6 +5,7 @@
 mod rig;
 mod bench;
 mod cluster;
+mod direct;
 mod fabric;
 mod lab;
 mod mesh;

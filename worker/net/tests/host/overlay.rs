@@ -167,6 +167,8 @@ async fn hosts_do_not_track_what_tunnels_carry() {
     cluster.tell().await;
     cluster.tasks[1].container.serve(80, "b");
     cluster.tasks[0].container.run(|| fetch(address(APP, 3), 80)).unwrap();
+    let datagram = || std::net::UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"?", (address(APP, 3), 53));
+    cluster.tasks[0].container.run(datagram).unwrap();
     let tracked = |namespace: &std::path::Path| {
         rswarm_net::run_in_netns(namespace, || std::fs::read_to_string("/proc/thread-self/net/nf_conntrack"))
             .unwrap()
@@ -175,7 +177,8 @@ async fn hosts_do_not_track_what_tunnels_carry() {
         eprintln!("skipped: needs /proc/net/nf_conntrack, as a witness");
         return;
     };
-    assert!(inside.contains("dport=80 "), "{inside}");
+    assert!(inside.contains("dport=53 "), "{inside}");
+    assert!(!inside.contains("dport=80 "), "TCP to a task is switched: {inside}");
     for number in [1, 2] {
         let flows =
             cluster.host(number).run(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack"));
