@@ -2,6 +2,7 @@
 //! the hosts as somebody would.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,8 @@ use crate::vm::HELLO;
 
 const POLL: Duration = Duration::from_millis(100);
 const LOG_LINES: usize = 25;
+/// Where hosts of either kind have it.
+const BUSYBOX: &str = "/bin/busybox";
 
 /// Hosts on one wire.
 pub struct Scenario<'a> {
@@ -208,4 +211,67 @@ pub fn replicas_of_a_worker_without_power_run_elsewhere(scenario: &mut Scenario<
     assert!(states.lines().any(|line| line == format!("{lost} Down")), "{states}");
     let replicas = scenario.ok(1, &["service", "ls", "--format", "{{.Replicas}}"]);
     assert_eq!(replicas.trim(), "3/3");
+}
+
+/// The last byte of the wire's own address.
+const WIRE: u8 = 254;
+/// The port on every host that leads to the pages.
+const MESH_PORT: u16 = 8080;
+
+/// One manager and two workers with a page each: every host answers with both, which see the client; one page's host finds
+/// the other by the service's name and virtual address; and every kernel is as it should be.
+///
+/// # Panics
+/// When something is not as it should be.
+pub fn a_service_is_reached_through_every_host_and_by_its_name(scenario: &mut Scenario<'_>, archive: &Path) {
+    scenario.form();
+    scenario.load(archive);
+    scenario.ok(1, &["network", "create", "front"]);
+    let publish = format!("{MESH_PORT}:80");
+    let create = ["service", "create", "--detach", "--name", "web", "--replicas", "2", "--network", "front"];
+    let place = ["--constraint", "node.role==worker", "--publish", &publish];
+    scenario.ok(1, &[&create[..], &place[..], &[HELLO]].concat());
+    let manager = scenario.machine(1).name().to_owned();
+    let tasks = scenario.until_running("web", 2, &[&manager]);
+    let all: BTreeSet<String> = tasks.iter().map(|task| task.name.clone()).collect();
+
+    let [a, b, c, _] = scenario.machine(1).address().octets();
+    let client = Ipv4Addr::new(a, b, c, WIRE);
+    let named =
+        |page: &str| page.lines().find_map(|line| Some(line.strip_prefix("task:")?.trim().to_owned()));
+    for machine in &scenario.machines {
+        let mut seen = BTreeSet::new();
+        scenario.wait(&format!("both tasks answer through {}", machine.name()), || {
+            let page = rswarm_lab::page(scenario.wire, machine.address(), MESH_PORT);
+            let page = page.map_err(|error| error.to_string())?;
+            assert!(page.contains(&format!("peer:     {client}:")), "not who asked:\n{page}");
+            seen.extend(named(&page));
+            if seen == all { Ok(()) } else { Err(format!("only {seen:?} so far")) }
+        });
+    }
+
+    let asker = scenario.machines.iter().find(|machine| machine.name() == tasks[0].node);
+    let asker = asker.expect("tasks run on known hosts");
+    let id = scenario
+        .ok(1, &["task", "ls", "--no-trunc", "--filter", &format!("node={}", asker.name()), "--quiet"]);
+    let pid = scenario.ok(1, &["task", "inspect", "--format", "{{.Status.ContainerStatus.PID}}", id.trim()]);
+    let inside = |program: &[&str]| {
+        let enter = ["nsenter", "-t", pid.trim(), "-n", BUSYBOX];
+        let output = asker.run(BUSYBOX, &[&enter[..], program].concat(), scenario.patience);
+        let output = output.map_err(|error| error.to_string())?;
+        if output.code == Some(0) { Ok(output.stdout) } else { Err(format!("{program:?}: {output:?}")) }
+    };
+    let gateway =
+        scenario.ok(1, &["network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", "front"]);
+    let answer = inside(&["nslookup", "web", gateway.trim()]).unwrap_or_else(|error| panic!("{error}"));
+    let address =
+        answer.lines().rev().find_map(|line| Some(line.strip_prefix("Address:")?.trim().to_owned()));
+    let address = address.unwrap_or_else(|| panic!("no address in:\n{answer}"));
+    let mut seen = BTreeSet::new();
+    scenario.wait("both tasks answer by the service's address", || {
+        let page = inside(&["wget", "-q", "-O", "-", &format!("http://{address}/")])?;
+        seen.extend(named(&page));
+        if seen == all { Ok(()) } else { Err(format!("only {seen:?} so far at {address}")) }
+    });
+    scenario.ok(1, &["network", "verify"]);
 }

@@ -1,5 +1,6 @@
-//! The same claim on virtual machines, with pure cgroup v2, and on namespaces.
+//! The same claims on virtual machines, with pure cgroup v2 and Debian's kernel, and on namespaces.
 
+use std::path::Path;
 use std::time::Duration;
 
 use rswarm_cluster_tests::ClusterLab;
@@ -13,30 +14,54 @@ use rswarm_lab::vm::Payload;
 const PATIENCE_VM: Duration = Duration::from_secs(120);
 const PATIENCE: Duration = Duration::from_secs(20);
 
-#[test]
-fn replicas_of_a_worker_without_power_run_elsewhere_on_virtual_machines() {
+/// Plays a scenario on three virtual machines; says why, if there can be none.
+fn on_virtual_machines(test: &str, lab: &str, play: impl FnOnce(&mut Scenario<'_>, &Path)) {
     if let Err(reason) = vm::can_run() {
-        eprintln!("skipped: `replicas_of_a_worker_without_power_run_elsewhere_on_virtual_machines` {reason}");
+        eprintln!("skipped: `{test}` {reason}");
         return;
     }
     let archive = vm::hello_archive().unwrap_or_else(|error| panic!("{error:#}"));
     let payload = vm::node_payload(Payload::new()).unwrap_or_else(|error| panic!("{error:#}"));
     let payload = payload.file(&archive, "/root/rswarm-hello.tar", 0o644);
-    let mut test = VmTest::new("vm-cluster", Size { machines: 3, cpus: 1, memory_mib: 1024 }, payload);
+    let mut test = VmTest::new(lab, Size { machines: 3, cpus: 1, memory_mib: 1024 }, payload);
     let wire = test.lab.wire_netns();
     let machines = test.lab.machines_mut().iter_mut().map(|machine| machine as &mut dyn Machine).collect();
     let mut scenario = Scenario { machines, wire: &wire, patience: PATIENCE_VM, heartbeat: "3s" };
-    scenario::replicas_of_a_worker_without_power_run_elsewhere(&mut scenario, &archive);
-    let version = scenario.ok(1, &["info", "--format", "{{.CgroupVersion}}"]);
-    assert_eq!(version.trim(), "v2", "that is what these machines are for");
+    play(&mut scenario, &archive);
 }
 
-#[test]
-fn replicas_of_a_worker_without_power_run_elsewhere_on_namespaces() {
-    let Some(mut lab) = ClusterLab::new("power", 3) else { return };
+/// Plays a scenario on three namespaces.
+fn on_namespaces(lab: &str, play: impl FnOnce(&mut Scenario<'_>, &Path)) {
+    let Some(mut lab) = ClusterLab::new(lab, 3) else { return };
     let archive = vm::hello_archive().unwrap_or_else(|error| panic!("{error:#}"));
     let wire = lab.config().wire_netns();
     let machines = lab.hosts_mut().iter_mut().map(|host| host as &mut dyn Machine).collect();
     let mut scenario = Scenario { machines, wire: &wire, patience: PATIENCE, heartbeat: "1s" };
-    scenario::replicas_of_a_worker_without_power_run_elsewhere(&mut scenario, &archive);
+    play(&mut scenario, &archive);
+}
+
+#[test]
+fn replicas_of_a_worker_without_power_run_elsewhere_on_virtual_machines() {
+    let test = "replicas_of_a_worker_without_power_run_elsewhere_on_virtual_machines";
+    on_virtual_machines(test, "vm-cluster", |scenario, archive| {
+        scenario::replicas_of_a_worker_without_power_run_elsewhere(scenario, archive);
+        let version = scenario.ok(1, &["info", "--format", "{{.CgroupVersion}}"]);
+        assert_eq!(version.trim(), "v2", "that is what these machines are for");
+    });
+}
+
+#[test]
+fn replicas_of_a_worker_without_power_run_elsewhere_on_namespaces() {
+    on_namespaces("power", scenario::replicas_of_a_worker_without_power_run_elsewhere);
+}
+
+#[test]
+fn a_service_is_reached_through_every_host_and_by_its_name_on_virtual_machines() {
+    let test = "a_service_is_reached_through_every_host_and_by_its_name_on_virtual_machines";
+    on_virtual_machines(test, "vm-mesh", scenario::a_service_is_reached_through_every_host_and_by_its_name);
+}
+
+#[test]
+fn a_service_is_reached_through_every_host_and_by_its_name_on_namespaces() {
+    on_namespaces("mesh", scenario::a_service_is_reached_through_every_host_and_by_its_name);
 }

@@ -97,12 +97,13 @@ fn answer(mut connection: &TcpStream, facts: &Facts) -> io::Result<()> {
         None => ("400 Bad Request", "this is no HTTP request\n".to_owned()),
     };
     println!("{peer} {status}");
-    write!(
-        connection,
+    // In one segment, not one for each piece of it.
+    let answer = format!(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nAllow: GET, HEAD\r\n\
          Connection: close\r\n\r\n{body}",
         body.len()
-    )
+    );
+    connection.write_all(answer.as_bytes())
 }
 
 /// The method of a request, read up to its empty line; `None` if it is none. Source: RFC 9112, section 2.1.

@@ -171,9 +171,13 @@ async fn bench_requests_through_services_and_the_mesh() {
     cluster.start(2, 4, &[INGRESS]).await;
     cluster.publish(Protocol::Tcp, 8081, 80, &[3]);
     cluster.publish(Protocol::Tcp, 8082, 80, &[4]);
+    // And one beside the caller.
+    cluster.start(1, 5, &[APP]).await;
+    let beside = cluster.serve("beside", APP, 201, &[5]);
     cluster.tell().await;
-    serve_http(&cluster.tasks[1].container);
-    serve_http(&cluster.tasks[2].container);
+    for server in &cluster.tasks[1..] {
+        serve_http(&server.container);
+    }
     let (lab, hand) = hand_made(&format!("byhand{}", std::process::id()));
     serve_http(&hand[1]);
     // The plainest published port: one host, one veth, one rule.
@@ -204,13 +208,15 @@ async fn bench_requests_through_services_and_the_mesh() {
     let inside =
         |container: &Container| rswarm_net::lab::command_in_netns(&container.netns(), "wrk").unwrap();
     for keep_alive in [true, false] {
-        let mut all: [Vec<f64>; 6] = Default::default();
+        let mut all: [Vec<f64>; 7] = Default::default();
         for _ in 0..ROUNDS {
             let url = |to: Ipv4Addr, port: u16| format!("http://{to}:{port}/");
             let plain = Ipv4Addr::new(10, 0, 0, 3);
             all[0].push(wrk(&mut inside(&hand[0]), &url(plain, 80), keep_alive));
             let mut own = inside(&cluster.tasks[0].container);
             all[1].push(wrk(&mut own, &url(service, 80), keep_alive));
+            let mut own = inside(&cluster.tasks[0].container);
+            all[6].push(wrk(&mut own, &url(beside, 80), keep_alive));
             let outside = lab.host(3).command("wrk").unwrap();
             all[2].push(wrk(&mut { outside }, &url(host.address, 8080), keep_alive));
             let outside = lab.host(3).command("wrk").unwrap();
@@ -224,12 +230,13 @@ async fn bench_requests_through_services_and_the_mesh() {
                 ));
             }
         }
-        let [vxlan, service, dnat, far, near, detour] = all.map(median);
+        let [vxlan, service, dnat, far, near, detour, beside] = all.map(median);
         eprintln!(
             "requests/s, keep-alive {keep_alive}: VXLAN by hand {vxlan:.0}, virtual address {service:.0} ({:.2}); \
-             veth and DNAT {dnat:.0}, mesh by its own node {near:.0} ({:.2}), by another {far:.0} ({:.2}); \
+             veth and DNAT {dnat:.0}, virtual address on one node {beside:.0} ({:.2}), mesh by its own node {near:.0} ({:.2}), by another {far:.0} ({:.2}); \
              veth and DNAT by another host {detour:.0} ({:.2} of it)",
             service / vxlan,
+            beside / dnat,
             near / dnat,
             far / dnat,
             far / detour
