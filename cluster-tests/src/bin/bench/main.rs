@@ -7,6 +7,7 @@
 //! `--peer dockerd` measures Docker Swarm beside it, with daemons of its own on the same kind of hosts. `--only` keeps
 //! the figures whose name contains the word. Needs root, and a release build for figures worth quoting.
 
+mod overlay;
 mod peer;
 mod resources;
 mod rswarm;
@@ -65,6 +66,7 @@ fn run() -> anyhow::Result<()> {
         eprintln!("this is a debug build: use `cargo run --release` for figures worth quoting");
     }
     rswarm::measure(&plan)?;
+    overlay::measure(&plan, with_peer)?;
     if with_peer {
         peer::measure(&plan)?;
     }

@@ -56,6 +56,41 @@ fn find(program: &str) -> Option<PathBuf> {
     directories.map(|directory| directory.join(program)).find(|candidate| candidate.exists())
 }
 
+/// Two hosts with a task each on an overlay of the peer's.
+pub struct Overlay(Swarm);
+
+impl Overlay {
+    pub fn form() -> anyhow::Result<Self> {
+        let swarm = Swarm::form("peer-2", 1, 2)?;
+        swarm.call(1, "POST", "/networks/create", Some(json!({"Name": "front", "Driver": "overlay"})))?;
+        let spec = json!({
+            "Name": "ends",
+            "Mode": {"Global": {}},
+            // Its virtual addresses need IPVS.
+            "EndpointSpec": {"Mode": "dnsrr"},
+            "TaskTemplate": {"ContainerSpec": {"Image": swarm.image}, "Networks": [{"Target": "front"}]},
+        });
+        swarm.call(1, "POST", "/services/create", Some(spec))?;
+        wait("2 tasks run", || Ok(swarm.running(1, "ends")?.len() == 2))?;
+        Ok(Self(swarm))
+    }
+
+    /// The process of each host's task.
+    pub fn tasks(&self) -> [Option<i32>; 2] {
+        [1, 2].map(|number| {
+            let processes = self.0.lab().host(number).processes();
+            let task = |process: &rswarm_lab::Process| {
+                process.words.first().is_some_and(|word| word == workload::PROGRAM)
+            };
+            processes.into_iter().find(task).map(|process| process.pid)
+        })
+    }
+
+    pub fn end(self) -> anyhow::Result<()> {
+        self.0.end()
+    }
+}
+
 /// A swarm on a lab. Dropping it leaves nothing.
 struct Swarm {
     lab: Option<Lab>,
