@@ -221,18 +221,34 @@ pub(crate) fn delete_neighbour(socket: &mut Socket, link: u32, address: Ipv4Addr
     fine_if(socket.execute(&Message::new(libc::RTM_DELNEIGH, &header, attributes)), libc::ENOENT)
 }
 
-/// All neighbours that were set for good, each with its link.
-pub(crate) fn neighbours(socket: &mut Socket) -> Result<Vec<(u32, Ipv4Addr, Mac)>, KernelError> {
+/// An entry of the neighbour table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Neighbour {
+    pub link: u32,
+    pub address: Ipv4Addr,
+    pub mac: Mac,
+    /// Set for good, not found out or set for a time.
+    pub lasting: bool,
+}
+
+/// All neighbours whose MAC is known, but for groups.
+pub(crate) fn neighbours(socket: &mut Socket) -> Result<Vec<Neighbour>, KernelError> {
+    const NUD_INCOMPLETE: u16 = 0x01;
+    const NUD_FAILED: u16 = 0x20;
+    const GROUP: u8 = 1;
     let mut found = Vec::new();
     let header = neighbour_header(libc::AF_INET, 0, 0, 0);
     socket.dump(&Message::new(libc::RTM_GETNEIGH, &header, Attributes::new()), |payload| {
         let Some(rest) = payload.get(12..) else { return };
         let state = u16::from_ne_bytes([payload[8], payload[9]]);
         let mac = find(rest, NDA_LLADDR).and_then(|value| value.try_into().ok()).map(Mac);
-        if let (NUD_PERMANENT, Some(link), Some(address), Some(mac)) =
-            (state, number(&payload[4..]), find(rest, NDA_DST).and_then(ipv4), mac)
-        {
-            found.push((link, address, mac));
+        if let (0, Some(link), Some(address), Some(mac)) = (
+            state & (NUD_INCOMPLETE | NUD_FAILED),
+            number(&payload[4..]),
+            find(rest, NDA_DST).and_then(ipv4),
+            mac.filter(|mac| mac.0[0] & GROUP == 0),
+        ) {
+            found.push(Neighbour { link, address, mac, lasting: state == NUD_PERMANENT });
         }
     })?;
     Ok(found)
@@ -281,18 +297,35 @@ pub(crate) fn delete_forward(socket: &mut Socket, forward: &Forward) -> Result<(
     fine_if(socket.execute(&forward_message(libc::RTM_DELNEIGH, forward)), libc::ENOENT)
 }
 
-/// All entries of all tables but those that bridges make for their own ports, learned ones included.
-pub(crate) fn forwards(socket: &mut Socket) -> Result<Vec<Forward>, KernelError> {
+/// How an entry of a forwarding table was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// As by [`set_forward`].
+    Set,
+    /// By a bridge for the MAC of a port, or as if it were such: frames are for this node itself.
+    Local,
+    /// Learned, or set for a time.
+    Passing,
+}
+
+/// All entries of all tables but the groups that links listen to.
+pub(crate) fn forwards(socket: &mut Socket) -> Result<Vec<(Forward, Origin)>, KernelError> {
+    const NDA_MASTER: u16 = 9;
     let mut found = Vec::new();
     let header = neighbour_header(libc::AF_BRIDGE, 0, 0, 0);
     socket.dump(&Message::new(libc::RTM_GETNEIGH, &header, Attributes::new()), |payload| {
         let Some(rest) = payload.get(12..) else { return };
         let state = u16::from_ne_bytes([payload[8], payload[9]]);
         let to = find(rest, NDA_DST).and_then(ipv4);
-        let own = to.is_none() && state & NUD_PERMANENT != 0;
         let mac = find(rest, NDA_LLADDR).and_then(|value| value.try_into().ok()).map(Mac);
-        if let (false, Some(link), Some(mac)) = (own, number(&payload[4..]), mac) {
-            found.push(Forward { link, mac, to });
+        let in_table = to.is_some() || find(rest, NDA_MASTER).is_some();
+        let origin = match (to, state & NUD_PERMANENT != 0, state & NUD_NOARP != 0) {
+            (None, true, _) => Origin::Local,
+            (None, false, true) | (Some(_), true, _) => Origin::Set,
+            _ => Origin::Passing,
+        };
+        if let (true, Some(link), Some(mac)) = (in_table, number(&payload[4..]), mac) {
+            found.push((Forward { link, mac, to }, origin));
         }
     })?;
     Ok(found)

@@ -30,7 +30,7 @@ const PIN_PRIORITY: u32 = 1000;
 /// One thing in the helper namespace.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Piece {
-    /// `sound` is false of one that was found with other settings.
+    /// `sound`, here and below, is false of one that was found with other settings.
     Bridge {
         name: String,
         mac: Mac,
@@ -48,11 +48,13 @@ pub(crate) enum Piece {
         link: String,
         address: Ipv4Addr,
         mac: Mac,
+        sound: bool,
     },
     Forward {
         link: String,
         mac: Mac,
         to: Option<Ipv4Addr>,
+        sound: bool,
     },
     /// A default route.
     Route {
@@ -70,9 +72,13 @@ impl fmt::Display for Piece {
         match self {
             Self::Bridge { name, .. } => write!(f, "bridge `{name}`"),
             Self::Vxlan { name, .. } => write!(f, "vxlan `{name}`"),
-            Self::Neighbour { link, address, mac } => write!(f, "neighbour {address} at {mac} on `{link}`"),
-            Self::Forward { link, mac, to: None } => write!(f, "forwarding of {mac} to `{link}`"),
-            Self::Forward { link, mac, to: Some(to) } => write!(f, "forwarding of {mac} by `{link}` to {to}"),
+            Self::Neighbour { link, address, mac, .. } => {
+                write!(f, "neighbour {address} at {mac} on `{link}`")
+            }
+            Self::Forward { link, mac, to: None, .. } => write!(f, "forwarding of {mac} to `{link}`"),
+            Self::Forward { link, mac, to: Some(to), .. } => {
+                write!(f, "forwarding of {mac} by `{link}` to {to}")
+            }
             Self::Route { table, via, link } => {
                 write!(f, "default route of table {table} via {via} on `{link}`")
             }
@@ -102,7 +108,7 @@ impl Piece {
         Some(match self {
             Self::Bridge { name, .. } | Self::Vxlan { name, .. } => Place::Link(name.clone()),
             Self::Neighbour { link, address, .. } => Place::Neighbour(link.clone(), *address),
-            Self::Forward { link, mac, to } => Place::Forward(link.clone(), *mac, to.is_some()),
+            Self::Forward { link, mac, to, .. } => Place::Forward(link.clone(), *mac, to.is_some()),
             Self::Route { table, .. } => Place::Route(*table),
             Self::Rule(rule) => Place::Rule(*rule),
             Self::Balancer(balancer) => Place::Chain(balancer.chain.clone()),
@@ -189,7 +195,10 @@ fn network_pieces(overlay: &Overlay, vni: u32, network: &OverlayNetwork) -> Vec<
 /// What it takes that frames for a node find it.
 fn reach_pieces(vni: u32, number: u16, address: Ipv4Addr) -> [Piece; 2] {
     let (link, mac) = (vxlan_name(vni), node_mac(number));
-    [Piece::Forward { link: link.clone(), mac, to: Some(address) }, Piece::Forward { link, mac, to: None }]
+    [
+        Piece::Forward { link: link.clone(), mac, to: Some(address), sound: true },
+        Piece::Forward { link, mac, to: None, sound: true },
+    ]
 }
 
 /// What it takes that connections from a node are answered by it.
@@ -197,7 +206,7 @@ fn peer_pieces(ingress: u32, number: u16) -> [Piece; 4] {
     let (link, mark) = (bridge_name(ingress), u32::from(number));
     let (via, mac) = (next_hop(number), node_mac(number));
     [
-        Piece::Neighbour { link: link.clone(), address: via, mac },
+        Piece::Neighbour { link: link.clone(), address: via, mac, sound: true },
         Piece::Route { table: TABLES + mark, via, link },
         Piece::Rule(MarkRule { priority: PIN_PRIORITY + mark, mark, mask: OWN_MARK, table: TABLES + mark }),
         Piece::Element(Element::node(mac, number)),
@@ -209,7 +218,8 @@ fn endpoint_pieces(vni: u32, address: Ipv4Addr, mac: Mac, direct: Option<Element
     let link = bridge_name(vni);
     let member = Piece::Element(Element::address(Set::Members, &link, address));
     let direct = direct.map(Piece::Element);
-    [Piece::Neighbour { link, address, mac }, member].into_iter().chain(direct).collect()
+    let neighbour = Piece::Neighbour { link, address, mac, sound: true };
+    [neighbour, member].into_iter().chain(direct).collect()
 }
 
 fn service_pieces(vni: u32, address: Ipv4Addr, service: &VirtualService) -> Vec<Piece> {
@@ -245,7 +255,7 @@ pub(crate) fn local_pieces(config: &NetworkConfig, local: &Local<'_>) -> BTreeSe
         Element::hairpin(address),
     ];
     pieces.extend(elements.map(Piece::Element));
-    pieces.insert(Piece::Forward { link, mac, to: None });
+    pieces.insert(Piece::Forward { link, mac, to: None, sound: true });
     for port in &endpoint.ports {
         let backends = BTreeSet::from([address]);
         pieces.extend(published_pieces(port.protocol, port.published, port.target, &backends));

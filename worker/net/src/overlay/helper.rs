@@ -24,11 +24,11 @@ use crate::{
         reading::{self, Tables},
     },
     kernel::{configure_inside, index_of, socket_inside},
-    model::{Cidr, NetworkConfig},
+    model::{Cidr, Mac, NetworkConfig},
     netlink::{
         Socket,
         conntrack::{self, Flows},
-        forwarding::{self, Forward, Route},
+        forwarding::{self, Forward, Neighbour, Origin, Route},
         route::{self, LinkChange, Peer},
     },
     netns,
@@ -274,11 +274,20 @@ impl Helper {
             }
         }
         let name = |index: u32| names.get(&index).cloned().unwrap_or_default();
-        for (link, address, mac) in forwarding::neighbours(&mut self.route)? {
-            observed.pieces.insert(Piece::Neighbour { link: name(link), address, mac });
+        for Neighbour { link, address, mac, lasting } in forwarding::neighbours(&mut self.route)? {
+            // The kernel itself finds out who is at the other end of the link to the host.
+            if lasting || names.get(&link).is_some_and(|name| name != UPLINK) {
+                let (link, sound) = (name(link), lasting);
+                observed.pieces.insert(Piece::Neighbour { link, address, mac, sound });
+            }
         }
-        for Forward { link, mac, to } in forwarding::forwards(&mut self.route)? {
-            observed.pieces.insert(Piece::Forward { link: name(link), mac, to });
+        let macs: BTreeMap<u32, Option<Mac>> = links.iter().map(|link| (link.index, link.mac)).collect();
+        for (Forward { link, mac, to }, origin) in forwarding::forwards(&mut self.route)? {
+            let of_its_own = origin == Origin::Local && macs.get(&link) == Some(&Some(mac));
+            if !of_its_own {
+                let (link, sound) = (name(link), origin == Origin::Set);
+                observed.pieces.insert(Piece::Forward { link, mac, to, sound });
+            }
         }
         for Route { table, to, via, link } in forwarding::routes(&mut self.route)? {
             if to.prefix_len == 0 {
@@ -445,11 +454,11 @@ impl Helper {
                 let up = LinkChange { up: Some(true), ..LinkChange::default() };
                 route::set_link(&mut self.route, name, &up)
             }
-            Piece::Neighbour { link, address, mac } => {
+            Piece::Neighbour { link, address, mac, .. } => {
                 let link = self.index(link)?;
                 forwarding::set_neighbour(&mut self.route, link, *address, *mac)
             }
-            Piece::Forward { link, mac, to } => {
+            Piece::Forward { link, mac, to, .. } => {
                 let forward = Forward { link: self.index(link)?, mac: *mac, to: *to };
                 forwarding::set_forward(&mut self.route, &forward)
             }
@@ -469,7 +478,7 @@ impl Helper {
                 let link = self.index(link)?;
                 forwarding::delete_neighbour(&mut self.route, link, *address)
             }
-            Piece::Forward { link, mac, to } => {
+            Piece::Forward { link, mac, to, .. } => {
                 let forward = Forward { link: self.index(link)?, mac: *mac, to: *to };
                 forwarding::delete_forward(&mut self.route, &forward)
             }
