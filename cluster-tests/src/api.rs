@@ -76,6 +76,11 @@ impl Api {
         self.wait(self.control().list_nodes(v1::ListNodesRequest::default())).map(|answer| answer.nodes)
     }
 
+    pub fn networks(&self) -> Result<Vec<v1::Network>, Status> {
+        self.wait(self.control().list_networks(v1::ListNetworksRequest::default()))
+            .map(|answer| answer.networks)
+    }
+
     pub fn services(&self) -> Result<Vec<v1::Service>, Status> {
         self.wait(self.control().list_services(v1::ListServicesRequest::default()))
             .map(|answer| answer.services)

@@ -5,6 +5,7 @@
 //! - [`Api`] asks a host's daemon directly, for assertions too fine or too frequent for the command line.
 //! - [`vm`] has virtual machines instead of namespaces: a kernel and cgroups of their own.
 //! - [`scenario`] holds what is claimed on both.
+//! - [`kernel`] looks at the hosts' kernels from outside, and says what should be there.
 //! - [`workload`] is the image whose containers the tests run.
 //!
 //! The tests below `tests/` need root. Without it they report themselves as skipped, by name.
@@ -15,6 +16,7 @@ mod built;
 mod choices;
 mod cluster;
 mod figures;
+pub mod kernel;
 pub mod scenario;
 pub mod vm;
 pub mod workload;

@@ -1,5 +1,5 @@
 //! A service on the mesh under load, while its tasks are replaced, moved and killed and daemons crash at random: only
-//! requests that a killed task had may fail.
+//! requests that a killed task had may fail, and afterwards each kernel has what it should and nothing more.
 //!
 //! `CHAOS_SEED=n` repeats a run's choices (its timing is the machine's); `CHAOS_EVENTS=200` makes it long.
 
@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rswarm_cluster_tests::kernel::missing_program;
 use rswarm_cluster_tests::{Choices, ClusterLab};
 use rswarm_lab::get;
 use rswarm_net::run_in_netns;
@@ -48,7 +49,7 @@ fn only_requests_of_killed_tasks_fail() {
     let addresses: Vec<Ipv4Addr> = lab.hosts().iter().map(|host| host.address).collect();
     let (stop, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
     let failures = Mutex::new(Vec::new());
-    let mut killed_at = Vec::new();
+    let mut events_at = Vec::new();
     std::thread::scope(|scope| {
         for first in 0..3 {
             let (addresses, stop, asked, failures) = (&addresses, &stop, &asked, &failures);
@@ -76,7 +77,7 @@ fn only_requests_of_killed_tasks_fail() {
         let stopped = Stop(&stop);
         for n in 0..events {
             let manager = 1 + n % MANAGERS;
-            change(&mut lab, &mut choices, manager, &mut killed_at);
+            change(&mut lab, &mut choices, manager, &mut events_at);
             lab.until_running(manager, "web", REPLICAS, SOON);
         }
         drop(stopped);
@@ -86,13 +87,24 @@ fn only_requests_of_killed_tasks_fail() {
     let unexplained: Vec<String> = failures
         .iter()
         .filter(|failure| {
-            let explains = |at: &Instant| *at <= failure.at && failure.at <= *at + MOURNING;
-            !killed_at.iter().any(explains)
+            let explains =
+                |event: &Event| event.kills && event.at <= failure.at && failure.at <= event.at + MOURNING;
+            !events_at.iter().any(explains)
         })
-        .map(|failure| format!("through host-{}: {}", failure.host, failure.error))
+        .map(|failure| {
+            let before = events_at.iter().rev().filter(|event| event.at <= failure.at).take(3);
+            let before = before.map(|event| format!("{:.1?} after `{}`", failure.at - event.at, event.what));
+            let before = before.collect::<Vec<_>>().join(", ");
+            format!("through host-{}: {} ({before})", failure.host, failure.error)
+        })
         .collect();
-    eprintln!("{asked} requests, {} failed, {} tasks were killed", failures.len(), killed_at.len());
-    assert!(unexplained.is_empty(), "{} of {asked}: {:?}", unexplained.len(), &unexplained);
+    let killed = events_at.iter().filter(|event| event.kills).count();
+    eprintln!("{asked} requests, {} failed, {killed} tasks were killed", failures.len());
+    assert!(unexplained.is_empty(), "{} of {asked}: {unexplained:#?}", unexplained.len());
+    match missing_program() {
+        Some(program) => eprintln!("skipped: `what the kernels have after it` needs `{program}`"),
+        None => lab.until_kernels_are_exact(1, SOON),
+    }
 }
 
 struct Stop<'a>(&'a AtomicBool);
@@ -107,15 +119,25 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-fn change(lab: &mut ClusterLab, choices: &mut Choices, manager: usize, killed_at: &mut Vec<Instant>) {
+struct Event {
+    at: Instant,
+    what: String,
+    kills: bool,
+}
+
+fn change(lab: &mut ClusterLab, choices: &mut Choices, manager: usize, events: &mut Vec<Event>) {
+    let mut begin = |what: String, kills| {
+        eprintln!("{what}");
+        events.push(Event { at: Instant::now(), what, kills });
+    };
     match choices.below(4) {
         0 => {
-            eprintln!("replace all");
+            begin("replace all".to_owned(), false);
             accept(lab, manager, &["service", "update", "--force", "--update-parallelism", "2", "web"]);
         }
         1 => {
             let name = format!("host-{}", 1 + choices.below(HOSTS));
-            eprintln!("drain {name}");
+            begin(format!("drain {name}"), false);
             accept(lab, manager, &["node", "update", "--availability", "drain", &name]);
             lab.until_running(manager, "web", REPLICAS, SOON);
             accept(lab, manager, &["node", "update", "--availability", "active", &name]);
@@ -124,14 +146,13 @@ fn change(lab: &mut ClusterLab, choices: &mut Choices, manager: usize, killed_at
             let host = 1 + choices.below(HOSTS);
             let pids = lab.workload_pids(host);
             let Some(pid) = pids.iter().nth(choices.below(pids.len().max(1))) else { return };
-            eprintln!("kill task with process {pid} on host-{host}");
-            killed_at.push(Instant::now());
+            begin(format!("kill task with process {pid} on host-{host}"), true);
             let killed = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::SIGKILL);
             killed.expect("the process was there");
         }
         _ => {
             let host = 1 + choices.below(HOSTS);
-            eprintln!("crash the daemon of host-{host}");
+            begin(format!("crash the daemon of host-{host}"), false);
             lab.crash(host);
             lab.restart(host);
         }

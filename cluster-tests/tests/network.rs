@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rswarm_api::v1;
 use rswarm_cluster_tests::ClusterLab;
+use rswarm_cluster_tests::kernel::{helper, missing_program, output, resolve};
 use rswarm_lab::{get, page};
 use rswarm_net::run_in_netns;
 
@@ -44,32 +45,6 @@ fn pages(netns: &Path, address: Ipv4Addr, port: u16, count: usize) -> Vec<(Strin
         (task.to_owned(), peer.parse().expect("an address"))
     };
     (0..count).map(one).collect()
-}
-
-/// Addresses that the name server of a task's network gives for a name; `None` if it knows no such name.
-fn resolve(netns: &Path, server: Ipv4Addr, name: &str) -> Option<BTreeSet<Ipv4Addr>> {
-    let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    for label in name.split('.') {
-        query.push(u8::try_from(label.len()).expect("a short label"));
-        query.extend_from_slice(label.as_bytes());
-    }
-    query.extend_from_slice(&[0, 0, 1, 0, 1]);
-    let answer = run_in_netns(netns, || {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-        socket.send_to(&query, (server, 53))?;
-        let mut buffer = [0; 4096];
-        let length = socket.recv(&mut buffer)?;
-        Ok::<_, std::io::Error>(buffer[..length].to_vec())
-    });
-    let answer = answer.expect("the task's namespace").expect("an answer of the name server");
-    let rcode = answer[3] & 0x0f;
-    // Type A, class IN, a TTL, four bytes.
-    let record = |window: &[u8]| {
-        (window[..4] == [0, 1, 0, 1] && window[8..10] == [0, 4])
-            .then(|| Ipv4Addr::new(window[10], window[11], window[12], window[13]))
-    };
-    (rcode == 0).then(|| answer[query.len()..].windows(14).filter_map(record).collect())
 }
 
 /// The name server in the `resolv.conf` of a task: the gateway of its network.
@@ -209,4 +184,54 @@ fn datagrams_of_one_port_go_on_through_a_rolling_update() {
         client.join().expect("the client").expect("its namespace").expect("a socket")
     });
     assert!(longest < Duration::from_secs(1), "silent for {longest:?}");
+}
+
+/// What `network verify --json` says of each host.
+fn verify(lab: &ClusterLab) -> Vec<serde_json::Value> {
+    let said = lab.rswarm(1, &["network", "verify", "--json"]);
+    serde_json::from_str(&said.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {} {}", said.stdout, said.stderr))
+}
+
+fn mended(lab: &ClusterLab) -> Vec<u64> {
+    verify(lab).iter().map(|node| node["Mended"].as_u64().expect("a number")).collect()
+}
+
+#[test]
+fn planted_entries_vanish_and_are_counted() {
+    if let Some(program) = missing_program() {
+        eprintln!("skipped: `planted_entries_vanish_and_are_counted` needs `{program}`");
+        return;
+    }
+    const WITHIN: Duration = Duration::from_secs(10);
+    let Some(lab) = ClusterLab::form("planted", 1, 2) else { return };
+    form(&lab, 3);
+    lab.until_kernels_are_exact(1, SOON);
+    let before = mended(&lab);
+    // On host-1, so `…:01` is its own and `…:02` a peer's; 10.0.16.2 is the first virtual address on `front`.
+    let planted = [
+        "bridge fdb replace 02:52:00:00:00:02 dev rsx4097 dst 10.79.0.99 self permanent",
+        "bridge fdb append 00:00:00:00:00:00 dev rsx4097 dst 10.79.0.99 self permanent",
+        "bridge fdb del 02:52:00:00:00:03 dev rsx4096 self",
+        "bridge fdb add 02:52:00:00:00:77 dev rsx4097 master static",
+        "bridge fdb add 02:52:00:00:00:78 dev rsx4097 master permanent",
+        "bridge fdb replace 02:52:00:00:00:03 dev rsx4097 master permanent",
+        "ip neigh add 10.0.16.200 lladdr 02:52:00:00:00:02 dev rsb4097 nud permanent",
+        "ip neigh add 10.0.16.201 lladdr 02:52:00:00:00:02 dev rsb4097 nud noarp",
+        "ip neigh add 10.0.16.202 lladdr 02:52:00:00:00:02 dev rsb4097 nud reachable",
+        "ip neigh replace 169.254.128.2 lladdr 02:52:00:00:00:03 dev rsb4096 nud permanent",
+        "ip route replace default via 169.254.128.3 dev rsb4096 table 1002 onlink",
+        "ip rule del fwmark 0x3/0xfff",
+        "nft add element inet rswarm members { rsb4097 . 10.0.16.200 }",
+        "nft delete element inet rswarm services { rsb4097 . 10.0.16.2 }",
+    ];
+    let kernel = helper(lab.host(1));
+    for words in planted {
+        output(&kernel, words);
+    }
+    lab.until_kernels_are_exact(1, WITHIN);
+    let after = mended(&lab);
+    assert!(after[0] >= before[0] + planted.len() as u64, "{before:?} {after:?}");
+    assert_eq!(after[1..], before[1..], "nothing was planted there");
+    assert!(lab.ok(1, &["network", "verify"]).contains("as it should be"));
 }
