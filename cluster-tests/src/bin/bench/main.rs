@@ -8,6 +8,7 @@
 //! the figures whose name contains the word. Needs root, and a release build for figures worth quoting.
 
 mod overlay;
+mod network;
 mod peer;
 mod resources;
 mod rswarm;
@@ -67,6 +68,7 @@ fn run() -> anyhow::Result<()> {
     }
     rswarm::measure(&plan)?;
     overlay::measure(&plan, with_peer)?;
+    network::measure(&plan)?;
     if with_peer {
         peer::measure(&plan)?;
     }

@@ -8,10 +8,10 @@ use rswarm_cluster_tests::{ClusterLab, describe, is_running, workload};
 
 use crate::{Plan, resources};
 
-const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(60);
 /// Over which the daemon's idle time is watched.
 const IDLE: Duration = Duration::from_secs(10);
-const NO_LAB: &str = "the benchmark needs root";
+pub const NO_LAB: &str = "the benchmark needs root";
 
 pub fn measure(plan: &Plan) -> anyhow::Result<()> {
     one_node(plan)?;
