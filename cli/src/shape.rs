@@ -162,7 +162,12 @@ fn port(port: &PortConfig) -> Value {
 }
 
 fn endpoint(spec: &EndpointSpec) -> Value {
-    omit_empty(json!({ "Mode": spec.mode, "Ports": spec.ports.iter().map(port).collect::<Vec<_>>() })).into()
+    omit_empty(json!({
+        "Mode": spec.mode,
+        "Ports": spec.ports.iter().map(port).collect::<Vec<_>>(),
+        "AllowFrom": spec.allow_from,
+    }))
+    .into()
 }
 
 fn task_spec(spec: &TaskSpec) -> Value {

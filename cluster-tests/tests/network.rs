@@ -186,6 +186,58 @@ fn datagrams_of_one_port_go_on_through_a_rolling_update() {
     assert!(longest < Duration::from_secs(1), "silent for {longest:?}");
 }
 
+#[test]
+fn a_service_lets_in_whom_it_names() {
+    let Some(lab) = ClusterLab::form("allow", 1, 1) else { return };
+    lab.ok(1, &["network", "create", "front"]);
+    let create = |name: &str, flags: &[&str]| {
+        let mut all =
+            vec!["service", "create", "--detach", "--name", name, "--network", "front", "--mode", "global"];
+        all.extend(flags);
+        all.extend(["workload:1", "serve", "80"]);
+        let said = lab.rswarm(1, &all);
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        said.stderr
+    };
+    let warned = create("db", &["--allow-from", "api", "--publish", "8080:80"]);
+    assert!(warned.contains("`api`"), "{warned}");
+    create("api", &[]);
+    create("other", &[]);
+    for service in ["db", "api", "other"] {
+        lab.until_running(1, service, 2, SOON);
+    }
+    lab.refused(1, &["service", "update", "--allow-from-add", "a b", "db"], &["a b", "name"]);
+    let shown = lab.ok(1, &["service", "inspect", "--pretty", "db"]);
+    assert!(shown.lines().any(|line| line.starts_with("Allowed From:") && line.ends_with("api")), "{shown}");
+    let server = gateway(&lab, "front");
+    // Whether all tasks of a service reach another by its virtual address; `None` if some do.
+    let reach = |from: &str, to: &str| {
+        let reach: BTreeSet<bool> = namespaces(&lab, from)
+            .iter()
+            .flat_map(|(_, netns)| {
+                let to = *resolve(netns, server, to).expect("a known name").first().expect("an address");
+                let ask = || (0..6).map(|_| get((to, 80).into(), PATIENCE).is_ok()).collect::<Vec<_>>();
+                run_in_netns(netns, ask).expect("the task's namespace")
+            })
+            .collect();
+        (reach.len() == 1).then_some(reach == BTreeSet::from([true]))
+    };
+    let (yes, no) = (Some(true), Some(false));
+    assert_eq!([reach("api", "db"), reach("other", "db"), reach("db", "other")], [yes, no, yes]);
+    pages(&lab.config().wire_netns(), lab.host(1).address, PUBLISHED, 6);
+    lab.ok(1, &["service", "update", "--allow-from-add", "other", "--allow-from-rm", "api", "db"]);
+    lab.wait("the other one is let in", SOON, || {
+        let found = [reach("other", "db"), reach("api", "db")];
+        if found == [yes, no] { Ok(()) } else { Err(format!("{found:?}")) }
+    });
+    lab.ok(1, &["service", "update", "--allow-from-rm", "other", "db"]);
+    lab.wait("all are let in", SOON, || {
+        let found = reach("api", "db");
+        if found == yes { Ok(()) } else { Err(format!("{found:?}")) }
+    });
+    assert!(lab.ok(1, &["network", "verify"]).contains("as it should be"));
+}
+
 /// What `network verify --json` says of each host.
 fn verify(lab: &ClusterLab) -> Vec<serde_json::Value> {
     let said = lab.rswarm(1, &["network", "verify", "--json"]);

@@ -86,6 +86,7 @@ pub fn pretty(service: &Service, networks: &[(NetworkId, String)]) -> String {
     };
     page.words("Networks", &spec.task.networks.iter().map(|n| name(n.network)).collect::<Vec<_>>());
     page.line("Endpoint Mode", spec.endpoint.mode);
+    page.line("Allowed From", Vec::from_iter(spec.endpoint.allow_from.iter().cloned()).join(" "));
     if !service.endpoint.ports.is_empty() {
         page.heading("Ports");
         for port in &service.endpoint.ports {

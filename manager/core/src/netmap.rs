@@ -179,6 +179,8 @@ impl<'a> View<'a> {
             mode: spec.endpoint.mode,
             networks: networks.collect(),
             ports: ports.copied().collect(),
+            allow_from: spec.endpoint.allow_from.clone(),
+            number: endpoint.number,
         };
         (!service.networks.is_empty() || !service.ports.is_empty()).then_some(service)
     }

@@ -160,6 +160,7 @@ pub fn service_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
             return Err(SpecError::DuplicateNetwork(attachment.network.to_string()));
         }
     }
+    spec.endpoint.allow_from.iter().try_for_each(|caller| name(caller))?;
     ports(spec)
 }
 

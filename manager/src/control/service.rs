@@ -1,5 +1,6 @@
 //! Services: written by users, checked here, carried out by the control loops.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,7 +48,9 @@ impl ControlService {
             warnings.extend(self.pin_image(&mut spec).await?);
         }
         let id = ServiceId::from_bytes(random::bytes());
+        let callers = spec.endpoint.allow_from.clone();
         let state = self.context.write(vec![Write::CreateService { id, spec: Box::new(spec) }]).await?;
+        warnings.extend(callers_to_come(&state, &callers));
         Ok(v1::CreateServiceResponse { service: Some(shown_by_id(&state, id)?), warnings })
     }
 
@@ -88,8 +91,10 @@ impl ControlService {
             }
             (spec, ServiceChange::Update)
         };
+        let callers = spec.endpoint.allow_from.clone();
         let write = Write::UpdateService { id, spec: Box::new(spec), expected, change };
         let state = self.context.write(vec![write]).await?;
+        warnings.extend(callers_to_come(&state, &callers));
         Ok(v1::UpdateServiceResponse { service: Some(shown_by_id(&state, id)?), warnings })
     }
 
@@ -192,6 +197,14 @@ impl ControlService {
             )))),
         }
     }
+}
+
+/// What to say of services that may connect to one and do not exist: one may come before those that call it.
+fn callers_to_come(state: &State, callers: &BTreeSet<String>) -> impl Iterator<Item = String> {
+    let unknown = callers.iter().filter(|name| state.service_by_name(name).is_none());
+    unknown.map(|name| {
+        format!("there is no service `{name}` to let in yet: it will be let in once it is created")
+    })
 }
 
 /// A credential from the wire; `None` for one that holds nothing.

@@ -126,7 +126,7 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing_behind() {
         ..Default::default()
     };
     let mode = v1::EndpointMode::Dnsrr.into();
-    ingress.endpoint = Some(v1::EndpointSpec { mode, ports: vec![port] });
+    ingress.endpoint = Some(v1::EndpointSpec { mode, ports: vec![port], ..Default::default() });
     refuse(ingress, Code::InvalidArgument, "`dnsrr` cannot publish port 80 in mode `ingress`").await;
     let mut networked = spec("web", "web", 1);
     let attachment = v1::NetworkAttachment { network: "backend".to_owned(), aliases: Vec::new() };

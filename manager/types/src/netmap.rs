@@ -3,7 +3,7 @@
 //! The leader computes it from the state and sends it beside the assignments, first whole and then by change. The
 //! worker programs the kernel from it, and keeps it on disk for the resolver, which outlives the daemon.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
@@ -52,7 +52,7 @@ pub struct MapNetwork {
     pub encrypted: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct MapService {
     pub name: String,
     pub mode: EndpointMode,
@@ -60,6 +60,12 @@ pub struct MapService {
     pub networks: BTreeMap<NetworkId, MapAttachment>,
     /// Ports published on the mesh, `published` always set.
     pub ports: Vec<PortConfig>,
+    /// [`EndpointSpec::allow_from`](crate::service::EndpointSpec::allow_from).
+    #[serde(default)]
+    pub allow_from: BTreeSet<String>,
+    /// [`ServiceEndpoint::number`](crate::service::ServiceEndpoint::number).
+    #[serde(default)]
+    pub number: u32,
 }
 
 /// A service on a network.

@@ -1,6 +1,6 @@
 //! Services: what the user wants to run, how many, and how a change of mind is carried out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ pub struct ServiceEndpoint {
     pub vips: BTreeMap<NetworkId, Ipv4Addr>,
     /// The ports of the spec; those of mode `ingress` all have `published`.
     pub ports: Vec<PortConfig>,
+    /// By which the data path tells it from other services; from 1.
+    pub number: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -134,6 +136,9 @@ pub enum UpdateState {
 pub struct EndpointSpec {
     pub mode: EndpointMode,
     pub ports: Vec<PortConfig>,
+    /// Names of the services whose tasks alone may connect to this one's by overlays, whether they exist yet or not. Empty
+    /// is every task of those networks. What comes by a published port is not concerned.
+    pub allow_from: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

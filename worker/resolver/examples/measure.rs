@@ -83,7 +83,7 @@ fn map() -> NetworkMap {
             name: format!("service-{number}"),
             mode: EndpointMode::Vip,
             networks: BTreeMap::from([(network, attachment)]),
-            ports: vec![],
+            ..MapService::default()
         };
         map.services.insert(service, map_service);
         for slot in 1..=TASKS {

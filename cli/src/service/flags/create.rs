@@ -24,6 +24,9 @@ pub struct CreateFlags {
     settings: Settings,
     #[command(flatten)]
     unsupported: Unsupported<false>,
+    /// Let only this service's tasks connect by overlay networks, and such as are named alike (default all)
+    #[arg(long, value_name = "SERVICE")]
+    allow_from: Vec<String>,
     /// Add a capability
     #[arg(long, value_name = "CAPABILITY", value_parser = value::capability)]
     cap_add: Vec<String>,
@@ -117,6 +120,7 @@ impl CreateFlags {
         };
         self.settings.apply(&mut spec)?;
         spec.endpoint.ports = self.publish.iter().flat_map(|ports| ports.0.iter().copied()).collect();
+        spec.endpoint.allow_from = self.allow_from.iter().cloned().collect();
         spec.task.placement.constraints.clone_from(&self.constraint);
         spec.task.placement.spread.clone_from(&self.placement_pref);
         surroundings.attach(&mut spec.task.networks, &self.network)?;
@@ -297,6 +301,9 @@ mod tests {
         });
         check(&["--replicas-max-per-node", "2"], |s| s.task.placement.max_replicas = 2);
         check(&["--endpoint-mode", "dnsrr"], |s| s.endpoint.mode = EndpointMode::Dnsrr);
+        check(&["--allow-from", "api", "--allow-from", "jobs"], |s| {
+            s.endpoint.allow_from = ["api".to_owned(), "jobs".to_owned()].into();
+        });
         check(&["--network", "name=front,alias=a"], |s| {
             s.task.networks = vec![NetworkAttachment { network: NET, aliases: strings(&["a"]) }];
         });

@@ -46,6 +46,12 @@ pub struct Changes {
     /// What replaces the image's command; split as by a shell
     #[arg(long, value_name = "COMMAND", value_parser = value::words)]
     args: Option<Words>,
+    /// Let this service's tasks connect by overlay networks; all others only if named, too
+    #[arg(long, value_name = "SERVICE")]
+    allow_from_add: Vec<String>,
+    /// No longer name a service that may connect; if none is left, all may
+    #[arg(long, value_name = "SERVICE")]
+    allow_from_rm: Vec<String>,
     /// Add a capability, or take back that it is dropped; RESET empties the list first
     #[arg(long, value_name = "CAPABILITY", value_parser = value::capability)]
     cap_add: Vec<String>,
@@ -206,6 +212,9 @@ impl Changes {
         let ports = &mut spec.endpoint.ports;
         let added: Vec<_> = self.publish_add.iter().flat_map(|ports| ports.0.iter().copied()).collect();
         edit(ports, |port| self.publish_rm.iter().any(|rm| rm.matches(port)), &added, |port| port);
+
+        spec.endpoint.allow_from.retain(|name| !self.allow_from_rm.contains(name));
+        spec.endpoint.allow_from.extend(self.allow_from_add.iter().cloned());
 
         let task = &mut spec.task;
         edit_texts(&mut task.placement.constraints, &self.constraint_rm, &self.constraint_add);
@@ -397,6 +406,20 @@ mod tests {
         // A driver given anew starts from the defaults.
         check(&["--log-driver", "local"], |s| s.task.log = rswarm_types::task::LogConfig::default());
         check(&["--log-driver", "local", "--log-opt", "max-file=2"], |s| s.task.log.max_files = 2);
+    }
+
+    #[test]
+    fn callers_are_added_and_removed_by_name() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        check(&["--allow-from-add", "api", "--allow-from-add", "jobs"], |s| {
+            s.endpoint.allow_from = names(&["api", "jobs"]);
+        });
+        let mut spec = before();
+        spec.endpoint.allow_from = names(&["api", "jobs"]);
+        let fewer = updated(spec.clone(), &["--allow-from-rm", "jobs", "--allow-from-rm", "other"]).unwrap();
+        assert_eq!(fewer.endpoint.allow_from, names(&["api"]));
+        let none = updated(fewer, &["--allow-from-rm", "api"]).unwrap();
+        assert_eq!(none.endpoint, before().endpoint);
     }
 
     #[test]

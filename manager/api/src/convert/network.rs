@@ -129,7 +129,11 @@ impl From<&ServiceEndpoint> for v1::ServiceEndpoint {
             network: network.to_string(),
             address: address.to_string(),
         };
-        Self { vips: endpoint.vips.iter().map(vip).collect(), ports: all(&endpoint.ports) }
+        Self {
+            vips: endpoint.vips.iter().map(vip).collect(),
+            ports: all(&endpoint.ports),
+            number: endpoint.number,
+        }
     }
 }
 
@@ -142,6 +146,7 @@ impl TryFrom<v1::ServiceEndpoint> for ServiceEndpoint {
         Ok(Self {
             vips: wire.vips.iter().map(vip).collect::<Result<_, WireError>>()?,
             ports: each("ports", wire.ports)?,
+            number: wire.number,
         })
     }
 }
@@ -242,6 +247,8 @@ fn service_to_wire((id, service): (&ServiceId, &MapService)) -> v1::MapService {
         mode: v1::EndpointMode::from(service.mode).into(),
         networks: service.networks.iter().map(attachment).collect(),
         ports: all(&service.ports),
+        allow_from: service.allow_from.iter().cloned().collect(),
+        number: service.number,
     }
 }
 
@@ -254,6 +261,8 @@ fn service_from_wire(wire: v1::MapService) -> Result<(ServiceId, MapService), Wi
             Ok((parse("network", &at.network)?, attachment))
         })?,
         ports: each("ports", wire.ports)?,
+        allow_from: wire.allow_from.into_iter().collect(),
+        number: wire.number,
     };
     Ok((parse("id", &wire.id)?, service))
 }
@@ -368,6 +377,8 @@ mod tests {
                     mode: PublishMode::Ingress,
                     host_ip: None,
                 }],
+                allow_from: ["api".to_owned()].into(),
+                number: 7,
             },
         );
         set.endpoints.insert(

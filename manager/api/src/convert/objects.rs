@@ -419,6 +419,7 @@ mod tests {
                     mode: PublishMode::Host,
                     host_ip: Some([192, 0, 2, 7].into()),
                 }],
+                allow_from: ["api".to_owned()].into(),
                 ..Default::default()
             },
         };
@@ -443,6 +444,7 @@ mod tests {
                     mode: PublishMode::Ingress,
                     host_ip: None,
                 }],
+                number: 9,
             },
         }
     }

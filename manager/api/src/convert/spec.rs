@@ -99,14 +99,22 @@ impl TryFrom<v1::UpdateConfig> for UpdateConfig {
 
 impl From<&EndpointSpec> for v1::EndpointSpec {
     fn from(spec: &EndpointSpec) -> Self {
-        Self { mode: v1::EndpointMode::from(spec.mode).into(), ports: all(&spec.ports) }
+        Self {
+            mode: v1::EndpointMode::from(spec.mode).into(),
+            ports: all(&spec.ports),
+            allow_from: spec.allow_from.iter().cloned().collect(),
+        }
     }
 }
 
 impl TryFrom<v1::EndpointSpec> for EndpointSpec {
     type Error = WireError;
     fn try_from(wire: v1::EndpointSpec) -> Result<Self, WireError> {
-        Ok(Self { mode: word::<v1::EndpointMode, _>("mode", wire.mode)?, ports: each("ports", wire.ports)? })
+        Ok(Self {
+            mode: word::<v1::EndpointMode, _>("mode", wire.mode)?,
+            ports: each("ports", wire.ports)?,
+            allow_from: wire.allow_from.into_iter().collect(),
+        })
     }
 }
 

@@ -240,7 +240,8 @@ impl Writer {
         }
         let mut service = Service::clone(held);
         let endpoint = self.endpoint(id, spec, &service.endpoint)?;
-        let tasks_see_it = service.spec.task != spec.task || service.spec.endpoint != spec.endpoint;
+        let (old, new) = (&service.spec.endpoint, &spec.endpoint);
+        let tasks_see_it = service.spec.task != spec.task || (old.mode, &old.ports) != (new.mode, &new.ports);
         let resumes = service
             .update_status
             .as_ref()

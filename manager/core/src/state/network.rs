@@ -46,6 +46,7 @@ pub enum AddressHolder {
 pub(crate) struct Cursors {
     node_number: u16,
     vni: u32,
+    service_number: u32,
 }
 
 /// Whether tasks with these ports are on the ingress network.
@@ -294,7 +295,16 @@ impl Writer {
             return Err(Rejected::NoIngress);
         }
         let ports = self.published(id, spec, held)?;
-        Ok(ServiceEndpoint { vips: self.virtual_ips(spec, held)?, ports })
+        let vips = self.virtual_ips(spec, held)?;
+        let number = if held.number == 0 { self.service_number() } else { held.number };
+        Ok(ServiceEndpoint { vips, ports, number })
+    }
+
+    /// One that no service has had yet: there are enough for a new service each second for 136 years.
+    fn service_number(&mut self) -> u32 {
+        let cursor = &mut self.state.cursors.service_number;
+        *cursor = cursor.saturating_add(1);
+        *cursor
     }
 
     fn published(

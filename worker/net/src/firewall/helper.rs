@@ -20,7 +20,11 @@
 //!                       tcp flags syn tcp option maxseg size set rt mtu
 //!                       iifname "rsup" ct status dnat oifname . ip daddr @members accept
 //!                       iifname @ingress oifname @ingress ct mark != 0 oifname . ip daddr @members accept
-//!                       iifname . ip saddr @members iifname . oifname @within oifname . ip daddr @members accept
+//!                       oifname . ip daddr @restricted meta mark set iifname . ip saddr map @callers
+//!                       iifname . ip saddr @members iifname . oifname @within
+//!                         oifname . ip daddr . meta mark @allowed meta mark set 0 accept
+//!                       iifname . ip saddr @members iifname . oifname @within oifname . ip daddr @members
+//!                         oifname . ip daddr != @restricted accept
 //!                       iifname . ip saddr @members iifname @outbound oifname "rsup" accept
 //!                       meta l4proto tcp reject with tcp reset
 //!                       reject }
@@ -57,13 +61,16 @@
 //!   is not for a known endpoint. So does what is for a published port, in `input`.
 //! - A task that is sent to itself by its own service's address gets the gateway as its peer (`hairpins`), because it
 //!   would not take packets from its own address.
+//! - A task of a service with `--allow-from` is `restricted`: its own node lets only tasks of `allowed` services through to
+//!   it, by which address ever it was called. The mark takes the caller's number from one rule to the next, when the packet
+//!   is routed already. Who is `established` stays so.
 //! - The members of the ingress network cannot call each other: it only carries what entered by a published port.
 
 use super::{
     Set,
     rules::{
         Base, CT_ESTABLISHED, CT_NEW, CT_RELATED, ChainSpec, Ct, Expr, Family, Hook, Layout, Meta, REG_1,
-        REG_2, Verdict, WORD_1, in_set, inet, ipv4, name_is, rule, source_check, translated,
+        REG_2, Verdict, WORD_1, WORD_5, in_set, inet, ipv4, name_is, rule, source_check, translated,
     },
 };
 
@@ -93,6 +100,9 @@ pub(crate) static HELPER: Layout = Layout {
         Set::Nodes,
         Set::Services,
         Set::Mesh,
+        Set::Restricted,
+        Set::Callers,
+        Set::Allowed,
         Set::Ports,
         Set::Macs,
         Set::Sources,
@@ -184,6 +194,13 @@ fn chains() -> Vec<ChainSpec> {
     let to_uplink = &name_is(Meta::Oifname, UPLINK);
     let known = &state(CT_ESTABLISHED | CT_RELATED);
     let (source, destination) = (&member(Meta::Iifname, 12), &member(Meta::Oifname, 16));
+    let within = &[
+        Load { key: Meta::Iifname, to: REG_1 },
+        Load { key: Meta::Oifname, to: REG_2 },
+        Lookup { set: Set::Within, absent: false },
+    ];
+    // Where the address of the destination was just loaded.
+    let unrestricted = &[Lookup { set: Set::Restricted, absent: true }];
     let header = |offset, to| Expr::Payload { base: Base::Network, offset, len: 4, to };
     vec![
         inet(
@@ -269,15 +286,31 @@ fn chains() -> Vec<ChainSpec> {
                 ]),
                 rule([
                     &ipv4(),
-                    source,
                     &[
+                        Load { key: Meta::Oifname, to: REG_1 },
+                        header(16, REG_2),
+                        Lookup { set: Set::Restricted, absent: false },
                         Load { key: Meta::Iifname, to: REG_1 },
-                        Load { key: Meta::Oifname, to: REG_2 },
-                        Lookup { set: Set::Within, absent: false },
+                        header(12, REG_2),
+                        Expr::Map(Set::Callers),
+                        Expr::MarkPacket,
                     ],
-                    destination,
+                ]),
+                rule([
+                    &ipv4(),
+                    source,
+                    within,
+                    &[
+                        Load { key: Meta::Oifname, to: REG_1 },
+                        header(16, REG_2),
+                        Load { key: Meta::Mark, to: WORD_5 },
+                        Lookup { set: Set::Allowed, absent: false },
+                        Expr::Load(0u32.to_ne_bytes().to_vec()),
+                        Expr::MarkPacket,
+                    ],
                     accept,
                 ]),
+                rule([&ipv4(), source, within, destination, unrestricted, accept]),
                 rule([&ipv4(), source, &in_set(Meta::Iifname, Set::Outbound), to_uplink, accept]),
                 rule([&l4proto(libc::IPPROTO_TCP), &[Reset]]),
                 vec![Unreachable],

@@ -395,7 +395,7 @@ fn encode_set(table: &str, set: &SetSpec, id: u32) -> Message {
     if set.key_len == rules::NAME_LEN {
         attributes = attributes.bytes(SET_USERDATA, &in_host_order());
     }
-    if set.set == Set::Nodes {
+    if [Set::Nodes, Set::Callers].contains(&set.set) {
         attributes = attributes.bytes(SET_USERDATA, &data_in_host_order());
     }
     if let Some((kind, len)) = set.data {

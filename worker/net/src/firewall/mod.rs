@@ -54,6 +54,12 @@ pub enum Set {
     Services,
     /// `inet`: protocol and port of the mesh, to its chain.
     Mesh,
+    /// `inet`: bridge and address of a task of this node that only some services may connect to.
+    Restricted,
+    /// `inet`: bridge and address of a task of a service that may connect to such, to the service's number.
+    Callers,
+    /// `inet`: bridge and address of a restricted task, and the number of a service that may connect to it.
+    Allowed,
     /// `bridge`: names of the veth devices of containers.
     Ports,
     /// `bridge`: veth and the one MAC that may be used behind it.
@@ -206,6 +212,15 @@ impl Element {
         Self { set: Set::Services, key, data: chain.as_bytes().to_vec() }
     }
 
+    pub(crate) fn caller(bridge: &str, address: Ipv4Addr, service: u32) -> Self {
+        Self { data: service.to_ne_bytes().to_vec(), ..Self::address(Set::Callers, bridge, address) }
+    }
+
+    pub(crate) fn allowed(bridge: &str, address: Ipv4Addr, service: u32) -> Self {
+        let key = join(&[&name_bytes(bridge), &address.octets(), &service.to_ne_bytes()]);
+        Self::member(Set::Allowed, key)
+    }
+
     pub(crate) fn mesh(protocol: Protocol, port: u16, chain: &str) -> Self {
         let key = join(&[&[protocol.number()], &port.to_be_bytes()]);
         Self { set: Set::Mesh, key, data: chain.as_bytes().to_vec() }
@@ -260,6 +275,7 @@ impl fmt::Display for Element {
             other => other.to_string(),
         };
         let port = |bytes: &[u8]| u16::from_be_bytes([bytes[0], bytes[1]]);
+        let number = |bytes: &[u8]| u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         let address = |bytes: &[u8]| Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]);
         let mac = |b: &[u8]| Mac([b[0], b[1], b[2], b[3], b[4], b[5]]);
         match (self.set, key.len(), data.len()) {
@@ -280,6 +296,15 @@ impl fmt::Display for Element {
                 let chain = String::from_utf8_lossy(data);
                 write!(f, "service {} on {} to chain `{chain}`", address(&key[16..]), name(key))
             }
+            (Set::Restricted, 20, 0) => write!(f, "restricted {} of {}", address(&key[16..]), name(key)),
+            (Set::Callers, 20, 4) => {
+                let service = number(data);
+                write!(f, "caller {} of {} in service {service}", address(&key[16..]), name(key))
+            }
+            (Set::Allowed, 24, 0) => {
+                let service = number(&key[20..]);
+                write!(f, "service {service} allowed to {} of {}", address(&key[16..]), name(key))
+            }
             (Set::Guarded, 24, 0) => {
                 write!(f, "guarded {}/{} from {}", protocol(key[16]), port(&key[20..]), name(key))
             }
@@ -287,8 +312,7 @@ impl fmt::Display for Element {
             (Set::Tunnels, 2, 0) => write!(f, "tunnels at udp/{}", port(key)),
             (Set::Hairpins, 8, 0) => write!(f, "hairpin {}", address(key)),
             (Set::Nodes, 6, 4) => {
-                let number = u32::from_ne_bytes([data[0], data[1], data[2], data[3]]);
-                write!(f, "node {number} at {}", mac(key))
+                write!(f, "node {} at {}", number(data), mac(key))
             }
             (Set::Uplinks | Set::Gateways, 16, 4) => {
                 write!(f, "address {} of {}", address(data), name(key))

@@ -49,7 +49,7 @@ const fn map(set: Set, family: Family, name: &'static str, key: (u32, u32), data
     SetSpec { set, family, name, key_type: key.0, key_len: key.1, data: Some(data) }
 }
 
-pub(crate) const SETS: [SetSpec; 23] = [
+pub(crate) const SETS: [SetSpec; 26] = [
     plain(Set::Bridges, Family::Inet, "bridges", IFNAME, NAME_LEN),
     plain(Set::Masqueraded, Family::Inet, "masqueraded", IFNAME, NAME_LEN),
     plain(Set::Internal, Family::Inet, "internal", IFNAME, NAME_LEN),
@@ -80,6 +80,9 @@ pub(crate) const SETS: [SetSpec; 23] = [
     map(Set::Nodes, Family::Inet, "nodes", (ETHER_ADDR, 6), (MARK, 4)),
     map(Set::Services, Family::Inet, "services", (pair(IFNAME, IPV4_ADDR), 20), (VERDICT, 16)),
     map(Set::Mesh, Family::Inet, "published", (pair(INET_PROTO, INET_SERVICE), 8), (VERDICT, 16)),
+    plain(Set::Restricted, Family::Inet, "restricted", pair(IFNAME, IPV4_ADDR), 20),
+    map(Set::Callers, Family::Inet, "callers", (pair(IFNAME, IPV4_ADDR), 20), (MARK, 4)),
+    plain(Set::Allowed, Family::Inet, "allowed", pair(pair(IFNAME, IPV4_ADDR), MARK), 24),
     plain(Set::Ports, Family::Bridge, "ports", IFNAME, NAME_LEN),
     plain(Set::Macs, Family::Bridge, "macs", pair(IFNAME, ETHER_ADDR), 24),
     plain(Set::Sources, Family::Bridge, "sources", pair(pair(IFNAME, ETHER_ADDR), IPV4_ADDR), 28),

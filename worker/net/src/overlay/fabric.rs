@@ -242,6 +242,13 @@ fn published_pieces(protocol: Protocol, port: u16, target: u16, backends: &BTree
     vec![Piece::Balancer(Balancer { chain, backends }), Piece::Element(element)]
 }
 
+/// What it takes that only some services may connect to a task.
+fn restricted_pieces(vni: u32, address: Ipv4Addr, callers: &BTreeSet<u32>) -> Vec<Piece> {
+    let link = bridge_name(vni);
+    let allowed = callers.iter().map(|service| Element::allowed(&link, address, *service));
+    allowed.chain([Element::address(Set::Restricted, &link, address)]).map(Piece::Element).collect()
+}
+
 /// The pieces of a task of this node, but for its link.
 pub(crate) fn local_pieces(config: &NetworkConfig, local: &Local<'_>) -> BTreeSet<Piece> {
     let endpoint = local.endpoint;
@@ -413,6 +420,16 @@ pub(crate) fn changes(old: &Overlay, new: &Overlay) -> (Vec<Piece>, Vec<Piece>) 
     for (key, a, b) in differing(&old.published, &new.published) {
         gone.extend(a.into_iter().flat_map(|to| published(*key, to)));
         come.extend(b.into_iter().flat_map(|to| published(*key, to)));
+    }
+    for ((vni, address), a, b) in differing(&old.restricted, &new.restricted) {
+        gone.extend(a.into_iter().flat_map(|callers| restricted_pieces(*vni, *address, callers)));
+        come.extend(b.into_iter().flat_map(|callers| restricted_pieces(*vni, *address, callers)));
+    }
+    let caller =
+        |vni, address, service: &u32| Piece::Element(Element::caller(&bridge_name(vni), address, *service));
+    for ((vni, address), a, b) in differing(&old.callers, &new.callers) {
+        gone.extend(a.map(|service| caller(*vni, *address, service)));
+        come.extend(b.map(|service| caller(*vni, *address, service)));
     }
     // What both have (an element whose chain alone changed) stays.
     let both: BTreeSet<Piece> = {

@@ -33,6 +33,11 @@ pub struct Overlay {
     pub services: BTreeMap<(u32, Ipv4Addr), VirtualService>,
     /// Ports of the mesh.
     pub published: BTreeMap<(Protocol, u16), PublishedPort>,
+    /// Network and address of each task of this node to which not everyone may connect, and the numbers of the services
+    /// that may.
+    pub restricted: BTreeMap<(u32, Ipv4Addr), BTreeSet<u32>>,
+    /// Network and address of each task of such services, wherever it is, and the service's number.
+    pub callers: BTreeMap<(u32, Ipv4Addr), u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -76,6 +76,9 @@ pub struct Cluster {
     pub tasks: Vec<Task>,
     pub services: BTreeMap<(u32, Ipv4Addr), VirtualService>,
     pub published: BTreeMap<(Protocol, u16), PublishedPort>,
+    /// By network and last byte of a task's address: the services that may connect to it.
+    pub restricted: BTreeMap<(u32, u8), BTreeSet<u32>>,
+    pub callers: BTreeMap<(u32, Ipv4Addr), u32>,
 }
 
 /// Names of a node's own, as several share this machine's files.
@@ -101,6 +104,8 @@ impl Cluster {
             tasks: Vec::new(),
             services: BTreeMap::new(),
             published: BTreeMap::new(),
+            restricted: BTreeMap::new(),
+            callers: BTreeMap::new(),
         };
         cluster.nodes = (1..=nodes).map(|number| cluster.daemon(number)).collect();
         cluster
@@ -140,6 +145,8 @@ impl Cluster {
             (*vni, network)
         };
         let elsewhere = self.tasks.iter().filter(|task| task.node != number);
+        let own = |last: u8| self.tasks.iter().any(|task| task.node == number && task.last == last);
+        let restricted = self.restricted.iter().filter(|((_, last), _)| own(*last));
         Overlay {
             node: number as u16,
             source: Some(self.host(number).address),
@@ -157,6 +164,10 @@ impl Cluster {
                 .collect(),
             services: self.services.clone(),
             published: self.published.clone(),
+            restricted: restricted
+                .map(|(key, from)| ((key.0, address(key.0, key.1)), from.clone()))
+                .collect(),
+            callers: self.callers.clone(),
         }
     }
 
@@ -183,6 +194,17 @@ impl Cluster {
         let backends = backends.iter().map(|last| address(vni, *last)).collect();
         self.services.insert((vni, address(vni, last)), VirtualService { id: id.into(), backends });
         address(vni, last)
+    }
+
+    /// Lets only some services connect to tasks on `vni`.
+    pub fn restrict(&mut self, vni: u32, lasts: &[u8], callers: &[u32]) {
+        let callers: BTreeSet<u32> = callers.iter().copied().collect();
+        self.restricted.extend(lasts.iter().map(|last| ((vni, *last), callers.clone())));
+    }
+
+    /// Says which service tasks on `vni` belong to that may connect where not everyone may.
+    pub fn call(&mut self, service: u32, vni: u32, lasts: &[u8]) {
+        self.callers.extend(lasts.iter().map(|last| ((vni, address(vni, *last)), service)));
     }
 
     pub fn publish(&mut self, protocol: Protocol, port: u16, target: u16, backends: &[u8]) {

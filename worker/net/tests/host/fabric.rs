@@ -25,6 +25,8 @@ async fn sample() -> Cluster {
     cluster.serve("web", APP, 200, &[2, 3]);
     cluster.publish(Tcp, 8080, 80, &[2, 3]);
     cluster.publish(Udp, 5353, 53, &[3]);
+    cluster.restrict(APP, &[2], &[7]);
+    cluster.call(7, APP, &[3]);
     cluster.tell().await;
     cluster
 }

@@ -130,6 +130,75 @@ async fn networks_are_apart_and_internal_ones_have_no_way_out() {
 }
 
 #[tokio::test]
+async fn a_restricted_service_answers_none_but_the_allowed() {
+    needs_kernel!();
+    let mut cluster = Cluster::new(2);
+    cluster.tell().await;
+    let near = cluster.start(1, 2, &[APP, OTHER]).await;
+    let far = cluster.start(2, 3, &[APP]).await;
+    let caller = cluster.start(1, 4, &[APP]).await;
+    let second = cluster.start(2, 5, &[APP]).await;
+    let stranger = cluster.start(1, 6, &[APP, OTHER]).await;
+    let service = cluster.serve("db", APP, 200, &[2, 3]);
+    cluster.tell().await;
+    for task in &cluster.tasks {
+        task.container.serve(80, "task");
+    }
+    let reaches = |cluster: &Cluster, from: usize, to: Ipv4Addr| {
+        cluster.tasks[from].container.run(|| fetch(to, 80)).is_ok()
+    };
+    let at = |cluster: &Cluster, task: usize| cluster.tasks[task].address(APP);
+    let servers = [at(&cluster, near), at(&cluster, far), service];
+    let all = [near, far, caller, second, stranger];
+    for (from, to) in all.iter().flat_map(|from| servers.map(|to| (*from, to))) {
+        assert!(reaches(&cluster, from, to), "{from} to {to}");
+    }
+    let held = {
+        let to = (at(&cluster, far), 80);
+        cluster.tasks[stranger].container.run(|| TcpStream::connect(to)).unwrap()
+    };
+    cluster.restrict(APP, &[2, 3], &[7]);
+    cluster.call(7, APP, &[4, 5]);
+    cluster.tell().await;
+    cluster.assert_settled().await;
+    // What a task sends to itself does not come by here.
+    let pairs = all.iter().flat_map(|from| servers.map(|to| (*from, to)));
+    for (from, to) in pairs.filter(|(from, to)| at(&cluster, *from) != *to) {
+        assert_eq!(reaches(&cluster, from, to), [caller, second].contains(&from), "{from} to {to}");
+    }
+    // At once, not by silence; what a restricted task itself calls is not concerned, nor another network.
+    let refused = cluster.tasks[stranger].container.run(|| TcpStream::connect((service, 80))).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    assert!(reaches(&cluster, near, at(&cluster, stranger)));
+    assert!(reaches(&cluster, stranger, cluster.tasks[near].address(OTHER)));
+    // Who was connected stays so.
+    (&held).write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    (&held).read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("task"), "{answer}");
+    // Datagrams, too.
+    let receiver = cluster.tasks[near].container.run(|| udp(Ipv4Addr::UNSPECIFIED, 99));
+    let send = |from: usize| {
+        let socket = cluster.tasks[from].container.run(|| udp(Ipv4Addr::UNSPECIFIED, 0));
+        socket.send_to(b"?", (at(&cluster, near), 99)).unwrap();
+    };
+    send(stranger);
+    assert!(stays_silent(&receiver));
+    send(second);
+    assert_eq!(receive(&receiver).0, b"?");
+    // Another may call, one task of it more; then nobody is kept out any more.
+    cluster.restrict(APP, &[2, 3], &[7, 8]);
+    cluster.call(8, APP, &[6]);
+    cluster.tell().await;
+    assert!(reaches(&cluster, stranger, service) && reaches(&cluster, stranger, at(&cluster, far)));
+    assert!(!reaches(&cluster, near, at(&cluster, far)), "its own tasks only if allowed");
+    (cluster.restricted, cluster.callers) = Default::default();
+    cluster.tell().await;
+    cluster.assert_settled().await;
+    assert!(reaches(&cluster, near, at(&cluster, far)));
+}
+
+#[tokio::test]
 async fn a_task_speaks_with_its_own_address_only() {
     needs_kernel!();
     let mut cluster = Cluster::new(2);

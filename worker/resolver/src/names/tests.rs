@@ -63,7 +63,13 @@ pub(crate) fn map() -> NetworkMap {
             (network(at), MapAttachment { vip, aliases })
         };
         let networks = on.iter().map(attached).collect();
-        let added = MapService { name: name.to_owned(), mode, networks, ports: ports.to_vec() };
+        let added = MapService {
+            name: name.to_owned(),
+            mode,
+            networks,
+            ports: ports.to_vec(),
+            ..MapService::default()
+        };
         map.services.insert(service(number.into()), added);
     };
     let web_ports = [port(80, Protocol::Tcp), port(53, Protocol::Udp)];
@@ -121,7 +127,7 @@ pub(crate) fn large_map(services: u16, tasks_each: u16) -> NetworkMap {
         let attachment = MapAttachment { vip: Some(host(number.into())), aliases };
         let networks = BTreeMap::from([(network(1), attachment)]);
         let (name, mode) = (format!("service-{number}"), EndpointMode::Vip);
-        map.services.insert(service(number), MapService { name, mode, networks, ports: vec![] });
+        map.services.insert(service(number), MapService { name, mode, networks, ..MapService::default() });
         for slot in 1..=tasks_each {
             let place = number * tasks_each + slot;
             let endpoint = MapEndpoint {

@@ -137,7 +137,7 @@ pub fn map(backends: &[u8]) -> NetworkMap {
             name: "web".to_owned(),
             mode: EndpointMode::Dnsrr,
             networks: BTreeMap::from([(network(number), attachment)]),
-            ports: vec![],
+            ..MapService::default()
         };
         map.services.insert(ServiceId::from_bytes([number; 16]), service);
     }

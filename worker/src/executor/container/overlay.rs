@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use rswarm_net::{Overlay, OverlayNetwork, PublishedPort, VirtualService};
-use rswarm_types::netmap::{EndpointState, MapEndpoint, NetworkMap};
+use rswarm_types::netmap::{EndpointState, MapEndpoint, MapService, NetworkMap};
 use rswarm_types::service::{EndpointMode, PublishMode};
 use rswarm_types::task::TaskNetwork;
 use rswarm_types::{NetworkDriver, NetworkId, NodeId, ServiceId, Task};
@@ -73,7 +73,39 @@ pub fn of(map: &NetworkMap, node: NodeId, guarded: &Guarded) -> Option<Overlay> 
             overlay.published.insert((protocol(port.protocol), published), published_port);
         }
     }
+    restrict(map, node, &mut overlay);
     Some(overlay)
+}
+
+/// Who may connect to the tasks here to which not everyone may. The ingress network carries published ports alone.
+fn restrict(map: &NetworkMap, node: NodeId, overlay: &mut Overlay) {
+    let restricted = map.services.iter().filter(|(_, service)| !service.allow_from.is_empty());
+    let restricted: BTreeMap<ServiceId, &MapService> =
+        restricted.map(|(id, service)| (*id, service)).collect();
+    if restricted.is_empty() {
+        return;
+    }
+    // Services that were made before they had numbers are nobody's callers.
+    let numbered = map.services.iter().filter(|(_, service)| service.number != 0);
+    let by_name: BTreeMap<&str, (ServiceId, u32)> =
+        numbered.map(|(id, service)| (service.name.as_str(), (*id, service.number))).collect();
+    let callers = |service: &MapService| {
+        let known = service.allow_from.iter().filter_map(|name| by_name.get(name.as_str()));
+        known.copied().collect::<BTreeMap<ServiceId, u32>>()
+    };
+    let all: BTreeMap<ServiceId, u32> = restricted.values().flat_map(|service| callers(service)).collect();
+    for endpoint in map.endpoints.values() {
+        let (caller, service) = (all.get(&endpoint.service), restricted.get(&endpoint.service));
+        let service = service.filter(|_| endpoint.node == node);
+        for (network, address) in &endpoint.addresses {
+            let Some(network) = map.networks.get(network).filter(|network| !network.ingress) else {
+                continue;
+            };
+            let at = (network.vni, *address);
+            overlay.callers.extend(caller.map(|number| (at, *number)));
+            overlay.restricted.extend(service.map(|service| (at, callers(service).into_values().collect())));
+        }
+    }
 }
 
 /// The tasks of each service that take new connections.
@@ -119,7 +151,7 @@ pub fn way_out(map: &NetworkMap, networks: &[&TaskNetwork]) -> Option<NetworkId>
 #[cfg(test)]
 mod tests {
     use rswarm_types::TaskId;
-    use rswarm_types::netmap::{MapAttachment, MapNetwork, MapNode, MapService};
+    use rswarm_types::netmap::{MapAttachment, MapNetwork, MapNode};
     use rswarm_types::service::{PortConfig, Protocol};
 
     use super::*;
@@ -185,6 +217,8 @@ mod tests {
                         MapAttachment { vip: Some(address(2)), aliases: Vec::new() },
                     )]),
                     ports: vec![port],
+                    allow_from: BTreeSet::new(),
+                    number: 7,
                 },
             )]),
             endpoints: [
@@ -215,6 +249,29 @@ mod tests {
         let elsewhere: Vec<_> = overlay.endpoints.keys().filter(|(vni, _)| *vni == 4097).collect();
         assert_eq!(elsewhere, [&(4097, address(4)), &(4097, address(5)), &(4097, address(6))]);
         assert!(overlay.guarded.contains(&(rswarm_net::Protocol::Udp, 4789)));
+    }
+
+    #[test]
+    fn services_are_told_apart_where_not_everyone_may_connect() {
+        let plain = of(&map(), node(1), &Guarded::new()).unwrap();
+        assert_eq!((plain.restricted.len(), plain.callers.len()), (0, 0));
+        let mut map = map();
+        let api = ServiceId::from_bytes([4; 16]);
+        let web = map.services.get_mut(&WEB).unwrap();
+        web.allow_from = BTreeSet::from(["api".to_owned(), "to-come".to_owned()]);
+        let called =
+            MapService { name: "api".to_owned(), allow_from: BTreeSet::new(), number: 8, ..web.clone() };
+        map.services.insert(api, called);
+        let mut caller = map.endpoints.values().next().unwrap().clone();
+        (caller.service, caller.addresses) = (api, BTreeMap::from([(FRONT, address(9))]));
+        map.endpoints.insert(TaskId::from_bytes([9; 16]), caller);
+        // Each node looks after its own tasks, on all networks but the ingress network.
+        for (n, own) in [(1, vec![3]), (2, vec![4, 5, 6])] {
+            let overlay = of(&map, node(n), &Guarded::new()).unwrap();
+            let restricted = own.into_iter().map(|last| ((4097, address(last)), BTreeSet::from([8])));
+            assert_eq!(overlay.restricted, restricted.collect());
+            assert_eq!(overlay.callers, BTreeMap::from([((4097, address(9)), 8)]));
+        }
     }
 
     #[test]

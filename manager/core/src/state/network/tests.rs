@@ -292,3 +292,19 @@ fn nodes_that_take_part_in_overlays_get_numbers_that_are_not_used_again_at_once(
     f.add_node(4, taking_part);
     assert_eq!(number(&f, 4), 2);
 }
+
+#[test]
+fn services_have_numbers_of_their_own_and_whom_they_let_in_concerns_no_task() {
+    let mut f = Fixture::new(1);
+    let (a, b) = (f.create("a", 1, |_| {}), f.create("b", 1, |_| {}));
+    let number = |f: &Fixture, id: ServiceId| f.state.service(id).unwrap().endpoint.number;
+    assert_eq!([number(&f, a), number(&f, b)], [1, 2]);
+    let before = f.state.service(a).unwrap().spec_version;
+    f.update(a, |spec| spec.endpoint.allow_from = ["b".to_owned()].into());
+    let service = f.state.service(a).unwrap();
+    assert_eq!((service.spec_version, &service.update_status), (before, &None));
+    assert_eq!(number(&f, a), 1);
+    f.must(vec![Write::RemoveService { id: b, expected: None }]);
+    let c = f.create("c", 1, |_| {});
+    assert_eq!(number(&f, c), 3, "no other service's rules may take it for `b`");
+}

@@ -32,6 +32,10 @@ fn any_overlay() -> impl Strategy<Value = Overlay> {
             let to = PublishedPort { target: 80, backends: backends(4096, some), at: BTreeSet::new() };
             ((Protocol::Tcp, (*vni - 4096) as u16 + 8000), to)
         });
+        let number = |last: &u8| u32::from(last % 3);
+        let callers = endpoints.keys().map(|(vni, last)| ((*vni, at(*vni, *last)), number(last)));
+        let restricted =
+            services.iter().map(|(vni, some)| ((*vni, at(*vni, 9)), some.iter().map(number).collect()));
         Overlay {
             node: 1,
             source: Some(Ipv4Addr::new(192, 0, 2, 1)),
@@ -47,6 +51,8 @@ fn any_overlay() -> impl Strategy<Value = Overlay> {
                 })
                 .collect(),
             published: published.collect(),
+            callers: callers.collect(),
+            restricted: restricted.collect(),
             ..Overlay::default()
         }
     })
