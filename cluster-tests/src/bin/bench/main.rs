@@ -7,8 +7,8 @@
 //! `--peer dockerd` measures Docker Swarm beside it, with daemons of its own on the same kind of hosts. `--only` keeps
 //! the figures whose name contains the word. Needs root, and a release build for figures worth quoting.
 
-mod overlay;
 mod network;
+mod overlay;
 mod peer;
 mod resources;
 mod rswarm;

@@ -20,6 +20,8 @@
 //!                       tcp flags syn tcp option maxseg size set rt mtu
 //!                       iifname "rsup" ct status dnat oifname . ip daddr @members accept
 //!                       iifname @ingress oifname @ingress ct mark != 0 oifname . ip daddr @members accept
+//!                       tcp flags ack iifname . ip saddr @members iifname . oifname @within
+//!                         oifname . ip daddr @members accept
 //!                       oifname . ip daddr @restricted meta mark set iifname . ip saddr map @callers
 //!                       iifname . ip saddr @members iifname . oifname @within
 //!                         oifname . ip daddr . meta mark @allowed meta mark set 0 accept
@@ -63,7 +65,8 @@
 //!   would not take packets from its own address.
 //! - A task of a service with `--allow-from` is `restricted`: its own node lets only tasks of `allowed` services through to
 //!   it, by which address ever it was called. The mark takes the caller's number from one rule to the next, when the packet
-//!   is routed already. Who is `established` stays so.
+//!   is routed already. Who is `established` stays so, and so does TCP that has begun: of what a restricted task calls
+//!   elsewhere only the answers come by here.
 //! - The members of the ingress network cannot call each other: it only carries what entered by a published port.
 
 use super::{
@@ -284,6 +287,7 @@ fn chains() -> Vec<ChainSpec> {
                     destination,
                     accept,
                 ]),
+                rule([&ipv4(), &tcp(Expr::AnyBitOfByte(ACK)), source, within, destination, accept]),
                 rule([
                     &ipv4(),
                     &[

@@ -139,6 +139,7 @@ async fn a_restricted_service_answers_none_but_the_allowed() {
     let caller = cluster.start(1, 4, &[APP]).await;
     let second = cluster.start(2, 5, &[APP]).await;
     let stranger = cluster.start(1, 6, &[APP, OTHER]).await;
+    let away = cluster.start(2, 7, &[APP]).await;
     let service = cluster.serve("db", APP, 200, &[2, 3]);
     cluster.tell().await;
     for task in &cluster.tasks {
@@ -169,7 +170,9 @@ async fn a_restricted_service_answers_none_but_the_allowed() {
     // At once, not by silence; what a restricted task itself calls is not concerned, nor another network.
     let refused = cluster.tasks[stranger].container.run(|| TcpStream::connect((service, 80))).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
-    assert!(reaches(&cluster, near, at(&cluster, stranger)));
+    for called in [stranger, away] {
+        assert!(reaches(&cluster, near, at(&cluster, called)), "{called}");
+    }
     assert!(reaches(&cluster, stranger, cluster.tasks[near].address(OTHER)));
     // Who was connected stays so.
     (&held).write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
