@@ -157,7 +157,7 @@ impl<'a> View<'a> {
             vni: network.vni?,
             subnet: ipam.subnet,
             gateway: ipam.gateway,
-            mtu: network.spec.mtu.unwrap_or_else(|| self.state.overlay_mtu()),
+            mtu: network.spec.mtu.unwrap_or_else(|| self.state.overlay_mtu(network.spec.encrypted)),
             internal: network.spec.internal,
             ingress: network.spec.ingress,
             encrypted: network.spec.encrypted,
@@ -215,8 +215,9 @@ impl<'a> View<'a> {
 
 /// A node that takes part in overlays; up or down, so that its entries do not come and go.
 fn map_node(node: &Node) -> Option<MapNode> {
-    let addr = node.description.as_ref()?.network.data_path_addr?;
-    (node.number != 0).then(|| MapNode { number: node.number, name: node.display_name(), addr })
+    let network = &node.description.as_ref()?.network;
+    let (addr, tunnel) = (network.data_path_addr?, network.tunnel);
+    (node.number != 0).then(|| MapNode { number: node.number, name: node.display_name(), addr, tunnel })
 }
 
 fn is_reachable(node: &Node) -> bool {
@@ -363,6 +364,36 @@ mod tests {
         let seen = maps[2].endpoints.values().next().unwrap();
         assert_eq!((seen.node, seen.state), (node_id(2), EndpointState::Ready));
         assert_eq!(seen.addresses.keys().collect::<Vec<_>>(), [&ingress]);
+    }
+
+    #[test]
+    fn encrypted_networks_are_narrower_and_a_new_key_is_told_to_all() {
+        use rswarm_types::node::{TunnelKey, TunnelKeys};
+        let (mut f, _, _) = fixture(2);
+        let mut network = f.network("secret", "10.0.0.0/24");
+        (network.ipam, network.spec.driver) = (None, NetworkDriver::Overlay);
+        network.spec.encrypted = true;
+        let secret = network.id;
+        f.must(vec![Write::CreateNetwork(Box::new(network))]);
+        f.create("vault", 1, on(secret, 1));
+        f.run();
+        let seen = map(&f.state, node_id(1));
+        assert_eq!(
+            (seen.networks[&secret].encrypted, seen.networks[&secret].mtu),
+            (true, 1498 - 110),
+            "room for VXLAN and WireGuard"
+        );
+        assert_eq!(seen.nodes[&node_id(2)].tunnel, None);
+
+        let before = f.state.clone();
+        let tunnel = Some(TunnelKeys { place: 0, current: TunnelKey([7; 32]), next: None });
+        let mut description = f.state.node(node_id(2)).unwrap().description.clone().unwrap();
+        description.network.tunnel = tunnel;
+        f.must(vec![Write::SetNodeDescription { id: node_id(2), description }]);
+        assert_eq!(concerned(&before, &f.state), Concerned::Everyone);
+        let told = change(&before, &f.state, node_id(1));
+        assert_eq!(told.set.nodes[&node_id(2)].tunnel, tunnel);
+        assert!(told.set.endpoints.is_empty() && told.removed_nodes.is_empty());
     }
 
     #[test]

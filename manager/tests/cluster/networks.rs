@@ -116,9 +116,9 @@ async fn clashes_are_refused_by_name_and_what_is_unused_is_pruned() {
         Code::FailedPrecondition,
         "subnet `10.0.16.0/24` overlaps `10.0.16.0/20`, network `front`",
     );
-    let options = [("encrypted".to_owned(), String::new())].into();
+    let options = [("encrypted".to_owned(), "maybe".to_owned())].into();
     let status = make(&host, v1::NetworkSpec { options, ..overlay("back") }).await.unwrap_err();
-    refused(status, Code::InvalidArgument, "`encrypted` is not supported yet");
+    refused(status, Code::InvalidArgument, "invalid option `encrypted=maybe`");
 
     refused(remove(&host, "front").await.unwrap_err(), Code::FailedPrecondition, "is in use by service");
     refused(remove(&host, "ingress").await.unwrap_err(), Code::FailedPrecondition, "is in use by service");

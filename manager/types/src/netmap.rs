@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Subnet;
+use crate::node::TunnelKeys;
 use crate::service::{EndpointMode, PortConfig};
 use crate::{NetworkId, NodeId, ServiceId, TaskId, Version};
 
@@ -37,6 +38,9 @@ pub struct MapNode {
     pub name: String,
     /// Its data path address.
     pub addr: IpAddr,
+    /// Without keys nothing can be sent to it on encrypted networks.
+    #[serde(default)]
+    pub tunnel: Option<TunnelKeys>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,7 +210,8 @@ mod tests {
     fn map(index: u64, nodes: &[(u128, u16)]) -> NetworkMap {
         let node = |&(id, number): &(u128, u16)| {
             let addr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-            (NodeId::from_bytes(id.to_be_bytes()), MapNode { number, name: format!("n{number}"), addr })
+            let node = MapNode { number, name: format!("n{number}"), addr, tunnel: None };
+            (NodeId::from_bytes(id.to_be_bytes()), node)
         };
         NetworkMap { index: Version(index), nodes: nodes.iter().map(node).collect(), ..NetworkMap::default() }
     }

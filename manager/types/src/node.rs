@@ -97,6 +97,37 @@ pub struct NodeNetworkFacts {
     pub routes: Vec<Subnet>,
     /// Ports of the mesh on which other processes of the node listen: it leaves them to those.
     pub ports_in_use: BTreeSet<(Protocol, u16)>,
+    /// By which others know it on encrypted networks; `None` of a node that cannot take part in these.
+    pub tunnel: Option<TunnelKeys>,
+}
+
+/// The public X25519 keys of a node. There are two places for them, each with an address of the node inside the tunnel,
+/// so that its next key can be known to all before it is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelKeys {
+    /// The place of `current`, 0 or 1; `next` has the other.
+    pub place: u8,
+    pub current: TunnelKey,
+    #[serde(default)]
+    pub next: Option<TunnelKey>,
+}
+
+impl TunnelKeys {
+    /// The keys by their places.
+    pub fn places(&self) -> [Option<TunnelKey>; 2] {
+        let (current, next) = (Some(self.current), self.next);
+        if self.place == 0 { [current, next] } else { [next, current] }
+    }
+}
+
+/// A public key.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TunnelKey(pub [u8; 32]);
+
+impl std::fmt::Debug for TunnelKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
 }
 
 /// Operating system and architecture in the words of Go's `GOOS` and `GOARCH`, as OCI images use them.

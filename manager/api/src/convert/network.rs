@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use rswarm_types as types;
 use types::netmap::{MapAttachment, MapEndpoint, MapNetwork, MapNode, MapService, NetworkChange, NetworkMap};
 use types::network::{Ipam, IpamSpec, Network, NetworkSpec};
-use types::node::NodeNetworkFacts;
+use types::node::{NodeNetworkFacts, TunnelKey, TunnelKeys};
 use types::service::{Protocol, ServiceEndpoint};
 use types::{NetworkId, NodeId, ServiceId, TaskId, Version};
 
@@ -94,6 +94,7 @@ impl From<&NodeNetworkFacts> for v1::NodeNetworkFacts {
             mtu: facts.mtu,
             routes: facts.routes.iter().map(ToString::to_string).collect(),
             ports_in_use: facts.ports_in_use.iter().map(Into::into).collect(),
+            tunnel: facts.tunnel.as_ref().map(Into::into),
         }
     }
 }
@@ -106,8 +107,39 @@ impl TryFrom<v1::NodeNetworkFacts> for NodeNetworkFacts {
             mtu: wire.mtu,
             routes: texts("routes", &wire.routes)?,
             ports_in_use: each("ports_in_use", wire.ports_in_use)?.into_iter().collect(),
+            tunnel: tunnel(wire.tunnel)?,
         })
     }
+}
+
+impl From<&TunnelKeys> for v1::TunnelKeys {
+    fn from(keys: &TunnelKeys) -> Self {
+        Self {
+            place: keys.place.into(),
+            current: keys.current.0.to_vec(),
+            next: keys.next.map(|next| next.0.to_vec()).unwrap_or_default(),
+        }
+    }
+}
+
+impl TryFrom<v1::TunnelKeys> for TunnelKeys {
+    type Error = WireError;
+    fn try_from(wire: v1::TunnelKeys) -> Result<Self, WireError> {
+        let key = |field: &str, bytes: &[u8]| {
+            let reason = || WireError::new(field, format!("expected 32 bytes, found {}", bytes.len()));
+            bytes.try_into().map(TunnelKey).map_err(|_| reason())
+        };
+        let place = narrow("place", wire.place)?;
+        if place > 1 {
+            return Err(WireError::new("place", format!("expected 0 or 1, found {place}")));
+        }
+        let next = (!wire.next.is_empty()).then(|| key("next", &wire.next)).transpose()?;
+        Ok(Self { place, current: key("current", &wire.current)?, next })
+    }
+}
+
+fn tunnel(wire: Option<v1::TunnelKeys>) -> Result<Option<TunnelKeys>, WireError> {
+    wire.map(|keys| TunnelKeys::try_from(keys).map_err(|error| error.inside("tunnel"))).transpose()
 }
 
 impl From<&(Protocol, u16)> for v1::PortInUse {
@@ -199,12 +231,14 @@ fn node_to_wire((id, node): (&NodeId, &MapNode)) -> v1::MapNode {
         number: node.number.into(),
         name: node.name.clone(),
         addr: node.addr.to_string(),
+        tunnel: node.tunnel.as_ref().map(Into::into),
     }
 }
 
 fn node_from_wire(wire: v1::MapNode) -> Result<(NodeId, MapNode), WireError> {
     let (number, addr) = (narrow("number", wire.number)?, parse("addr", &wire.addr)?);
-    Ok((parse("id", &wire.id)?, MapNode { number, name: wire.name, addr }))
+    let tunnel = tunnel(wire.tunnel)?;
+    Ok((parse("id", &wire.id)?, MapNode { number, name: wire.name, addr, tunnel }))
 }
 
 fn network_to_wire((id, network): (&NetworkId, &MapNetwork)) -> v1::MapNetwork {
@@ -349,7 +383,9 @@ mod tests {
         let (network, node) = (NetworkId::from_bytes([3; 16]), NodeId::from_bytes([4; 16]));
         let service = ServiceId::from_bytes([1; 16]);
         let mut set = NetworkMap { index: Version(9), data_path_port: 4789, ..NetworkMap::default() };
-        set.nodes.insert(node, MapNode { number: 7, name: "n7".into(), addr: [192, 0, 2, 7].into() });
+        let keys = TunnelKeys { place: 1, current: TunnelKey([1; 32]), next: Some(TunnelKey([2; 32])) };
+        let (addr, tunnel) = ([192, 0, 2, 7].into(), Some(keys));
+        set.nodes.insert(node, MapNode { number: 7, name: "n7".into(), addr, tunnel });
         set.networks.insert(
             network,
             MapNetwork {
@@ -415,6 +451,7 @@ mod tests {
             mtu: 1500,
             routes: vec!["192.0.2.0/24".parse().unwrap()],
             ports_in_use: [(Protocol::Udp, 53)].into(),
+            tunnel: Some(TunnelKeys { place: 0, current: TunnelKey([3; 32]), next: None }),
         };
         let description = NodeDescription { network: facts, ..NodeDescription::default() };
         assert_eq!(NodeDescription::try_from(v1::NodeDescription::from(&description)), Ok(description));
@@ -430,6 +467,10 @@ mod tests {
         wire.nodes[0].number = 70_000;
         let error = NetworkChange::try_from(wire).unwrap_err().to_string();
         assert_eq!(error, "invalid field `nodes[0].number`: `70000` is out of range");
+        let mut wire = v1::NetworkChange::from(&change());
+        wire.nodes[0].tunnel.as_mut().unwrap().next = vec![1; 31];
+        let error = NetworkChange::try_from(wire).unwrap_err().to_string();
+        assert_eq!(error, "invalid field `nodes[0].tunnel.next`: expected 32 bytes, found 31");
         let mut wire = v1::Network::from(&network());
         wire.spec.as_mut().unwrap().subnet = "10.9.0.1/16".into();
         let error = Network::try_from(wire).unwrap_err().to_string();

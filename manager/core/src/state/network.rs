@@ -127,14 +127,17 @@ impl State {
     }
 
     /// Bytes of a packet inside an overlay whose network leaves that open: what fits between any two nodes.
-    pub(crate) fn overlay_mtu(&self) -> u32 {
+    pub(crate) fn overlay_mtu(&self, encrypted: bool) -> u32 {
         /// Outer Ethernet, IPv4, UDP and VXLAN headers. Source: RFC 7348, section 5.
         const VXLAN_BYTES: u32 = 50;
+        /// What WireGuard puts around that: IPv4, UDP, its own header and the tag. Source: the WireGuard paper, 5.4.6.
+        const WIREGUARD_BYTES: u32 = 60;
         const ETHERNET_MTU: u32 = 1500;
         /// Every host accepts as much. Source: RFC 791.
         const MTU_MIN: u32 = 576;
         let least = self.indexes.mtus.keys().next().copied().unwrap_or(ETHERNET_MTU);
-        least.saturating_sub(VXLAN_BYTES).max(MTU_MIN)
+        let around = VXLAN_BYTES + if encrypted { WIREGUARD_BYTES } else { 0 };
+        least.saturating_sub(around).max(MTU_MIN)
     }
 }
 

@@ -35,11 +35,8 @@ pub enum NetworkError {
     Option { name: String, driver: NetworkDriver },
     #[error("invalid option `{MTU_OPTION}={0}`: expected a number of bytes from {MTU_MIN} to {MTU_MAX}")]
     Mtu(String),
-    #[error(
-        "option `{ENCRYPTED_OPTION}` is not supported yet: what nodes send each other on this network would be readable \
-         on the way"
-    )]
-    Encrypted,
+    #[error("invalid option `{ENCRYPTED_OPTION}={0}`: expected `true` (or nothing) or `false`")]
+    Encrypted(String),
     #[error(
         "the ingress network is an overlay that no container attaches to and that has a way out: leave out {0}"
     )]
@@ -76,7 +73,7 @@ pub enum NetworkError {
 }
 
 fn known_options(driver: NetworkDriver) -> &'static str {
-    if driver == NetworkDriver::Overlay { "`com.docker.network.driver.mtu`" } else { "none" }
+    if driver == NetworkDriver::Overlay { "`com.docker.network.driver.mtu` or `encrypted`" } else { "none" }
 }
 
 /// Checks a network as the user wrote it, and takes its options in.
@@ -91,15 +88,16 @@ pub fn network_spec(spec: &mut NetworkSpec) -> Result<(), SpecError> {
                 let mtu = value.parse().ok().filter(|mtu| (MTU_MIN..=MTU_MAX).contains(mtu));
                 spec.mtu = Some(mtu.ok_or_else(|| NetworkError::Mtu(value.clone()))?);
             }
-            (ENCRYPTED_OPTION, NetworkDriver::Overlay) => spec.encrypted = value != "false",
+            (ENCRYPTED_OPTION, NetworkDriver::Overlay) => match value.as_str() {
+                "" | "true" => spec.encrypted = true,
+                "false" => spec.encrypted = false,
+                _ => return Err(NetworkError::Encrypted(value.clone()).into()),
+            },
             _ => return Err(NetworkError::Option { name: name.clone(), driver: spec.driver }.into()),
         }
     }
     if let Some(mtu) = spec.mtu.filter(|mtu| !(MTU_MIN..=MTU_MAX).contains(mtu)) {
         return Err(NetworkError::Mtu(mtu.to_string()).into());
-    }
-    if spec.encrypted {
-        return Err(NetworkError::Encrypted.into());
     }
     if spec.driver == NetworkDriver::Bridge {
         for (given, error) in [
@@ -254,8 +252,19 @@ mod tests {
             (Box::new(move |s| option(s, MTU_OPTION, "1400")), ""),
             (Box::new(move |s| option(s, MTU_OPTION, "70000")), "mtu=70000`: expected a number"),
             (Box::new(move |s| option(s, MTU_OPTION, "big")), "mtu=big`"),
-            (Box::new(move |s| option(s, "encrypted", "")), "`encrypted` is not supported yet"),
+            (Box::new(move |s| option(s, "encrypted", "")), ""),
             (Box::new(move |s| option(s, "encrypted", "false")), ""),
+            (
+                Box::new(move |s| option(s, "encrypted", "yes")),
+                "invalid option `encrypted=yes`: expected `true`",
+            ),
+            (
+                Box::new(move |s| {
+                    s.driver = NetworkDriver::Bridge;
+                    option(s, "encrypted", "");
+                }),
+                "unknown option `encrypted` for driver `bridge`",
+            ),
             (Box::new(move |s| option(s, "dsr", "1")), "unknown option `dsr` for driver `overlay`"),
             (
                 Box::new(move |s| {
@@ -314,6 +323,11 @@ mod tests {
         let mut spec = NetworkSpec::new("front", NetworkDriver::Overlay);
         option(&mut spec, MTU_OPTION, "1400");
         network_spec(&mut spec).unwrap();
-        assert_eq!(spec.mtu, Some(1400));
+        assert_eq!((spec.mtu, spec.encrypted), (Some(1400), false));
+        for (value, encrypted) in [("", true), ("true", true), ("false", false)] {
+            option(&mut spec, "encrypted", value);
+            network_spec(&mut spec).unwrap();
+            assert_eq!(spec.encrypted, encrypted, "{value:?}");
+        }
     }
 }

@@ -199,6 +199,7 @@ mod tests {
             number: u16::from(n),
             name: format!("n{n}"),
             addr: IpAddr::V4(Ipv4Addr::new(192, 0, 2, n)),
+            tunnel: None,
         };
         NetworkMap {
             data_path_port: 4789,
