@@ -106,6 +106,9 @@ fn named(link: &str) -> Option<String> {
 fn of_piece(missing: bool, piece: &Piece) -> (Part, bool, String, Option<String>) {
     let (part, link) = match piece {
         Piece::Bridge { name, .. } | Piece::Vxlan { name, .. } => (Part::Link, named(name)),
+        // It serves all networks that are encrypted.
+        Piece::Tunnel { .. } | Piece::TunnelKey(_) => (Part::Link, None),
+        Piece::TunnelPeer { .. } => (Part::Forwarding, None),
         Piece::Neighbour { link, .. } => (Part::Neighbour, named(link)),
         Piece::Forward { link, .. } => (Part::Forwarding, named(link)),
         // The ways back of published ports, and the way out of all.

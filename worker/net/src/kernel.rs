@@ -148,7 +148,7 @@ impl Kernel {
             helper.end()?;
         }
         if self.helper.is_none() {
-            self.helper = Helper::open(&self.config.helper)?;
+            self.helper = Helper::open(&self.config)?;
         }
         Ok(self.helper.as_mut())
     }

@@ -30,12 +30,14 @@ mod network;
 mod overlay;
 mod plan;
 mod probe;
+pub mod wireguard;
 
 pub use error::{KernelError, NetError};
 pub use finding::{Check, Finding, Part};
 pub use firewall::{Balancer, Element, Set, message::Shape};
 pub use model::{
     BridgeNetwork, Cidr, Endpoint, HostPort, INTERFACE_NAME_MAX, Mac, NetworkConfig, NodeNetwork, Protocol,
+    TunnelProgram,
 };
 pub use netns::run_in_netns;
 pub use network::{Attachment, Facts, Network, Report, facts};

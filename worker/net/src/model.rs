@@ -33,6 +33,19 @@ pub struct NetworkConfig {
     pub helper: PathBuf,
     /// Name of the host's end of the link to that namespace.
     pub uplink: String,
+    /// What encrypts where the kernel cannot; without it only the kernel will do.
+    pub tunnel: Option<TunnelProgram>,
+}
+
+/// How the process is started that encrypts what nodes send each other, and how it is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelProgram {
+    pub executable: PathBuf,
+    /// Its first arguments.
+    pub args: Vec<String>,
+    /// Where it listens to us.
+    pub socket: PathBuf,
+    pub log: PathBuf,
 }
 
 impl Default for NetworkConfig {
@@ -42,6 +55,7 @@ impl Default for NetworkConfig {
             link_prefix: "rsv".into(),
             helper: "/run/rswarm/netns/overlay".into(),
             uplink: "rshost".into(),
+            tunnel: None,
         }
     }
 }

@@ -2,6 +2,10 @@
 //!
 //! ```text
 //! table inet rswarm {
+//!   chain raw         { type filter hook prerouting priority raw
+//!                       iifname "rswg" notrack }
+//!   chain raw-output  { type filter hook output priority raw
+//!                       oifname "rswg" notrack }
 //!   chain pin         { type filter hook prerouting priority mangle
 //!                       ct direction reply ct mark != 0 meta mark set ct mark
 //!                       ct state new iifname "rsup" ct mark set 0xfff
@@ -12,6 +16,9 @@
 //!                       iifname . ip daddr vmap @services
 //!                       iifname "rsup" meta l4proto . th dport vmap @published }
 //!   chain input       { type filter hook input priority filter
+//!                       iifname "rswg" udp dport @tunnels accept
+//!                       iifname "rswg" drop
+//!                       udp dport @tunnels reject
 //!                       ct state established,related accept
 //!                       iifname "rsup" meta l4proto tcp reject with tcp reset
 //!                       iifname "rsup" meta l4proto != icmp reject }
@@ -67,15 +74,18 @@
 //!   it, by which address ever it was called. The mark takes the caller's number from one rule to the next, when the packet
 //!   is routed already. Who is `established` stays so, and so does TCP that has begun: of what a restricted task calls
 //!   elsewhere only the answers come by here.
+//! - VXLANs of encrypted networks have their sockets in here, and take what comes by `rswg` alone: no task can send them
+//!   a frame that nobody has looked at. Nothing else is taken from there.
 //! - The members of the ingress network cannot call each other: it only carries what entered by a published port.
 
 use super::{
     Set,
     rules::{
         Base, CT_ESTABLISHED, CT_NEW, CT_RELATED, ChainSpec, Ct, Expr, Family, Hook, Layout, Meta, REG_1,
-        REG_2, Verdict, WORD_1, WORD_5, in_set, inet, ipv4, name_is, rule, source_check, translated,
+        REG_2, Verdict, WORD_1, WORD_5, in_set, inet, ipv4, name_is, rule, source_check, translated, tunnelled,
     },
 };
+use crate::wireguard::WIREGUARD;
 
 /// The helper's end of the veth to the host.
 pub(crate) const UPLINK: &str = "rsup";
@@ -106,6 +116,7 @@ pub(crate) static HELPER: Layout = Layout {
         Set::Restricted,
         Set::Callers,
         Set::Allowed,
+        Set::Tunnels,
         Set::Ports,
         Set::Macs,
         Set::Sources,
@@ -205,7 +216,15 @@ fn chains() -> Vec<ChainSpec> {
     // Where the address of the destination was just loaded.
     let unrestricted = &[Lookup { set: Set::Restricted, absent: true }];
     let header = |offset, to| Expr::Payload { base: Base::Network, offset, len: 4, to };
+    let drop = &[Expr::Verdict(Verdict::Drop)];
+    let from_tunnel = &name_is(Meta::Iifname, WIREGUARD);
+    let to_tunnel = &name_is(Meta::Oifname, WIREGUARD);
+    let raw = |name, number, device: &[Expr]| {
+        inet(name, "filter", number, -300, vec![rule([device, &[Expr::Untracked]])])
+    };
     vec![
+        raw("raw", libc::NF_INET_PRE_ROUTING, from_tunnel),
+        raw("raw-output", libc::NF_INET_LOCAL_OUT, to_tunnel),
         inet(
             "pin",
             "filter",
@@ -258,6 +277,9 @@ fn chains() -> Vec<ChainSpec> {
             libc::NF_INET_LOCAL_IN,
             0,
             vec![
+                rule([from_tunnel, &tunnelled(), accept]),
+                rule([from_tunnel, drop]),
+                rule([&tunnelled(), &[Unreachable]]),
                 rule([known, accept]),
                 rule([from_uplink, &l4proto(libc::IPPROTO_TCP), &[Reset]]),
                 rule([

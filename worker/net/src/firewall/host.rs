@@ -63,7 +63,7 @@ use super::{
     Set,
     rules::{
         Base, ChainSpec, Expr, Family, Layout, Meta, OPERATOR, REG_1, REG_2, Verdict, WORD_1, WORD_2, WORD_5,
-        in_set, inet, ipv4, loopback, not_in_set, rule, source_check, translated,
+        in_set, inet, ipv4, loopback, not_in_set, rule, source_check, translated, tunnelled,
     },
 };
 
@@ -129,14 +129,8 @@ fn guard() -> Vec<Expr> {
 }
 
 /// The encapsulated packets of the overlays.
-fn tunnelled() -> Vec<Expr> {
-    vec![
-        Expr::Meta { key: Meta::L4proto, to: REG_1 },
-        Expr::Equal(vec![libc::IPPROTO_UDP as u8]),
-        Expr::Payload { base: Base::Transport, offset: 2, len: 2, to: REG_1 },
-        Expr::Lookup { set: Set::Tunnels, absent: false },
-        Expr::Untracked,
-    ]
+fn untracked() -> Vec<Expr> {
+    rule([&tunnelled(), &[Expr::Untracked]])
 }
 
 fn chains() -> Vec<ChainSpec> {
@@ -151,9 +145,9 @@ fn chains() -> Vec<ChainSpec> {
             "filter",
             libc::NF_INET_PRE_ROUTING,
             -300,
-            vec![rule([&in_set(Meta::Iifname, Set::Bridges), &ipv4(), &loopback(16), drop]), tunnelled()],
+            vec![rule([&in_set(Meta::Iifname, Set::Bridges), &ipv4(), &loopback(16), drop]), untracked()],
         ),
-        inet("raw-output", "filter", libc::NF_INET_LOCAL_OUT, -300, vec![tunnelled()]),
+        inet("raw-output", "filter", libc::NF_INET_LOCAL_OUT, -300, vec![untracked()]),
         inet("prerouting", "nat", libc::NF_INET_PRE_ROUTING, -100, publish()),
         inet("output", "nat", libc::NF_INET_LOCAL_OUT, -100, publish()),
         inet("input", "filter", libc::NF_INET_LOCAL_IN, 0, vec![guard()]),

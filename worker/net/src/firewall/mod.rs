@@ -38,7 +38,7 @@ pub enum Set {
     Guarded,
     /// `inet`: addresses of the other nodes.
     Peers,
-    /// `inet`: the UDP port of the tunnels to other nodes.
+    /// `inet`: the UDP ports of the tunnels to other nodes.
     Tunnels,
     /// `inet`: bridges of overlays that have a way out.
     Outbound,
@@ -253,7 +253,13 @@ impl Element {
     /// The link that its key begins with.
     pub(crate) fn of_link(&self) -> Option<String> {
         match self.set {
-            Set::Published | Set::Bound | Set::Hairpins | Set::Nodes | Set::Mesh | Set::Elsewhere => None,
+            Set::Published
+            | Set::Bound
+            | Set::Hairpins
+            | Set::Nodes
+            | Set::Mesh
+            | Set::Elsewhere
+            | Set::Tunnels => None,
             _ => self.key.get(..16).map(crate::netlink::text),
         }
     }
@@ -394,6 +400,7 @@ pub(crate) fn mesh_elements(
         Element::address_of(Set::Uplinks, link, overlay.source()),
         Element::tunnel(overlay.data_path_port),
     ]);
+    elements.extend(overlay.tunnel().map(|end| Element::tunnel(end.port)));
     elements.extend(overlay.peers.values().map(|address| Element::peer(*address)));
     elements.extend(overlay.guarded.iter().map(|(protocol, port)| Element::guarded(link, *protocol, *port)));
     for ((protocol, published), to) in overlay.published.iter().filter(|(key, _)| !busy.contains(*key)) {

@@ -263,6 +263,16 @@ pub(super) fn name_is(key: Meta, name: &str) -> [Expr; 2] {
     [Expr::Meta { key, to: REG_1 }, Expr::Equal(super::name_bytes(name).to_vec())]
 }
 
+/// It is UDP, to one of the ports of the tunnels.
+pub(super) fn tunnelled() -> [Expr; 4] {
+    [
+        Expr::Meta { key: Meta::L4proto, to: REG_1 },
+        Expr::Equal(vec![libc::IPPROTO_UDP as u8]),
+        Expr::Payload { base: Base::Transport, offset: 2, len: 2, to: REG_1 },
+        Expr::Lookup { set: Set::Tunnels, absent: false },
+    ]
+}
+
 pub(super) fn not_in_set(key: Meta, set: Set) -> [Expr; 2] {
     [Expr::Meta { key, to: REG_1 }, Expr::Lookup { set, absent: true }]
 }

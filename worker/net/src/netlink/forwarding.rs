@@ -140,6 +140,14 @@ pub(crate) fn delete_default_in(socket: &mut Socket, route: &Route) -> Result<()
     fine_if(socket.execute(&Message::new(libc::RTM_DELROUTE, &header, attributes)), libc::ESRCH)
 }
 
+/// Sends what is for `to` by a link, whatever its mark: the table of the node's own addresses is looked at first.
+pub(crate) fn set_local_way(socket: &mut Socket, to: Cidr, link: u32) -> Result<(), KernelError> {
+    let mut header = route_header();
+    (header[1], header[4]) = (to.prefix_len, libc::RT_TABLE_LOCAL);
+    let attributes = Attributes::new().bytes(RTA_DST, &to.address.octets()).u32(RTA_OIF, link);
+    socket.execute(&Message::new(libc::RTM_NEWROUTE, &header, attributes).flags(REPLACE))
+}
+
 /// "Packets with this mark look into this table": a rule for policy routing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct MarkRule {

@@ -72,6 +72,10 @@ impl Attributes {
         self.bytes(kind | NESTED, &inner.0)
     }
 
+    pub fn append(&mut self, other: &Attributes) {
+        self.0.extend_from_slice(&other.0);
+    }
+
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -206,7 +210,7 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// `protocol` is `libc::NETLINK_ROUTE` or `libc::NETLINK_NETFILTER`.
+    /// `protocol` is `libc::NETLINK_ROUTE`, `libc::NETLINK_NETFILTER` or `libc::NETLINK_GENERIC`.
     pub fn open(protocol: i32) -> Result<Self, KernelError> {
         let mut socket = RawSocket::new(protocol as isize)?;
         socket.bind_auto()?;

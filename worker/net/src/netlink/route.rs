@@ -243,6 +243,28 @@ pub(crate) fn create_vxlan(
     socket.execute(&Message::new(libc::RTM_NEWLINK, &link_header(0, None), attributes).flags(NEW))
 }
 
+/// Gives a VXLAN another address to send from; nothing else about it changes.
+pub(crate) fn set_vxlan_source(socket: &mut Socket, name: &str, source: Ipv4Addr) -> Result<(), KernelError> {
+    let data = Attributes::new().bytes(IFLA_VXLAN_LOCAL, &source.octets());
+    let info = Attributes::new().text(IFLA_INFO_KIND, "vxlan").nest(IFLA_INFO_DATA, &data);
+    let attributes = Attributes::new().text(IFLA_IFNAME, name).nest(IFLA_LINKINFO, &info);
+    socket.execute(&Message::new(libc::RTM_NEWLINK, &link_header(0, None), attributes))
+}
+
+/// Creates a WireGuard link, still down, in `namespace`. Its UDP socket will be in the namespace of `socket`.
+pub(crate) fn create_wireguard(
+    socket: &mut Socket,
+    name: &str,
+    namespace: BorrowedFd<'_>,
+) -> Result<(), KernelError> {
+    let info = Attributes::new().text(IFLA_INFO_KIND, "wireguard");
+    let attributes = Attributes::new()
+        .text(IFLA_IFNAME, name)
+        .u32(IFLA_NET_NS_FD, namespace.as_raw_fd() as u32)
+        .nest(IFLA_LINKINFO, &info);
+    socket.execute(&Message::new(libc::RTM_NEWLINK, &link_header(0, None), attributes).flags(NEW))
+}
+
 /// What to change on a link; `None` leaves as it is.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct LinkChange<'a> {

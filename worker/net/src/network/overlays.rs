@@ -66,7 +66,10 @@ impl Node {
         let left = fabric::left(old, new).into_iter().map(|address| Action::Forget { address });
         let steps = in_order(left.collect(), gone, come);
         let mut operations: Vec<_> = steps.into_iter().map(Operation::Overlay).collect();
-        let same = old.published == new.published && old.guarded == new.guarded && old.peers == new.peers;
+        let same = old.published == new.published
+            && old.guarded == new.guarded
+            && old.peers == new.peers
+            && old.tunnel().is_some() == new.tunnel().is_some();
         if same && self.mesh.as_ref() == Some(mesh) {
             return operations;
         }

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
 };
 
 use super::model::{
@@ -19,6 +19,7 @@ use crate::{
     },
     model::{Cidr, Endpoint, Mac, NetworkConfig, Protocol},
     netlink::{forwarding::MarkRule, route::Tunnel},
+    wireguard::{PrivateKey, PublicKey, VXLAN, WIREGUARD, inner_address},
 };
 
 /// Routes of a connection from node N are in this table plus N.
@@ -43,6 +44,20 @@ pub(crate) enum Piece {
         tunnel: Tunnel,
         mtu: u32,
         sound: bool,
+    },
+    /// The link that encrypts, with the addresses of this node.
+    Tunnel {
+        node: u16,
+        mtu: u32,
+        port: u16,
+        sound: bool,
+    },
+    TunnelKey(PrivateKey),
+    /// Whoever has `key` may send from `address` and is sent what is for it. Where it is, is only how it begins.
+    TunnelPeer {
+        key: PublicKey,
+        address: Ipv4Addr,
+        endpoint: SocketAddrV4,
     },
     Neighbour {
         link: String,
@@ -72,6 +87,11 @@ impl fmt::Display for Piece {
         match self {
             Self::Bridge { name, .. } => write!(f, "bridge `{name}`"),
             Self::Vxlan { name, .. } => write!(f, "vxlan `{name}`"),
+            Self::Tunnel { .. } => write!(f, "link `{WIREGUARD}`"),
+            Self::TunnelKey(_) => write!(f, "key of `{WIREGUARD}`"),
+            Self::TunnelPeer { key, address, .. } => {
+                write!(f, "peer {address} of `{WIREGUARD}` with key {key}")
+            }
             Self::Neighbour { link, address, mac, .. } => {
                 write!(f, "neighbour {address} at {mac} on `{link}`")
             }
@@ -100,6 +120,8 @@ pub(super) enum Place {
     Route(u32),
     Rule(MarkRule),
     Chain(String),
+    TunnelKey,
+    TunnelPeer(PublicKey),
 }
 
 impl Piece {
@@ -112,6 +134,9 @@ impl Piece {
             Self::Route { table, .. } => Place::Route(*table),
             Self::Rule(rule) => Place::Rule(*rule),
             Self::Balancer(balancer) => Place::Chain(balancer.chain.clone()),
+            Self::Tunnel { .. } => Place::Link(WIREGUARD.to_owned()),
+            Self::TunnelKey(_) => Place::TunnelKey,
+            Self::TunnelPeer { key, .. } => Place::TunnelPeer(*key),
             Self::Element(_) => return None,
         })
     }
@@ -122,6 +147,16 @@ impl Piece {
             Self::Neighbour { link, .. } | Self::Forward { link, .. } | Self::Route { link, .. } => {
                 Some(link)
             }
+            Self::TunnelKey(_) | Self::TunnelPeer { .. } => Some(WIREGUARD),
+            _ => None,
+        }
+    }
+
+    /// The link that the piece is.
+    pub(super) fn is_link(&self) -> Option<&str> {
+        match self {
+            Self::Bridge { name, .. } | Self::Vxlan { name, .. } => Some(name),
+            Self::Tunnel { .. } => Some(WIREGUARD),
             _ => None,
         }
     }
@@ -169,7 +204,6 @@ fn base_pieces(uplink: Uplink) -> [Piece; 4] {
 
 fn network_pieces(overlay: &Overlay, vni: u32, network: &OverlayNetwork) -> Vec<Piece> {
     let bridge = bridge_name(vni);
-    let tunnel = Tunnel { vni, local: overlay.source(), port: overlay.data_path_port };
     let mut pieces = vec![
         Piece::Bridge {
             name: bridge.clone(),
@@ -178,7 +212,6 @@ fn network_pieces(overlay: &Overlay, vni: u32, network: &OverlayNetwork) -> Vec<
             mtu: network.mtu,
             sound: true,
         },
-        Piece::Vxlan { name: vxlan_name(vni), tunnel, mtu: network.mtu, sound: true },
         Piece::Element(Element::address_of(Set::Gateways, &bridge, network.gateway)),
         Piece::Element(if network.ingress {
             Element::link(Set::Ingress, &bridge)
@@ -188,6 +221,45 @@ fn network_pieces(overlay: &Overlay, vni: u32, network: &OverlayNetwork) -> Vec<
     ];
     if !network.internal {
         pieces.push(Piece::Element(Element::link(Set::Outbound, &bridge)));
+    }
+    let local = match network.encrypted {
+        true => overlay.tunnel().map(|end| inner_address(overlay.node, end.place)),
+        false => Some(overlay.source()),
+    };
+    // Without a tunnel the network is that of this node alone, rather than one in the clear.
+    pieces.extend(local.map(|local| {
+        let tunnel = Tunnel { vni, local, port: overlay.data_path_port };
+        Piece::Vxlan { name: vxlan_name(vni), tunnel, mtu: network.mtu, sound: true }
+    }));
+    pieces
+}
+
+/// What it takes that encrypted networks reach other nodes: the link, and as peers those who have tasks on them.
+fn tunnel_pieces(overlay: &Overlay, reach: &Reach) -> BTreeSet<Piece> {
+    let Some(end) = overlay.tunnel() else { return BTreeSet::new() };
+    let encrypted = |vni: &u32| overlay.networks.get(vni).is_some_and(|network| network.encrypted);
+    let widest = overlay.networks.values().filter(|network| network.encrypted).map(|network| network.mtu);
+    let mut pieces = BTreeSet::from([
+        Piece::Tunnel {
+            node: overlay.node,
+            mtu: widest.max().unwrap_or_default() + VXLAN,
+            port: end.port,
+            sound: true,
+        },
+        Piece::TunnelKey(end.key),
+        Piece::Element(Element::tunnel(overlay.data_path_port)),
+    ]);
+    let nodes: BTreeSet<u16> =
+        reach.keys().filter(|(vni, _)| encrypted(vni)).map(|(_, node)| *node).collect();
+    for node in nodes {
+        let (Some(address), Some(peer)) = (overlay.peers.get(&node), overlay.keys.get(&node)) else {
+            continue;
+        };
+        let endpoint = SocketAddrV4::new(*address, end.port);
+        // Also by the key that it will go over to, so that it can do so at any time.
+        pieces.extend([0, 1].iter().zip(peer.keys).filter_map(|(place, key)| {
+            Some(Piece::TunnelPeer { key: key?, address: inner_address(node, *place), endpoint })
+        }));
     }
     pieces
 }
@@ -296,10 +368,7 @@ fn reach(overlay: &Overlay) -> Reach {
     // Replies to a connection from the mesh go to the node by which it came, tasks or not.
     let mesh =
         overlay.ingress().into_iter().flat_map(|vni| overlay.peers.keys().map(move |node| (vni, *node)));
-    let known = |(vni, node)| {
-        let address = overlay.peers.get(&node).filter(|_| node != overlay.node)?;
-        overlay.networks.contains_key(&vni).then_some(((vni, node), *address))
-    };
+    let known = |(vni, node)| Some(((vni, node), overlay.address_for(vni, node)?));
     tasks.chain(mesh).filter_map(known).collect()
 }
 
@@ -321,8 +390,8 @@ pub(crate) fn pieces(
 
 /// The same node without any network or task.
 fn blank(overlay: &Overlay) -> Overlay {
-    let Overlay { node, source, data_path_port, .. } = *overlay;
-    Overlay { node, source, data_path_port, ..Overlay::default() }
+    let Overlay { node, source, data_path_port, tunnel, .. } = *overlay;
+    Overlay { node, source, data_path_port, tunnel, ..Overlay::default() }
 }
 
 /// Where two maps differ: key, value in the first, value in the second.
@@ -363,7 +432,10 @@ pub(crate) fn changes(old: &Overlay, new: &Overlay) -> (Vec<Piece>, Vec<Piece>) 
         gone.extend(a.into_iter().flat_map(|network| network_pieces(old, *vni, network)));
         come.extend(b.into_iter().flat_map(|network| network_pieces(new, *vni, network)));
     }
-    for ((vni, node), a, b) in differing(&reach(old), &reach(new)) {
+    let (reached, reaches) = (reach(old), reach(new));
+    gone.extend(tunnel_pieces(old, &reached));
+    come.extend(tunnel_pieces(new, &reaches));
+    for ((vni, node), a, b) in differing(&reached, &reaches) {
         gone.extend(a.into_iter().flat_map(|address| reach_pieces(*vni, *node, *address)));
         come.extend(b.into_iter().flat_map(|address| reach_pieces(*vni, *node, *address)));
     }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
     os::fd::AsFd,
     path::{Path, PathBuf},
     thread,
@@ -32,6 +32,10 @@ use crate::{
         route::{self, LinkChange, Peer},
     },
     netns,
+    wireguard::{
+        KEEPALIVE, Peer as TunnelPeer, Setting, WIREGUARD,
+        device::{self, Device},
+    },
 };
 
 /// Settings of the namespace. Some are of modules that may be absent: then there is nothing to set.
@@ -67,6 +71,7 @@ pub(crate) struct Helper {
     indexes: BTreeMap<String, u32>,
     /// The tables as of this generation of the rule set.
     read: Option<(u32, Tables)>,
+    tunnel: Device,
 }
 
 fn sysctl(name: &str) -> PathBuf {
@@ -87,19 +92,24 @@ fn write_setting(path: &Path, value: &'static str) -> Result<(), NetError> {
 }
 
 impl Helper {
-    /// Opens the namespace pinned at `path`; `None` when there is none.
-    pub fn open(path: &Path) -> Result<Option<Self>, NetError> {
+    /// Opens the namespace pinned where `config` says; `None` when there is none.
+    pub fn open(config: &NetworkConfig) -> Result<Option<Self>, NetError> {
+        let path = config.helper.as_path();
         if !netns::is_pinned(path) {
             return Ok(None);
         }
         let namespace = netns::open(path)?;
         let sockets = netns::within(namespace.as_fd(), path, || {
-            Ok::<_, KernelError>((Socket::open(libc::NETLINK_ROUTE)?, Socket::open(libc::NETLINK_NETFILTER)?))
+            let generic = Socket::open(libc::NETLINK_GENERIC)?;
+            let (route, netfilter) =
+                (Socket::open(libc::NETLINK_ROUTE)?, Socket::open(libc::NETLINK_NETFILTER)?);
+            Ok::<_, KernelError>((route, netfilter, generic))
         })?;
-        let (route, netfilter) =
+        let (route, netfilter, generic) =
             sockets.map_err(|error| NetError::kernel("open sockets in the helper namespace", error))?;
         let path = path.to_owned();
-        Ok(Some(Self { path, namespace, route, netfilter, indexes: BTreeMap::new(), read: None }))
+        let tunnel = Device::new(generic, config);
+        Ok(Some(Self { path, namespace, route, netfilter, indexes: BTreeMap::new(), read: None, tunnel }))
     }
 
     /// Makes the namespace, its settings, and the link to the host, where they are not as they should be.
@@ -112,7 +122,7 @@ impl Helper {
         if held.is_none() {
             netns::remove_pinned(&config.helper)?;
             netns::create_pinned(&config.helper)?;
-            *held = Self::open(&config.helper)?;
+            *held = Self::open(config)?;
         }
         let Some(helper) = held else {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
@@ -197,10 +207,11 @@ impl Helper {
     pub fn end(mut self) -> Result<(), NetError> {
         let failed = |error| NetError::kernel("empty the helper namespace", error);
         for link in route::links(&mut self.route).map_err(failed)? {
-            if ["vxlan", "veth", "bridge"].contains(&link.kind.as_str()) {
+            if ["vxlan", "veth", "bridge", "wireguard", "tun"].contains(&link.kind.as_str()) {
                 route::delete_link(&mut self.route, &link.name).map_err(failed)?;
             }
         }
+        self.tunnel.forget();
         Ok(())
     }
 
@@ -258,6 +269,25 @@ impl Helper {
                     let open = link.closed && !link.isolated;
                     let sound = link.up && open && on_its_bridge && name == vxlan_name(tunnel.vni);
                     observed.pieces.insert(Piece::Vxlan { name, tunnel, mtu, sound });
+                }
+                ("wireguard" | "tun", _) if name == WIREGUARD => {
+                    let routes = forwarding::routes(&mut self.route)?;
+                    let node = Device::node_of(&own);
+                    let sound = Device::is_sound(link, &own, &routes, node);
+                    // One that does not answer has no settings.
+                    let state = self.tunnel.get(link);
+                    let sound = sound && state.is_ok();
+                    let state = state.unwrap_or_default();
+                    observed.pieces.insert(Piece::Tunnel { node, mtu, port: state.port, sound });
+                    observed.pieces.extend(state.key.map(Piece::TunnelKey));
+                    observed.pieces.extend(state.peers.into_iter().map(|(key, peer)| {
+                        let nowhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+                        Piece::TunnelPeer {
+                            key,
+                            address: peer.address.unwrap_or(Ipv4Addr::UNSPECIFIED),
+                            endpoint: peer.endpoint.unwrap_or(nowhere),
+                        }
+                    }));
                 }
                 ("veth", _) if name == UPLINK => {
                     let helper = own.first().map(|cidr| cidr.address);
@@ -445,9 +475,40 @@ impl Helper {
                 let change = LinkChange { up: Some(true), mac, mtu: Some(*mtu), ..LinkChange::default() };
                 route::set_link(&mut self.route, name, &change)
             }
+            Piece::Tunnel { node, mtu, port, .. } => {
+                self.indexes.remove(WIREGUARD);
+                let namespace = (self.path.as_path(), self.namespace.as_fd());
+                let shape = device::Shape { node: *node, mtu: *mtu, port: *port };
+                self.tunnel.make(host, &mut self.route, namespace, shape)
+            }
+            Piece::TunnelKey(key) => self.tunnel.set(&mut self.route, &Setting::Key(*key)),
+            Piece::TunnelPeer { key, address, endpoint } => {
+                let (endpoint, keepalive) = (Some(*endpoint), KEEPALIVE);
+                let peer = TunnelPeer { key: *key, endpoint, address: *address, keepalive };
+                self.tunnel.set(&mut self.route, &Setting::Peer(peer))
+            }
             Piece::Vxlan { name, tunnel, mtu, .. } => {
+                let inside = device::carries(tunnel.local);
+                if inside
+                    && let Some(found) = route::link_by_name(&mut self.route, name)?.filter(|found| {
+                        let same = |found: &route::Tunnel| {
+                            route::Tunnel { local: tunnel.local, ..*found } == *tunnel
+                                && device::carries(found.local)
+                        };
+                        found.up
+                            && found.closed
+                            && found.mtu == *mtu
+                            && found.tunnel.as_ref().is_some_and(same)
+                    })
+                {
+                    // The node has gone over to its other key, and with it to its other address.
+                    return route::set_vxlan_source(&mut self.route, &found.name, tunnel.local);
+                }
                 self.remove_link(name)?;
-                route::create_vxlan(host, name, tunnel, *mtu, self.namespace.as_fd())?;
+                let namespace = self.namespace.as_fd();
+                // What is encrypted leaves from in here, all else from the host.
+                let home = if inside { &mut self.route } else { host };
+                route::create_vxlan(home, name, tunnel, *mtu, namespace)?;
                 let master = Some(self.index(&super::model::bridge_name(tunnel.vni))?);
                 route::set_link(&mut self.route, name, &LinkChange { master, ..LinkChange::default() })?;
                 route::close_port(&mut self.route, name, false)?;
@@ -474,6 +535,14 @@ impl Helper {
     fn remove(&mut self, piece: &Piece) -> Result<(), KernelError> {
         match piece {
             Piece::Bridge { name, .. } | Piece::Vxlan { name, .. } => self.remove_link(name),
+            Piece::Tunnel { .. } => {
+                self.remove_link(WIREGUARD)?;
+                self.tunnel.forget();
+                Ok(())
+            }
+            // It goes with its link, or makes room for its successor.
+            Piece::TunnelKey(_) => Ok(()),
+            Piece::TunnelPeer { key, .. } => self.tunnel.set(&mut self.route, &Setting::Remove(*key)),
             Piece::Neighbour { link, address, .. } => {
                 let link = self.index(link)?;
                 forwarding::delete_neighbour(&mut self.route, link, *address)

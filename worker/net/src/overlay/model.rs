@@ -10,6 +10,7 @@ use crate::{
     firewall::helper::{OWN_MARK, TUNNEL},
     listeners::listens,
     model::{Cidr, Mac, NetworkConfig, Protocol},
+    wireguard::{PeerKeys, TunnelEnd, inner_address},
 };
 
 /// The overlay networks of a cluster, as far as this node has to do with them. Networks are named by their VNI.
@@ -25,6 +26,10 @@ pub struct Overlay {
     pub guarded: BTreeSet<(Protocol, u16)>,
     /// The other nodes by number, with their addresses.
     pub peers: BTreeMap<u16, Ipv4Addr>,
+    /// This node's end of the tunnel to the others. Without it nothing leaves by encrypted networks.
+    pub tunnel: Option<TunnelEnd>,
+    /// The keys of the others. Nothing is sent by encrypted networks to a node without.
+    pub keys: BTreeMap<u16, PeerKeys>,
     pub networks: BTreeMap<u32, OverlayNetwork>,
     /// Network and address of each task elsewhere, and its node's number. Own tasks are told by
     /// [`Network::attach`](crate::Network::attach); such as are in here are passed over.
@@ -55,6 +60,8 @@ pub struct OverlayNetwork {
     pub internal: bool,
     /// Carries the traffic of published ports; one network at most.
     pub ingress: bool,
+    /// What it carries between nodes goes through the tunnel.
+    pub encrypted: bool,
 }
 
 /// A service on a network.
@@ -129,6 +136,22 @@ impl Overlay {
         self.source.unwrap_or(Ipv4Addr::UNSPECIFIED)
     }
 
+    /// Our end of the tunnel, if anything is to go through it.
+    pub(crate) fn tunnel(&self) -> Option<&TunnelEnd> {
+        self.tunnel.as_ref().filter(|_| self.networks.values().any(|network| network.encrypted))
+    }
+
+    /// Where a network's packets for another node go; `None` as long as that is not known.
+    pub(crate) fn address_for(&self, vni: u32, node: u16) -> Option<Ipv4Addr> {
+        let address = self.peers.get(&node).filter(|_| node != self.node)?;
+        if !self.networks.get(&vni)?.encrypted {
+            return Some(*address);
+        }
+        self.tunnel?;
+        let PeerKeys { keys, place } = self.keys.get(&node)?;
+        (*keys.get(usize::from(*place))?).map(|_| inner_address(node, *place))
+    }
+
     /// Checks that the whole makes sense, before any of it touches the kernel.
     ///
     /// # Errors
@@ -149,6 +172,10 @@ impl Overlay {
         }
         if let Some(peer) = self.peers.keys().find(|peer| !number(**peer)) {
             return invalid("node", peer.to_string(), "expected a number of 1 to 4094");
+        }
+        if self.tunnel.is_some_and(|end| end.port == 0 || end.port == self.data_path_port || end.place > 1) {
+            let reason = "expected a port of its own, and place 0 or 1";
+            return invalid("tunnel", self.node.to_string(), reason);
         }
         let mut ingress = None;
         for (vni, network) in &self.networks {

@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
 };
 
 use super::{
@@ -93,13 +93,18 @@ impl Action {
         match self {
             Self::Connect(_) => 0,
             Self::RemovePort { .. } => 1,
-            Self::Add(Piece::Bridge { .. }) => 2,
+            Self::Add(Piece::Bridge { .. } | Piece::Tunnel { .. }) => 2,
             Self::Add(Piece::Vxlan { .. }) => 3,
             Self::CreatePort { .. } => 4,
             Self::PlugPort { .. } => 5,
             Self::ConfigureInside { .. } => 6,
             Self::Add(
-                Piece::Neighbour { .. } | Piece::Forward { .. } | Piece::Route { .. } | Piece::Rule(_),
+                Piece::Neighbour { .. }
+                | Piece::Forward { .. }
+                | Piece::Route { .. }
+                | Piece::Rule(_)
+                | Piece::TunnelKey(_)
+                | Piece::TunnelPeer { .. },
             ) => 7,
             Self::Rules(_) => 8,
             Self::Remove(Piece::Element(_)) => 9,
@@ -108,10 +113,15 @@ impl Action {
             Self::Remove(Piece::Balancer(_)) => 12,
             Self::OpenPort { .. } => 13,
             Self::Remove(
-                Piece::Neighbour { .. } | Piece::Forward { .. } | Piece::Route { .. } | Piece::Rule(_),
+                Piece::Neighbour { .. }
+                | Piece::Forward { .. }
+                | Piece::Route { .. }
+                | Piece::Rule(_)
+                | Piece::TunnelKey(_)
+                | Piece::TunnelPeer { .. },
             ) => 14,
             Self::Remove(Piece::Vxlan { .. }) => 15,
-            Self::Remove(Piece::Bridge { .. }) => 16,
+            Self::Remove(Piece::Bridge { .. } | Piece::Tunnel { .. }) => 16,
             Self::Forget { .. } => 17,
             Self::Disconnect => 18,
         }
@@ -177,14 +187,12 @@ pub(crate) fn plan(
         actions.extend(steps);
     }
     // A VXLAN is made anew when it differs, and loses its entries; a bridge may lose its neighbours.
-    lost.extend(wanted.difference(&observed.pieces).filter_map(|piece| match piece {
-        Piece::Bridge { name, .. } | Piece::Vxlan { name, .. } => Some(name.clone()),
-        _ => None,
-    }));
+    lost.extend(wanted.difference(&observed.pieces).filter_map(Piece::is_link).map(str::to_owned));
     if !observed.shape.intact(&HELPER) {
         actions.push(Action::Rules(observed.shape.clone()));
     }
-    let present = observed.pieces.iter().filter(|piece| match piece {
+    let found = observed.pieces.iter().map(|piece| as_wanted(wanted, piece));
+    let present = found.filter(|piece| match piece {
         Piece::Element(element) => observed.shape.keeps(element),
         piece => piece.link().is_none_or(|link| !lost.contains(link)),
     });
@@ -200,16 +208,22 @@ pub(crate) fn plan(
     in_order(actions, gone, come.collect())
 }
 
+/// A peer counts as the wanted one wherever it is: it is where it was heard from last, and need not be there where it
+/// was looked for first.
+fn as_wanted<'a>(wanted: &'a BTreeSet<Piece>, found: &'a Piece) -> &'a Piece {
+    let Piece::TunnelPeer { key, address, .. } = found else { return found };
+    let nowhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+    let first = Piece::TunnelPeer { key: *key, address: *address, endpoint: nowhere };
+    match wanted.range(first..).next() {
+        Some(next @ Piece::TunnelPeer { key: of, address: at, .. }) if of == key && at == address => next,
+        _ => found,
+    }
+}
+
 /// Puts the steps of a change in order: what makes room for its successor is not removed on its own.
 pub(crate) fn in_order(mut actions: Vec<Action>, gone: Vec<Piece>, come: Vec<Piece>) -> Vec<Step> {
     let places: BTreeSet<_> = come.iter().filter_map(Piece::place).collect();
-    let leaving: BTreeSet<String> = gone
-        .iter()
-        .filter_map(|piece| match piece {
-            Piece::Bridge { name, .. } | Piece::Vxlan { name, .. } => Some(name.clone()),
-            _ => None,
-        })
-        .collect();
+    let leaving: BTreeSet<String> = gone.iter().filter_map(Piece::is_link).map(str::to_owned).collect();
     let needed = |piece: &Piece| {
         piece.place().is_none_or(|place| !places.contains(&place))
             && piece.link().is_none_or(|link| !leaving.contains(link))

@@ -10,8 +10,9 @@ use std::{
 
 use rswarm_net::{
     Endpoint, HostPort, Network, NetworkConfig, NodeNetwork, Overlay, OverlayNetwork, Protocol,
-    PublishedPort, VirtualService,
+    PublishedPort, TunnelProgram, VirtualService,
     lab::{Host, Lab, LabSpec, delete_named_netns},
+    wireguard::{PeerKeys, TunnelEnd},
 };
 
 use crate::rig::{Container, output};
@@ -72,6 +73,11 @@ pub struct Cluster {
     pub lab: Lab,
     pub nodes: Vec<Network>,
     pub mtu: u32,
+    /// Those of `networks` that are encrypted; and each node's end of the tunnel, and what the others know of it.
+    pub encrypted: BTreeSet<u32>,
+    pub ends: BTreeMap<usize, (TunnelEnd, PeerKeys)>,
+    /// What encrypts.
+    pub program: Option<PathBuf>,
     pub networks: Vec<u32>,
     pub tasks: Vec<Task>,
     pub services: BTreeMap<(u32, Ipv4Addr), VirtualService>,
@@ -82,8 +88,15 @@ pub struct Cluster {
 }
 
 /// Names of a node's own, as several share this machine's files.
-fn config(host: &Host) -> NetworkConfig {
-    NetworkConfig { helper: helper(host), ..NetworkConfig::default() }
+fn config(host: &Host, program: Option<&PathBuf>) -> NetworkConfig {
+    let path = |end: &str| PathBuf::from(format!("/run/rswarm-lab/{}-{end}", host.name));
+    let tunnel = program.map(|executable| TunnelProgram {
+        executable: executable.clone(),
+        args: Vec::new(),
+        socket: path("tunnel"),
+        log: path("tunnel-log"),
+    });
+    NetworkConfig { helper: helper(host), tunnel, ..NetworkConfig::default() }
 }
 
 pub fn helper(host: &Host) -> PathBuf {
@@ -93,6 +106,11 @@ pub fn helper(host: &Host) -> PathBuf {
 impl Cluster {
     /// Nodes 1 to `nodes`, and a further host that is no node.
     pub fn new(nodes: usize) -> Self {
+        Self::with_program(nodes, None)
+    }
+
+    /// The same, whose nodes can encrypt by this program.
+    pub fn with_program(nodes: usize, program: Option<PathBuf>) -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("ovl{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let lab = Lab::create(LabSpec { gateway: true, ..LabSpec::new(&name, nodes + 1) }).unwrap();
@@ -100,6 +118,9 @@ impl Cluster {
             lab,
             nodes: Vec::new(),
             mtu: 1450,
+            encrypted: BTreeSet::new(),
+            ends: BTreeMap::new(),
+            program,
             networks: vec![INGRESS, APP, OTHER, INNER],
             tasks: Vec::new(),
             services: BTreeMap::new(),
@@ -114,7 +135,7 @@ impl Cluster {
     /// A fresh daemon's handle on a node.
     pub fn daemon(&self, number: usize) -> Network {
         let host = self.lab.host(number);
-        host.run(|| Network::new(config(host))).unwrap().unwrap()
+        host.run(|| Network::new(config(host, self.program.as_ref()))).unwrap().unwrap()
     }
 
     pub fn host(&self, number: usize) -> &Host {
@@ -138,9 +159,10 @@ impl Cluster {
                 subnet: subnet(*vni),
                 prefix_len: 20,
                 gateway: address(*vni, 1),
-                mtu: self.mtu,
+                mtu: self.mtu - if self.encrypted.contains(vni) { 60 } else { 0 },
                 internal: *vni == INNER,
                 ingress: *vni == INGRESS,
+                encrypted: self.encrypted.contains(vni),
             };
             (*vni, network)
         };
@@ -156,6 +178,8 @@ impl Cluster {
                 .filter(|peer| *peer != number)
                 .map(|peer| (peer as u16, self.host(peer).address))
                 .collect(),
+            tunnel: self.ends.get(&number).map(|(end, _)| *end),
+            keys: self.ends.iter().map(|(node, (_, keys))| (*node as u16, *keys)).collect(),
             networks: self.networks.iter().map(network).collect(),
             endpoints: elsewhere
                 .flat_map(|task| {
@@ -239,7 +263,11 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         for number in 1..=self.nodes.len() {
-            let _ = delete_named_netns(&helper(self.host(number)));
+            let host = self.host(number);
+            let _ = delete_named_netns(&helper(host));
+            for end in ["tunnel", "tunnel-log"] {
+                let _ = std::fs::remove_file(format!("/run/rswarm-lab/{}-{end}", host.name));
+            }
         }
     }
 }

@@ -43,6 +43,7 @@ pub fn of(map: &NetworkMap, node: NodeId, guarded: &Guarded) -> Option<Overlay> 
             mtu: network.mtu,
             internal: network.internal,
             ingress: network.ingress,
+            encrypted: network.encrypted,
         };
         overlay.networks.insert(vni, network);
     }
