@@ -49,7 +49,7 @@ pub struct InitArgs {
     /// Where packets of overlay networks leave and arrive (default: the address told to other nodes)
     #[arg(long, value_name = "IP|INTERFACE", default_value = "", hide_default_value = true)]
     data_path_addr: String,
-    /// UDP port of overlay networks, the same on all nodes
+    /// UDP port of overlay networks, the same on all nodes; encrypted ones take the next
     #[arg(long, value_name = "PORT", default_value_t = 4789)]
     data_path_port: u16,
     /// Registry that may be used over http or with an unknown certificate: HOST, HOST:PORT or CIDR; for the daemon

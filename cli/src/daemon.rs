@@ -50,6 +50,9 @@ pub struct DaemonArgs {
     /// Server to ask before a registry, for reading only: [HOST=]URL; without HOST it stands for docker.io
     #[arg(long = "registry-mirror", value_name = "[HOST=]URL")]
     registry_mirrors: Vec<rswarm_image::Mirror>,
+    /// Seconds after which this node takes another key for encrypted networks (default: 12 hours); for tests
+    #[arg(long = "key-period", value_name = "SECONDS", hide = true)]
+    key_period_seconds: Option<u64>,
 }
 
 /// Threads that drive connections; work that blocks has threads of its own.
@@ -102,6 +105,7 @@ async fn serve(mut paths: Paths, args: DaemonArgs) -> anyhow::Result<()> {
             description: facts::describe(args.hostname.as_deref(), &labels),
             executable: std::env::current_exe().context("cannot find the rswarm executable")?,
             started_at: Timestamp::now(),
+            key_period: args.key_period_seconds.map_or(rswarm_worker::KEY_PERIOD, Duration::from_secs),
         },
         control.clone(),
     );

@@ -118,6 +118,7 @@ fn main() -> ExitCode {
         Some("shim") => std::process::exit(rswarm_runtime::shim_main(args)),
         Some("runtime") => std::process::exit(rswarm_runtime::runc_main(args)),
         Some("resolver") => std::process::exit(rswarm_resolver::main(args)),
+        Some("tunnel") => std::process::exit(rswarm_tunnel::main(args)),
         _ => {}
     }
     if std::env::args_os()

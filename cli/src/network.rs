@@ -68,7 +68,7 @@ pub struct CreateArgs {
     /// Label
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
-    /// Option of the driver: com.docker.network.driver.mtu=BYTES
+    /// Option of the driver: `encrypted` (what goes between nodes), com.docker.network.driver.mtu=BYTES
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = label)]
     opt: Vec<(String, String)>,
     /// What Docker tells local networks from; here it follows from the driver

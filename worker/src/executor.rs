@@ -10,9 +10,10 @@ use futures::future::BoxFuture;
 use rswarm_api::v1;
 use rswarm_types::error::chain;
 use rswarm_types::netmap::NetworkMap;
+use rswarm_types::node::TunnelKeys;
 use rswarm_types::service::Protocol;
 use rswarm_types::task::PortStatus;
-use rswarm_types::{Task, TaskId, Timestamp};
+use rswarm_types::{Task, TaskId, Timestamp, Version};
 use tokio::sync::mpsc;
 
 use crate::task::Done;
@@ -186,6 +187,18 @@ pub trait Executor: Send + Sync + 'static {
     fn check_network(&self) -> BoxFuture<'_, v1::NetworkCheck>;
     /// Published ports on which other processes of the node listen, as of the last time somebody looked.
     fn ports_in_use(&self) -> BTreeSet<(Protocol, u16)>;
+    /// The node's public keys for encrypted networks; `None` of one that cannot take part in these.
+    fn tunnel_keys(&self) -> Option<TunnelKeys> {
+        None
+    }
+    /// The index of which this node waits until all nodes have arrived there, if it waits for anything.
+    fn awaits_settled(&self) -> Option<Version> {
+        None
+    }
+    /// All nodes have arrived there. Returns whether what the node says of itself is another now.
+    fn settled(&self, _index: Version) -> BoxFuture<'static, Result<bool, Failure>> {
+        Box::pin(std::future::ready(Ok(false)))
+    }
     /// Removes what belongs to no single task: networks, rules, directories. Called when no task is left.
     fn clear(&self) -> BoxFuture<'_, Result<(), Failure>>;
 }

@@ -35,7 +35,9 @@ use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
 pub use agent::Counts;
-pub use executor::container::{ContainerExecutor, ContainerExecutorConfig, ContainerExecutorError, Guarded};
+pub use executor::container::{
+    ContainerExecutor, ContainerExecutorConfig, ContainerExecutorError, Guarded, KEY_PERIOD,
+};
 use executor::{Executor, Failure};
 use ledger::Ledger;
 pub use ledger::{Entry, LedgerError};
@@ -158,7 +160,9 @@ impl Worker {
         let (cluster_sender, cluster) = watch::channel(view);
         let searching = SessionState::Searching { reason: "just started".to_owned() };
         let (state_sender, state) = watch::channel(searching);
-        let (description_sender, description) = watch::channel(parts.node_description);
+        let mut description = parts.node_description;
+        description.network.tunnel = parts.executor.tunnel_keys();
+        let (description_sender, description) = watch::channel(description);
         let server = Server::new(
             agent,
             ledger,

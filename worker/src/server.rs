@@ -47,6 +47,8 @@ pub(crate) enum Event {
         index: Version,
         result: Result<(), Failure>,
     },
+    /// What the node waited for has arrived everywhere: whether it says something else of itself now.
+    Settled(Result<bool, Failure>),
     /// Tell what is held.
     Tasks(oneshot::Sender<Vec<(Arc<Task>, TaskStatus)>>),
     /// End the loop and leave containers alone.
@@ -158,20 +160,29 @@ impl Server {
             Event::DiscardAgain(task) => self.discard(task),
             Event::Repaired(result) => {
                 self.repairing = false;
-                self.tell_ports_in_use();
+                self.tell_network();
                 if let Err(failure) = result {
                     tracing::warn!(error = %failure.text, "the node could not be repaired");
                 }
             }
             Event::NetworkSet { index, result } => {
-                self.tell_ports_in_use();
+                self.tell_network();
                 match (result, &self.outbox) {
-                    (Ok(()), Some(outbox)) => outbox.send_network_set(index.0),
+                    (Ok(()), Some(outbox)) => {
+                        outbox.send_network_set(index.0);
+                        if let Some(awaited) = self.executor.awaits_settled() {
+                            outbox.ask_settled(awaited.0);
+                        }
+                    }
                     (Ok(()), None) => {}
                     (Err(failure), _) => {
                         tracing::warn!(%index, error = %failure.text, "the node's network is not as it should be yet");
                     }
                 }
+            }
+            Event::Settled(Ok(_)) => self.tell_network(),
+            Event::Settled(Err(failure)) => {
+                tracing::warn!(error = %failure.text, "the node could not go over to its next key yet");
             }
             Event::Tasks(answer) => {
                 let tasks = self.agent.tasks().map(|(task, status)| (task.clone(), status.clone())).collect();
@@ -197,7 +208,16 @@ impl Server {
             }
             SessionEvent::Assignments(assignments) => self.feed(Input::Assignments(assignments)),
             SessionEvent::Acknowledged(sequence) => self.feed(Input::Acknowledged(sequence)),
-            SessionEvent::Settled(index) => self.feed(Input::Settled(index)),
+            SessionEvent::Settled(index) => {
+                self.feed(Input::Settled(index));
+                let (settled, sender) = (self.executor.settled(Version(index)), self.sender.clone());
+                tokio::spawn(async move {
+                    let result = settled.await;
+                    if result != Ok(false) {
+                        let _ = sender.send(Event::Settled(result)).await;
+                    }
+                });
+            }
             SessionEvent::SubscribeLogs(subscription) => {
                 let tasks = subscription
                     .task_ids
@@ -219,12 +239,13 @@ impl Server {
         }
     }
 
-    /// Tells the managers when other processes have taken published ports, or let go of them.
-    fn tell_ports_in_use(&self) {
-        let in_use = self.executor.ports_in_use();
+    /// Tells the managers when other processes have taken published ports, or let go of them, and of new keys.
+    fn tell_network(&self) {
+        let (in_use, tunnel) = (self.executor.ports_in_use(), self.executor.tunnel_keys());
         let changed = self.description.send_if_modified(|description| {
-            let changed = description.network.ports_in_use != in_use;
-            description.network.ports_in_use = in_use;
+            let network = &mut description.network;
+            let changed = network.ports_in_use != in_use || network.tunnel != tunnel;
+            (network.ports_in_use, network.tunnel) = (in_use, tunnel);
             changed
         });
         if let Some(outbox) = self.outbox.as_ref().filter(|_| changed) {

@@ -157,6 +157,7 @@ impl Lab {
                     pull: rswarm_image::PullOptions::default(),
                     cgroup_parent: self.cgroup.clone(),
                     network: NetworkConfig { helper: self.path("overlay"), ..NetworkConfig::default() },
+                    key_period: rswarm_worker::KEY_PERIOD,
                     guarded: Guarded::new(),
                     run_root: self.path("run"),
                     bridge_prefix: "rsb".to_owned(),

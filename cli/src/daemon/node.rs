@@ -12,7 +12,7 @@ use rswarm_identity as identity;
 use rswarm_identity::{Credentials, Identity, IdentityDir, JoinToken, NodeKey};
 use rswarm_image::{ImageStore, PullOptions};
 use rswarm_manager::{Ended, InitOptions, Manager, ManagerConfig};
-use rswarm_net::NetworkConfig;
+use rswarm_net::{NetworkConfig, TunnelProgram};
 use rswarm_runtime::ShimCommand;
 use rswarm_types::error::chain;
 use rswarm_types::{Availability, ClusterId, ClusterSpec, NodeDescription, NodeId, Role, Timestamp, Version};
@@ -48,12 +48,25 @@ pub struct NodeConfig {
     /// This executable, which is also the shim.
     pub executable: PathBuf,
     pub started_at: Timestamp,
+    /// After how long the node takes another key for encrypted networks.
+    pub key_period: Duration,
 }
 
 impl NodeConfig {
     /// The namespace of the overlays is below the run root: several nodes may share a machine.
     fn network(&self) -> NetworkConfig {
-        NetworkConfig { helper: self.paths.run_root.join("netns/overlay"), ..NetworkConfig::default() }
+        let run_root = &self.paths.run_root;
+        let tunnel = TunnelProgram {
+            executable: self.executable.clone(),
+            args: vec!["tunnel".to_owned()],
+            socket: run_root.join("tunnel.sock"),
+            log: run_root.join("tunnel.log"),
+        };
+        NetworkConfig {
+            helper: run_root.join("netns/overlay"),
+            tunnel: Some(tunnel),
+            ..NetworkConfig::default()
+        }
     }
 
     /// How containers of the node `id` are run here.
@@ -69,6 +82,7 @@ impl NodeConfig {
             guarded: Guarded::from([(rswarm_net::Protocol::Tcp, listen_port)]),
             run_root: self.paths.run_root.clone(),
             bridge_prefix: BRIDGE_PREFIX.to_owned(),
+            key_period: self.key_period,
         }
     }
 }

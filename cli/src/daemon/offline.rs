@@ -27,6 +27,7 @@ pub async fn leave(mut paths: Paths) -> anyhow::Result<()> {
         description: facts::describe(None, &Labels::new()),
         executable: std::env::current_exe().context("cannot find the rswarm executable")?,
         started_at: Timestamp::now(),
+        key_period: rswarm_worker::KEY_PERIOD,
         paths,
     };
     let data_root = &config.paths.data_root;

@@ -13,6 +13,10 @@
 //!
 //! Processes on a host are the caller's to end: a namespace lives as long as a process does in it.
 
+mod witness;
+
+pub use witness::Witness;
+
 use std::{
     ffi::OsStr,
     fs, io,

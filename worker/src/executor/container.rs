@@ -7,6 +7,7 @@
 mod create;
 mod end;
 mod files;
+mod keys;
 mod logs;
 mod network;
 mod overlay;
@@ -23,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -31,13 +33,15 @@ use rswarm_image::{Digest, ImageError, ImageStore, PullOptions};
 use rswarm_net::{NetError, NetworkConfig};
 use rswarm_runtime::{Container, Containers, RuntimeError, ShimCommand, State, Status};
 use rswarm_types::netmap::NetworkMap;
+use rswarm_types::node::TunnelKeys;
 use rswarm_types::service::Protocol;
-use rswarm_types::{NodeId, Task, TaskId};
+use rswarm_types::{NodeId, Task, TaskId, Version};
 use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc};
 
 use super::{Executor, Failure, FailureKind, LogLine, LogQuery, Progress, Recovery};
 use crate::task::Done;
-use network::TaskNetworks;
+pub use keys::KEY_PERIOD;
+use network::{Encryption, TaskNetworks};
 pub use overlay::Guarded;
 use record::Record;
 use resolver::Resolver;
@@ -68,6 +72,8 @@ pub struct ContainerExecutorConfig {
     pub run_root: PathBuf,
     /// First letters of the names of bridges, at most 5 bytes, this daemon's alone in its network namespace.
     pub bridge_prefix: String,
+    /// After how long the node takes another key for encrypted networks: [`KEY_PERIOD`], but for tests.
+    pub key_period: Duration,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +86,12 @@ pub enum ContainerExecutorError {
     },
     #[error("the node's network cannot be used")]
     Network(#[source] NetError),
+    #[error("failed to keep the keys for encrypted networks in `{path}`")]
+    Keys {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 /// Why an operation on a task's container failed. `Display` is only the outermost link; the user reads the chain.
@@ -174,17 +186,16 @@ impl ContainerExecutor {
             .mode(0o700)
             .create(&tasks)
             .map_err(|source| ContainerExecutorError::Directory { path: tasks.clone(), source })?;
+        let keys = Encryption::open(tasks.with_file_name("tunnel-keys"), &config)?;
         let networks = TaskNetworks::open(
-            config.network.clone(),
-            config.bridge_prefix.clone(),
+            &config,
             node_id,
-            config.guarded.clone(),
-            config.run_root.clone(),
             Resolver::new(
                 config.shim.executable.clone(),
                 config.run_root.clone(),
                 config.network.helper.clone(),
             ),
+            keys,
         );
         let networks = networks.map_err(ContainerExecutorError::Network)?;
         let images_in_use: Arc<Mutex<BTreeMap<TaskId, (Digest, String)>>> = Arc::default();
@@ -323,6 +334,19 @@ impl Executor for ContainerExecutor {
 
     fn ports_in_use(&self) -> BTreeSet<(Protocol, u16)> {
         self.networks.ports_in_use()
+    }
+
+    fn tunnel_keys(&self) -> Option<TunnelKeys> {
+        self.networks.tunnel_keys()
+    }
+
+    fn awaits_settled(&self) -> Option<Version> {
+        self.networks.awaits_settled()
+    }
+
+    fn settled(&self, index: Version) -> BoxFuture<'static, Result<bool, Failure>> {
+        let networks = self.networks.clone();
+        async move { networks.settled(index).await }.boxed()
     }
 
     fn clear(&self) -> BoxFuture<'_, Result<(), Failure>> {

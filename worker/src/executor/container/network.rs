@@ -8,19 +8,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rswarm_api::v1;
 use rswarm_net::{
-    BridgeNetwork, Check, Endpoint, Finding, HostPort, NetError, Network, NetworkConfig, NodeNetwork, Part,
+    BridgeNetwork, Check, Endpoint, Finding, HostPort, NetError, Network, NodeNetwork, Overlay, Part,
 };
 use rswarm_resolver::{MapReader, MapWriter};
 use rswarm_types::cluster::Subnet;
 use rswarm_types::netmap::NetworkMap;
+use rswarm_types::node::TunnelKeys;
 use rswarm_types::service::{Protocol, PublishMode};
 use rswarm_types::task::{PortStatus, TaskAddress, TaskNetwork};
-use rswarm_types::{NetworkDriver, NetworkId, NodeId, Task, TaskId};
+use rswarm_types::{NetworkDriver, NetworkId, NodeId, Task, TaskId, Timestamp, Version};
 
+use super::keys::Keys;
 use super::overlay::{self, Guarded};
 use super::ports::{self, NodePort};
 use super::record::Record;
 use super::resolver::Resolver;
+use super::{ContainerExecutorConfig, ContainerExecutorError};
 use crate::executor::{Failure, FailureKind};
 
 /// Differences that are told at most, of which each takes a hundred bytes.
@@ -35,12 +38,41 @@ pub struct TaskNetworks {
     guarded: Guarded,
     run_root: PathBuf,
     resolver: Resolver,
+    encryption: Encryption,
     /// The last map a manager sent.
     announced: Mutex<Arc<NetworkMap>>,
     state: tokio::sync::Mutex<State>,
     /// Differences that were mended since this daemon started.
     mended: AtomicU64,
     in_use: Mutex<BTreeSet<NodePort>>,
+}
+
+/// Whether this node takes part in encrypted networks.
+pub enum Encryption {
+    With(Keys),
+    /// With the reason.
+    Without(String),
+}
+
+impl Encryption {
+    /// # Errors
+    /// The keys cannot be read or written.
+    pub fn open(path: PathBuf, config: &ContainerExecutorConfig) -> Result<Self, ContainerExecutorError> {
+        if let Some(obstacle) = rswarm_net::wireguard::obstacle(&config.network) {
+            return Ok(Self::Without(obstacle));
+        }
+        match Keys::open(path.clone(), config.key_period, Timestamp::now()) {
+            Ok(keys) => Ok(Self::With(keys)),
+            Err(source) => Err(ContainerExecutorError::Keys { path, source }),
+        }
+    }
+
+    fn keys(&self) -> Option<&Keys> {
+        match self {
+            Self::With(keys) => Some(keys),
+            Self::Without(_) => None,
+        }
+    }
 }
 
 /// What the kernel was made as.
@@ -66,21 +98,20 @@ impl TaskNetworks {
     /// # Errors
     /// Those of [`Network::new`].
     pub fn open(
-        config: NetworkConfig,
-        bridge_prefix: String,
+        config: &ContainerExecutorConfig,
         node: NodeId,
-        guarded: Guarded,
-        run_root: PathBuf,
         resolver: Resolver,
+        encryption: Encryption,
     ) -> Result<Self, NetError> {
         let (announced, state) = (Mutex::default(), tokio::sync::Mutex::default());
         Ok(Self {
-            network: Network::new(config)?,
-            bridge_prefix,
+            network: Network::new(config.network.clone())?,
+            bridge_prefix: config.bridge_prefix.clone(),
             node,
-            guarded,
-            run_root,
+            guarded: config.guarded.clone(),
+            run_root: config.run_root.clone(),
             resolver,
+            encryption,
             announced,
             state,
             mended: AtomicU64::new(0),
@@ -136,9 +167,36 @@ impl TaskNetworks {
         if state.map.networks.is_empty() { Ok(()) } else { self.resolver.ensure() }
     }
 
+    fn overlay(&self, map: &NetworkMap) -> Option<Overlay> {
+        overlay::of(map, self.node, &self.guarded, |port| Some(self.encryption.keys()?.end(port)))
+    }
+
+    /// The node's public keys, as others are to know them.
+    pub fn tunnel_keys(&self) -> Option<TunnelKeys> {
+        self.encryption.keys().map(Keys::told)
+    }
+
+    /// The index at which every node knows this one's next key, as long as that is not in use.
+    pub fn awaits_settled(&self) -> Option<Version> {
+        let announced = self.announced.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.encryption.keys()?.awaits(&announced, self.node)
+    }
+
+    /// Every node has arrived at `index`: if that is what the next key waits for, it is used from now on.
+    pub async fn settled(&self, index: Version) -> Result<bool, Failure> {
+        let Some(keys) = self.encryption.keys() else { return Ok(false) };
+        let state = self.state.lock().await;
+        let changed = keys.settled(index, Timestamp::now());
+        if !changed.map_err(|error| Failure::new(FailureKind::Temporary, &error))? {
+            return Ok(false);
+        }
+        tracing::info!("this node goes over to its next key for encrypted networks");
+        self.set_overlay(&state).await.map(|()| true)
+    }
+
     /// Tells the kernel what follows from the map and the containers here.
     async fn set_overlay(&self, state: &State) -> Result<(), Failure> {
-        let Some(overlay) = overlay::of(&state.map, self.node, &self.guarded) else {
+        let Some(overlay) = self.overlay(&state.map) else {
             return self.make_so(state).await;
         };
         let in_use = self.network.apply(overlay).await.map_err(|error| explain(&error, &state.attached))?;
@@ -157,6 +215,9 @@ impl TaskNetworks {
         if task.networks.iter().any(|network| network.driver == NetworkDriver::Overlay) {
             self.catch_up(&mut state).await?;
             overlay::check(&state.map, task)?;
+            if let Encryption::Without(obstacle) = &self.encryption {
+                overlay::check_clear(&state.map, task, obstacle)?;
+            }
         }
         let links: Vec<(&TaskNetwork, TaskAddress)> =
             task.networks.iter().filter_map(|network| Some((network, network.address?))).collect();
@@ -235,6 +296,11 @@ impl TaskNetworks {
     /// Makes the kernel as it should be, and says what was different.
     pub async fn repair(&self) -> Result<(), Failure> {
         let state = self.state.lock().await;
+        let encrypted = state.map.networks.values().any(|network| network.encrypted);
+        if let Some(keys) = self.encryption.keys().filter(|_| encrypted) {
+            let aged = keys.age(Timestamp::now());
+            aged.map_err(|error| Failure::new(FailureKind::Temporary, &error))?;
+        }
         self.make_so(&state).await?;
         self.resolve(&state)
     }
@@ -274,7 +340,7 @@ impl TaskNetworks {
     }
 
     async fn make_so(&self, state: &State) -> Result<(), Failure> {
-        let overlay = overlay::of(&state.map, self.node, &self.guarded).map(Arc::new);
+        let overlay = self.overlay(&state.map).map(Arc::new);
         let desired = NodeNetwork { overlay, ..desired(&state.attached) };
         let report =
             self.network.reconcile(&desired).await.map_err(|error| explain(&error, &state.attached))?;
@@ -297,6 +363,8 @@ impl TaskNetworks {
         self.announce(state.map.clone());
         self.resolver.end().await;
         self.network.remove_all().await.map_err(|error| Failure::new(FailureKind::Final, &error))?;
+        let forgotten = self.encryption.keys().map_or(Ok(()), Keys::remove);
+        forgotten.map_err(|error| Failure::new(FailureKind::Final, &error))?;
         match std::fs::remove_file(self.run_root.join(rswarm_resolver::MAP_FILE)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Failure::new(FailureKind::Final, &error))

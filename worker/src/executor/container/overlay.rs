@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use rswarm_net::wireguard::{PeerKeys, PublicKey, TunnelEnd};
 use rswarm_net::{Overlay, OverlayNetwork, PublishedPort, VirtualService};
 use rswarm_types::netmap::{EndpointState, MapEndpoint, MapService, NetworkMap};
+use rswarm_types::node::TunnelKeys;
 use rswarm_types::service::{EndpointMode, PublishMode};
 use rswarm_types::task::TaskNetwork;
 use rswarm_types::{NetworkDriver, NetworkId, NodeId, ServiceId, Task};
@@ -15,15 +17,26 @@ use crate::executor::{Failure, FailureKind};
 /// Ports of the node that tasks must not reach: those that nodes talk to each other by.
 pub type Guarded = BTreeSet<(rswarm_net::Protocol, u16)>;
 
-/// What the overlays on `node` should be; `None` if it takes no part in any.
-pub fn of(map: &NetworkMap, node: NodeId, guarded: &Guarded) -> Option<Overlay> {
+/// What the overlays on `node` should be; `None` if it takes no part in any. `end` gives its end of the tunnel, whose
+/// port it is told.
+pub fn of(
+    map: &NetworkMap,
+    node: NodeId,
+    guarded: &Guarded,
+    end: impl FnOnce(u16) -> Option<TunnelEnd>,
+) -> Option<Overlay> {
     let own = map.nodes.get(&node)?;
     if map.networks.is_empty() {
         return None;
     }
     let mut guarded = guarded.clone();
     guarded.insert((rswarm_net::Protocol::Udp, map.data_path_port));
+    let tunnel_port = map.data_path_port + 1;
+    if map.networks.values().any(|network| network.encrypted) {
+        guarded.insert((rswarm_net::Protocol::Udp, tunnel_port));
+    }
     let mut overlay = Overlay {
+        tunnel: end(tunnel_port),
         node: own.number,
         source: ipv4(own.addr),
         data_path_port: map.data_path_port,
@@ -32,6 +45,7 @@ pub fn of(map: &NetworkMap, node: NodeId, guarded: &Guarded) -> Option<Overlay> 
     };
     for peer in map.nodes.iter().filter(|(id, _)| **id != node).map(|(_, peer)| peer) {
         overlay.peers.extend(ipv4(peer.addr).map(|address| (peer.number, address)));
+        overlay.keys.extend(peer.tunnel.map(|keys| (peer.number, peer_keys(&keys))));
     }
     for (id, network) in &map.networks {
         let vni = network.vni;
@@ -109,6 +123,10 @@ fn restrict(map: &NetworkMap, node: NodeId, overlay: &mut Overlay) {
     }
 }
 
+fn peer_keys(keys: &TunnelKeys) -> PeerKeys {
+    PeerKeys { keys: keys.places().map(|key| key.map(|key| PublicKey(key.0))), place: keys.place }
+}
+
 /// The tasks of each service that take new connections.
 fn ready(map: &NetworkMap) -> BTreeMap<ServiceId, Vec<&MapEndpoint>> {
     let mut ready: BTreeMap<_, Vec<_>> = BTreeMap::new();
@@ -140,6 +158,22 @@ pub fn check(map: &NetworkMap, task: &Task) -> Result<(), Failure> {
     }
 }
 
+/// Refuses a task with an encrypted network on a node that cannot encrypt.
+pub fn check_clear(map: &NetworkMap, task: &Task, obstacle: &str) -> Result<(), Failure> {
+    let encrypted =
+        |network: &&TaskNetwork| map.networks.get(&network.network).is_some_and(|known| known.encrypted);
+    match task.networks.iter().find(encrypted) {
+        None => Ok(()),
+        Some(network) => Err(Failure {
+            text: format!(
+                "network `{}` is encrypted, and this node cannot do that: {obstacle}",
+                network.name
+            ),
+            kind: FailureKind::Unfit,
+        }),
+    }
+}
+
 /// Which of a task's networks has its way out: the ingress network, as what comes in there must go back there, else the
 /// first that has one.
 pub fn way_out(map: &NetworkMap, networks: &[&TaskNetwork]) -> Option<NetworkId> {
@@ -151,8 +185,10 @@ pub fn way_out(map: &NetworkMap, networks: &[&TaskNetwork]) -> Option<NetworkId>
 
 #[cfg(test)]
 mod tests {
+    use rswarm_net::wireguard::PrivateKey;
     use rswarm_types::TaskId;
-    use rswarm_types::netmap::{MapAttachment, MapNetwork, MapNode};
+    use rswarm_types::netmap::{MapAttachment, MapNetwork, MapNode, MapService};
+    use rswarm_types::node::TunnelKey;
     use rswarm_types::service::{PortConfig, Protocol};
 
     use super::*;
@@ -163,6 +199,10 @@ mod tests {
 
     fn node(n: u8) -> NodeId {
         NodeId::from_bytes([n; 16])
+    }
+
+    fn end(port: u16) -> Option<TunnelEnd> {
+        Some(TunnelEnd { port, key: PrivateKey([1; 32]), place: 1 })
     }
 
     fn address(last: u8) -> Ipv4Addr {
@@ -238,7 +278,7 @@ mod tests {
 
     #[test]
     fn ready_tasks_take_connections_and_those_elsewhere_have_a_way() {
-        let overlay = of(&map(), node(1), &Guarded::new()).unwrap();
+        let overlay = of(&map(), node(1), &Guarded::new(), end).unwrap();
         assert_eq!((overlay.node, overlay.source), (1, Some(Ipv4Addr::new(192, 0, 2, 1))));
         assert_eq!(overlay.peers, BTreeMap::from([(2, Ipv4Addr::new(192, 0, 2, 2))]));
         let service = &overlay.services[&(4097, address(2))];
@@ -255,7 +295,7 @@ mod tests {
 
     #[test]
     fn services_are_told_apart_where_not_everyone_may_connect() {
-        let plain = of(&map(), node(1), &Guarded::new()).unwrap();
+        let plain = of(&map(), node(1), &Guarded::new(), end).unwrap();
         assert_eq!((plain.restricted.len(), plain.callers.len()), (0, 0));
         let mut map = map();
         let api = ServiceId::from_bytes([4; 16]);
@@ -269,7 +309,7 @@ mod tests {
         map.endpoints.insert(TaskId::from_bytes([9; 16]), caller);
         // Each node looks after its own tasks, on all networks but the ingress network.
         for (n, own) in [(1, vec![3]), (2, vec![4, 5, 6])] {
-            let overlay = of(&map, node(n), &Guarded::new()).unwrap();
+            let overlay = of(&map, node(n), &Guarded::new(), end).unwrap();
             let restricted = own.into_iter().map(|last| ((4097, address(last)), BTreeSet::from([8])));
             assert_eq!(overlay.restricted, restricted.collect());
             assert_eq!(overlay.callers, BTreeMap::from([((4097, address(9)), 8)]));
@@ -277,10 +317,27 @@ mod tests {
     }
 
     #[test]
+    fn an_encrypted_network_goes_by_the_keys_that_the_map_tells() {
+        let key = |n: u8| TunnelKey([n; 32]);
+        let mut map = map();
+        let clear = of(&map, node(1), &Guarded::new(), end).unwrap();
+        assert!(clear.keys.is_empty() && !clear.guarded.contains(&(rswarm_net::Protocol::Udp, 4790)));
+        map.networks.get_mut(&FRONT).unwrap().encrypted = true;
+        map.nodes.get_mut(&node(2)).unwrap().tunnel =
+            Some(TunnelKeys { place: 1, current: key(5), next: Some(key(6)) });
+        let overlay = of(&map, node(1), &Guarded::new(), end).unwrap();
+        assert!(overlay.networks[&4097].encrypted && !overlay.networks[&4096].encrypted);
+        assert_eq!(overlay.tunnel.map(|end| (end.port, end.place)), Some((4790, 1)));
+        let keys = [Some(PublicKey([6; 32])), Some(PublicKey([5; 32]))];
+        assert_eq!(overlay.keys, BTreeMap::from([(2, PeerKeys { keys, place: 1 })]));
+        assert!(overlay.guarded.contains(&(rswarm_net::Protocol::Udp, 4790)));
+    }
+
+    #[test]
     fn a_node_that_is_told_of_no_network_has_no_overlay() {
         let empty = NetworkMap { networks: BTreeMap::new(), ..map() };
-        assert!(of(&empty, node(1), &Guarded::new()).is_none());
-        assert!(of(&map(), node(9), &Guarded::new()).is_none());
+        assert!(of(&empty, node(1), &Guarded::new(), end).is_none());
+        assert!(of(&map(), node(9), &Guarded::new(), end).is_none());
     }
 
     #[test]
@@ -329,7 +386,7 @@ mod tests {
         let cloned = started.elapsed();
         let change = next.since(&map);
         let compared = started.elapsed();
-        let overlay = of(&next, node(1), &Guarded::new()).unwrap();
+        let overlay = of(&next, node(1), &Guarded::new(), end).unwrap();
         let made = started.elapsed();
         assert_eq!((change.removed_endpoints.len(), overlay.services.len()), (1, 1001));
         eprintln!(

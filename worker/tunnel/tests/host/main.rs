@@ -17,6 +17,7 @@ macro_rules! needs_tunnel {
     };
 }
 
+mod bench;
 mod keys;
 mod wire;
 

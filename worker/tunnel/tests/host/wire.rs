@@ -1,47 +1,14 @@
 //! What a witness on the wire sees, and what is not sent at all.
 
-use std::{mem::MaybeUninit, net::UdpSocket, os::fd::OwnedFd, time::Duration};
+use std::{net::UdpSocket, time::Duration};
 
-use rswarm_net::run_in_netns;
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socket_with};
+use rswarm_net::lab::Witness;
 
 use crate::{APP, OTHER};
 use crate::{Cluster, cluster::address, cluster::helper, exchange, rig::output, rig::wait_until, sample};
 
-/// Every frame on the wire between the hosts.
-struct Witness(OwnedFd);
-
-impl Witness {
-    fn new(cluster: &Cluster) -> Self {
-        let all = std::num::NonZeroU32::new(u32::from((libc::ETH_P_ALL as u16).to_be())).unwrap();
-        let protocol = Some(rustix::net::Protocol::from_raw(all));
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let open = || socket_with(AddressFamily::PACKET, SocketType::RAW, flags, protocol).unwrap();
-        Self(run_in_netns(&cluster.lab.wire_path(), open).unwrap())
-    }
-
-    /// What it has seen since it was asked last.
-    fn frames(&self) -> Vec<Vec<u8>> {
-        let mut buffer = [MaybeUninit::uninit(); 4096];
-        std::iter::from_fn(|| {
-            let ((frame, _), _) = recv(&self.0, &mut buffer[..], RecvFlags::empty()).ok()?;
-            Some(frame.to_vec())
-        })
-        .collect()
-    }
-}
-
-fn has(frames: &[Vec<u8>], text: &str) -> bool {
-    frames.iter().any(|frame| frame.windows(text.len()).any(|part| part == text.as_bytes()))
-}
-
-fn to_port(frames: &[Vec<u8>], port: u16) -> usize {
-    let is = |frame: &&Vec<u8>| {
-        frame.get(12..14) == Some(&[8, 0])
-            && frame.get(23) == Some(&17)
-            && frame.get(36..38) == Some(&port.to_be_bytes())
-    };
-    frames.iter().filter(is).count()
+fn witness(cluster: &Cluster) -> Witness {
+    Witness::new(&cluster.lab.wire_path()).unwrap()
 }
 
 #[tokio::test]
@@ -49,28 +16,28 @@ async fn nothing_of_an_encrypted_network_is_to_be_read_on_the_wire() {
     needs_tunnel!();
     let cluster = sample().await;
     cluster.assert_settled().await;
-    let witness = Witness::new(&cluster);
+    let tap = witness(&cluster);
     exchange(&cluster, APP, "a word in the clear");
-    let clear = witness.frames();
-    assert!(has(&clear, "a word in the clear"), "the witness sees what is to be seen");
-    assert!(to_port(&clear, 4789) > 0);
+    let clear = tap.frames();
+    assert!(Witness::reads(&clear, "a word in the clear"), "the witness sees what is to be seen");
+    assert!(Witness::datagrams_to(&clear, 4789) > 0);
     exchange(&cluster, OTHER, "a word between us");
     // The largest packet that fits is not cut: the outer one fills the link.
     let mtu = usize::try_from(cluster.mtu).unwrap() - 60;
     let large = "between us, at length ".repeat(80);
     exchange(&cluster, OTHER, &large[..mtu - 28]);
-    let secret = witness.frames();
-    assert!(!has(&secret, "between us"), "in the clear on the wire");
-    assert_eq!(to_port(&secret, 4789), 0, "everything goes by the tunnel");
-    assert!(to_port(&secret, 4790) >= 2);
+    let secret = tap.frames();
+    assert!(!Witness::reads(&secret, "between us"), "in the clear on the wire");
+    assert_eq!(Witness::datagrams_to(&secret, 4789), 0, "everything goes by the tunnel");
+    assert!(Witness::datagrams_to(&secret, 4790) >= 2);
     assert!(secret.iter().any(|frame| frame.len() == 14 + mtu + 110), "{mtu}");
     // Replies too, and TCP.
     cluster.tasks[0].container.serve(80, "first");
     let at = cluster.tasks[0].address(OTHER);
     let answer = cluster.tasks[1].container.run(|| crate::rig::fetch(at, 80)).unwrap();
     assert_eq!(answer, format!("first saw {}", cluster.tasks[1].address(OTHER)));
-    let replies = witness.frames();
-    assert!(!has(&replies, "first saw") && to_port(&replies, 4790) > 0);
+    let replies = tap.frames();
+    assert!(!Witness::reads(&replies, "first saw") && Witness::datagrams_to(&replies, 4790) > 0);
     cluster.assert_settled().await;
 }
 
@@ -83,14 +50,14 @@ async fn a_node_whose_key_is_not_known_is_sent_nothing() {
     cluster.node(1).apply(cluster.overlay(1)).await.unwrap();
     let shown = cluster.inside(1, "bridge", &["fdb", "show", "dev", "rsx4098"]);
     assert!(!shown.contains("dst"), "{shown}");
-    let witness = Witness::new(&cluster);
+    let tap = witness(&cluster);
     let from = crate::socket(&cluster, 0, OTHER, 0);
     for _ in 0..20 {
         from.send_to(b"to nobody", (cluster.tasks[1].address(OTHER), 7000)).unwrap();
     }
     exchange(&cluster, APP, "meanwhile");
-    let seen = witness.frames();
-    assert!(has(&seen, "meanwhile") && !has(&seen, "to nobody"));
+    let seen = tap.frames();
+    assert!(Witness::reads(&seen, "meanwhile") && !Witness::reads(&seen, "to nobody"));
     assert_eq!(cluster.node(1).verify().await.unwrap(), []);
     cluster.ends.insert(2, known);
     cluster.tell().await;
