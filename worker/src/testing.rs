@@ -7,8 +7,9 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use rswarm_api::v1;
 use rswarm_types::netmap::NetworkMap;
+use rswarm_types::node::TunnelKeys;
 use rswarm_types::service::Protocol;
-use rswarm_types::{Task, TaskId, Timestamp};
+use rswarm_types::{Task, TaskId, Timestamp, Version};
 use tokio::sync::{mpsc, watch};
 
 use crate::executor::{
@@ -37,7 +38,12 @@ pub struct FakeExecutor {
     /// Tasks that ignore their stop signal.
     pub stubborn: Arc<Mutex<BTreeSet<TaskId>>>,
     pub ports_in_use: Arc<Mutex<BTreeSet<(Protocol, u16)>>>,
+    /// The next key waits for the nodes to arrive at [`NEXT_KEY_AT`].
+    pub tunnel: Arc<Mutex<Option<TunnelKeys>>>,
 }
+
+/// Where every node knows the next key.
+pub const NEXT_KEY_AT: Version = Version(5);
 
 impl Default for FakeExecutor {
     fn default() -> Self {
@@ -46,6 +52,7 @@ impl Default for FakeExecutor {
             unfit: Arc::default(),
             stubborn: Arc::default(),
             ports_in_use: Arc::default(),
+            tunnel: Arc::default(),
         }
     }
 }
@@ -189,6 +196,25 @@ impl Executor for FakeExecutor {
 
     fn ports_in_use(&self) -> BTreeSet<(Protocol, u16)> {
         self.ports_in_use.lock().unwrap().clone()
+    }
+
+    fn tunnel_keys(&self) -> Option<TunnelKeys> {
+        *self.tunnel.lock().unwrap()
+    }
+
+    fn awaits_settled(&self) -> Option<Version> {
+        self.tunnel_keys()?.next.map(|_| NEXT_KEY_AT)
+    }
+
+    fn settled(&self, index: Version) -> BoxFuture<'static, Result<bool, Failure>> {
+        let mut tunnel = self.tunnel.lock().unwrap();
+        let changed = match &mut *tunnel {
+            Some(TunnelKeys { place, current, next }) if index >= NEXT_KEY_AT => {
+                next.take().map(|next| (*place, *current) = (1 - *place, next))
+            }
+            _ => None,
+        };
+        Box::pin(std::future::ready(Ok(changed.is_some())))
     }
 
     fn clear(&self) -> BoxFuture<'_, Result<(), Failure>> {

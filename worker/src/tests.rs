@@ -7,11 +7,12 @@ use std::time::Duration;
 use rswarm_api::v1;
 use rswarm_api::v1::manager_message::{self, Message as FromManager};
 use rswarm_types::netmap::NetworkChange;
+use rswarm_types::node::{TunnelKey, TunnelKeys};
 use rswarm_types::service::Protocol;
 use rswarm_types::{NodeDescription, NodeId, Role, Task, TaskState, Version};
 
 use crate::testing::manager::{Behaviour, DEADLINE, Heard, Manager, assignments, id, task};
-use crate::testing::{Fake, FakeExecutor};
+use crate::testing::{Fake, FakeExecutor, NEXT_KEY_AT};
 use crate::{Counts, SessionState, Worker, WorkerParts};
 
 struct Node {
@@ -262,6 +263,34 @@ async fn a_leader_that_asks_is_told_what_the_node_finds_of_its_networks() {
         ..Default::default()
     }));
     manager.until("the port in use", |heard| heard.ports_in_use == [8080]).await;
+}
+
+#[tokio::test]
+async fn a_key_is_told_from_the_first_word_on_and_the_next_is_used_once_all_nodes_have_it() {
+    let (manager, addr, _serving) = Manager::start(Behaviour::Lead).await;
+    let node = Node::new();
+    let (first, second) = (TunnelKey([1; 32]), TunnelKey([2; 32]));
+    let keys = |place, current, next| TunnelKeys { place, current, next };
+    let wire = |keys: TunnelKeys| Some(v1::TunnelKeys::from(&keys));
+    *node.executor.tunnel.lock().unwrap() = Some(keys(0, first, None));
+    let _worker = node.start(&[&addr]).await;
+    let heard = manager.until("a session", |heard| heard.heartbeats > 0).await;
+    assert_eq!(heard.tunnel, wire(keys(0, first, None)));
+
+    let both = keys(0, first, Some(second));
+    *node.executor.tunnel.lock().unwrap() = Some(both);
+    let change = NetworkChange { full: true, ..NetworkChange::default() };
+    manager.say(FromManager::Assignments(v1::manager_message::Assignments {
+        index: 1,
+        full: true,
+        network: Some((&change).into()),
+        ..Default::default()
+    }));
+    manager.until("both keys", |heard| heard.tunnel == wire(both)).await;
+    manager.until("a question", |heard| heard.awaited.contains(&NEXT_KEY_AT.0)).await;
+    manager.say(FromManager::NetworkSettled(NEXT_KEY_AT.0 - 1));
+    manager.say(FromManager::NetworkSettled(NEXT_KEY_AT.0));
+    manager.until("the change", |heard| heard.tunnel == wire(keys(1, second, None))).await;
 }
 
 #[tokio::test]

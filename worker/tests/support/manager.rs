@@ -71,6 +71,9 @@ pub struct Heard {
     pub checks: Vec<v1::NetworkCheck>,
     /// By the last description.
     pub ports_in_use: Vec<u32>,
+    pub tunnel: Option<v1::TunnelKeys>,
+    /// Indexes of which the node asked to be told when all nodes are there.
+    pub awaited: Vec<u64>,
 }
 
 #[derive(Clone)]
@@ -145,13 +148,19 @@ impl Dispatcher for Manager {
 impl Heard {
     fn note(&mut self, message: FromAgent) {
         match message {
-            FromAgent::Hello(hello) => self.hostname = hello.description.unwrap().hostname,
+            FromAgent::Hello(hello) => {
+                let description = hello.description.unwrap();
+                self.hostname = description.hostname;
+                self.tunnel = description.network.and_then(|network| network.tunnel);
+            }
             FromAgent::Heartbeat(_) => self.heartbeats += 1,
             FromAgent::Description(description) => {
                 let network = description.network.unwrap_or_default();
                 self.ports_in_use = network.ports_in_use.iter().map(|port| port.port).collect();
+                self.tunnel = network.tunnel;
             }
-            FromAgent::NetworkSet(_) | FromAgent::AskSettled(_) => {}
+            FromAgent::AskSettled(index) => self.awaited.push(index),
+            FromAgent::NetworkSet(_) => {}
             FromAgent::NetworkChecked(check) => self.checks.push(check),
             FromAgent::Statuses(statuses) => {
                 self.sequence = self.sequence.max(statuses.sequence);
