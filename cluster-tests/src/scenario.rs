@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rswarm_lab::Machine;
+use rswarm_net::lab::Witness;
 
 use crate::vm::HELLO;
 
@@ -160,6 +161,36 @@ impl Scenario<'_> {
         }
     }
 
+    /// Has the first of these tasks find the service `web` by its name on a network, and fetch pages from its address until
+    /// all of them have answered.
+    fn ask_for_all(&self, tasks: &[TaskLine], network: &str) {
+        let asker = self.machines.iter().find(|machine| machine.name() == tasks[0].node);
+        let asker = asker.expect("tasks run on known hosts");
+        let on_it = format!("node={}", asker.name());
+        let filter = ["--filter", &on_it, "--filter", "desired-state=running"];
+        let id = self.ok(1, &[&["task", "ls", "--no-trunc", "--quiet"], &filter[..]].concat());
+        let pid = self.ok(1, &["task", "inspect", "--format", "{{.Status.ContainerStatus.PID}}", id.trim()]);
+        let inside = |program: &[&str]| {
+            let enter = ["nsenter", "-t", pid.trim(), "-n", BUSYBOX];
+            let output = asker.run(BUSYBOX, &[&enter[..], program].concat(), self.patience);
+            let output = output.map_err(|error| error.to_string())?;
+            if output.code == Some(0) { Ok(output.stdout) } else { Err(format!("{program:?}: {output:?}")) }
+        };
+        let gateway =
+            self.ok(1, &["network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", network]);
+        let answer = inside(&["nslookup", "web", gateway.trim()]).unwrap_or_else(|error| panic!("{error}"));
+        let address =
+            answer.lines().rev().find_map(|line| Some(line.strip_prefix("Address:")?.trim().to_owned()));
+        let address = address.unwrap_or_else(|| panic!("no address in:\n{answer}"));
+        let all: BTreeSet<String> = tasks.iter().map(|task| task.name.clone()).collect();
+        let mut seen = BTreeSet::new();
+        self.wait("all tasks answer by the service's address", || {
+            let page = inside(&["wget", "-q", "-O", "-", &format!("http://{address}/")])?;
+            seen.extend(named(&page));
+            if seen == all { Ok(()) } else { Err(format!("only {seen:?} so far at {address}")) }
+        });
+    }
+
     fn logs(&self) -> String {
         let tails = self
             .machines
@@ -237,8 +268,6 @@ pub fn a_service_is_reached_through_every_host_and_by_its_name(scenario: &mut Sc
 
     let [a, b, c, _] = scenario.machine(1).address().octets();
     let client = Ipv4Addr::new(a, b, c, WIRE);
-    let named =
-        |page: &str| page.lines().find_map(|line| Some(line.strip_prefix("task:")?.trim().to_owned()));
     for machine in &scenario.machines {
         let mut seen = BTreeSet::new();
         scenario.wait(&format!("both tasks answer through {}", machine.name()), || {
@@ -250,28 +279,50 @@ pub fn a_service_is_reached_through_every_host_and_by_its_name(scenario: &mut Sc
         });
     }
 
-    let asker = scenario.machines.iter().find(|machine| machine.name() == tasks[0].node);
-    let asker = asker.expect("tasks run on known hosts");
-    let id = scenario
-        .ok(1, &["task", "ls", "--no-trunc", "--filter", &format!("node={}", asker.name()), "--quiet"]);
-    let pid = scenario.ok(1, &["task", "inspect", "--format", "{{.Status.ContainerStatus.PID}}", id.trim()]);
-    let inside = |program: &[&str]| {
-        let enter = ["nsenter", "-t", pid.trim(), "-n", BUSYBOX];
-        let output = asker.run(BUSYBOX, &[&enter[..], program].concat(), scenario.patience);
-        let output = output.map_err(|error| error.to_string())?;
-        if output.code == Some(0) { Ok(output.stdout) } else { Err(format!("{program:?}: {output:?}")) }
-    };
-    let gateway =
-        scenario.ok(1, &["network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", "front"]);
-    let answer = inside(&["nslookup", "web", gateway.trim()]).unwrap_or_else(|error| panic!("{error}"));
-    let address =
-        answer.lines().rev().find_map(|line| Some(line.strip_prefix("Address:")?.trim().to_owned()));
-    let address = address.unwrap_or_else(|| panic!("no address in:\n{answer}"));
-    let mut seen = BTreeSet::new();
-    scenario.wait("both tasks answer by the service's address", || {
-        let page = inside(&["wget", "-q", "-O", "-", &format!("http://{address}/")])?;
-        seen.extend(named(&page));
-        if seen == all { Ok(()) } else { Err(format!("only {seen:?} so far at {address}")) }
-    });
+    scenario.ask_for_all(&tasks, "front");
     scenario.ok(1, &["network", "verify"]);
+}
+
+/// Two workers with a page each on an encrypted network: the one finds the other, and whoever taps the wire reads nothing
+/// of it; on a network in the clear he does. Returns whether a process of our own encrypts, rather than the kernel.
+///
+/// # Panics
+/// When something is not as it should be.
+pub fn an_encrypted_network_is_not_to_be_read_on_the_wire(
+    scenario: &mut Scenario<'_>,
+    archive: &Path,
+) -> bool {
+    scenario.form();
+    scenario.load(archive);
+    let mut by_process = false;
+    let witness = Witness::new(scenario.wire).expect("the wire can be tapped");
+    let manager = scenario.machine(1).name().to_owned();
+    for (network, options) in [("front", &[][..]), ("secret", &["--opt", "encrypted"])] {
+        scenario.ok(1, &[&["network", "create"], options, &[network]].concat());
+        let create = ["service", "create", "--detach", "--name", "web", "--replicas", "2"];
+        let place = ["--network", network, "--constraint", "node.role==worker", HELLO];
+        scenario.ok(1, &[&create[..], &place[..]].concat());
+        let tasks = scenario.until_running("web", 2, &[&manager]);
+        witness.frames();
+        scenario.ask_for_all(&tasks, network);
+        // A line of the page.
+        let read = Witness::reads(&witness.frames(), "task:     web.");
+        assert_eq!(read, network == "front", "on `{network}`");
+        scenario.ok(1, &["network", "verify"]);
+        let processes = scenario.machine(2).run(BUSYBOX, &["ps"], scenario.patience);
+        let processes = processes.expect("the machine answers").stdout;
+        assert!(processes.contains("rswarm"), "{processes}");
+        by_process |= processes.contains("rswarm tunnel");
+        scenario.ok(1, &["service", "rm", "web"]);
+        scenario.wait("the tasks are gone", || match scenario.tasks("web") {
+            Ok(tasks) if !tasks.is_empty() => Err(format!("{tasks:#?}")),
+            _ => Ok(()),
+        });
+    }
+    by_process
+}
+
+/// The task that a page says it is from.
+fn named(page: &str) -> Option<String> {
+    page.lines().find_map(|line| Some(line.strip_prefix("task:")?.trim().to_owned()))
 }

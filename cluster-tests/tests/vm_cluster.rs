@@ -65,3 +65,19 @@ fn a_service_is_reached_through_every_host_and_by_its_name_on_virtual_machines()
 fn a_service_is_reached_through_every_host_and_by_its_name_on_namespaces() {
     on_namespaces("mesh", scenario::a_service_is_reached_through_every_host_and_by_its_name);
 }
+
+#[test]
+fn an_encrypted_network_is_not_to_be_read_on_the_wire_of_virtual_machines() {
+    let test = "an_encrypted_network_is_not_to_be_read_on_the_wire_of_virtual_machines";
+    on_virtual_machines(test, "vm-encryption", |scenario, archive| {
+        let by_process = scenario::an_encrypted_network_is_not_to_be_read_on_the_wire(scenario, archive);
+        assert!(!by_process, "this kernel has WireGuard");
+    });
+}
+
+#[test]
+fn an_encrypted_network_is_not_to_be_read_on_the_wire_of_namespaces() {
+    on_namespaces("tap", |scenario, archive| {
+        scenario::an_encrypted_network_is_not_to_be_read_on_the_wire(scenario, archive);
+    });
+}

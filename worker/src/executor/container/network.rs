@@ -331,8 +331,22 @@ impl TaskNetworks {
             Ok(found) => (found, String::new()),
             Err(failure) => (Check::default(), failure.text),
         };
+        let silent = overlay::without_key(&state.map, self.node).into_iter().map(|(network, node)| {
+            v1::NetworkDifference {
+                part: v1::NetworkPart::Forwarding.into(),
+                missing: true,
+                what: format!("key of node `{node}`, without which it is sent nothing"),
+                network: network.to_string(),
+            }
+        });
         v1::NetworkCheck {
-            differences: found.findings.into_iter().take(DIFFERENCES_MAX).map(difference).collect(),
+            differences: found
+                .findings
+                .into_iter()
+                .map(difference)
+                .chain(silent)
+                .take(DIFFERENCES_MAX)
+                .collect(),
             error,
             mended,
             ports_in_use: found.in_use.iter().map(|(of, port)| (&(protocol_of(*of), *port)).into()).collect(),

@@ -127,6 +127,21 @@ fn peer_keys(keys: &TunnelKeys) -> PeerKeys {
     PeerKeys { keys: keys.places().map(|key| key.map(|key| PublicKey(key.0))), place: keys.place }
 }
 
+/// Nodes by name that nothing can be sent to on an encrypted network, although they have tasks there: they have told no
+/// key.
+pub fn without_key(map: &NetworkMap, node: NodeId) -> BTreeSet<(NetworkId, String)> {
+    let encrypted = |id: &&NetworkId| map.networks.get(id).is_some_and(|network| network.encrypted);
+    let silent = map.endpoints.values().filter_map(|endpoint| {
+        let other = map.nodes.get(&endpoint.node).filter(|_| endpoint.node != node)?;
+        other.tunnel.is_none().then_some((endpoint, other))
+    });
+    silent
+        .flat_map(|(endpoint, other)| {
+            endpoint.addresses.keys().filter(encrypted).map(|id| (*id, other.name.clone()))
+        })
+        .collect()
+}
+
 /// The tasks of each service that take new connections.
 fn ready(map: &NetworkMap) -> BTreeMap<ServiceId, Vec<&MapEndpoint>> {
     let mut ready: BTreeMap<_, Vec<_>> = BTreeMap::new();
@@ -323,8 +338,11 @@ mod tests {
         let clear = of(&map, node(1), &Guarded::new(), end).unwrap();
         assert!(clear.keys.is_empty() && !clear.guarded.contains(&(rswarm_net::Protocol::Udp, 4790)));
         map.networks.get_mut(&FRONT).unwrap().encrypted = true;
+        assert_eq!(without_key(&map, node(1)), BTreeSet::from([(FRONT, "n2".to_owned())]));
+        assert_eq!(without_key(&map, node(2)), BTreeSet::from([(FRONT, "n1".to_owned())]));
         map.nodes.get_mut(&node(2)).unwrap().tunnel =
             Some(TunnelKeys { place: 1, current: key(5), next: Some(key(6)) });
+        assert!(without_key(&map, node(1)).is_empty());
         let overlay = of(&map, node(1), &Guarded::new(), end).unwrap();
         assert!(overlay.networks[&4097].encrypted && !overlay.networks[&4096].encrypted);
         assert_eq!(overlay.tunnel.map(|end| (end.port, end.place)), Some((4790, 1)));
