@@ -20,7 +20,7 @@ use rswarm_net::wireguard::{PrivateKey, PublicKey};
 pub fn new_key() -> std::io::Result<PrivateKey> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
-    Ok(PrivateKey(x25519::StaticSecret::from(bytes).to_bytes()))
+    Ok(PrivateKey::of(bytes))
 }
 
 /// The half of a key that others are told.

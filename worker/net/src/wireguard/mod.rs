@@ -34,6 +34,16 @@ pub struct PublicKey(pub [u8; 32]);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PrivateKey(pub [u8; 32]);
 
+impl PrivateKey {
+    /// Makes a key of random bytes, in the one form of several equal ones that the kernel shows again. Source: RFC 7748,
+    /// section 5, `decodeScalar25519`.
+    pub fn of(mut random: [u8; 32]) -> Self {
+        random[0] &= 248;
+        random[31] = random[31] & 127 | 64;
+        Self(random)
+    }
+}
+
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

@@ -178,6 +178,15 @@ fn whoever_has_moved_is_answered_where_he_is_now() {
     assert_eq!(pair.arrived(1), ["one", "two"]);
 }
 
+/// The kernel shows a key in this form, whatever form it was given in: else it would be set again and again.
+#[test]
+fn a_new_key_is_in_the_form_that_the_kernel_shows() {
+    for _ in 0..20 {
+        let PrivateKey(bytes) = new_key().unwrap();
+        assert!(bytes[0] & 7 == 0 && bytes[31] & 0xc0 == 0x40, "{bytes:x?}");
+    }
+}
+
 #[test]
 fn the_state_is_what_was_set() {
     let (pair, keys) = Pair::new();
