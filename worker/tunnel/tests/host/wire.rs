@@ -89,10 +89,8 @@ async fn with_the_last_encrypted_network_the_tunnel_goes() {
     let mut cluster = sample().await;
     let links = |cluster: &Cluster| cluster.inside(1, "ip", &["-br", "link"]);
     assert!(links(&cluster).contains("rswg"));
-    let users = || output(std::process::Command::new("ps").args(["-eo", "args"]));
-    let mine = helper(cluster.host(1)).display().to_string();
     // The kernel's WireGuard has no process.
-    let in_user_space = users().contains(&mine);
+    let in_user_space = has_process(&cluster);
     for number in 0..2 {
         let (node, endpoint) = (cluster.tasks[number].node, cluster.tasks[number].endpoints().remove(1));
         cluster.node(node).detach(&endpoint.id).await.unwrap();
@@ -103,6 +101,24 @@ async fn with_the_last_encrypted_network_the_tunnel_goes() {
     cluster.assert_settled().await;
     assert!(!links(&cluster).contains("rswg"));
     if in_user_space {
-        wait_until("the process has ended", || !users().contains(&mine));
+        wait_until("the process has ended", || !has_process(&cluster));
     }
+}
+
+/// Whether a process encrypts for the first node.
+fn has_process(cluster: &Cluster) -> bool {
+    let mine = helper(cluster.host(1)).display().to_string();
+    output(std::process::Command::new("ps").args(["-eo", "args"])).contains(&mine)
+}
+
+#[tokio::test]
+async fn a_node_that_leaves_takes_its_tunnel_along() {
+    needs_tunnel!();
+    let cluster = sample().await;
+    exchange(&cluster, OTHER, "before");
+    cluster.node(1).remove_all().await.unwrap();
+    assert!(!helper(cluster.host(1)).exists());
+    wait_until("the process has ended", || !has_process(&cluster));
+    // Its port is free again.
+    cluster.host(1).run(|| drop(UdpSocket::bind("0.0.0.0:4790").unwrap())).unwrap();
 }
