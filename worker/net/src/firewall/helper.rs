@@ -82,7 +82,8 @@ use super::{
     Set,
     rules::{
         Base, CT_ESTABLISHED, CT_NEW, CT_RELATED, ChainSpec, Ct, Expr, Family, Hook, Layout, Meta, REG_1,
-        REG_2, Verdict, WORD_1, WORD_5, in_set, inet, ipv4, name_is, rule, source_check, translated, tunnelled,
+        REG_2, Verdict, WORD_1, WORD_5, in_set, inet, ipv4, name_is, rule, source_check, translated,
+        tunnelled,
     },
 };
 use crate::wireguard::WIREGUARD;
