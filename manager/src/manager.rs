@@ -381,7 +381,7 @@ fn first_state(config: &ManagerConfig, options: &InitOptions) -> Command {
         number: 0,
     };
     let pool = options.spec.default_address_pool;
-    let ipam = pool.nth(1).map(|gateway| Ipam { subnet: pool, gateway });
+    let ipam = pool.nth(1).map(|gateway| Ipam { subnet: pool, gateway, ipv6: None });
     let network = |name: &str, driver, ipam| {
         Write::CreateNetwork(Box::new(Network {
             id: NetworkId::from_bytes(random::bytes()),

@@ -255,7 +255,7 @@ fn on_bridge(mut task: Task) -> Task {
         network: NetworkId::from_bytes([3; 16]),
         name: "bridge".to_owned(),
         driver: NetworkDriver::Bridge,
-        address: Some(TaskAddress { address, prefix_len: 24, gateway }),
+        address: Some(TaskAddress { address, prefix_len: 24, gateway, ipv6: None }),
         aliases: vec![],
     }];
     task

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use rswarm_types::network::Ipam;
-use rswarm_types::task::{TaskAddress, TaskNetwork};
+use rswarm_types::task::{TaskAddress, TaskAddress6, TaskNetwork};
 use rswarm_types::{Network, NetworkId, Task, TaskState, Timestamp};
 
 use crate::plan::{Action, Outcome, Plan};
@@ -101,7 +101,11 @@ impl Allocator<'_> {
             let given = |address| self.given.contains(&(network.id, address));
             if let Some(address) = self.state.free_address(network, last, self.now, given) {
                 let prefix_len = ipam.subnet.prefix_len;
-                return Ok(TaskAddress { address, prefix_len, gateway: ipam.gateway });
+                let ipv6 = ipam.ipv6.map(|ipv6| TaskAddress6 {
+                    address: ipv6.twin(ipam.subnet, address),
+                    prefix_len: ipv6.subnet.prefix_len,
+                });
+                return Ok(TaskAddress { address, prefix_len, gateway: ipam.gateway, ipv6 });
             }
         }
         self.full.insert(network.id);

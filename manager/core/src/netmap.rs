@@ -157,6 +157,7 @@ impl<'a> View<'a> {
             vni: network.vni?,
             subnet: ipam.subnet,
             gateway: ipam.gateway,
+            ipv6: ipam.ipv6,
             mtu: network.spec.mtu.unwrap_or_else(|| self.state.overlay_mtu(network.spec.encrypted)),
             internal: network.spec.internal,
             ingress: network.spec.ingress,

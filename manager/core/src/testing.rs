@@ -53,7 +53,7 @@ impl Fixture {
             id: NetworkId::from_bytes(self.mint().to_bytes()),
             meta: Meta::default(),
             spec: NetworkSpec::new(name, NetworkDriver::Bridge),
-            ipam: Some(Ipam { subnet, gateway: subnet.nth(1).unwrap() }),
+            ipam: Some(Ipam { subnet, gateway: subnet.nth(1).unwrap(), ipv6: None }),
             vni: None,
         }
     }

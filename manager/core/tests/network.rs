@@ -9,6 +9,7 @@ use rswarm_core::plan::Action;
 use rswarm_core::state::NewTask;
 use rswarm_core::{Command, State, Write, allocate, apply, netmap};
 use rswarm_types::netmap::NetworkMap;
+use rswarm_types::network::IpamSpec6;
 use rswarm_types::node::NodeNetworkFacts;
 use rswarm_types::service::{PortConfig, Protocol, PublishMode};
 use rswarm_types::task::NetworkAttachment;
@@ -104,6 +105,7 @@ impl World {
     fn create_network(&mut self, name: &str, ingress: bool) {
         let mut spec = NetworkSpec::new(name, NetworkDriver::Overlay);
         spec.ingress = ingress;
+        spec.ipam.ipv6 = self.minted.is_multiple_of(2).then(IpamSpec6::default);
         let id = NetworkId::from_bytes(self.id());
         let network = Network { id, meta: Meta::default(), spec, ipam: None, vni: None };
         self.commit(vec![Write::CreateNetwork(Box::new(network))]);

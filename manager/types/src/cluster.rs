@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::subnet::{ParseSubnetError, Subnet, Subnet6};
 use crate::{ClusterId, Meta, NodeId, Timestamp};
 
 /// The cluster. Exactly one exists from `init` on.
@@ -89,77 +90,14 @@ impl std::fmt::Debug for JoinSecrets {
     }
 }
 
-/// An IPv4 network: `address` has no host bits set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Subnet {
-    pub address: Ipv4Addr,
-    pub prefix_len: u8,
-}
-
-impl Subnet {
-    /// The network that `address/prefix_len` lies in; `None` if the prefix is longer than 32.
-    pub fn new(address: Ipv4Addr, prefix_len: u8) -> Option<Self> {
-        let mask = Self::mask(prefix_len)?;
-        Some(Self { address: Ipv4Addr::from(u32::from(address) & mask), prefix_len })
-    }
-
-    fn mask(prefix_len: u8) -> Option<u32> {
-        match prefix_len {
-            0 => Some(0),
-            1..=32 => Some(u32::MAX << (32 - prefix_len)),
-            _ => None,
-        }
-    }
-
-    /// Whether `address` lies in the network.
-    pub fn contains(self, address: Ipv4Addr) -> bool {
-        Self::new(address, self.prefix_len) == Some(self)
-    }
-
-    /// Whether the two share an address.
-    pub fn overlaps(self, other: Self) -> bool {
-        self.contains(other.address) || other.contains(self.address)
-    }
-
-    /// The `n`th address of the network (0 is the network's own); `None` beyond its end.
-    pub fn nth(self, n: u32) -> Option<Ipv4Addr> {
-        let address = Ipv4Addr::from(u32::from(self.address).checked_add(n)?);
-        self.contains(address).then_some(address)
-    }
-
-    /// Number of addresses, network and broadcast included.
-    pub fn size(self) -> u64 {
-        1u64 << (32 - u32::from(self.prefix_len.min(32)))
-    }
-}
-
-impl std::fmt::Display for Subnet {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix_len)
-    }
-}
-
-/// Why a text is not a subnet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ParseSubnetError(String);
-
-impl std::fmt::Display for ParseSubnetError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "expected a subnet like `10.213.0.0/16`, found `{}`", self.0)
-    }
-}
-
-impl std::error::Error for ParseSubnetError {}
-
-impl std::str::FromStr for Subnet {
-    type Err = ParseSubnetError;
-    fn from_str(text: &str) -> Result<Self, ParseSubnetError> {
-        let error = || ParseSubnetError(text.to_owned());
-        let (address, prefix) = text.split_once('/').ok_or_else(error)?;
-        let address = address.parse().map_err(|_| error())?;
-        Self::new(address, prefix.parse().map_err(|_| error())?)
-            .filter(|s| s.address == address)
-            .ok_or_else(error)
+impl Cluster {
+    /// Where the IPv6 subnets of overlays are taken from that name none: a /48 that is this cluster's alone, as far as
+    /// random numbers can tell. Source: RFC 4193, section 3.
+    pub fn ipv6_pool(id: ClusterId) -> Subnet6 {
+        let mut bytes = [0; 16];
+        bytes[0] = 0xfd;
+        bytes[1..6].copy_from_slice(&id.to_bytes()[..5]);
+        Subnet { address: bytes.into(), prefix_len: 48 }
     }
 }
 
@@ -168,17 +106,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn subnets_parse_contain_and_count() {
-        let net: Subnet = "10.213.0.0/16".parse().unwrap();
-        assert_eq!(net.size(), 65_536);
-        assert_eq!(net.nth(1), Some(Ipv4Addr::new(10, 213, 0, 1)));
-        assert_eq!(net.nth(65_536), None);
-        assert!(
-            net.contains(Ipv4Addr::new(10, 213, 255, 255)) && !net.contains(Ipv4Addr::new(10, 214, 0, 0))
-        );
-        assert!(net.overlaps("10.0.0.0/8".parse().unwrap()) && !net.overlaps("10.0.0.0/24".parse().unwrap()));
-        for text in ["10.213.0.1/16", "10.0.0.0", "10.0.0.0/33", "x/8"] {
-            assert!(text.parse::<Subnet>().is_err(), "{text}");
-        }
+    fn a_cluster_s_ipv6_pool_is_its_own_and_unique_local() {
+        let pool = |last| {
+            let mut id = [7; 16];
+            id[4] = last;
+            Cluster::ipv6_pool(ClusterId::from_bytes(id)).to_string()
+        };
+        assert_eq!((pool(7), pool(8)), ("fd07:707:707::/48".into(), "fd07:707:708::/48".into()));
     }
 }

@@ -12,6 +12,7 @@ pub mod network;
 pub mod node;
 pub mod quantity;
 pub mod service;
+pub mod subnet;
 pub mod task;
 pub mod time;
 

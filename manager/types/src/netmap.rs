@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Subnet;
+use crate::network::Ipam6;
 use crate::node::TunnelKeys;
 use crate::service::{EndpointMode, PortConfig};
 use crate::{NetworkId, NodeId, ServiceId, TaskId, Version};
@@ -49,6 +50,9 @@ pub struct MapNetwork {
     pub vni: u32,
     pub subnet: Subnet,
     pub gateway: Ipv4Addr,
+    /// Of a network with both families: whoever has an address in `subnet` has its twin too.
+    #[serde(default)]
+    pub ipv6: Option<Ipam6>,
     /// Bytes of a packet inside: what fits between any two of `nodes`, encapsulation taken off.
     pub mtu: u32,
     pub internal: bool,

@@ -1,11 +1,11 @@
 //! Networks: overlays that span nodes, and those local to a node (a bridge, the host's own, or none).
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::Subnet;
+use crate::subnet::{Subnet, Subnet6};
 use crate::{Labels, Meta, NetworkId};
 
 /// A network that tasks attach to. `bridge`, `host` and `none` exist from `init` on.
@@ -81,6 +81,17 @@ pub struct IpamSpec {
     pub gateway: Option<Ipv4Addr>,
     /// The part of `subnet` that tasks and services get their addresses from.
     pub range: Option<Subnet>,
+    /// What is asked for of IPv6, if the network is to have it too.
+    pub ipv6: Option<IpamSpec6>,
+}
+
+/// The part of an [`IpamSpec`] that is about IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IpamSpec6 {
+    pub subnet: Option<Subnet6>,
+    /// The twin of the IPv4 gateway if left open.
+    pub gateway: Option<Ipv6Addr>,
 }
 
 /// How a network is made on a node.
@@ -103,4 +114,60 @@ pub struct Ipam {
     pub subnet: Subnet,
     /// On each node the bridge's own address.
     pub gateway: Ipv4Addr,
+    /// Of a network with both families.
+    #[serde(default)]
+    pub ipv6: Option<Ipam6>,
+}
+
+/// The IPv6 side of a network. Nobody is given an address in it: each address of the IPv4 subnet has a *twin* there, in the
+/// same place from the first one on. So what has the one has the other, and only one of them is kept account of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipam6 {
+    /// With room for every place of the IPv4 subnet, see [`PREFIX6_MAX`].
+    pub subnet: Subnet6,
+    /// On each node the bridge's own address.
+    pub gateway: Ipv6Addr,
+}
+
+/// Longest prefix of an IPv6 subnet, as usual. There is a place for every IPv4 address, and the data path relies on the
+/// third quarter of a twin being zero.
+pub const PREFIX6_MAX: u8 = 64;
+
+impl Ipam6 {
+    /// The twin of an address of the IPv4 subnet `of`.
+    pub fn twin(self, of: Subnet, address: Ipv4Addr) -> Ipv6Addr {
+        let place = u32::from(address).wrapping_sub(u32::from(of.address));
+        self.subnet.nth(place).unwrap_or(self.subnet.address)
+    }
+
+    /// The address of the IPv4 subnet `of` whose twin `twin` is.
+    pub fn of_twin(self, of: Subnet, twin: Ipv6Addr) -> Option<Ipv4Addr> {
+        let place = u128::from(twin).checked_sub(self.subnet.address.into())?;
+        of.nth(u32::try_from(place).ok()?)
+    }
+}
+
+impl Ipam {
+    /// The twin of an address of this network, if it has IPv6.
+    pub fn twin(self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        self.ipv6.map(|ipv6| ipv6.twin(self.subnet, address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn twins_have_the_same_place_and_lead_back() {
+        let ipv6 = Ipam6 { subnet: "fd00:1::/64".parse().unwrap(), gateway: "fd00:1::1".parse().unwrap() };
+        let of: Subnet = "10.0.16.0/20".parse().unwrap();
+        let address = Ipv4Addr::new(10, 0, 17, 2);
+        let twin = ipv6.twin(of, address);
+        assert_eq!(twin.to_string(), "fd00:1::102");
+        assert_eq!(ipv6.of_twin(of, twin), Some(address));
+        for stranger in ["fd00:1::1000", "fd00:1:0:1::2", "fd00::2", "::"] {
+            assert_eq!(ipv6.of_twin(of, stranger.parse().unwrap()), None, "{stranger}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::Subnet;
+use crate::cluster::{Subnet, Subnet6};
 use crate::service::Protocol;
 use crate::{Labels, Meta, NodeId, Timestamp, Version};
 
@@ -95,6 +95,8 @@ pub struct NodeNetworkFacts {
     pub mtu: u32,
     /// What the node routes itself, the default route left out: overlays stay clear of it.
     pub routes: Vec<Subnet>,
+    /// The same of IPv6.
+    pub routes6: Vec<Subnet6>,
     /// Ports of the mesh on which other processes of the node listen: it leaves them to those.
     pub ports_in_use: BTreeSet<(Protocol, u16)>,
     /// By which others know it on encrypted networks; `None` of a node that cannot take part in these.

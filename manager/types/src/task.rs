@@ -1,6 +1,6 @@
 //! Tasks: one attempt to fill a slot. A replacement is a new task; a task has one node for its whole life.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -275,6 +275,15 @@ pub struct TaskAddress {
     pub address: Ipv4Addr,
     pub prefix_len: u8,
     pub gateway: Ipv4Addr,
+    /// On a network with both families, the twin of `address`.
+    #[serde(default)]
+    pub ipv6: Option<TaskAddress6>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskAddress6 {
+    pub address: Ipv6Addr,
+    pub prefix_len: u8,
 }
 
 /// The observed state of a task, in the order in which it can only move forward; the numbers are Swarm's.

@@ -69,6 +69,7 @@ fn map() -> NetworkMap {
         vni: 4096,
         subnet: "10.0.0.0/8".parse().expect("a subnet"),
         gateway: Ipv4Addr::new(10, 0, 0, 1),
+        ipv6: None,
         mtu: 1450,
         internal: false,
         ingress: false,

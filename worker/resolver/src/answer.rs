@@ -2,15 +2,16 @@
 //!
 //! Source: swarm-parity 5.3.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use domain::base::iana::{Class, Rcode, Rtype};
 use domain::base::{Name, Record, Ttl};
-use domain::rdata::{A, Ptr, Srv};
-use rswarm_types::cluster::Subnet;
+use domain::rdata::{A, Aaaa, AllRecordData, Ptr, Srv};
+use rswarm_types::cluster::{Subnet, Subnet6};
+use rswarm_types::subnet::Address;
 
 use crate::message::{Question, Transport, Unreadable};
-use crate::names::{Names, Reverse};
+use crate::names::{Found, Names, Reverse};
 
 /// How long a client may keep an answer.
 const TTL: Ttl = Ttl::from_secs(2);
@@ -60,19 +61,30 @@ fn known(names: &Names, question: &Question, text: &str, asker: Ipv4Addr, rng: &
         let records = named.iter().map(|(name, target)| Srv::new(0, 0, target.port, name));
         let reply = fill(question, records);
         return Some(question.finish(reply, |add| {
-            let _ = named.iter().all(|(name, target)| add(name, target.address));
+            let both = |found: Found| [Some(found.address.into()), found.twin.map(IpAddr::from)];
+            let addresses = named.iter().flat_map(|(name, target)| both(target.found).map(|at| (name, at)));
+            let _ = addresses.filter_map(|(name, at)| Some((name, at?))).all(|(name, at)| add(name, at));
         }));
     }
-    let mut addresses = names.addresses(asker, text)?;
-    if !asks(Rtype::A) {
-        addresses.clear();
-    }
-    rng.shuffle(&mut addresses);
-    Some(question.finish(fill(question, addresses.into_iter().map(A::new)), |_| {}))
+    let mut found = names.addresses(asker, text)?;
+    rng.shuffle(&mut found);
+    let a = found.iter().filter(|_| asks(Rtype::A)).map(|found| IpAddr::from(found.address));
+    let aaaa = found.iter().filter(|_| asks(Rtype::AAAA)).filter_map(|found| found.twin.map(IpAddr::from));
+    Some(question.finish(fill(question, a.chain(aaaa).map(address_data)), |_| {}))
 }
 
-pub(crate) fn address_record(name: &Name<Vec<u8>>, address: Ipv4Addr) -> Record<&Name<Vec<u8>>, A> {
-    Record::new(name, Class::IN, TTL, A::new(address))
+fn address_data(address: IpAddr) -> AllRecordData<Vec<u8>, Name<Vec<u8>>> {
+    match address {
+        IpAddr::V4(address) => A::new(address).into(),
+        IpAddr::V6(address) => Aaaa::new(address).into(),
+    }
+}
+
+pub(crate) fn address_record(
+    name: &Name<Vec<u8>>,
+    address: IpAddr,
+) -> Record<&Name<Vec<u8>>, AllRecordData<Vec<u8>, Name<Vec<u8>>>> {
+    Record::new(name, Class::IN, TTL, address_data(address))
 }
 
 /// A reply with as many records as there is room for; it says so if there was none for the others.
@@ -94,35 +106,48 @@ where
     reply
 }
 
-/// What a name below `in-addr.arpa` is about.
+/// What a name below `in-addr.arpa` or `ip6.arpa` is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Subject {
-    Address(Ipv4Addr),
+    Address(IpAddr),
     /// The zone of all addresses with the same beginning.
     Zone(Subnet),
+    Zone6(Subnet6),
     /// A name below an address.
-    Below(Ipv4Addr),
+    Below(IpAddr),
 }
 
 impl Subject {
     fn read(name: &str) -> Option<Self> {
-        let labels = name.strip_suffix(".in-addr.arpa")?;
-        let mut bytes = [0; 4];
-        let mut count = 0;
-        for label in labels.rsplit('.') {
-            let Ok(byte) = label.parse() else { break };
-            match bytes.get_mut(count) {
-                Some(place) => *place = byte,
-                None => break,
-            }
-            count += 1;
+        if let Some(labels) = name.strip_suffix(".in-addr.arpa") {
+            return Self::read_labels::<Ipv4Addr>(labels, 8, |label| label.parse().ok(), Self::Zone);
         }
-        let address = Ipv4Addr::from(bytes);
-        match (count, labels.split('.').count()) {
-            (0, _) => None,
-            (4, 4) => Some(Self::Address(address)),
-            (4, _) => Some(Self::Below(address)),
-            (count, _) => Subnet::new(address, 8 * u8::try_from(count).ok()?).map(Self::Zone),
+        let labels = name.strip_suffix(".ip6.arpa")?;
+        let digit = |label: &str| u8::from_str_radix(label, 16).ok().filter(|_| label.len() == 1);
+        Self::read_labels::<Ipv6Addr>(labels, 4, digit, Self::Zone6)
+    }
+
+    /// Labels of so many bits each, the last one first.
+    fn read_labels<T: Address + Into<IpAddr>>(
+        labels: &str,
+        bits: u8,
+        read: impl Fn(&str) -> Option<u8>,
+        zone: fn(Subnet<T>) -> Self,
+    ) -> Option<Self> {
+        let (mut number, mut prefix_len) = (0u128, 0);
+        for label in labels.rsplit('.').take((T::BITS / bits).into()) {
+            let Some(part) = read(label) else { break };
+            number = number << bits | u128::from(part);
+            prefix_len += bits;
+        }
+        let missing = u32::from(T::BITS - prefix_len);
+        let address = T::from_number(number.checked_shl(missing).unwrap_or(0));
+        let (all, whole) = (labels.split('.').count(), usize::from(T::BITS / bits));
+        match prefix_len {
+            0 => None,
+            len if len == T::BITS && all == whole => Some(Self::Address(address.into())),
+            len if len == T::BITS => Some(Self::Below(address.into())),
+            len => Subnet::new(address, len).map(zone),
         }
     }
 }
@@ -138,8 +163,13 @@ fn reverse(
     let empty = || question.finish(fill(question, std::iter::empty::<A>()), |_| {});
     match subject {
         Subject::Zone(zone) => names.holds(zone).then(empty),
+        Subject::Zone6(zone) => names.holds6(zone).then(empty),
         Subject::Below(address) => {
-            names.holds(Subnet { address, prefix_len: 32 }).then(|| question.refuse(Rcode::NXDOMAIN))
+            let ours = match address {
+                IpAddr::V4(address) => names.holds(Subnet { address, prefix_len: 32 }),
+                IpAddr::V6(address) => names.holds6(Subnet { address, prefix_len: 128 }),
+            };
+            ours.then(|| question.refuse(Rcode::NXDOMAIN))
         }
         Subject::Address(address) => match names.name_of(asker, address) {
             Reverse::Foreign => None,

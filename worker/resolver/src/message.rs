@@ -145,7 +145,7 @@ impl Question {
     pub fn finish(
         &self,
         reply: Reply,
-        add: impl FnOnce(&mut dyn FnMut(&Name<Vec<u8>>, std::net::Ipv4Addr) -> bool),
+        add: impl FnOnce(&mut dyn FnMut(&Name<Vec<u8>>, std::net::IpAddr) -> bool),
     ) -> Vec<u8> {
         let rcode = reply.header().rcode().into();
         self.finish_with(reply, rcode, add)
@@ -155,7 +155,7 @@ impl Question {
         &self,
         reply: Reply,
         rcode: OptRcode,
-        add: impl FnOnce(&mut dyn FnMut(&Name<Vec<u8>>, std::net::Ipv4Addr) -> bool),
+        add: impl FnOnce(&mut dyn FnMut(&Name<Vec<u8>>, std::net::IpAddr) -> bool),
     ) -> Vec<u8> {
         let mut reply = reply.additional();
         add(&mut |name, address| reply.push(crate::answer::address_record(name, address)).is_ok());

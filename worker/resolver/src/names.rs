@@ -3,13 +3,15 @@
 //! Source: swarm-parity 5.3; what differs is in `docs/discovery.md`.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use rswarm_types::cluster::Subnet;
+use rswarm_types::cluster::{Subnet, Subnet6};
 use rswarm_types::id::{ID_TEXT_LEN, from_base36};
 use rswarm_types::netmap::{EndpointState, MapService, NetworkMap};
+use rswarm_types::network::Ipam6;
 use rswarm_types::service::{EndpointMode, PortConfig, Protocol};
+use rswarm_types::subnet::Address;
 use rswarm_types::{NetworkId, NodeId, TaskId};
 
 use crate::host::PORT;
@@ -22,12 +24,14 @@ pub struct Names {
     tasks: Vec<Task>,
     owners: HashMap<Ipv4Addr, Owner>,
     /// Of all networks, ingress included.
-    subnets: Vec<Subnet>,
+    subnets: Vec<(Subnet, Option<Ipam6>)>,
 }
 
 #[derive(Debug)]
 struct Network {
     name: String,
+    subnet: Subnet,
+    ipv6: Option<Ipam6>,
     services: Vec<Service>,
     /// Places in `services` by name and alias. An alias may be that of several.
     names: HashMap<String, Vec<usize>>,
@@ -79,7 +83,14 @@ pub struct Target {
     /// The task's full name.
     pub name: String,
     pub port: u16,
+    pub found: Found,
+}
+
+/// An address, with its twin on a network that has IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
     pub address: Ipv4Addr,
+    pub twin: Option<Ipv6Addr>,
 }
 
 /// Whose an address is.
@@ -95,7 +106,7 @@ pub enum Reverse {
 impl Names {
     pub fn new(map: &NetworkMap) -> Self {
         let mut names = Self {
-            subnets: map.networks.values().map(|network| network.subnet).collect(),
+            subnets: map.networks.values().map(|network| (network.subnet, network.ipv6)).collect(),
             owners: HashMap::with_capacity(map.endpoints.len() + map.services.len()),
             tasks: Vec::with_capacity(map.endpoints.len()),
             ..Self::default()
@@ -105,6 +116,8 @@ impl Names {
             places.insert(*id, names.networks.len());
             names.networks.push(Network {
                 name: network.name.to_ascii_lowercase(),
+                subnet: network.subnet,
+                ipv6: network.ipv6,
                 services: Vec::new(),
                 names: HashMap::new(),
                 tasks: Vec::new(),
@@ -202,8 +215,11 @@ impl Names {
     /// The addresses of `name` for the task with the address `asker`: `None` if the name is not ours.
     ///
     /// A name is tried as it is on all networks of the asking task, then at every dot as a name and a network.
-    pub fn addresses(&self, asker: Ipv4Addr, name: &str) -> Option<Vec<Ipv4Addr>> {
-        self.find(asker, name, Network::addresses)
+    pub fn addresses(&self, asker: Ipv4Addr, name: &str) -> Option<Vec<Found>> {
+        self.find(asker, name, |network, name| {
+            let addresses = network.addresses(name)?;
+            Some(addresses.into_iter().map(|address| network.found(address)).collect())
+        })
     }
 
     /// The ready tasks behind a port that a service publishes: `None` if `name` is no `_<port>._<protocol>.<service>`
@@ -216,10 +232,26 @@ impl Names {
     }
 
     /// The name of an address, as the task with the address `asker` may know it.
-    pub fn name_of(&self, asker: Ipv4Addr, address: Ipv4Addr) -> Reverse {
-        if !self.subnets.iter().any(|subnet| subnet.contains(address)) {
-            return Reverse::Foreign;
-        }
+    pub fn name_of(&self, asker: Ipv4Addr, address: IpAddr) -> Reverse {
+        let address = match address {
+            IpAddr::V4(address) => {
+                let ours = self.subnets.iter().any(|(subnet, _)| subnet.contains(address));
+                Some(address).filter(|_| ours)
+            }
+            IpAddr::V6(twin) => {
+                let sides = self.subnets.iter().filter_map(|(subnet, ipv6)| Some((*subnet, (*ipv6)?)));
+                let Some((subnet, ipv6)) = sides.into_iter().find(|(_, ipv6)| ipv6.subnet.contains(twin))
+                else {
+                    return Reverse::Foreign;
+                };
+                match ipv6.of_twin(subnet, twin) {
+                    Some(address) => Some(address),
+                    // Of the IPv6 subnet only as much is used as the IPv4 one has places.
+                    None => return Reverse::Nobody,
+                }
+            }
+        };
+        let Some(address) = address else { return Reverse::Foreign };
         let (network, name) = match self.owners.get(&address) {
             Some(&Owner::Service(network, service)) => {
                 let network = &self.networks[network];
@@ -248,8 +280,12 @@ impl Names {
 
     /// Whether a network of ours holds all of `subnet`.
     pub fn holds(&self, subnet: Subnet) -> bool {
-        let inside = |ours: &&Subnet| ours.prefix_len <= subnet.prefix_len && ours.contains(subnet.address);
-        self.subnets.iter().any(|ours| inside(&ours))
+        self.subnets.iter().any(|(ours, _)| is_within(subnet, *ours))
+    }
+
+    /// The same of IPv6.
+    pub fn holds6(&self, subnet: Subnet6) -> bool {
+        self.subnets.iter().filter_map(|(_, ipv6)| *ipv6).any(|ours| is_within(subnet, ours.subnet))
     }
 
     fn find<T>(
@@ -276,7 +312,15 @@ impl Names {
     }
 }
 
+fn is_within<A: Address>(part: Subnet<A>, whole: Subnet<A>) -> bool {
+    whole.prefix_len <= part.prefix_len && whole.contains(part.address)
+}
+
 impl Network {
+    fn found(&self, address: Ipv4Addr) -> Found {
+        Found { address, twin: self.ipv6.map(|ipv6| ipv6.twin(self.subnet, address)) }
+    }
+
     fn addresses(&self, name: &str) -> Option<Vec<Ipv4Addr>> {
         self.of_services(name)
             .or_else(|| self.of_part(name))
@@ -365,7 +409,7 @@ impl Network {
                 found.extend(service.ready().map(|backend| Target {
                     name: self.task_name(service, backend),
                     port: port.target,
-                    address: backend.address,
+                    found: self.found(backend.address),
                 }));
             }
         }

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use rswarm_types as types;
 use types::netmap::{MapAttachment, MapEndpoint, MapNetwork, MapNode, MapService, NetworkChange, NetworkMap};
-use types::network::{Ipam, IpamSpec, Network, NetworkSpec};
+use types::network::{Ipam, Ipam6, IpamSpec, IpamSpec6, Network, NetworkSpec};
 use types::node::{NodeNetworkFacts, TunnelKey, TunnelKeys};
 use types::service::{Protocol, ServiceEndpoint};
 use types::{NetworkId, NodeId, ServiceId, TaskId, Version};
@@ -18,6 +18,7 @@ use crate::v1;
 
 impl From<&Network> for v1::Network {
     fn from(network: &Network) -> Self {
+        let ipv6 = network.ipam.and_then(|ipam| ipam.ipv6);
         Self {
             id: network.id.to_string(),
             meta: Some((&network.meta).into()),
@@ -25,6 +26,8 @@ impl From<&Network> for v1::Network {
             subnet: text(network.ipam.map(|ipam| ipam.subnet)),
             gateway: text(network.ipam.map(|ipam| ipam.gateway)),
             vni: network.vni,
+            subnet6: text(ipv6.map(|ipv6| ipv6.subnet)),
+            gateway6: text(ipv6.map(|ipv6| ipv6.gateway)),
         }
     }
 }
@@ -34,7 +37,10 @@ impl TryFrom<v1::Network> for Network {
     fn try_from(wire: v1::Network) -> Result<Self, WireError> {
         let subnet = parse_optional("subnet", &wire.subnet)?;
         let ipam = subnet
-            .map(|subnet| Ok(Ipam { subnet, gateway: parse("gateway", &wire.gateway)? }))
+            .map(|subnet| {
+                let gateway = parse("gateway", &wire.gateway)?;
+                Ok::<_, WireError>(Ipam { subnet, gateway, ipv6: ipv6_side(&wire.subnet6, &wire.gateway6)? })
+            })
             .transpose()?;
         Ok(Self {
             id: parse("id", &wire.id)?,
@@ -61,6 +67,9 @@ impl From<&NetworkSpec> for v1::NetworkSpec {
             subnet: text(spec.ipam.subnet),
             gateway: text(spec.ipam.gateway),
             range: text(spec.ipam.range),
+            ipv6: spec.ipam.ipv6.is_some(),
+            subnet6: text(spec.ipam.ipv6.and_then(|ipv6| ipv6.subnet)),
+            gateway6: text(spec.ipam.ipv6.and_then(|ipv6| ipv6.gateway)),
         }
     }
 }
@@ -82,6 +91,11 @@ impl TryFrom<v1::NetworkSpec> for NetworkSpec {
                 subnet: parse_optional("subnet", &wire.subnet)?,
                 gateway: parse_optional("gateway", &wire.gateway)?,
                 range: parse_optional("range", &wire.range)?,
+                ipv6: Some(IpamSpec6 {
+                    subnet: parse_optional("subnet6", &wire.subnet6)?,
+                    gateway: parse_optional("gateway6", &wire.gateway6)?,
+                })
+                .filter(|_| wire.ipv6),
             },
         })
     }
@@ -94,6 +108,7 @@ impl From<&NodeNetworkFacts> for v1::NodeNetworkFacts {
             mtu: facts.mtu,
             routes: facts.routes.iter().map(ToString::to_string).collect(),
             ports_in_use: facts.ports_in_use.iter().map(Into::into).collect(),
+            routes6: facts.routes6.iter().map(ToString::to_string).collect(),
             tunnel: facts.tunnel.as_ref().map(Into::into),
         }
     }
@@ -106,6 +121,7 @@ impl TryFrom<v1::NodeNetworkFacts> for NodeNetworkFacts {
             data_path_addr: parse_optional("data_path_addr", &wire.data_path_addr)?,
             mtu: wire.mtu,
             routes: texts("routes", &wire.routes)?,
+            routes6: texts("routes6", &wire.routes6)?,
             ports_in_use: each("ports_in_use", wire.ports_in_use)?.into_iter().collect(),
             tunnel: tunnel(wire.tunnel)?,
         })
@@ -252,7 +268,14 @@ fn network_to_wire((id, network): (&NetworkId, &MapNetwork)) -> v1::MapNetwork {
         internal: network.internal,
         ingress: network.ingress,
         encrypted: network.encrypted,
+        subnet6: text(network.ipv6.map(|ipv6| ipv6.subnet)),
+        gateway6: text(network.ipv6.map(|ipv6| ipv6.gateway)),
     }
+}
+
+fn ipv6_side(subnet: &str, gateway: &str) -> Result<Option<Ipam6>, WireError> {
+    let subnet = parse_optional("subnet6", subnet)?;
+    subnet.map(|subnet| Ok(Ipam6 { subnet, gateway: parse("gateway6", gateway)? })).transpose()
 }
 
 fn network_from_wire(wire: v1::MapNetwork) -> Result<(NetworkId, MapNetwork), WireError> {
@@ -261,6 +284,7 @@ fn network_from_wire(wire: v1::MapNetwork) -> Result<(NetworkId, MapNetwork), Wi
         vni: wire.vni,
         subnet: parse("subnet", &wire.subnet)?,
         gateway: parse("gateway", &wire.gateway)?,
+        ipv6: ipv6_side(&wire.subnet6, &wire.gateway6)?,
         mtu: wire.mtu,
         internal: wire.internal,
         ingress: wire.ingress,
@@ -370,10 +394,16 @@ mod tests {
         spec.options.insert("com.docker.network.driver.mtu".into(), "1400".into());
         spec.ipam.subnet = Some("10.9.0.0/16".parse().unwrap());
         spec.ipam.range = Some("10.9.1.0/24".parse().unwrap());
+        spec.ipam.ipv6 = Some(IpamSpec6 { subnet: Some("fd00:1::/64".parse().unwrap()), gateway: None });
+        let ipv6 = Ipam6 { subnet: "fd00:1::/64".parse().unwrap(), gateway: "fd00:1::1".parse().unwrap() };
         Network {
             id: NetworkId::from_bytes([3; 16]),
             meta: Meta { version: Version(7), created_at: Timestamp(1), updated_at: Timestamp(2) },
-            ipam: Some(Ipam { subnet: "10.9.0.0/16".parse().unwrap(), gateway: [10, 9, 0, 1].into() }),
+            ipam: Some(Ipam {
+                subnet: "10.9.0.0/16".parse().unwrap(),
+                gateway: [10, 9, 0, 1].into(),
+                ipv6: Some(ipv6),
+            }),
             spec,
             vni: Some(4097),
         }
@@ -393,6 +423,10 @@ mod tests {
                 vni: 4097,
                 subnet: "10.9.0.0/16".parse().unwrap(),
                 gateway: [10, 9, 0, 1].into(),
+                ipv6: Some(Ipam6 {
+                    subnet: "fd00:1::/64".parse().unwrap(),
+                    gateway: "fd00:1::1".parse().unwrap(),
+                }),
                 mtu: 1450,
                 internal: true,
                 ingress: false,
@@ -450,6 +484,7 @@ mod tests {
             data_path_addr: Some([192, 0, 2, 1].into()),
             mtu: 1500,
             routes: vec!["192.0.2.0/24".parse().unwrap()],
+            routes6: vec!["2001:db8::/32".parse().unwrap()],
             ports_in_use: [(Protocol::Udp, 53)].into(),
             tunnel: Some(TunnelKeys { place: 0, current: TunnelKey([3; 32]), next: None }),
         };

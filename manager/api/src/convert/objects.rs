@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use rswarm_types as types;
 use types::service::{ServiceSpec, UpdateStatus};
-use types::task::{ContainerStatus, PortStatus, TaskAddress, TaskNetwork, TaskSpec, TaskStatus, Unplaced};
+use types::task::{
+    ContainerStatus, PortStatus, TaskAddress, TaskAddress6, TaskNetwork, TaskSpec, TaskStatus, Unplaced,
+};
 use types::{
     Cluster, ManagerStatus, Meta, Node, NodeDescription, NodeStatus, Service, Task, Timestamp, Version,
 };
@@ -343,6 +345,8 @@ impl From<&TaskNetwork> for v1::TaskNetwork {
                 address: address.address.to_string(),
                 prefix_len: address.prefix_len.into(),
                 gateway: address.gateway.to_string(),
+                address6: address.ipv6.map(|ipv6| ipv6.address.to_string()).unwrap_or_default(),
+                prefix_len6: address.ipv6.map_or(0, |ipv6| ipv6.prefix_len.into()),
             }),
             aliases: network.aliases.clone(),
         }
@@ -372,6 +376,14 @@ impl TryFrom<v1::TaskAddress> for TaskAddress {
             address: parse("address", &wire.address)?,
             prefix_len: narrow("prefix_len", wire.prefix_len)?,
             gateway: parse("gateway", &wire.gateway)?,
+            ipv6: parse_optional("address6", &wire.address6)?
+                .map(|address| {
+                    Ok::<_, WireError>(TaskAddress6 {
+                        address,
+                        prefix_len: narrow("prefix_len6", wire.prefix_len6)?,
+                    })
+                })
+                .transpose()?,
         })
     }
 }
@@ -491,6 +503,7 @@ mod tests {
                     address: [10, 213, 0, 2].into(),
                     prefix_len: 16,
                     gateway: [10, 213, 0, 1].into(),
+                    ipv6: Some(TaskAddress6 { address: "fd00:1::2".parse().unwrap(), prefix_len: 64 }),
                 }),
                 aliases: vec![],
             }],

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use rswarm_types::network::Ipam;
 use rswarm_types::service::{EndpointMode, PortConfig, PublishMode};
 use rswarm_types::{Network, NetworkDriver, NetworkId, NodeId, ServiceId, TaskId, TaskState, Version};
 
@@ -148,7 +149,11 @@ impl State {
         for (i, network) in overlays.iter().enumerate() {
             let clash = |other: &&&Arc<Network>| {
                 let overlap = match (network.ipam, other.ipam) {
-                    (Some(one), Some(two)) => one.subnet.overlaps(two.subnet),
+                    (Some(one), Some(two)) => {
+                        let both = one.ipv6.zip(two.ipv6);
+                        one.subnet.overlaps(two.subnet)
+                            || both.is_some_and(|(one, two)| one.subnet.overlaps(two.subnet))
+                    }
                     _ => true,
                 };
                 overlap || network.vni == other.vni || (network.spec.ingress && other.spec.ingress)
@@ -181,7 +186,14 @@ impl State {
             found.push(Violation::Address(other, owner));
         }
         let ipam = self.network(key.0).and_then(|network| network.ipam);
-        if !ipam.is_some_and(|ipam| ipam.subnet.contains(key.1) && ipam.gateway != key.1) {
+        let fits = |ipam: Ipam| {
+            let twin = ipam.twin(key.1);
+            let twin_fits = ipam
+                .ipv6
+                .is_none_or(|ipv6| twin.is_some_and(|t| ipv6.subnet.contains(t) && t != ipv6.gateway));
+            ipam.subnet.contains(key.1) && ipam.gateway != key.1 && twin_fits
+        };
+        if !ipam.is_some_and(fits) {
             found.push(Violation::AddressRange(owner));
         }
     }

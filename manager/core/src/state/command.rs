@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use rswarm_types::cluster::Subnet;
 use rswarm_types::service::{Protocol, PublishMode};
 use rswarm_types::task::TaskNetwork;
 use rswarm_types::{
@@ -221,7 +220,7 @@ pub enum Rejected {
     #[error("no free address in network `{name}` ({subnet}): {used} of {total} in use")]
     NetworkFull { name: String, subnet: String, used: usize, total: u64 },
     #[error("subnet `{subnet}` overlaps `{other}`, {by}; choose another one")]
-    SubnetTaken { subnet: Subnet, other: Subnet, by: String },
+    SubnetTaken { subnet: String, other: String, by: String },
     #[error(
         "no free /{prefix_len} in the address pools {pools}: among others {example}; give a subnet, or choose other \
          pools when the cluster is made"

@@ -6,18 +6,20 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rswarm_types::cluster::Subnet;
-use rswarm_types::network::{FIRST_VNI, Ipam, LAST_VNI};
+use rswarm_types::cluster::{Subnet, Subnet6};
+use rswarm_types::network::{FIRST_VNI, Ipam, Ipam6, IpamSpec6, LAST_VNI};
+use rswarm_types::node::NodeNetworkFacts;
 use rswarm_types::service::{EndpointMode, PortConfig, PublishMode, ServiceEndpoint};
+use rswarm_types::subnet::Address;
 use rswarm_types::{
-    ClusterSpec, Network, NetworkDriver, NetworkId, Node, NodeId, ServiceId, ServiceSpec, Task, TaskId,
-    Timestamp,
+    Cluster, ClusterId, ClusterSpec, Network, NetworkDriver, NetworkId, Node, NodeId, ServiceId, ServiceSpec,
+    Task, TaskId, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -102,7 +104,8 @@ impl State {
         let Some(ipam) = network.ipam else { return 0 };
         let range = range(network, ipam);
         let last = Ipv4Addr::from(u32::from(ipam.subnet.address) + (ipam.subnet.size() - 1) as u32);
-        let special = [ipam.subnet.address, last, ipam.gateway];
+        let special = [ipam.subnet.address, last, ipam.gateway].into_iter().chain(twin_of_gateway(ipam));
+        let special: BTreeSet<Ipv4Addr> = special.collect();
         range.size() - special.iter().filter(|address| range.contains(**address)).count() as u64
     }
 
@@ -112,9 +115,10 @@ impl State {
         let Some(description) = &node.description else { return Vec::new() };
         let mut conflicts = Vec::new();
         for network in self.networks() {
-            let Some(Ipam { subnet, .. }) = network.ipam else { continue };
-            let routes = &description.network.routes;
-            conflicts.extend(routes.iter().filter(|route| route.overlaps(subnet)).map(|route| {
+            let Some(ipam) = network.ipam else { continue };
+            let both = overlapping::<Ipv4Addr>(ipam, &description.network)
+                .chain(overlapping::<Ipv6Addr>(ipam, &description.network));
+            conflicts.extend(both.map(|(subnet, route)| {
                 format!(
                     "network `{}` has the addresses `{subnet}`, and node `{}` has a route of its own to `{route}`: \
                      what is there cannot be reached from the network, or the other way round",
@@ -141,6 +145,14 @@ impl State {
     }
 }
 
+/// The subnet of a network with each route of a node that overlaps it.
+fn overlapping<A: Routed>(ipam: Ipam, facts: &NodeNetworkFacts) -> impl Iterator<Item = (String, String)> {
+    let subnet = A::subnet_of(ipam);
+    let routes = A::routes_of(facts).iter().filter_map(move |route| Some((subnet?, *route)));
+    let routes = routes.filter(|(subnet, route)| route.overlaps(*subnet));
+    routes.map(|(subnet, route)| (subnet.to_string(), route.to_string()))
+}
+
 /// The part of a subnet that addresses are taken from.
 fn range(network: &Network, ipam: Ipam) -> Subnet {
     network.spec.ipam.range.unwrap_or(ipam.subnet)
@@ -149,7 +161,41 @@ fn range(network: &Network, ipam: Ipam) -> Subnet {
 /// Neither the network's own address, nor the broadcast address, nor the gateway's.
 fn usable(ipam: Ipam, address: Ipv4Addr) -> bool {
     let last = u64::from(u32::from(ipam.subnet.address)) + ipam.subnet.size() - 1;
-    address != ipam.subnet.address && u64::from(u32::from(address)) != last && address != ipam.gateway
+    address != ipam.subnet.address
+        && u64::from(u32::from(address)) != last
+        && address != ipam.gateway
+        && Some(address) != twin_of_gateway(ipam)
+}
+
+/// The address that nobody can have because its twin is the gateway's.
+fn twin_of_gateway(ipam: Ipam) -> Option<Ipv4Addr> {
+    ipam.ipv6.and_then(|ipv6| ipv6.of_twin(ipam.subnet, ipv6.gateway))
+}
+
+/// Where subnets of a family are found that another one may overlap.
+trait Routed: Address {
+    fn subnet_of(ipam: Ipam) -> Option<Subnet<Self>>;
+    fn routes_of(facts: &NodeNetworkFacts) -> &[Subnet<Self>];
+}
+
+impl Routed for Ipv4Addr {
+    fn subnet_of(ipam: Ipam) -> Option<Subnet> {
+        Some(ipam.subnet)
+    }
+
+    fn routes_of(facts: &NodeNetworkFacts) -> &[Subnet] {
+        &facts.routes
+    }
+}
+
+impl Routed for Ipv6Addr {
+    fn subnet_of(ipam: Ipam) -> Option<Subnet6> {
+        ipam.ipv6.map(|ipv6| ipv6.subnet)
+    }
+
+    fn routes_of(facts: &NodeNetworkFacts) -> &[Subnet6] {
+        &facts.routes6
+    }
 }
 
 impl Writer {
@@ -168,17 +214,17 @@ impl Writer {
         let has_addresses = matches!(spec.driver, NetworkDriver::Bridge | NetworkDriver::Overlay);
         if has_addresses && network.ipam.is_none() {
             let subnet = match spec.ipam.subnet {
-                Some(subnet) => match self.overlap(subnet) {
-                    Some((other, by)) => return Err(Rejected::SubnetTaken { subnet, other, by }),
-                    None => subnet,
-                },
+                Some(subnet) => self.not_taken(subnet)?,
                 None => self.free_subnet()?,
             };
             let gateway = spec.ipam.gateway.or(subnet.nth(1)).unwrap_or(subnet.address);
-            network.ipam = Some(Ipam { subnet, gateway });
+            network.ipam = Some(Ipam { subnet, gateway, ipv6: None });
         }
         if spec.driver == NetworkDriver::Overlay {
             network.vni = Some(self.free_vni()?);
+        }
+        if let (Some(ipam), Some(asked)) = (&mut network.ipam, spec.ipam.ipv6) {
+            ipam.ipv6 = Some(self.ipv6_side(*ipam, asked)?);
         }
         self.state.put_network(Arc::new(network));
         Ok(())
@@ -201,17 +247,52 @@ impl Writer {
         Ok(())
     }
 
+    fn not_taken<A: Routed>(&self, subnet: Subnet<A>) -> Result<Subnet<A>, Rejected> {
+        match self.overlap(subnet) {
+            Some((other, by)) => {
+                Err(Rejected::SubnetTaken { subnet: subnet.to_string(), other: other.to_string(), by })
+            }
+            None => Ok(subnet),
+        }
+    }
+
     /// What a subnet overlaps: another network's, or what a node routes itself.
-    fn overlap(&self, subnet: Subnet) -> Option<(Subnet, String)> {
-        let mut networks = self.state.networks().filter_map(|network| Some((network, network.ipam?.subnet)));
+    fn overlap<A: Routed>(&self, subnet: Subnet<A>) -> Option<(Subnet<A>, String)> {
+        let mut networks =
+            self.state.networks().filter_map(|network| Some((network, A::subnet_of(network.ipam?)?)));
         if let Some((network, other)) = networks.find(|(_, other)| other.overlaps(subnet)) {
             return Some((other, format!("network `{}`", network.spec.name)));
         }
         self.state.nodes().find_map(|node| {
-            let routes = &node.description.as_ref()?.network.routes;
+            let routes = A::routes_of(&node.description.as_ref()?.network);
             let route = routes.iter().find(|route| route.overlaps(subnet))?;
             Some((*route, format!("a route of node `{}`", node.display_name())))
         })
+    }
+
+    /// What is asked for of IPv6, the rest chosen: the first /64 of the cluster's pool that overlaps nothing.
+    fn ipv6_side(&self, ipam: Ipam, asked: IpamSpec6) -> Result<Ipam6, Rejected> {
+        let subnet = match asked.subnet {
+            Some(subnet) => self.not_taken(subnet)?,
+            None => {
+                const PREFIX_LEN: u8 = 64;
+                let id = self.state.cluster().map_or(ClusterId::from_bytes([0; 16]), |cluster| cluster.id);
+                let pool = Cluster::ipv6_pool(id);
+                let nth = |n: u16| Subnet6 {
+                    address: (u128::from(pool.address) | u128::from(n) << (128 - PREFIX_LEN)).into(),
+                    prefix_len: PREFIX_LEN,
+                };
+                let mut all = (1..=u16::MAX).map(nth);
+                let free = all.find(|subnet| self.overlap(*subnet).is_none());
+                free.ok_or_else(|| Rejected::NoSubnet {
+                    prefix_len: PREFIX_LEN,
+                    pools: format!("`{pool}`"),
+                    example: format!("`{}` is in use", nth(1)),
+                })?
+            }
+        };
+        let gateway = Ipam6 { subnet, gateway: subnet.address }.twin(ipam.subnet, ipam.gateway);
+        Ok(Ipam6 { subnet, gateway: asked.gateway.unwrap_or(gateway) })
     }
 
     /// The first subnet of the pools that overlaps nothing.

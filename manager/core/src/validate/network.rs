@@ -1,8 +1,9 @@
 //! What a network and the cluster's address pools must satisfy.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use rswarm_types::cluster::Subnet;
+use rswarm_types::cluster::{Subnet, Subnet6};
+use rswarm_types::network::PREFIX6_MAX;
 use rswarm_types::{ClusterSpec, NetworkDriver, NetworkSpec};
 
 use super::SpecError;
@@ -17,6 +18,11 @@ pub const POOL_PREFIX_MIN: u8 = 8;
 const MTU_MIN: u32 = 576;
 /// Most: an IPv4 packet, less what VXLAN puts around it.
 const MTU_MAX: u32 = 65_535 - 50;
+
+/// Least bytes of a packet where there is IPv6. Source: RFC 8200, section 5.
+const MTU6_MIN: u32 = 1280;
+/// Shortest prefix of an IPv6 subnet: what a provider is given.
+const PREFIX6_MIN: u8 = 32;
 
 const MTU_OPTION: &str = "com.docker.network.driver.mtu";
 const ENCRYPTED_OPTION: &str = "encrypted";
@@ -50,9 +56,9 @@ pub enum NetworkError {
     #[error("{what} `{found}` is given without a subnet that it lies in")]
     NoSubnet { what: &'static str, found: String },
     #[error("{what} `{found}` lies outside of subnet `{subnet}`")]
-    Outside { what: &'static str, found: String, subnet: Subnet },
+    Outside { what: &'static str, found: String, subnet: String },
     #[error("gateway `{gateway}` is the {what} of subnet `{subnet}`: expected one of the addresses between")]
-    Gateway { gateway: Ipv4Addr, what: &'static str, subnet: Subnet },
+    Gateway { gateway: IpAddr, what: &'static str, subnet: String },
     #[error("address range `{range}` of subnet `{subnet}` has no address left for tasks")]
     RangeEmpty { range: Subnet, subnet: Subnet },
     #[error(
@@ -60,8 +66,16 @@ pub enum NetworkError {
          find addresses in it"
     )]
     Size { what: &'static str, found: Subnet },
+    #[error("invalid subnet `{0}`: expected a network of /{PREFIX6_MIN} to /{PREFIX6_MAX}")]
+    Size6(Subnet6),
+    #[error(
+        "networks of driver `bridge` have IPv4 only so far: leave IPv6 out, or expected driver `overlay`"
+    )]
+    Ipv6Bridge,
+    #[error("invalid option `{MTU_OPTION}={0}` for a network with IPv6: expected at least {MTU6_MIN} bytes")]
+    Mtu6(u32),
     #[error("invalid {what} `{found}`: it overlaps `{reserved}`, {why}")]
-    Reserved { what: &'static str, found: Subnet, reserved: Subnet, why: &'static str },
+    Reserved { what: &'static str, found: String, reserved: String, why: &'static str },
     #[error("address pools `{0}` and `{1}` overlap")]
     PoolsOverlap(Subnet, Subnet),
     #[error(
@@ -99,11 +113,15 @@ pub fn network_spec(spec: &mut NetworkSpec) -> Result<(), SpecError> {
     if let Some(mtu) = spec.mtu.filter(|mtu| !(MTU_MIN..=MTU_MAX).contains(mtu)) {
         return Err(NetworkError::Mtu(mtu.to_string()).into());
     }
+    if let Some(mtu) = spec.mtu.filter(|mtu| spec.ipam.ipv6.is_some() && *mtu < MTU6_MIN) {
+        return Err(NetworkError::Mtu6(mtu).into());
+    }
     if spec.driver == NetworkDriver::Bridge {
         for (given, error) in [
             (spec.ingress, NetworkError::Ingress("driver `bridge`")),
             (spec.internal, NetworkError::InternalBridge),
             (spec.attachable, NetworkError::AttachableBridge),
+            (spec.ipam.ipv6.is_some(), NetworkError::Ipv6Bridge),
         ] {
             if given {
                 return Err(error.into());
@@ -115,7 +133,43 @@ pub fn network_spec(spec: &mut NetworkSpec) -> Result<(), SpecError> {
             return Err(NetworkError::Ingress(what).into());
         }
     }
-    Ok(addresses(spec)?)
+    addresses(spec)?;
+    Ok(addresses6(spec)?)
+}
+
+fn addresses6(spec: &NetworkSpec) -> Result<(), NetworkError> {
+    let Some(asked) = spec.ipam.ipv6 else { return Ok(()) };
+    let Some(subnet) = asked.subnet else {
+        return match asked.gateway {
+            Some(gateway) => Err(NetworkError::NoSubnet { what: "gateway", found: gateway.to_string() }),
+            None => Ok(()),
+        };
+    };
+    if !(PREFIX6_MIN..=PREFIX6_MAX).contains(&subnet.prefix_len) {
+        return Err(NetworkError::Size6(subnet));
+    }
+    // Source: RFC 6890, addresses that no host has.
+    const RESERVED: [(u16, u8, &str); 3] = [
+        (0, 8, "which is loopback or stands for IPv4"),
+        (0xfe80, 10, "which is link-local"),
+        (0xff00, 8, "which is multicast"),
+    ];
+    for (first, prefix_len, why) in RESERVED {
+        let reserved = Subnet6 { address: [first, 0, 0, 0, 0, 0, 0, 0].into(), prefix_len };
+        if reserved.overlaps(subnet) {
+            let (found, reserved) = (subnet.to_string(), reserved.to_string());
+            return Err(NetworkError::Reserved { what: "subnet", found, reserved, why });
+        }
+    }
+    let Some(gateway) = asked.gateway else { return Ok(()) };
+    let text = subnet.to_string();
+    if !subnet.contains(gateway) {
+        return Err(NetworkError::Outside { what: "gateway", found: gateway.to_string(), subnet: text });
+    }
+    if gateway == subnet.address {
+        return Err(NetworkError::Gateway { gateway: gateway.into(), what: "address", subnet: text });
+    }
+    Ok(())
 }
 
 fn addresses(spec: &NetworkSpec) -> Result<(), NetworkError> {
@@ -131,19 +185,25 @@ fn addresses(spec: &NetworkSpec) -> Result<(), NetworkError> {
     let last = u64::from(u32::from(subnet.address)) + subnet.size() - 1;
     if let Some(gateway) = gateway {
         if !subnet.contains(gateway) {
-            return Err(NetworkError::Outside { what: "gateway", found: gateway.to_string(), subnet });
+            return Err(NetworkError::Outside {
+                what: "gateway",
+                found: gateway.to_string(),
+                subnet: subnet.to_string(),
+            });
         }
         for (special, what) in
             [(u64::from(u32::from(subnet.address)), "address"), (last, "broadcast address")]
         {
             if u64::from(u32::from(gateway)) == special {
+                let (gateway, subnet) = (gateway.into(), subnet.to_string());
                 return Err(NetworkError::Gateway { gateway, what, subnet });
             }
         }
     }
     if let Some(range) = range {
         if range.prefix_len < subnet.prefix_len || !subnet.contains(range.address) {
-            return Err(NetworkError::Outside { what: "address range", found: range.to_string(), subnet });
+            let (found, subnet) = (range.to_string(), subnet.to_string());
+            return Err(NetworkError::Outside { what: "address range", found, subnet });
         }
         let gateway = gateway.or(subnet.nth(1));
         let special = [Some(subnet.address), gateway, u32::try_from(last).ok().map(Ipv4Addr::from)];
@@ -185,8 +245,9 @@ fn has_room(what: &'static str, found: Subnet) -> Result<(), NetworkError> {
         ([224, 0, 0, 0], 3, "which is multicast or reserved"),
     ];
     for (address, prefix_len, why) in RESERVED {
-        let reserved = Subnet { address: address.into(), prefix_len };
+        let reserved = Subnet { address: Ipv4Addr::from(address), prefix_len };
         if reserved.overlaps(found) {
+            let (found, reserved) = (found.to_string(), reserved.to_string());
             return Err(NetworkError::Reserved { what, found, reserved, why });
         }
     }
@@ -195,6 +256,8 @@ fn has_room(what: &'static str, found: Subnet) -> Result<(), NetworkError> {
 
 #[cfg(test)]
 mod tests {
+    use rswarm_types::network::IpamSpec6;
+
     use super::*;
     use crate::validate::cluster_spec;
 
@@ -243,6 +306,11 @@ mod tests {
         let subnet = |spec: &mut NetworkSpec, text: &str| spec.ipam.subnet = Some(text.parse().unwrap());
         let option = |spec: &mut NetworkSpec, name: &str, value: &str| {
             spec.options.insert(name.into(), value.into());
+        };
+        let ipv6 = |spec: &mut NetworkSpec, subnet: Option<&str>, gateway: Option<&str>| {
+            let (subnet, gateway) =
+                (subnet.map(|s| s.parse().unwrap()), gateway.map(|text| text.parse().unwrap()));
+            spec.ipam.ipv6 = Some(IpamSpec6 { subnet, gateway });
         };
         type Change<'a> = Box<dyn Fn(&mut NetworkSpec) + 'a>;
         let cases: Vec<(Change, &str)> = vec![
@@ -314,6 +382,34 @@ mod tests {
                 }),
                 "has no address left",
             ),
+            (Box::new(move |s| ipv6(s, None, None)), ""),
+            (Box::new(move |s| ipv6(s, Some("fd00:1::/64"), Some("fd00:1::9"))), ""),
+            (Box::new(move |s| ipv6(s, Some("2001:db8::/48"), None)), ""),
+            (
+                Box::new(move |s| {
+                    ipv6(s, None, None);
+                    s.driver = NetworkDriver::Bridge;
+                }),
+                "networks of driver `bridge` have IPv4 only",
+            ),
+            (
+                Box::new(move |s| {
+                    ipv6(s, None, None);
+                    option(s, MTU_OPTION, "1279");
+                }),
+                "mtu=1279` for a network with IPv6",
+            ),
+            (Box::new(move |s| ipv6(s, Some("fd00:1::/112"), None)), "expected a network of /32 to /64"),
+            (Box::new(move |s| ipv6(s, Some("fc00::/7"), None)), "invalid subnet `fc00::/7`"),
+            (Box::new(move |s| ipv6(s, Some("fe80::/64"), None)), "link-local"),
+            (Box::new(move |s| ipv6(s, Some("ff02::/64"), None)), "multicast"),
+            (Box::new(move |s| ipv6(s, Some("::/64"), None)), "loopback"),
+            (Box::new(move |s| ipv6(s, None, Some("fd00:1::9"))), "`fd00:1::9` is given without a subnet"),
+            (
+                Box::new(move |s| ipv6(s, Some("fd00:1::/64"), Some("fd00:2::9"))),
+                "`fd00:2::9` lies outside of subnet `fd00:1::/64`",
+            ),
+            (Box::new(move |s| ipv6(s, Some("fd00:1::/64"), Some("fd00:1::"))), "is the address of subnet"),
         ];
         for (change, expected) in cases {
             let mut spec = NetworkSpec::new("front", NetworkDriver::Overlay);

@@ -74,6 +74,7 @@ impl World {
             ipam: Some(Ipam {
                 subnet: format!("10.0.0.0/{prefix_len}").parse().unwrap(),
                 gateway: "10.0.0.1".parse().unwrap(),
+                ipv6: None,
             }),
             vni: None,
         };

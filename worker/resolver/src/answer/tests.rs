@@ -7,9 +7,10 @@ use domain::base::{Message, MessageBuilder, ParsedName, ToName as _};
 use domain::rdata::AllRecordData;
 use proptest::prelude::{Just, ProptestConfig, Strategy as _, any, prop_assert, prop_assert_eq, prop_oneof};
 use proptest::proptest;
+use rswarm_types::network::Ipam6;
 
 use crate::message::MAX_UDP_LEN;
-use crate::names::tests::{NODE, address, large_map, map, task};
+use crate::names::tests::{NODE, address, large_map, map, network, task};
 
 fn query(name: &str, qtype: Rtype) -> Vec<u8> {
     let mut builder = MessageBuilder::new_vec();
@@ -178,6 +179,64 @@ fn each_kind_of_name_has_its_answer() {
     ptr(front, "in-addr.arpa", "forwarded");
 }
 
+/// On a network with IPv6 whoever has an address has its twin too: forwards and backwards.
+#[test]
+fn names_have_ipv6_addresses_where_the_network_has_them() {
+    let mut map = map();
+    let front = map.networks.get_mut(&network(1)).unwrap();
+    front.ipv6 =
+        Some(Ipam6 { subnet: "fd00:1::/64".parse().unwrap(), gateway: "fd00:1::1".parse().unwrap() });
+    let names = Names::new(&map);
+    let (front, back, both) = (address(1, 61), address(2, 31), address(1, 21));
+    let check = |asker, name: &str, qtype, expected: &str| {
+        assert_eq!(shown(&names, asker, name, qtype), expected, "{name} {qtype} from {asker}");
+    };
+    let web_21 = format!("web.1.{}", task(21));
+    for (name, expected) in [
+        ("web", "fd00:1::2"),
+        ("www.front", "fd00:1::2 fd00:1::6"),
+        ("tasks.web", "fd00:1::15 fd00:1::16"),
+        ("1.web", "fd00:1::15"),
+        (&web_21, "fd00:1::15"),
+        (&task(22).short(), "fd00:1::16"),
+    ] {
+        check(front, name, Rtype::AAAA, &format!("NOERROR {expected}"));
+    }
+    check(front, "web", Rtype::A, "NOERROR 10.0.0.2");
+    check(front, "web", Rtype::ANY, "NOERROR 10.0.0.2 fd00:1::2");
+    check(front, "lonely", Rtype::AAAA, "NOERROR");
+    check(back, "db", Rtype::AAAA, "NOERROR");
+    check(both, "web", Rtype::AAAA, "NOERROR fd00:1::2");
+    let srv = |n| format!("0 0 80 web.{}.{}.front", n - 20, task(n));
+    let add = |n| {
+        let name = format!("web.{}.{}.front", n - 20, task(n));
+        format!("{name}=10.0.0.{n} {name}=fd00:1::{n:x}")
+    };
+    let all = format!("NOERROR {} {} {} {}", srv(21), srv(22), add(21), add(22));
+    check(front, "_80._tcp.web", Rtype::SRV, &all);
+
+    let arpa = |address: &str| {
+        let number = u128::from(address.parse::<Ipv6Addr>().unwrap());
+        let digits = (0..32).map(|n| format!("{:x}.", number >> (4 * n) & 15));
+        format!("{}ip6.arpa", digits.collect::<String>())
+    };
+    let ptr = |asker, name: &str, expected: &str| check(asker, name, Rtype::PTR, expected);
+    ptr(front, &arpa("fd00:1::15"), &format!("NOERROR {web_21}.front."));
+    ptr(front, &arpa("fd00:1::2").to_uppercase(), "NOERROR web.front.");
+    check(front, &arpa("fd00:1::2"), Rtype::AAAA, "NOERROR");
+    for nobody in ["fd00:1::63", "fd00:1::1:15", "fd00:1:0:0:1::"] {
+        ptr(front, &arpa(nobody), "NXDOMAIN");
+    }
+    ptr(back, &arpa("fd00:1::15"), "NXDOMAIN");
+    ptr(front, &format!("x.{}", arpa("fd00:1::15")), "NXDOMAIN");
+    let zone = |digits: usize| arpa("fd00:1::")[2 * (32 - digits)..].to_owned();
+    ptr(front, &zone(16), "NOERROR");
+    ptr(front, &zone(31), "NOERROR");
+    for foreign in [&zone(15), "ip6.arpa", &arpa("fd00:2::15"), &arpa("::1"), "10.d.f.ip6.arpa"] {
+        ptr(front, foreign, "forwarded");
+    }
+}
+
 #[test]
 fn the_question_comes_back_as_it_was_written() {
     let names = Names::new(&map());
@@ -291,6 +350,7 @@ proptest! {
             Just("tasks.web.front".to_owned()),
             Just("_80._tcp.web".to_owned()),
             Just("21.0.0.10.in-addr.arpa".to_owned()),
+            Just(format!("{}0.0.d.f.ip6.arpa", "1.".repeat(28))),
             proptest::collection::vec(any::<u8>().prop_map(|byte| char::from(byte % 128)), 1..40)
                 .prop_map(String::from_iter),
         ],

@@ -28,6 +28,7 @@ fn map_network(name: &str, subnet: &str, ingress: bool) -> MapNetwork {
         vni: 4096,
         subnet,
         gateway: subnet.nth(1).unwrap(),
+        ipv6: None,
         mtu: 1450,
         internal: false,
         ingress,
@@ -105,12 +106,16 @@ pub(crate) fn address(network: u8, host: u8) -> Ipv4Addr {
     }
 }
 
+fn found(address: Ipv4Addr) -> Found {
+    Found { address, twin: None }
+}
+
 /// A task's short id is enough for its name, and no text beside it.
 #[test]
 fn a_short_id_names_its_task_and_nothing_near_it() {
     let names = Names::new(&map());
     let asker = address(1, 61);
-    assert_eq!(names.addresses(asker, &task(21).short()), Some(vec![address(1, 21)]));
+    assert_eq!(names.addresses(asker, &task(21).short()), Some(vec![found(address(1, 21))]));
     assert_eq!(names.addresses(asker, &task(23).short()), Some(vec![]), "known, not ready");
     assert_eq!(names.addresses(asker, &task(20).short()), None);
     assert_eq!(names.addresses(asker, &task(31).short()), None, "on another network");
@@ -159,8 +164,8 @@ fn an_index_of_ten_thousand_endpoints_is_made_in_no_time() {
     assert_eq!(read, map);
     let asker = Ipv4Addr::from(0x0a01_0003);
     let vip = Ipv4Addr::from(0x0a00_0002 + 999);
-    assert_eq!(names.addresses(asker, "service-999"), Some(vec![vip]));
-    assert_eq!(names.addresses(asker, "alias-of-999.large"), Some(vec![vip]));
+    assert_eq!(names.addresses(asker, "service-999"), Some(vec![found(vip)]));
+    assert_eq!(names.addresses(asker, "alias-of-999.large"), Some(vec![found(vip)]));
     assert_eq!(names.addresses(asker, "tasks.service-999").map(|found| found.len()), Some(10));
     assert!(built < Duration::from_millis(500), "{built:?}");
 }

@@ -126,6 +126,7 @@ pub fn map(backends: &[u8]) -> NetworkMap {
             vni: 4096,
             subnet: "10.77.0.0/24".parse().unwrap(),
             gateway: address(2),
+            ipv6: None,
             mtu: 1450,
             internal: false,
             ingress: false,

@@ -15,12 +15,15 @@ pub fn hosts(hostname: &str, networks: &[TaskNetwork], extra: &[String]) -> Stri
                     ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
         .to_owned();
     for address in networks.iter().filter_map(|network| network.address) {
-        // A domain name is followed by its first label, so that both forms resolve.
-        match hostname.split_once('.') {
-            Some((label, _)) => writeln!(text, "{}\t{hostname} {label}", address.address),
-            None => writeln!(text, "{}\t{hostname}", address.address),
+        let twin = address.ipv6.map(|ipv6| IpAddr::from(ipv6.address));
+        for address in [IpAddr::from(address.address)].into_iter().chain(twin) {
+            // A domain name is followed by its first label, so that both forms resolve.
+            match hostname.split_once('.') {
+                Some((label, _)) => writeln!(text, "{address}\t{hostname} {label}"),
+                None => writeln!(text, "{address}\t{hostname}"),
+            }
+            .expect("writing to a string");
         }
-        .expect("writing to a string");
     }
     append_hosts(&mut text, extra);
     text
@@ -103,7 +106,7 @@ pub fn has_only_loopback_servers(resolv_conf: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rswarm_types::task::TaskAddress;
+    use rswarm_types::task::{TaskAddress, TaskAddress6};
     use rswarm_types::{NetworkDriver, NetworkId};
 
     fn network(address: &str) -> TaskNetwork {
@@ -115,6 +118,7 @@ mod tests {
                 address: address.parse().unwrap(),
                 prefix_len: 16,
                 gateway: "10.213.0.1".parse().unwrap(),
+                ipv6: None,
             }),
             aliases: vec![],
         }
@@ -128,6 +132,10 @@ mod tests {
         let lines = "10.0.16.3\tweb.example.org web\n10.213.0.9\tweb.example.org web\n192.0.2.1\tdb db2\n";
         assert!(text.ends_with(lines), "{text}");
         assert!(hosts("db", &both[..1], &[]).ends_with("ip6-allrouters\n10.0.16.3\tdb\n"));
+        let mut dual = network("10.0.16.3");
+        let ipv6 = TaskAddress6 { address: "fd00:1::3".parse().unwrap(), prefix_len: 64 };
+        dual.address.as_mut().unwrap().ipv6 = Some(ipv6);
+        assert!(hosts("db", &[dual], &[]).ends_with("\n10.0.16.3\tdb\nfd00:1::3\tdb\n"));
         assert_eq!(hosts_of_node("1.2.3.4 a", &["192.0.2.1 db".to_owned()]), "1.2.3.4 a\n192.0.2.1\tdb\n");
     }
 

@@ -230,6 +230,7 @@ mod tests {
             vni,
             subnet: format!("10.0.{third}.0/20").parse().unwrap(),
             gateway: Ipv4Addr::new(10, 0, third, 1),
+            ipv6: None,
             mtu: 1450,
             internal: false,
             ingress,

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use rswarm_types::cluster::Subnet;
+use rswarm_types::cluster::{Subnet, Subnet6};
+use rswarm_types::network::IpamSpec6;
 use rswarm_types::node::NodeNetworkFacts;
 use rswarm_types::service::{EndpointMode, FailureAction, PortConfig, Protocol, PublishMode, UpdateState};
 use rswarm_types::task::NetworkAttachment;
 use rswarm_types::{
-    Network, NetworkDriver, NetworkId, NetworkSpec, NodeDescription, ServiceId, ServiceSpec, TaskState,
+    Cluster, ClusterId, Network, NetworkDriver, NetworkId, NetworkSpec, NodeDescription, ServiceId,
+    ServiceSpec, TaskState,
 };
 
 use super::AddressHolder;
@@ -95,6 +97,66 @@ fn overlays_get_vnis_and_subnets_that_overlap_nothing() {
         (spec.ipam.subnet, spec.ipam.gateway) = (of("172.20.0.0/16"), Some([172, 20, 9, 9].into()));
     });
     assert_eq!(network(&f, own).ipam.unwrap().gateway.to_string(), "172.20.9.9");
+}
+
+#[test]
+fn a_network_with_ipv6_gives_everybody_a_twin() {
+    let mut f = Fixture::new(1);
+    f.add_node(2, |node| {
+        let routes6 = vec!["fd00:9::/48".parse().unwrap()];
+        let network = NodeNetworkFacts { routes6, ..NodeNetworkFacts::default() };
+        node.description = Some(NodeDescription { hostname: "alpha".into(), network, ..Default::default() });
+    });
+    let side = |f: &Fixture, id| {
+        let ipv6 = network(f, id).ipam.unwrap().ipv6.unwrap();
+        (ipv6.subnet.to_string(), ipv6.gateway.to_string())
+    };
+    let asked = |subnet: &str, gateway: Option<&str>| {
+        let gateway = gateway.map(|text| text.parse().unwrap());
+        Some(IpamSpec6 { subnet: Some(subnet.parse().unwrap()), gateway })
+    };
+    let pool = Cluster::ipv6_pool(f.state.cluster().map_or(ClusterId::from_bytes([0; 16]), |held| held.id));
+    let nth = |n: u32| format!("{}{n}::", pool.address.to_string().trim_end_matches(':').to_owned() + ":");
+    let plain = make(&mut f, "plain", |_| {});
+    assert_eq!(network(&f, plain).ipam.unwrap().ipv6, None);
+    let first = make(&mut f, "first", |spec| spec.ipam.ipv6 = Some(IpamSpec6::default()));
+    assert_eq!(side(&f, first).0.parse::<Subnet6>().unwrap(), format!("{}/64", nth(1)).parse().unwrap());
+    let second = make(&mut f, "second", |spec| spec.ipam.ipv6 = Some(IpamSpec6::default()));
+    assert_eq!(side(&f, second).0.parse::<Subnet6>().unwrap(), format!("{}/64", nth(2)).parse().unwrap());
+    // The gateway of one family is the twin of the other's, unless both are chosen.
+    let own = make(&mut f, "own", |spec| {
+        spec.ipam.subnet = Some("172.20.0.0/29".parse().unwrap());
+        spec.ipam.gateway = Some([172, 20, 0, 6].into());
+        spec.ipam.ipv6 = asked("fd00:1::/64", None);
+    });
+    assert_eq!(side(&f, own), ("fd00:1::/64".into(), "fd00:1::6".into()));
+    let odd = make(&mut f, "odd", |spec| {
+        spec.ipam.subnet = Some("172.21.0.0/29".parse().unwrap());
+        spec.ipam.ipv6 = asked("fd00:2::/64", Some("fd00:2::3"));
+    });
+    for (subnet, expected) in [
+        ("fd00:1::/60", "overlaps `fd00:1::/64`, network `own`"),
+        ("fd00:9:0:7::/64", "overlaps `fd00:9::/48`, a route of node `alpha`"),
+    ] {
+        let (_, write) = overlay(&mut f, "a", |spec| spec.ipam.ipv6 = asked(subnet, None));
+        let text = refused(&mut f, write);
+        assert!(text.contains(expected), "{text}");
+    }
+    // Nobody has the address whose twin is the gateway: four of eight are left, one of them the service's.
+    let web = f.create("web", 4, |spec| {
+        on(&[odd])(spec);
+        spec.update.failure_action = FailureAction::Continue;
+    });
+    f.run();
+    let vip = f.state.service(web).unwrap().endpoint.vips[&odd];
+    let tasks = f.state.tasks().filter_map(|task| task.networks.first()?.address);
+    let mut twins: Vec<String> = tasks.map(|at| at.ipv6.unwrap().address.to_string()).collect();
+    twins.push(network(&f, odd).ipam.unwrap().twin(vip).unwrap().to_string());
+    twins.sort();
+    assert_eq!(twins, ["fd00:2::2", "fd00:2::4", "fd00:2::5", "fd00:2::6"]);
+    assert_eq!(f.state.check(), []);
+    let waiting = f.state.waiting_tasks().next().unwrap().status.error.clone();
+    assert!(waiting.ends_with("4 of 4 in use"), "{waiting}");
 }
 
 #[test]
