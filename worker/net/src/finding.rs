@@ -62,6 +62,7 @@ impl Finding {
             Some((Part::Link, true, what, named(&config.link_name(&endpoint.id))))
         };
         let (part, missing, what, of) = match operation {
+            Operation::EnableForwarding6 => (Part::Link, true, "IPv6 forwarding".to_owned(), None),
             Operation::EnableForwarding => (Part::Link, true, "IPv4 forwarding".to_owned(), None),
             Operation::RemoveLink { link: name } => link(false, name)?,
             Operation::CreateBridge { bridge: name, .. }
@@ -87,7 +88,9 @@ impl Finding {
                 Action::CreatePort { link: name, .. }
                 | Action::PlugPort { link: name, .. }
                 | Action::OpenPort { link: name, .. } => link(true, name)?,
-                Action::ConfigureInside { endpoint, .. } => inside(endpoint)?,
+                Action::ConfigureInside { endpoint, .. } | Action::ConfigureInside6 { endpoint, .. } => {
+                    inside(endpoint)?
+                }
                 Action::Add(piece) => of_piece(true, piece),
                 Action::Remove(piece) => of_piece(false, piece),
                 Action::Rules(_) => (Part::Rule, true, "nft table of the overlays".to_owned(), None),
@@ -106,6 +109,7 @@ fn named(link: &str) -> Option<String> {
 fn of_piece(missing: bool, piece: &Piece) -> (Part, bool, String, Option<String>) {
     let (part, link) = match piece {
         Piece::Bridge { name, .. } | Piece::Vxlan { name, .. } => (Part::Link, named(name)),
+        Piece::Address { link, .. } => (Part::Link, named(link)),
         // It serves all networks that are encrypted.
         Piece::Tunnel { .. } | Piece::TunnelKey(_) => (Part::Link, None),
         Piece::TunnelPeer { .. } => (Part::Forwarding, None),

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    net::{IpAddr, Ipv6Addr},
     os::fd::AsFd,
     path::{Path, PathBuf},
 };
@@ -15,11 +16,11 @@ use crate::{
         message::{self, Change},
         reading,
     },
-    model::{Cidr, Endpoint, NetworkConfig, NodeNetwork},
+    model::{Cidr, Cidr6, Endpoint, NetworkConfig, NodeNetwork},
     netlink::{
         Socket,
         conntrack::{self, Flows},
-        forwarding,
+        forwarding::{self, Neighbour, Route},
         route::{self, Link, LinkChange, Peer},
     },
     netns,
@@ -29,10 +30,13 @@ use crate::{
         helper::{self, Helper},
         plan::{Action, Step},
     },
-    plan::{Inside, Mesh, Observed, ObservedLink, Operation},
+    plan::{Inside, Inside6, Mesh, Observed, ObservedLink, Operation},
 };
 
+/// Index of `lo` in every namespace.
+const LOOPBACK: u32 = 1;
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+const FORWARDING6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 
 fn route_localnet(bridge: &str) -> PathBuf {
     PathBuf::from(format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"))
@@ -42,6 +46,20 @@ fn route_localnet(bridge: &str) -> PathBuf {
 /// gives the error that names it.
 fn is_on(path: &Path) -> bool {
     fs::read_to_string(path).is_ok_and(|value| value.trim() == "1")
+}
+
+/// Has the host forward IPv6. A host that does so no longer minds what routers say of themselves, unless it is told to:
+/// where it did, it goes on doing so. Source: Linux `Documentation/networking/ip-sysctl.rst`, `accept_ra`.
+fn enable_forwarding6() -> Result<(), NetError> {
+    let path = Path::new("/proc/sys/net/ipv6/conf");
+    let failed = |source| NetError::Sysctl { path: path.to_owned(), value: "2", source };
+    for link in fs::read_dir(path).map_err(failed)? {
+        let path = link.map_err(failed)?.path().join("accept_ra");
+        if is_on(&path) {
+            fs::write(&path, "2").map_err(|source| NetError::Sysctl { path, value: "2", source })?;
+        }
+    }
+    switch_on(Path::new(FORWARDING6))
 }
 
 fn switch_on(path: &Path) -> Result<(), NetError> {
@@ -84,7 +102,16 @@ impl Kernel {
         let addresses =
             route::addresses(&mut self.route).map_err(|error| NetError::kernel("list addresses", error))?;
         let names: BTreeMap<u32, String> = links.iter().map(|link| (link.index, link.name.clone())).collect();
-        let mut observed = Observed { forwarding: is_on(Path::new(FORWARDING)), ..Observed::default() };
+        let addresses6: BTreeSet<Cidr6> = route::addresses6(&mut self.route)
+            .map_err(|error| NetError::kernel("list IPv6 addresses", error))?
+            .into_iter()
+            .map(|(_, cidr)| cidr)
+            .collect();
+        let mut observed = Observed {
+            forwarding: is_on(Path::new(FORWARDING)),
+            forwarding6: is_on(Path::new(FORWARDING6)) || !has_way_out(&addresses6),
+            ..Observed::default()
+        };
         for link in links {
             let mut found = observed_link(&link, link.master.and_then(|index| names.get(&index).cloned()));
             found.addresses =
@@ -102,11 +129,20 @@ impl Kernel {
         if let Some(helper) = self.helper()? {
             observed.overlay = helper.observe(&config)?;
             let uplink = observed.links.get(&config.uplink);
+            let neighbours = forwarding::neighbours(&mut self.route)
+                .map_err(|error| NetError::kernel("list neighbours", error))?;
+            let told = |neighbour: &Neighbour| {
+                let address = IpAddr::from(Uplink::HELPER6.address);
+                neighbour.lasting && (neighbour.address, neighbour.mac) == (address, Uplink::HELPER_MAC)
+            };
+            let ipv6_joined = addresses6.contains(&Uplink::HOST6) && neighbours.iter().any(told);
             observed.overlay.connected &= uplink.is_some_and(|link| {
                 link.up
                     && link.alias == Some(config.uplink_alias())
                     && link.route_localnet
                     && link.addresses.len() == 1
+                    && link.mac == Some(Uplink::HOST_MAC)
+                    && (ipv6_joined || !has_ipv6())
                     && observed.overlay.uplink.is_some_and(|uplink| {
                         let address = uplink.host;
                         link.addresses.contains(&Cidr { address, prefix_len: Uplink::PREFIX_LEN })
@@ -135,10 +171,22 @@ impl Kernel {
         let ours: BTreeSet<u32> = links.iter().filter(ours).map(|link| link.index).collect();
         let routes = forwarding::routes(&mut self.route).map_err(failed)?;
         let wanted = routes.iter().filter(|route| route.to.prefix_len > 0 && !ours.contains(&route.link));
+        let routes6 = forwarding::routes::<Ipv6Addr>(&mut self.route).map_err(failed)?;
+        // Each link has a route to its own link-local addresses.
+        let wanted6 = routes6.iter().filter(|route| {
+            route.to.prefix_len > 0
+                && !route.to.address.is_unicast_link_local()
+                && !ours.contains(&route.link)
+                && route.link != LOOPBACK
+        });
         let addresses = route::addresses(&mut self.route).map_err(failed)?;
         let holder = addresses.iter().find(|(_, cidr)| cidr.address == source).map(|(index, _)| *index);
         let carrier = links.iter().find(|link| Some(link.index) == holder);
-        Ok(Facts { routes: wanted.map(|route| route.to).collect(), mtu: carrier.map(|link| link.mtu) })
+        Ok(Facts {
+            routes: wanted.map(|route| route.to).collect(),
+            routes6: wanted6.map(|route| route.to).collect(),
+            mtu: carrier.map(|link| link.mtu),
+        })
     }
 
     /// The namespace of the overlays, if there is one.
@@ -173,6 +221,9 @@ impl Kernel {
             .published
             .iter()
             .filter(|(key, to)| !held.contains(&(key.0.number(), key.1)) && to.is_taken(**key));
+        let addresses6 = route::addresses6(&mut self.route).map_err(failed)?;
+        let ipv6 = has_way_out(&addresses6.into_iter().map(|(_, cidr)| cidr).collect());
+        let uplink = Uplink { ipv6, ..uplink };
         Ok(Some(Mesh { uplink, busy: busy.map(|(key, _)| *key).collect() }))
     }
 
@@ -230,6 +281,7 @@ impl Kernel {
                     .collect(),
                 gateway: forwarding::default_route(&mut socket, link.index)?,
                 mtu: link.mtu,
+                ipv6: read_inside6(&mut socket, link.index)?,
             }))
         };
         let mut read = read;
@@ -300,7 +352,7 @@ impl Kernel {
         let Some(helper) = self.helper()? else { return Ok(Vec::new()) };
         let its = |piece: &Piece| match piece {
             Piece::Element(element) => element.belongs_to(link, address),
-            Piece::Neighbour { address: of, .. } => Some(*of) == address,
+            Piece::Neighbour { address: of, .. } => Some(*of) == address.map(IpAddr::from),
             _ => false,
         };
         Ok(helper.observe(&config)?.pieces.into_iter().filter(its).collect())
@@ -333,6 +385,7 @@ impl Kernel {
         }
         let socket = &mut self.route;
         match operation {
+            Operation::EnableForwarding6 => enable_forwarding6(),
             Operation::EnableForwarding => switch_on(Path::new(FORWARDING)),
             Operation::RouteLocalnet { bridge } => switch_on(&route_localnet(bridge)),
             Operation::RemoveLink { link } => route::delete_link(socket, link).map(drop).map_err(failed),
@@ -412,6 +465,11 @@ impl Kernel {
     }
 }
 
+/// Whether a host with these IPv6 addresses can reach others by them.
+fn has_way_out(addresses: &BTreeSet<Cidr6>) -> bool {
+    addresses.iter().any(|cidr| !cidr.address.is_loopback() && *cidr != Uplink::HOST6)
+}
+
 /// The index of a link that must be there.
 pub(crate) fn index_of(socket: &mut Socket, name: &str) -> Result<u32, KernelError> {
     let missing = KernelError { errno: libc::ENODEV, reason: None };
@@ -459,6 +517,72 @@ pub(crate) fn configure_inside(
     gateway.map_or(Ok(()), |gateway| forwarding::set_default_route(socket, index, gateway))
 }
 
+fn read_inside6(socket: &mut Socket, index: u32) -> Result<Inside6, KernelError> {
+    if !has_ipv6() {
+        return Ok(Inside6::default());
+    }
+    let addresses = route::addresses6(socket)?.into_iter().filter(|(of, _)| *of == index);
+    let neighbours = forwarding::neighbours(socket)?.into_iter().filter(|at| at.link == index && at.lasting);
+    let neighbours = neighbours.filter_map(|neighbour| match neighbour.address {
+        IpAddr::V6(address) => Some((address, neighbour.mac)),
+        IpAddr::V4(_) => None,
+    });
+    let routes = forwarding::routes(socket)?.into_iter().filter(|route| route.link == index);
+    Ok(Inside6 {
+        addresses: addresses.map(|(_, cidr)| cidr).collect(),
+        neighbours: neighbours.collect(),
+        routes: routes.filter_map(|route| Some((route.to, route.via?))).collect(),
+    })
+}
+
+/// Whether this kernel has IPv6 at all.
+pub fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
+
+/// Switches a link's IPv6 on in the namespace of the calling thread: it has the addresses that it is given, and no others.
+pub(crate) fn enable_ipv6(link: &str) -> Result<(), NetError> {
+    const SETTINGS: [(&str, &str); 5] = [
+        ("accept_ra", "0"),
+        ("autoconf", "0"),
+        ("accept_dad", "0"),
+        // No link-local address: nobody is to be reached by one, and redirects are not sent without.
+        ("addr_gen_mode", "1"),
+        ("disable_ipv6", "0"),
+    ];
+    SETTINGS.iter().try_for_each(|(name, value)| {
+        let path = PathBuf::from(format!("/proc/sys/net/ipv6/conf/{link}/{name}"));
+        fs::write(&path, value).map_err(|source| NetError::Sysctl { path, value, source })
+    })
+}
+
+/// Gives a task's end what it shall have of IPv6, and takes other addresses from it.
+pub(crate) fn configure_inside6(endpoint: &Endpoint, inside: &Inside6) -> Result<(), NetError> {
+    let name = endpoint.interface_name.as_str();
+    netns::run_in_netns(&netns::of_process(endpoint.netns_pid), || enable_ipv6(name))??;
+    let mut socket = socket_inside(endpoint)?;
+    let set = || -> Result<(), KernelError> {
+        let index = index_of(&mut socket, name)?;
+        let all = route::addresses6(&mut socket)?.into_iter().filter(|(of, _)| *of == index);
+        for (_, surplus) in all.filter(|(_, cidr)| !inside.addresses.contains(cidr)) {
+            route::delete_address(&mut socket, index, surplus)?;
+        }
+        for address in &inside.addresses {
+            route::add_address6(&mut socket, index, *address)?;
+        }
+        for (address, mac) in &inside.neighbours {
+            forwarding::set_neighbour(&mut socket, index, (*address).into(), *mac)?;
+        }
+        for (to, via) in &inside.routes {
+            let table = libc::RT_TABLE_MAIN.into();
+            forwarding::set_route(&mut socket, &Route { table, to: *to, via: Some(*via), link: index })?;
+        }
+        Ok(())
+    };
+    let mut set = set;
+    set().map_err(|error| NetError::kernel(format!("configure IPv6 of endpoint `{}`", endpoint.id), error))
+}
+
 /// Operations that are performed together when they are neighbours.
 #[derive(PartialEq, Eq)]
 enum Group {
@@ -497,7 +621,7 @@ fn firewall_change(operation: &Operation) -> Option<Change> {
 
 fn flows(operation: &Operation) -> Option<Flows> {
     match operation {
-        Operation::ForgetAddress { address } => Some(Flows::Of(*address)),
+        Operation::ForgetAddress { address } => Some(Flows::Of((*address).into())),
         Operation::ForgetPort { protocol, port } => Some(Flows::To(*protocol, *port)),
         _ => None,
     }

@@ -35,13 +35,14 @@ pub mod wireguard;
 pub use error::{KernelError, NetError};
 pub use finding::{Check, Finding, Part};
 pub use firewall::{Balancer, Element, Set, message::Shape};
+pub use kernel::has_ipv6;
 pub use model::{
-    BridgeNetwork, Cidr, Endpoint, HostPort, INTERFACE_NAME_MAX, Mac, NetworkConfig, NodeNetwork, Protocol,
-    TunnelProgram,
+    BridgeNetwork, Cidr, Cidr6, Endpoint, HostPort, INTERFACE_NAME_MAX, Mac, NetworkConfig, NodeNetwork,
+    Protocol, TunnelProgram,
 };
 pub use netns::run_in_netns;
 pub use network::{Attachment, Facts, Network, Report, facts};
-pub use overlay::{Overlay, OverlayNetwork, PublishedPort, Step, VirtualService};
+pub use overlay::{MTU6_MIN, Overlay, OverlayNetwork, PublishedPort, Step, VirtualService};
 pub use plan::{Inside, Observed, ObservedLink, Operation, plan};
 
 #[cfg(test)]

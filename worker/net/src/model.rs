@@ -1,12 +1,12 @@
 //! The desired state of a node's network, as plain data, and the rules it must obey.
 //!
-//! Only IPv4 for now. The kernel tables are of the `inet` family and addresses sit in their own fields, so that
-//! IPv6 adds fields and elements rather than changing these.
+//! Node-local bridges have IPv4 only. An overlay may have IPv6 beside it: then each of its IPv4 addresses has a twin,
+//! see [`crate::OverlayNetwork::ipv6`], and whatever is told of the one holds for the other.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::Arc,
 };
@@ -211,11 +211,57 @@ impl fmt::Display for Mac {
     }
 }
 
+/// An address of one family, in network order.
+pub trait Ip: Copy + Ord + fmt::Display {
+    /// `AF_INET` or `AF_INET6`.
+    const FAMILY: u8;
+    const UNSPECIFIED: Self;
+    fn bytes(&self) -> Vec<u8>;
+    /// `None` of bytes of another length.
+    fn read(bytes: &[u8]) -> Option<Self>;
+}
+
+impl Ip for Ipv4Addr {
+    const FAMILY: u8 = libc::AF_INET as u8;
+    const UNSPECIFIED: Self = Self::UNSPECIFIED;
+
+    fn bytes(&self) -> Vec<u8> {
+        self.octets().into()
+    }
+
+    fn read(bytes: &[u8]) -> Option<Self> {
+        <[u8; 4]>::try_from(bytes).ok().map(Self::from)
+    }
+}
+
+impl Ip for Ipv6Addr {
+    const FAMILY: u8 = libc::AF_INET6 as u8;
+    const UNSPECIFIED: Self = Self::UNSPECIFIED;
+
+    fn bytes(&self) -> Vec<u8> {
+        self.octets().into()
+    }
+
+    fn read(bytes: &[u8]) -> Option<Self> {
+        <[u8; 16]>::try_from(bytes).ok().map(Self::from)
+    }
+}
+
 /// An interface address with the length of its network's prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Cidr {
-    pub address: Ipv4Addr,
+pub struct Cidr<A = Ipv4Addr> {
+    pub address: A,
     pub prefix_len: u8,
+}
+
+pub type Cidr6 = Cidr<Ipv6Addr>;
+
+impl Cidr6 {
+    /// The first address of the network.
+    pub fn subnet(self) -> Ipv6Addr {
+        let hosts = u128::MAX.checked_shr(self.prefix_len.into()).unwrap_or(0);
+        Ipv6Addr::from(u128::from(self.address) & !hosts)
+    }
 }
 
 impl Cidr {
@@ -239,7 +285,7 @@ impl Cidr {
     }
 }
 
-impl fmt::Display for Cidr {
+impl<A: fmt::Display> fmt::Display for Cidr<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.prefix_len)
     }
@@ -337,8 +383,9 @@ impl NodeNetwork {
 
     /// The overlay that an endpoint is on, if it is on one.
     pub(crate) fn local<'a>(&'a self, endpoint: &'a Endpoint) -> Option<Local<'a>> {
-        let (vni, network) = self.overlay.as_ref()?.network(&endpoint.network)?;
-        Some(Local { vni, network, endpoint })
+        let overlay = self.overlay.as_ref()?;
+        let (vni, network) = overlay.network(&endpoint.network)?;
+        Some(Local { node: overlay.node, vni, network, endpoint })
     }
 
     /// The endpoints on overlays.

@@ -12,7 +12,7 @@ use crate::{
     firewall,
     kernel::Kernel,
     listeners::listens,
-    model::{BridgeNetwork, Cidr, Endpoint, HostPort, Mac, NetworkConfig, NodeNetwork, Protocol},
+    model::{BridgeNetwork, Cidr, Cidr6, Endpoint, HostPort, Mac, NetworkConfig, NodeNetwork, Protocol},
     overlay::Overlay,
     plan::{self, Mesh, Operation, plan},
     probe,
@@ -43,6 +43,8 @@ pub struct Attachment {
 pub struct Facts {
     /// Networks that the host has routes to, but for default routes and our own.
     pub routes: BTreeSet<Cidr>,
+    /// The same of IPv6.
+    pub routes6: BTreeSet<Cidr6>,
     /// MTU of the link that has the address asked for; `None` if no link has.
     pub mtu: Option<u32>,
 }
@@ -392,8 +394,8 @@ impl Node {
         if let Some((network, config)) = node.network(&endpoint.network).zip(Some(&self.kernel.config)) {
             return firewall::endpoint_elements(config, network, endpoint);
         }
-        let mesh = self.mesh.as_ref().filter(|_| node.local(endpoint).is_some());
-        mesh.map(|mesh| firewall::local_elements(mesh.uplink, endpoint)).unwrap_or_default()
+        let local = self.mesh.as_ref().zip(node.local(endpoint));
+        local.map(|(mesh, local)| firewall::local_elements(mesh.uplink, &local)).unwrap_or_default()
     }
 
     fn element_changes(

@@ -5,7 +5,7 @@
 use super::{
     Set,
     message::{DATA_VALUE, DATA_VERDICT, EXPR_DATA, EXPR_NAME, LIST_ITEM, VERDICT_CHAIN, VERDICT_CODE},
-    rules::{Base, Ct, Expr, Meta, REG_1, Verdict, WORD_1},
+    rules::{Base, Ct, Expr, Meta, REG_1, REG_2, Verdict, WORD_1},
 };
 use crate::netlink::{Attributes, attributes, find, text};
 
@@ -46,6 +46,10 @@ fn masked(bits: &[u8], operator: u32) -> Vec<(&'static str, Attributes)> {
     vec![("bitwise", and), compare(operator, &zero)]
 }
 
+fn family(ipv6: bool) -> u32 {
+    (if ipv6 { libc::NFPROTO_IPV6 } else { libc::NFPROTO_IPV4 }) as u32
+}
+
 fn encode_expression(expression: &Expr) -> Vec<(&'static str, Attributes)> {
     const FIB_ADDRESS_TYPE: u32 = 3;
     const FIB_BY_DESTINATION: u32 = 2;
@@ -69,6 +73,13 @@ fn encode_expression(expression: &Expr) -> Vec<(&'static str, Attributes)> {
         Expr::AnyOf(bits) => any_of(&bits.to_ne_bytes()),
         Expr::AnyBitOfByte(bits) => any_of(&[*bits]),
         Expr::NoBitOfByte(bits) => masked(&[*bits], 0),
+        Expr::Between(first, last) => {
+            let end = |byte: u8| Attributes::new().bytes(DATA_VALUE, &[byte]);
+            vec![(
+                "range",
+                Attributes::new().be32(1, REG_1).be32(2, 0).nest(3, &end(*first)).nest(4, &end(*last)),
+            )]
+        }
         Expr::NotZero => vec![compare(1, &0u32.to_ne_bytes())],
         Expr::Load(value) => {
             let data = Attributes::new().bytes(DATA_VALUE, value);
@@ -120,12 +131,14 @@ fn encode_expression(expression: &Expr) -> Vec<(&'static str, Attributes)> {
         }
         Expr::Reset => vec![("reject", Attributes::new().be32(1, 1))],
         Expr::Unreachable => vec![("reject", Attributes::new().be32(1, 2).bytes(2, &[1]))],
-        Expr::Dnat { port } => {
-            let nat = Attributes::new().be32(1, 1).be32(2, libc::NFPROTO_IPV4 as u32).be32(3, REG_1);
-            vec![("nat", if *port { nat.be32(5, WORD_1) } else { nat })]
+        Expr::Dnat { ipv6, port } => {
+            let nat = Attributes::new().be32(1, 1).be32(2, family(*ipv6)).be32(3, REG_1);
+            // Behind the address.
+            let port_at = if *ipv6 { REG_2 } else { WORD_1 };
+            vec![("nat", if *port { nat.be32(5, port_at) } else { nat })]
         }
-        Expr::Snat => {
-            vec![("nat", Attributes::new().be32(1, 0).be32(2, libc::NFPROTO_IPV4 as u32).be32(3, REG_1))]
+        Expr::Snat { ipv6 } => {
+            vec![("nat", Attributes::new().be32(1, 0).be32(2, family(*ipv6)).be32(3, REG_1))]
         }
         Expr::SnatPorts => {
             let nat = Attributes::new().be32(1, 0).be32(2, libc::NFPROTO_IPV4 as u32);

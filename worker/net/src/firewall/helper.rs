@@ -14,14 +14,16 @@
 //!                       ct direction reply ct mark != 0 meta mark set ct mark }
 //!   chain prerouting  { type nat hook prerouting priority dstnat
 //!                       iifname . ip daddr vmap @services
-//!                       iifname "rsup" meta l4proto . th dport vmap @published }
+//!                       iifname . ip6 daddr vmap @services6
+//!                       iifname "rsup" meta l4proto . th dport vmap @published
+//!                       meta nfproto ipv6 iifname "rsup" meta l4proto . th dport vmap @published6 }
 //!   chain input       { type filter hook input priority filter
 //!                       iifname "rswg" udp dport @tunnels accept
 //!                       iifname "rswg" drop
 //!                       udp dport @tunnels reject
 //!                       ct state established,related accept
 //!                       iifname "rsup" meta l4proto tcp reject with tcp reset
-//!                       iifname "rsup" meta l4proto != icmp reject }
+//!                       iifname "rsup" meta l4proto != icmp meta l4proto != icmpv6 reject }
 //!   chain forward     { type filter hook forward priority filter
 //!                       ct state established,related accept
 //!                       tcp flags syn tcp option maxseg size set rt mtu
@@ -35,18 +37,28 @@
 //!                       iifname . ip saddr @members iifname . oifname @within oifname . ip daddr @members
 //!                         oifname . ip daddr != @restricted accept
 //!                       iifname . ip saddr @members iifname @outbound oifname "rsup" accept
+//!                       iifname "rsup" ct status dnat oifname . ip6 daddr @members6 accept
+//!                       iifname @ingress oifname @ingress ct mark != 0 oifname . ip6 daddr @members6 accept
+//!                       then @restricted6, @callers6, @allowed6, @within and @members6 as above, for ip6
+//!                       iifname . ip6 saddr @members6 iifname @outbound oifname "rsup" accept
 //!                       meta l4proto tcp reject with tcp reset
 //!                       reject }
 //!   chain postrouting { type nat hook postrouting priority srcnat
 //!                       ip saddr . ip daddr @hairpins snat ip to oifname map @gateways
+//!                       ip6 saddr . ip6 daddr @hairpins6 snat ip6 to oifname map @gateways6
 //!                       meta l4proto tcp iifname . oifname @within ct status dnat th sport & 0x8000 == 0
 //!                           snat ip to :32768-65535
 //!                       oifname "rsup" masquerade }
 //!   chain service-web-4097      { dnat ip to numgen random mod 2 map { 0 : 10.0.0.2, 1 : 10.0.0.3 } }
+//!   chain service6-web-4097     { the same with IPv6 addresses }
+//!   chain published6-tcp-8080   { the same with IPv6 addresses }
 //!   chain published-tcp-8080    { meta l4proto tcp dnat ip to numgen random mod 1 map { 0 : 10.1.0.2 . 80 } }
 //! }
 //! table bridge rswarm {
-//!   chain prerouting  { iifname "rsx*" accept, then as in the host's, see super::host }
+//!   chain prerouting  { iifname "rsx*" accept, then as in the host's, see super::host; for IPv6:
+//!                       ether type ip6 icmpv6 type 133-137 drop
+//!                       ether type ip6 iifname . ether saddr . ip6 saddr @sources6 accept
+//!                       ether type ip6 drop }
 //!   chain direct      { type filter hook prerouting priority filter
 //!                       iifname "rsx*" meta l4proto tcp tcp flags ack th dport & 0x8000 == 0
 //!                           ether daddr set iifname . ip daddr map @here accept
@@ -82,8 +94,8 @@ use super::{
     Set,
     rules::{
         Base, CT_ESTABLISHED, CT_NEW, CT_RELATED, ChainSpec, Ct, Expr, Family, Hook, Layout, Meta, REG_1,
-        REG_2, Verdict, WORD_1, WORD_5, in_set, inet, ipv4, name_is, rule, source_check, translated,
-        tunnelled,
+        REG_2, REG_3, Verdict, WORD_1, WORD_5, in_set, inet, ipv4, ipv6, name_is, rule, source_check,
+        translated, tunnelled,
     },
 };
 use crate::wireguard::WIREGUARD;
@@ -100,32 +112,43 @@ const SYN: u8 = 2;
 const ACK: u8 = 16;
 
 pub(crate) const SERVICE: &str = "service-";
+pub(crate) const SERVICE6: &str = "service6-";
 pub(crate) const PUBLISHED: &str = "published-";
+pub(crate) const PUBLISHED6: &str = "published6-";
 
 /// The rules of the overlays' namespace.
 pub(crate) static HELPER: Layout = Layout {
     sets: &[
         Set::Within,
         Set::Members,
+        Set::Members6,
         Set::Outbound,
         Set::Ingress,
         Set::Hairpins,
+        Set::Hairpins6,
         Set::Gateways,
+        Set::Gateways6,
         Set::Nodes,
         Set::Services,
+        Set::Services6,
         Set::Mesh,
+        Set::Mesh6,
         Set::Restricted,
+        Set::Restricted6,
         Set::Callers,
+        Set::Callers6,
         Set::Allowed,
+        Set::Allowed6,
         Set::Tunnels,
         Set::Ports,
         Set::Macs,
         Set::Sources,
+        Set::Sources6,
         Set::Here,
         Set::Elsewhere,
     ],
     chains,
-    balancers: &[SERVICE, PUBLISHED],
+    balancers: &[SERVICE, SERVICE6, PUBLISHED, PUBLISHED6],
 };
 
 fn state(bits: u32) -> [Expr; 2] {
@@ -142,6 +165,24 @@ fn member(key: Meta, offset: u32) -> Vec<Expr> {
         Expr::Meta { key, to: REG_1 },
         Expr::Payload { base: Base::Network, offset, len: 4, to: REG_2 },
         Expr::Lookup { set: Set::Members, absent: false },
+    ]
+}
+
+/// The same with the address in the IPv6 header.
+fn member6(key: Meta, offset: u32) -> Vec<Expr> {
+    vec![
+        Expr::Meta { key, to: REG_1 },
+        Expr::Payload { base: Base::Network, offset, len: 16, to: REG_2 },
+        Expr::Lookup { set: Set::Members6, absent: false },
+    ]
+}
+
+/// Goes on in the chain of the published port, if there is one.
+fn published(set: Set) -> [Expr; 3] {
+    [
+        Expr::Meta { key: Meta::L4proto, to: REG_1 },
+        Expr::Payload { base: Base::Transport, offset: 2, len: 2, to: WORD_1 },
+        Expr::Dispatch(set),
     ]
 }
 
@@ -209,14 +250,17 @@ fn chains() -> Vec<ChainSpec> {
     let to_uplink = &name_is(Meta::Oifname, UPLINK);
     let known = &state(CT_ESTABLISHED | CT_RELATED);
     let (source, destination) = (&member(Meta::Iifname, 12), &member(Meta::Oifname, 16));
+    let (source6, destination6) = (&member6(Meta::Iifname, 8), &member6(Meta::Oifname, 24));
+    // Where the address of the destination was just loaded.
+    let unrestricted = &[Lookup { set: Set::Restricted, absent: true }];
+    let unrestricted6 = &[Lookup { set: Set::Restricted6, absent: true }];
+    let header = |offset, to| Expr::Payload { base: Base::Network, offset, len: 4, to };
+    let header6 = |offset, to| Expr::Payload { base: Base::Network, offset, len: 16, to };
     let within = &[
         Load { key: Meta::Iifname, to: REG_1 },
         Load { key: Meta::Oifname, to: REG_2 },
         Lookup { set: Set::Within, absent: false },
     ];
-    // Where the address of the destination was just loaded.
-    let unrestricted = &[Lookup { set: Set::Restricted, absent: true }];
-    let header = |offset, to| Expr::Payload { base: Base::Network, offset, len: 4, to };
     let drop = &[Expr::Verdict(Verdict::Drop)];
     let from_tunnel = &name_is(Meta::Iifname, WIREGUARD);
     let to_tunnel = &name_is(Meta::Oifname, WIREGUARD);
@@ -263,13 +307,11 @@ fn chains() -> Vec<ChainSpec> {
                     &[Load { key: Meta::Iifname, to: REG_1 }, header(16, REG_2), Dispatch(Set::Services)],
                 ]),
                 rule([
-                    from_uplink,
-                    &[
-                        Load { key: Meta::L4proto, to: REG_1 },
-                        Expr::Payload { base: Base::Transport, offset: 2, len: 2, to: WORD_1 },
-                        Dispatch(Set::Mesh),
-                    ],
+                    &ipv6(),
+                    &[Load { key: Meta::Iifname, to: REG_1 }, header6(24, REG_2), Dispatch(Set::Services6)],
                 ]),
+                rule([&ipv4(), from_uplink, &published(Set::Mesh)]),
+                rule([&ipv6(), from_uplink, &published(Set::Mesh6)]),
             ],
         ),
         inet(
@@ -288,6 +330,7 @@ fn chains() -> Vec<ChainSpec> {
                     &[
                         Load { key: Meta::L4proto, to: REG_1 },
                         Expr::Differs(vec![libc::IPPROTO_ICMP as u8]),
+                        Expr::Differs(vec![libc::IPPROTO_ICMPV6 as u8]),
                         Unreachable,
                     ],
                 ]),
@@ -339,6 +382,43 @@ fn chains() -> Vec<ChainSpec> {
                 ]),
                 rule([&ipv4(), source, within, destination, unrestricted, accept]),
                 rule([&ipv4(), source, &in_set(Meta::Iifname, Set::Outbound), to_uplink, accept]),
+                rule([&ipv6(), from_uplink, &translated(), destination6, accept]),
+                rule([
+                    &ipv6(),
+                    &in_set(Meta::Iifname, Set::Ingress),
+                    &in_set(Meta::Oifname, Set::Ingress),
+                    &[Expr::Ct(Ct::Mark), Expr::NotZero],
+                    destination6,
+                    accept,
+                ]),
+                rule([
+                    &ipv6(),
+                    &[
+                        Load { key: Meta::Oifname, to: REG_1 },
+                        header6(24, REG_2),
+                        Lookup { set: Set::Restricted6, absent: false },
+                        Load { key: Meta::Iifname, to: REG_1 },
+                        header6(8, REG_2),
+                        Expr::Map(Set::Callers6),
+                        Expr::MarkPacket,
+                    ],
+                ]),
+                rule([
+                    &ipv6(),
+                    source6,
+                    within,
+                    &[
+                        Load { key: Meta::Oifname, to: REG_1 },
+                        header6(24, REG_2),
+                        Load { key: Meta::Mark, to: REG_3 },
+                        Lookup { set: Set::Allowed6, absent: false },
+                        Expr::Load(0u32.to_ne_bytes().to_vec()),
+                        Expr::MarkPacket,
+                    ],
+                    accept,
+                ]),
+                rule([&ipv6(), source6, within, destination6, unrestricted6, accept]),
+                rule([&ipv6(), source6, &in_set(Meta::Iifname, Set::Outbound), to_uplink, accept]),
                 rule([&l4proto(libc::IPPROTO_TCP), &[Reset]]),
                 vec![Unreachable],
             ],
@@ -357,7 +437,18 @@ fn chains() -> Vec<ChainSpec> {
                         Lookup { set: Set::Hairpins, absent: false },
                         Load { key: Meta::Oifname, to: REG_1 },
                         Expr::Map(Set::Gateways),
-                        Snat,
+                        Snat { ipv6: false },
+                    ],
+                ]),
+                rule([
+                    &ipv6(),
+                    &[
+                        header6(8, REG_1),
+                        header6(24, REG_2),
+                        Lookup { set: Set::Hairpins6, absent: false },
+                        Load { key: Meta::Oifname, to: REG_1 },
+                        Expr::Map(Set::Gateways6),
+                        Snat { ipv6: true },
                     ],
                 ]),
                 rule([

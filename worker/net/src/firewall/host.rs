@@ -9,7 +9,8 @@
 //!                       udp dport @tunnels notrack }
 //!   chain prerouting  { type nat hook prerouting priority dstnat
 //!                       fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @bound
-//!                       fib daddr type local dnat ip to meta l4proto . th dport map @published }
+//!                       fib daddr type local dnat ip to meta l4proto . th dport map @published
+//!                       ip6 daddr != ::1 fib daddr type local dnat ip6 to meta l4proto . th dport map @published6 }
 //!   chain output      { the same, for connections made on the node itself }
 //!   chain input       { type filter hook input priority filter
 //!                       iifname . meta l4proto . th dport @guarded reject }
@@ -17,6 +18,7 @@
 //!   chain forward     { type filter hook forward priority filter
 //!                       jump operator
 //!                       ip daddr @peers iifname . meta l4proto . th dport @guarded reject
+//!                       meta nfproto ipv6 iifname . meta l4proto . th dport @guarded reject
 //!                       iifname . oifname @within accept
 //!                       iifname @internal drop
 //!                       oifname @internal drop
@@ -27,6 +29,7 @@
 //!                       iifname @bridges snat ip to oifname map @uplinks
 //!                       ip saddr 127.0.0.0/8 snat ip to oifname map @uplinks
 //!                       oifname @bridges ip saddr 127.0.0.0/8 masquerade
+//!                       meta nfproto ipv6 iifname @bridges oifname @bridges masquerade
 //!                       iifname @masqueraded oifname != @bridges masquerade }
 //! }
 //! table bridge rswarm {
@@ -49,6 +52,7 @@
 //! - Hairpin: a container that calls a published port of its own node may be sent back to its own bridge. Its peer
 //!   would answer it directly, past the translation, so there (and for 127.0.0.1) the source becomes the gateway.
 //!   Every other caller is seen with its own address.
+//! - Which IPv6 addresses the other nodes have is not known: what tasks must not reach there is closed towards all.
 //! - Nothing here depends on `bridge-nf-call-iptables`. Where that is on, traffic between containers of one bridge
 //!   passes `forward` too (hence `@within`), and a hairpin is translated inside the bridge without ever being routed:
 //!   its incoming device is not known then (hence `@members` rather than a pair of devices), and it may have to leave
@@ -59,11 +63,13 @@
 //!   the mesh one of `published` or `bound` that leads there. `uplinks` gives what comes from this node itself, or from
 //!   containers whose addresses mean nothing on other nodes, the node's address; clients from elsewhere keep theirs.
 
+use std::net::Ipv6Addr;
+
 use super::{
     Set,
     rules::{
         Base, ChainSpec, Expr, Family, Layout, Meta, OPERATOR, REG_1, REG_2, Verdict, WORD_1, WORD_2, WORD_5,
-        in_set, inet, ipv4, loopback, not_in_set, rule, source_check, translated, tunnelled,
+        in_set, inet, ipv4, ipv6, loopback, not_in_set, rule, source_check, translated, tunnelled,
     },
 };
 
@@ -76,6 +82,7 @@ pub(crate) static HOST: Layout = Layout {
         Set::Within,
         Set::Members,
         Set::Published,
+        Set::Published6,
         Set::Bound,
         Set::Uplinks,
         Set::Guarded,
@@ -98,15 +105,25 @@ fn publish() -> Vec<Vec<Expr>> {
         Expr::Meta { key: Meta::L4proto, to: WORD_1 },
         port(WORD_2),
         Expr::Map(Set::Bound),
-        Expr::Dnat { port: true },
+        Expr::Dnat { ipv6: false, port: true },
     ];
     let anywhere = [
         Expr::Meta { key: Meta::L4proto, to: REG_1 },
         port(WORD_1),
         Expr::Map(Set::Published),
-        Expr::Dnat { port: true },
+        Expr::Dnat { ipv6: false, port: true },
     ];
-    vec![rule([&local, &bound]), rule([&local, &anywhere])]
+    // What is for the loopback cannot leave it by IPv6.
+    let by_ipv6 = [
+        Expr::Payload { base: Base::Network, offset: 24, len: 16, to: REG_1 },
+        Expr::Differs(Ipv6Addr::LOCALHOST.octets().into()),
+        Expr::ToThisNode,
+        Expr::Meta { key: Meta::L4proto, to: REG_1 },
+        port(WORD_1),
+        Expr::Map(Set::Published6),
+        Expr::Dnat { ipv6: true, port: true },
+    ];
+    vec![rule([&local, &bound]), rule([&local, &anywhere]), rule([&ipv6(), &by_ipv6])]
 }
 
 /// The destination is another node.
@@ -137,7 +154,7 @@ fn chains() -> Vec<ChainSpec> {
     use Expr::{Map, Masquerade, Meta as Load, Snat};
     let accept = &[Expr::Verdict(Verdict::Accept)];
     let drop = &[Expr::Verdict(Verdict::Drop)];
-    let node_source = &[Load { key: Meta::Oifname, to: REG_1 }, Map(Set::Uplinks), Snat];
+    let node_source = &[Load { key: Meta::Oifname, to: REG_1 }, Map(Set::Uplinks), Snat { ipv6: false }];
     vec![
         ChainSpec { family: Family::Inet, name: OPERATOR, hook: None, rules: Vec::new() },
         inet(
@@ -159,6 +176,7 @@ fn chains() -> Vec<ChainSpec> {
             vec![
                 vec![Expr::Verdict(Verdict::Jump(OPERATOR))],
                 rule([&ipv4(), &to_peer(), &guard()]),
+                rule([&ipv6(), &guard()]),
                 vec![
                     Load { key: Meta::Iifname, to: REG_1 },
                     Load { key: Meta::Oifname, to: REG_2 },
@@ -191,7 +209,12 @@ fn chains() -> Vec<ChainSpec> {
                 rule([&ipv4(), &loopback(12), node_source]),
                 rule([&in_set(Meta::Oifname, Set::Bridges), &ipv4(), &loopback(12), &[Masquerade]]),
                 rule([
-                    &ipv4(),
+                    &ipv6(),
+                    &in_set(Meta::Iifname, Set::Bridges),
+                    &in_set(Meta::Oifname, Set::Bridges),
+                    &[Masquerade],
+                ]),
+                rule([
                     &in_set(Meta::Iifname, Set::Masqueraded),
                     &not_in_set(Meta::Oifname, Set::Bridges),
                     &[Masquerade],

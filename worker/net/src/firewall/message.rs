@@ -3,13 +3,15 @@
 //! Source: Linux `include/uapi/linux/netfilter/nf_tables.h`, `nfnetlink.h`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use super::{
     Backends, Balancer, Element, Set,
     expression::encode_rule,
+    octets,
     rules::{
-        self, ChainSpec, Expr, FAMILIES, Family, Hook, INET_SERVICE, IPV4_ADDR, Layout, Meta, OPERATOR,
-        REG_1, SetSpec, VERDICT, pair,
+        self, ChainSpec, Expr, FAMILIES, Family, Hook, INET_SERVICE, IPV4_ADDR, IPV6_ADDR, Layout, Meta,
+        OPERATOR, REG_1, SetSpec, VERDICT, pair,
     },
 };
 use crate::{
@@ -258,17 +260,18 @@ fn append(table: &str, family: Family, chain: &str, rule: &[Expr]) -> Message {
 /// The one rule of a balancer, which draws from the set called `name`; `None` when it has no backends.
 pub(super) fn balancer_rule(backends: &Backends, name: &str, id: Option<u32>) -> Option<Vec<Expr>> {
     let pick = |count: usize| [Expr::Draw(count as u32), Expr::Pick { name: name.to_owned(), id }];
-    let (mut rule, count, port) = match backends {
-        Backends::Hosts(addresses) => (Vec::new(), addresses.len(), false),
+    let (mut rule, addresses, port) = match backends {
+        Backends::Hosts(addresses) => (Vec::new(), addresses, false),
         Backends::Port(protocol, _, addresses) => {
             let of = [Expr::Meta { key: Meta::L4proto, to: REG_1 }, Expr::Equal(vec![protocol.number()])];
-            (of.to_vec(), addresses.len(), true)
+            (of.to_vec(), addresses, true)
         }
         Backends::Unknown => return None,
     };
-    rule.extend(pick(count));
-    rule.push(Expr::Dnat { port });
-    (count > 0).then_some(rule)
+    rule.extend(pick(addresses.len()));
+    let ipv6 = addresses.first()?.is_ipv6();
+    rule.push(Expr::Dnat { ipv6, port });
+    Some(rule)
 }
 
 fn encode_balancer(table: &str, balancer: &Balancer, id: u32, out: &mut Vec<(String, Message)>) {
@@ -285,7 +288,9 @@ fn encode_balancer(table: &str, balancer: &Balancer, id: u32, out: &mut Vec<(Str
         Backends::Port(_, port, addresses) => (addresses, Some(*port)),
         Backends::Unknown => return,
     };
-    let (kind, len) = if port.is_some() { (pair(IPV4_ADDR, INET_SERVICE), 8) } else { (IPV4_ADDR, 4) };
+    let (of, len) =
+        if addresses.first().is_some_and(IpAddr::is_ipv6) { (IPV6_ADDR, 16) } else { (IPV4_ADDR, 4) };
+    let (kind, len) = if port.is_some() { (pair(of, INET_SERVICE), len + 4) } else { (of, len) };
     let set = Attributes::new()
         .text(SET_TABLE, table)
         .text(SET_NAME, NAME)
@@ -301,7 +306,7 @@ fn encode_balancer(table: &str, balancer: &Balancer, id: u32, out: &mut Vec<(Str
     let numbered: Vec<_> = (0u32..).zip(addresses).collect();
     for some in numbered.chunks(ELEMENTS_PER_MESSAGE) {
         let list = some.iter().fold(Attributes::new(), |list, (number, address)| {
-            let mut data = address.octets().to_vec();
+            let mut data = octets(**address);
             if let Some(port) = port {
                 data.extend_from_slice(&port.to_be_bytes());
                 data.extend_from_slice(&[0, 0]);
@@ -395,7 +400,7 @@ fn encode_set(table: &str, set: &SetSpec, id: u32) -> Message {
     if set.key_len == rules::NAME_LEN {
         attributes = attributes.bytes(SET_USERDATA, &in_host_order());
     }
-    if [Set::Nodes, Set::Callers].contains(&set.set) {
+    if [Set::Nodes, Set::Callers, Set::Callers6].contains(&set.set) {
         attributes = attributes.bytes(SET_USERDATA, &data_in_host_order());
     }
     if let Some((kind, len)) = set.data {

@@ -10,10 +10,17 @@ pub(crate) mod message;
 pub(crate) mod reading;
 pub(crate) mod rules;
 
-use std::{collections::BTreeSet, fmt, net::Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
-use crate::model::{BridgeNetwork, Endpoint, HostPort, Mac, NetworkConfig, NodeNetwork, Protocol};
-use crate::overlay::{Overlay, fabric::Uplink};
+use crate::model::{BridgeNetwork, Endpoint, HostPort, Ip, Mac, NetworkConfig, NodeNetwork, Protocol};
+use crate::overlay::{
+    Overlay,
+    fabric::{Local, Uplink},
+};
 
 /// The sets and maps, by what an element means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,8 +35,12 @@ pub enum Set {
     Within,
     /// `inet`: bridge and an address on it.
     Members,
+    /// `inet`: bridge and an IPv6 address on it.
+    Members6,
     /// `inet`: protocol and port of the node, to address and port of a container.
     Published,
+    /// `inet`: the same, for IPv6 addresses.
+    Published6,
     /// `inet`: address, protocol and port of the node, to address and port.
     Bound,
     /// `inet`: link to the overlays, to the address of the node that its own traffic takes there.
@@ -46,30 +57,64 @@ pub enum Set {
     Ingress,
     /// `inet`: the address of a task of this node, twice.
     Hairpins,
+    Hairpins6,
     /// `inet`: bridge of an overlay, to its gateway's address.
     Gateways,
+    Gateways6,
     /// `inet`: MAC of another node's bridges, to its number.
     Nodes,
     /// `inet`: bridge and virtual address, to the chain of the service.
     Services,
+    Services6,
     /// `inet`: protocol and port of the mesh, to its chain.
     Mesh,
+    /// `inet`: the same, for those who come by IPv6.
+    Mesh6,
     /// `inet`: bridge and address of a task of this node that only some services may connect to.
     Restricted,
+    Restricted6,
     /// `inet`: bridge and address of a task of a service that may connect to such, to the service's number.
     Callers,
+    Callers6,
     /// `inet`: bridge and address of a restricted task, and the number of a service that may connect to it.
     Allowed,
+    Allowed6,
     /// `bridge`: names of the veth devices of containers.
     Ports,
     /// `bridge`: veth and the one MAC that may be used behind it.
     Macs,
     /// `bridge`: veth, and the one MAC and address that may be used behind it.
     Sources,
+    Sources6,
     /// `bridge`: VXLAN of an overlay and the address of a task of this node on it, to the task's MAC.
     Here,
     /// `bridge`: the address of a task elsewhere, to its node's MAC.
     Elsewhere,
+}
+
+impl Set {
+    /// The set of the same meaning for the family of `address`.
+    fn of(self, address: IpAddr) -> Self {
+        match self {
+            _ if address.is_ipv4() => self,
+            Self::Members => Self::Members6,
+            Self::Hairpins => Self::Hairpins6,
+            Self::Gateways => Self::Gateways6,
+            Self::Services => Self::Services6,
+            Self::Sources => Self::Sources6,
+            Self::Restricted => Self::Restricted6,
+            Self::Callers => Self::Callers6,
+            Self::Allowed => Self::Allowed6,
+            other => other,
+        }
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().into(),
+        IpAddr::V6(address) => address.octets().into(),
+    }
 }
 
 /// One element of a set or map, in the bytes the kernel keeps.
@@ -88,13 +133,13 @@ pub struct Balancer {
     pub(crate) backends: Backends,
 }
 
-/// Where a [`Balancer`] sends connections.
+/// Where a [`Balancer`] sends connections: addresses of one family.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Backends {
     /// Any protocol, the port kept.
-    Hosts(BTreeSet<Ipv4Addr>),
+    Hosts(BTreeSet<IpAddr>),
     /// Connections of this protocol, to this port.
-    Port(Protocol, u16, BTreeSet<Ipv4Addr>),
+    Port(Protocol, u16, BTreeSet<IpAddr>),
     /// What was found in the kernel and is not to be understood.
     Unknown,
 }
@@ -149,12 +194,12 @@ impl Element {
         Self::member(Set::Macs, join(&[&name_bytes(link), &mac.0]))
     }
 
-    pub(crate) fn source(link: &str, mac: Mac, address: Ipv4Addr) -> Self {
-        Self::member(Set::Sources, join(&[&name_bytes(link), &mac.0, &address.octets()]))
+    pub(crate) fn source(link: &str, mac: Mac, address: IpAddr) -> Self {
+        Self::member(Set::Sources.of(address), join(&[&name_bytes(link), &mac.0, &octets(address)]))
     }
 
-    pub(crate) fn address(set: Set, link: &str, address: Ipv4Addr) -> Self {
-        Self::member(set, join(&[&name_bytes(link), &address.octets()]))
+    pub(crate) fn address(set: Set, link: &str, address: IpAddr) -> Self {
+        Self::member(set.of(address), join(&[&name_bytes(link), &octets(address)]))
     }
 
     /// Leads a port of the node, at one of its addresses or at all, to its target at `address`.
@@ -167,6 +212,16 @@ impl Element {
         match port.at {
             None => anywhere,
             Some(at) => Self { set: Set::Bound, key: [&at.octets()[..], &anywhere.key].concat(), ..anywhere },
+        }
+    }
+
+    /// Leads a port of the node, for those who come by IPv6, to its own number at the namespace of the overlays.
+    pub(crate) fn published6(protocol: Protocol, port: u16) -> Self {
+        let address = Uplink::HELPER6.address.octets();
+        Self {
+            set: Set::Published6,
+            key: join(&[&[protocol.number()], &port.to_be_bytes()]),
+            data: join(&[&address, &port.to_be_bytes()]),
         }
     }
 
@@ -184,12 +239,13 @@ impl Element {
     }
 
     /// An address that goes with a link.
-    pub(crate) fn address_of(set: Set, link: &str, address: Ipv4Addr) -> Self {
-        Self { set, key: name_bytes(link).to_vec(), data: address.octets().to_vec() }
+    pub(crate) fn address_of(set: Set, link: &str, address: IpAddr) -> Self {
+        Self { set: set.of(address), key: name_bytes(link).to_vec(), data: octets(address) }
     }
 
-    pub(crate) fn hairpin(address: Ipv4Addr) -> Self {
-        Self::member(Set::Hairpins, join(&[&address.octets(), &address.octets()]))
+    pub(crate) fn hairpin(address: IpAddr) -> Self {
+        let octets = octets(address);
+        Self::member(Set::Hairpins.of(address), join(&[&octets, &octets]))
     }
 
     pub(crate) fn node(mac: Mac, number: u16) -> Self {
@@ -199,7 +255,7 @@ impl Element {
 
     /// Sends frames that come by the VXLAN straight to a task of this node.
     pub(crate) fn here(vxlan: &str, address: Ipv4Addr, mac: Mac) -> Self {
-        Self { data: mac.0.to_vec(), ..Self::address(Set::Here, vxlan, address) }
+        Self { data: mac.0.to_vec(), ..Self::address(Set::Here, vxlan, address.into()) }
     }
 
     /// Sends frames for a task elsewhere straight to its node.
@@ -207,29 +263,30 @@ impl Element {
         Self { set: Set::Elsewhere, key: address.octets().to_vec(), data: mac.0.to_vec() }
     }
 
-    pub(crate) fn service(bridge: &str, address: Ipv4Addr, chain: &str) -> Self {
-        let key = join(&[&name_bytes(bridge), &address.octets()]);
-        Self { set: Set::Services, key, data: chain.as_bytes().to_vec() }
+    pub(crate) fn service(bridge: &str, address: IpAddr, chain: &str) -> Self {
+        let key = join(&[&name_bytes(bridge), &octets(address)]);
+        Self { set: Set::Services.of(address), key, data: chain.as_bytes().to_vec() }
     }
 
-    pub(crate) fn caller(bridge: &str, address: Ipv4Addr, service: u32) -> Self {
+    pub(crate) fn caller(bridge: &str, address: IpAddr, service: u32) -> Self {
         Self { data: service.to_ne_bytes().to_vec(), ..Self::address(Set::Callers, bridge, address) }
     }
 
-    pub(crate) fn allowed(bridge: &str, address: Ipv4Addr, service: u32) -> Self {
-        let key = join(&[&name_bytes(bridge), &address.octets(), &service.to_ne_bytes()]);
-        Self::member(Set::Allowed, key)
+    pub(crate) fn allowed(bridge: &str, address: IpAddr, service: u32) -> Self {
+        let key = join(&[&name_bytes(bridge), &octets(address), &service.to_ne_bytes()]);
+        Self::member(Set::Allowed.of(address), key)
     }
 
-    pub(crate) fn mesh(protocol: Protocol, port: u16, chain: &str) -> Self {
+    /// `set` is that of a family.
+    pub(crate) fn mesh(set: Set, protocol: Protocol, port: u16, chain: &str) -> Self {
         let key = join(&[&[protocol.number()], &port.to_be_bytes()]);
-        Self { set: Set::Mesh, key, data: chain.as_bytes().to_vec() }
+        Self { set, key, data: chain.as_bytes().to_vec() }
     }
 
     /// Protocol and port of the node that it leads away.
     pub(crate) fn published_port(&self) -> Option<(u8, u16)> {
         let (protocol, port) = match self.set {
-            Set::Published => (0, 4),
+            Set::Published | Set::Published6 => (0, 4),
             Set::Bound => (4, 8),
             _ => return None,
         };
@@ -239,7 +296,7 @@ impl Element {
     /// Whether it was made for the endpoint with this link and address.
     pub(crate) fn belongs_to(&self, link: &str, address: Option<Ipv4Addr>) -> bool {
         match self.set {
-            Set::Ports | Set::Macs | Set::Sources => self.key.starts_with(&name_bytes(link)),
+            Set::Ports | Set::Macs | Set::Sources | Set::Sources6 => self.key.starts_with(&name_bytes(link)),
             Set::Published | Set::Bound => {
                 address.is_some_and(|address| self.data.starts_with(&address.octets()))
             }
@@ -254,10 +311,13 @@ impl Element {
     pub(crate) fn of_link(&self) -> Option<String> {
         match self.set {
             Set::Published
+            | Set::Published6
             | Set::Bound
             | Set::Hairpins
+            | Set::Hairpins6
             | Set::Nodes
             | Set::Mesh
+            | Set::Mesh6
             | Set::Elsewhere
             | Set::Tunnels => None,
             _ => self.key.get(..16).map(crate::netlink::text),
@@ -284,17 +344,23 @@ impl fmt::Display for Element {
         let number = |bytes: &[u8]| u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         let address = |bytes: &[u8]| Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]);
         let mac = |b: &[u8]| Mac([b[0], b[1], b[2], b[3], b[4], b[5]]);
+        // What is behind the name of a link, to the end of the key.
+        let address6 = |bytes: &[u8]| Ipv6Addr::read(bytes).unwrap_or(Ipv6Addr::UNSPECIFIED);
         match (self.set, key.len(), data.len()) {
             (Set::Published, 8, 8) => {
                 let (at, to) = (port(&key[4..]), port(&data[4..]));
                 write!(f, "published {}/{at} to {}:{to}", protocol(key[0]), address(data))
+            }
+            (Set::Published6, 8, 20) => {
+                let (at, to) = (port(&key[4..]), port(&data[16..]));
+                write!(f, "published {}/{at} to [{}]:{to}", protocol(key[0]), address6(&data[..16]))
             }
             (Set::Bound, 12, 8) => {
                 let (at, to) = (port(&key[8..]), port(&data[4..]));
                 let (of, proto) = (address(key), protocol(key[4]));
                 write!(f, "published {proto}/{at} of {of} to {}:{to}", address(data))
             }
-            (Set::Mesh, 8, _) => {
+            (Set::Mesh | Set::Mesh6, 8, _) => {
                 let chain = String::from_utf8_lossy(data);
                 write!(f, "published {}/{} to chain `{chain}`", protocol(key[0]), port(&key[4..]))
             }
@@ -302,14 +368,31 @@ impl fmt::Display for Element {
                 let chain = String::from_utf8_lossy(data);
                 write!(f, "service {} on {} to chain `{chain}`", address(&key[16..]), name(key))
             }
+            (Set::Services6, 32, _) => {
+                let chain = String::from_utf8_lossy(data);
+                write!(f, "service {} on {} to chain `{chain}`", address6(&key[16..]), name(key))
+            }
+            (Set::Hairpins6, 32, 0) => write!(f, "hairpin {}", address6(&key[16..])),
+            (Set::Gateways6, 16, 16) => write!(f, "address {} of {}", address6(data), name(key)),
+            (Set::Sources6, 40, 0) => write!(f, "source {} behind {}", address6(&key[24..]), name(key)),
+            (Set::Members6, 32, 0) => write!(f, "member {} of {}", address6(&key[16..]), name(key)),
             (Set::Restricted, 20, 0) => write!(f, "restricted {} of {}", address(&key[16..]), name(key)),
+            (Set::Restricted6, 32, 0) => write!(f, "restricted {} of {}", address6(&key[16..]), name(key)),
             (Set::Callers, 20, 4) => {
                 let service = number(data);
                 write!(f, "caller {} of {} in service {service}", address(&key[16..]), name(key))
             }
+            (Set::Callers6, 32, 4) => {
+                let service = number(data);
+                write!(f, "caller {} of {} in service {service}", address6(&key[16..]), name(key))
+            }
             (Set::Allowed, 24, 0) => {
                 let service = number(&key[20..]);
                 write!(f, "service {service} allowed to {} of {}", address(&key[16..]), name(key))
+            }
+            (Set::Allowed6, 36, 0) => {
+                let service = number(&key[32..]);
+                write!(f, "service {service} allowed to {} of {}", address6(&key[16..32]), name(key))
             }
             (Set::Guarded, 24, 0) => {
                 write!(f, "guarded {}/{} from {}", protocol(key[16]), port(&key[20..]), name(key))
@@ -369,8 +452,8 @@ pub(crate) fn endpoint_elements(
     let mut elements = BTreeSet::from([
         Element::link(Set::Ports, &link),
         Element::mac(&link, endpoint.mac()),
-        Element::source(&link, endpoint.mac(), endpoint.address),
-        Element::address(Set::Members, &network.bridge, endpoint.address),
+        Element::source(&link, endpoint.mac(), endpoint.address.into()),
+        Element::address(Set::Members, &network.bridge, endpoint.address.into()),
     ]);
     elements.extend(endpoint.ports.iter().map(|port| Element::published(port, endpoint.address)));
     elements
@@ -397,13 +480,16 @@ pub(crate) fn mesh_elements(
     let mut elements = BTreeSet::from([
         Element::link(Set::Bridges, link),
         Element::link(Set::Masqueraded, link),
-        Element::address_of(Set::Uplinks, link, overlay.source()),
+        Element::address_of(Set::Uplinks, link, overlay.source().into()),
         Element::tunnel(overlay.data_path_port),
     ]);
     elements.extend(overlay.tunnel().map(|end| Element::tunnel(end.port)));
     elements.extend(overlay.peers.values().map(|address| Element::peer(*address)));
     elements.extend(overlay.guarded.iter().map(|(protocol, port)| Element::guarded(link, *protocol, *port)));
+    let ipv6 = overlay.published_by_ipv6();
     for ((protocol, published), to) in overlay.published.iter().filter(|(key, _)| !busy.contains(*key)) {
+        // Addresses to be bound to are of IPv4.
+        elements.extend((ipv6 && to.at.is_empty()).then(|| Element::published6(*protocol, *published)));
         let port = HostPort { protocol: *protocol, published: *published, target: *published, at: None };
         let bound = to.at.iter().map(|at| HostPort { at: Some(*at), ..port });
         let anywhere = to.at.is_empty().then_some(port);
@@ -413,9 +499,12 @@ pub(crate) fn mesh_elements(
 }
 
 /// The elements that lead to the ports of a task that is on an overlay.
-pub(crate) fn local_elements(uplink: Uplink, endpoint: &Endpoint) -> BTreeSet<Element> {
+pub(crate) fn local_elements(uplink: Uplink, local: &Local<'_>) -> BTreeSet<Element> {
     let port = |port: &HostPort| HostPort { target: port.published, ..*port };
-    endpoint.ports.iter().map(|host| Element::published(&port(host), uplink.helper)).collect()
+    let ports = || local.endpoint.ports.iter();
+    let ipv6 = ports().filter(|port| local.network.ipv6.is_some() && port.at.is_none());
+    let ipv6 = ipv6.map(|port| Element::published6(port.protocol, port.published));
+    ports().map(|host| Element::published(&port(host), uplink.helper)).chain(ipv6).collect()
 }
 
 #[cfg(test)]

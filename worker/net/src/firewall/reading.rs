@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     error::KernelError,
-    model::Protocol,
+    model::{Ip, Protocol},
     netlink::{Attributes, Socket, attributes, be_number, find, text},
 };
 
@@ -194,10 +194,14 @@ fn observe_balancer(
     dump_elements(socket, table, Family::Inet, &name, |key, data| {
         picked.insert(key.try_into().map_or(u32::MAX, u32::from_ne_bytes), data);
     })?;
-    let address = |data: &Vec<u8>| Some(Ipv4Addr::from(<[u8; 4]>::try_from(data.get(..4)?).ok()?));
-    let addresses: BTreeSet<Ipv4Addr> = picked.values().filter_map(address).collect();
-    let ports: BTreeSet<Option<u16>> =
-        picked.values().map(|data| Some(u16::from_be_bytes([*data.get(4)?, *data.get(5)?]))).collect();
+    let len = |data: &[u8]| if data.len() < 16 { 4 } else { 16 };
+    let address = |data: &Vec<u8>| match data.get(..len(data))? {
+        short if short.len() == 4 => Ipv4Addr::read(short).map(IpAddr::from),
+        long => Ipv6Addr::read(long).map(IpAddr::from),
+    };
+    let addresses: BTreeSet<IpAddr> = picked.values().filter_map(address).collect();
+    let port = |data: &Vec<u8>| Some(u16::from_be_bytes([*data.get(len(data))?, *data.get(len(data) + 1)?]));
+    let ports: BTreeSet<Option<u16>> = picked.values().map(port).collect();
     let backends = match (protocol, ports.first()) {
         (None, Some(None)) => Backends::Hosts(addresses),
         (Some(protocol), Some(Some(port))) if ports.len() == 1 => Backends::Port(protocol, *port, addresses),

@@ -30,6 +30,7 @@ pub(crate) const NAME_LEN: u32 = 16;
 
 pub(crate) const INTEGER: u32 = 4;
 pub(crate) const IPV4_ADDR: u32 = 7;
+pub(crate) const IPV6_ADDR: u32 = 8;
 const ETHER_ADDR: u32 = 9;
 const INET_PROTO: u32 = 12;
 pub(crate) const INET_SERVICE: u32 = 13;
@@ -49,18 +50,26 @@ const fn map(set: Set, family: Family, name: &'static str, key: (u32, u32), data
     SetSpec { set, family, name, key_type: key.0, key_len: key.1, data: Some(data) }
 }
 
-pub(crate) const SETS: [SetSpec; 26] = [
+pub(crate) const SETS: [SetSpec; 36] = [
     plain(Set::Bridges, Family::Inet, "bridges", IFNAME, NAME_LEN),
     plain(Set::Masqueraded, Family::Inet, "masqueraded", IFNAME, NAME_LEN),
     plain(Set::Internal, Family::Inet, "internal", IFNAME, NAME_LEN),
     plain(Set::Within, Family::Inet, "within", pair(IFNAME, IFNAME), 32),
     plain(Set::Members, Family::Inet, "members", pair(IFNAME, IPV4_ADDR), 20),
+    plain(Set::Members6, Family::Inet, "members6", pair(IFNAME, IPV6_ADDR), 32),
     map(
         Set::Published,
         Family::Inet,
         "published",
         (pair(INET_PROTO, INET_SERVICE), 8),
         (pair(IPV4_ADDR, INET_SERVICE), 8),
+    ),
+    map(
+        Set::Published6,
+        Family::Inet,
+        "published6",
+        (pair(INET_PROTO, INET_SERVICE), 8),
+        (pair(IPV6_ADDR, INET_SERVICE), 20),
     ),
     map(
         Set::Bound,
@@ -76,16 +85,24 @@ pub(crate) const SETS: [SetSpec; 26] = [
     plain(Set::Outbound, Family::Inet, "outbound", IFNAME, NAME_LEN),
     plain(Set::Ingress, Family::Inet, "ingress", IFNAME, NAME_LEN),
     plain(Set::Hairpins, Family::Inet, "hairpins", pair(IPV4_ADDR, IPV4_ADDR), 8),
+    plain(Set::Hairpins6, Family::Inet, "hairpins6", pair(IPV6_ADDR, IPV6_ADDR), 32),
     map(Set::Gateways, Family::Inet, "gateways", (IFNAME, NAME_LEN), (IPV4_ADDR, 4)),
+    map(Set::Gateways6, Family::Inet, "gateways6", (IFNAME, NAME_LEN), (IPV6_ADDR, 16)),
     map(Set::Nodes, Family::Inet, "nodes", (ETHER_ADDR, 6), (MARK, 4)),
     map(Set::Services, Family::Inet, "services", (pair(IFNAME, IPV4_ADDR), 20), (VERDICT, 16)),
+    map(Set::Services6, Family::Inet, "services6", (pair(IFNAME, IPV6_ADDR), 32), (VERDICT, 16)),
     map(Set::Mesh, Family::Inet, "published", (pair(INET_PROTO, INET_SERVICE), 8), (VERDICT, 16)),
+    map(Set::Mesh6, Family::Inet, "published6", (pair(INET_PROTO, INET_SERVICE), 8), (VERDICT, 16)),
     plain(Set::Restricted, Family::Inet, "restricted", pair(IFNAME, IPV4_ADDR), 20),
+    plain(Set::Restricted6, Family::Inet, "restricted6", pair(IFNAME, IPV6_ADDR), 32),
     map(Set::Callers, Family::Inet, "callers", (pair(IFNAME, IPV4_ADDR), 20), (MARK, 4)),
+    map(Set::Callers6, Family::Inet, "callers6", (pair(IFNAME, IPV6_ADDR), 32), (MARK, 4)),
     plain(Set::Allowed, Family::Inet, "allowed", pair(pair(IFNAME, IPV4_ADDR), MARK), 24),
+    plain(Set::Allowed6, Family::Inet, "allowed6", pair(pair(IFNAME, IPV6_ADDR), MARK), 36),
     plain(Set::Ports, Family::Bridge, "ports", IFNAME, NAME_LEN),
     plain(Set::Macs, Family::Bridge, "macs", pair(IFNAME, ETHER_ADDR), 24),
     plain(Set::Sources, Family::Bridge, "sources", pair(pair(IFNAME, ETHER_ADDR), IPV4_ADDR), 28),
+    plain(Set::Sources6, Family::Bridge, "sources6", pair(pair(IFNAME, ETHER_ADDR), IPV6_ADDR), 40),
     map(Set::Here, Family::Bridge, "here", (pair(IFNAME, IPV4_ADDR), 20), (ETHER_ADDR, 6)),
     map(Set::Elsewhere, Family::Bridge, "elsewhere", (IPV4_ADDR, 4), (ETHER_ADDR, 6)),
 ];
@@ -136,6 +153,7 @@ pub(crate) struct ChainSpec {
 /// Registers of the rule machine: 16 bytes each by the first numbers, 4 bytes each from `WORD_1` on.
 pub(crate) const REG_1: u32 = 1;
 pub(crate) const REG_2: u32 = 2;
+pub(crate) const REG_3: u32 = 3;
 /// The second word of [`REG_1`], and its third.
 pub(crate) const WORD_1: u32 = 9;
 pub(crate) const WORD_2: u32 = 10;
@@ -215,6 +233,8 @@ pub(crate) enum Expr {
     Ct(Ct),
     /// Goes on only if one of these bits is set in register 1.
     AnyOf(u32),
+    /// Goes on only if the byte in register 1 is one of these or between them.
+    Between(u8, u8),
     /// Goes on only if register 1 is not 0.
     NotZero,
     /// Loads a constant into register 1.
@@ -244,10 +264,13 @@ pub(crate) enum Expr {
     Unreachable,
     /// Translates the destination to the address in register 1 and, if asked for, the port in its second word.
     Dnat {
+        ipv6: bool,
         port: bool,
     },
     /// Translates the source to the address in register 1.
-    Snat,
+    Snat {
+        ipv6: bool,
+    },
     /// Translates the source's port to one from the number in register 1 to the one in its second word.
     SnatPorts,
     Masquerade,
@@ -281,6 +304,10 @@ pub(super) fn ipv4() -> [Expr; 2] {
     [Expr::Meta { key: Meta::Nfproto, to: REG_1 }, Expr::Equal(vec![libc::NFPROTO_IPV4 as u8])]
 }
 
+pub(super) fn ipv6() -> [Expr; 2] {
+    [Expr::Meta { key: Meta::Nfproto, to: REG_1 }, Expr::Equal(vec![libc::NFPROTO_IPV6 as u8])]
+}
+
 /// The first byte of an address in the IPv4 header at `offset` is 127.
 pub(super) fn loopback(offset: u32) -> [Expr; 2] {
     [Expr::Payload { base: Base::Network, offset, len: 1, to: REG_1 }, Expr::Equal(vec![127])]
@@ -304,6 +331,24 @@ fn source(mac: (Base, u32), offset: u32, absent: bool) -> Vec<Expr> {
     rule([&device_and_mac(mac.0, mac.1), &[address, Expr::Lookup { set: Set::Sources, absent }]])
 }
 
+/// The same of IPv6.
+fn source6() -> Vec<Expr> {
+    let address = Expr::Payload { base: Base::Network, offset: 8, len: 16, to: WORD_6 };
+    let known = Expr::Lookup { set: Set::Sources6, absent: false };
+    rule([&device_and_mac(Base::Link, 6), &[address, known]])
+}
+
+/// Messages of neighbour discovery, of routers too. Nobody needs them where all neighbours are set for good.
+/// Source: RFC 4861, section 4: types 133 to 137.
+fn discovery() -> Vec<Expr> {
+    vec![
+        Expr::Meta { key: Meta::L4proto, to: REG_1 },
+        Expr::Equal(vec![libc::IPPROTO_ICMPV6 as u8]),
+        Expr::Payload { base: Base::Transport, offset: 0, len: 1, to: REG_1 },
+        Expr::Between(133, 137),
+    ]
+}
+
 /// Goes on only for connections whose destination was translated.
 pub(super) fn translated() -> [Expr; 2] {
     [Expr::Ct(Ct::Status), Expr::AnyOf(CT_STATUS_DNAT)]
@@ -325,7 +370,8 @@ pub(super) fn inet(
     ChainSpec { family: Family::Inet, name, hook, rules }
 }
 
-/// What a container sends must bear its own addresses. Names of links to other nodes begin with `trusted`.
+/// What a container sends must bear its own addresses. Names of links to other nodes begin with `trusted`; where there
+/// are such, IPv6 is checked too, and neighbour discovery is nobody's business.
 pub(super) fn source_check(trusted: Option<&str>) -> ChainSpec {
     let is_trusted = |prefix: &str| {
         let same = Expr::Equal(prefix.as_bytes().to_vec());
@@ -333,11 +379,16 @@ pub(super) fn source_check(trusted: Option<&str>) -> ChainSpec {
     };
     let accept = &[Expr::Verdict(Verdict::Accept)];
     let drop = &[Expr::Verdict(Verdict::Drop)];
+    let ipv6 = &ether_type(0x86dd);
+    let of_ipv6 = |rules: &[Vec<Expr>]| if trusted.is_some() { rules.to_vec() } else { Vec::new() };
     // By far the most packets are IPv4 and honest: one look-up lets them pass.
     let checks = [
-        rule([&ether_type(0x0800), &source((Base::Link, 6), 12, false), accept]),
-        rule([&not_in_set(Meta::Iifname, Set::Ports), accept]),
-        rule([&ether_type(0x0800), drop]),
+        vec![rule([&ether_type(0x0800), &source((Base::Link, 6), 12, false), accept])],
+        of_ipv6(&[rule([ipv6, &discovery(), drop]), rule([ipv6, &source6(), accept])]),
+        vec![rule([&not_in_set(Meta::Iifname, Set::Ports), accept]), rule([&ether_type(0x0800), drop])],
+        of_ipv6(&[rule([ipv6, drop])]),
+    ];
+    let others = [
         rule([&device_and_mac(Base::Link, 6), &[Expr::Lookup { set: Set::Macs, absent: true }], drop]),
         rule([&ether_type(0x0806), &source((Base::Network, 8), 14, true), drop]),
     ];
@@ -345,7 +396,7 @@ pub(super) fn source_check(trusted: Option<&str>) -> ChainSpec {
         family: Family::Bridge,
         name: "prerouting",
         hook: Some(Hook { kind: "filter", number: 0, priority: -300 }),
-        rules: trusted.map(is_trusted).into_iter().chain(checks).collect(),
+        rules: trusted.map(is_trusted).into_iter().chain(checks.concat()).chain(others).collect(),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Source: Linux `include/uapi/linux/netfilter/nfnetlink_conntrack.h`.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::{Attributes, Message, Socket, attributes, find};
 use crate::{error::KernelError, model::Protocol};
@@ -25,7 +25,7 @@ const CTA_PROTO_DST_PORT: u16 = 3;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Flows {
     /// Those with this address at either end, before or after translation.
-    Of(Ipv4Addr),
+    Of(IpAddr),
     /// Those first sent to this port of any address.
     To(Protocol, u16),
 }
@@ -35,7 +35,10 @@ impl Flows {
         match self {
             Self::Of(address) => [original, reply].iter().any(|tuple| {
                 let ends = find(tuple, CTA_TUPLE_IP).unwrap_or_default();
-                attributes(ends).any(|(_, value)| value == address.octets())
+                attributes(ends).any(|(_, value)| match address {
+                    IpAddr::V4(address) => value == address.octets(),
+                    IpAddr::V6(address) => value == address.octets(),
+                })
             }),
             Self::To(protocol, port) => find(original, CTA_TUPLE_PROTO).is_some_and(|end| {
                 find(end, CTA_PROTO_NUM) == Some(&[protocol.number()])
@@ -45,8 +48,8 @@ impl Flows {
     }
 }
 
-/// `struct nfgenmsg` for IPv4.
-const HEADER: [u8; 4] = [libc::AF_INET as u8, 0, 0, 0];
+/// `struct nfgenmsg` for both families.
+const HEADER: [u8; 4] = [libc::AF_UNSPEC as u8, 0, 0, 0];
 
 /// Proves that the kernel answers conntrack requests.
 pub(crate) fn probe(socket: &mut Socket) -> Result<(), KernelError> {
@@ -81,7 +84,7 @@ pub(crate) fn forget(socket: &mut Socket, which: &[Flows]) -> Result<usize, Kern
                     key.push(kind, value);
                 }
             }
-            doomed.push(Message::new(DELETE, &HEADER, key));
+            doomed.push(Message::new(DELETE, &[payload[0], 0, 0, 0], key));
         }
     })?;
     let mut forgotten = 0;

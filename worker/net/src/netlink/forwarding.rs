@@ -2,12 +2,12 @@
 //!
 //! Source: Linux `include/uapi/linux/{rtnetlink,neighbour,fib_rules}.h`, rtnetlink(7).
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Attributes, Message, Socket, find, number};
 use crate::{
     error::KernelError,
-    model::{Cidr, Mac},
+    model::{Cidr, Ip, Mac},
 };
 
 const RTA_DST: u16 = 1;
@@ -34,8 +34,16 @@ const NTF_MASTER: u8 = 0x04;
 
 const REPLACE: i32 = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
 
-fn ipv4(value: &[u8]) -> Option<Ipv4Addr> {
-    <[u8; 4]>::try_from(value).ok().map(Ipv4Addr::from)
+fn ip(value: &[u8]) -> Option<IpAddr> {
+    Ipv4Addr::read(value).map(IpAddr::from).or_else(|| Ipv6Addr::read(value).map(IpAddr::from))
+}
+
+/// Family and bytes.
+fn parts(address: IpAddr) -> (i32, Vec<u8>) {
+    match address {
+        IpAddr::V4(address) => (libc::AF_INET, address.bytes()),
+        IpAddr::V6(address) => (libc::AF_INET6, address.bytes()),
+    }
 }
 
 fn fine_if(result: Result<(), KernelError>, errno: i32) -> Result<(), KernelError> {
@@ -85,59 +93,60 @@ pub(crate) fn default_route(socket: &mut Socket, index: u32) -> Result<Option<Ip
 
 /// A route to elsewhere in some table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Route {
+pub(crate) struct Route<A = Ipv4Addr> {
     pub table: u32,
-    /// `0.0.0.0/0` is the default route.
-    pub to: Cidr,
-    pub via: Option<Ipv4Addr>,
+    /// `0.0.0.0/0` or `::/0` is the default route.
+    pub to: Cidr<A>,
+    pub via: Option<A>,
     pub link: u32,
 }
 
-/// All unicast IPv4 routes of the namespace.
-pub(crate) fn routes(socket: &mut Socket) -> Result<Vec<Route>, KernelError> {
+/// All unicast routes of a family in the namespace.
+pub(crate) fn routes<A: Ip>(socket: &mut Socket) -> Result<Vec<Route<A>>, KernelError> {
     let mut found = Vec::new();
     let mut header = [0; 12];
-    header[0] = libc::AF_INET as u8;
+    header[0] = A::FAMILY;
     socket.dump(&Message::new(libc::RTM_GETROUTE, &header, Attributes::new()), |payload| {
         let Some(rest) = payload.get(12..) else { return };
-        if payload[7] != libc::RTN_UNICAST {
+        if payload[0] != A::FAMILY || payload[7] != libc::RTN_UNICAST {
             return;
         }
         found.push(Route {
             table: find(rest, RTA_TABLE).and_then(number).unwrap_or(u32::from(payload[4])),
             to: Cidr {
-                address: find(rest, RTA_DST).and_then(ipv4).unwrap_or(Ipv4Addr::UNSPECIFIED),
+                address: find(rest, RTA_DST).and_then(A::read).unwrap_or(A::UNSPECIFIED),
                 prefix_len: payload[1],
             },
-            via: find(rest, RTA_GATEWAY).and_then(ipv4),
+            via: find(rest, RTA_GATEWAY).and_then(A::read),
             link: find(rest, RTA_OIF).and_then(number).unwrap_or(0),
         });
     })?;
     Ok(found)
 }
 
-fn default_in(route: &Route) -> ([u8; 12], Attributes) {
+fn route_message<A: Ip>(kind: u16, route: &Route<A>) -> Message {
     const ON_LINK: u32 = 4;
     let mut header = route_header();
-    header[4] = 0;
+    (header[0], header[1], header[4]) = (A::FAMILY, route.to.prefix_len, 0);
     header[8..12].copy_from_slice(&ON_LINK.to_ne_bytes());
     let mut attributes = Attributes::new().u32(RTA_TABLE, route.table).u32(RTA_OIF, route.link);
-    if let Some(via) = route.via {
-        attributes.push(RTA_GATEWAY, &via.octets());
+    if route.to.prefix_len > 0 {
+        attributes.push(RTA_DST, &route.to.address.bytes());
     }
-    (header, attributes)
+    if let Some(via) = route.via {
+        attributes.push(RTA_GATEWAY, &via.bytes());
+    }
+    Message::new(kind, &header, attributes)
 }
 
-/// Sets the default route of a table. Its gateway need not be in a subnet of the link.
-pub(crate) fn set_default_in(socket: &mut Socket, route: &Route) -> Result<(), KernelError> {
-    let (header, attributes) = default_in(route);
-    socket.execute(&Message::new(libc::RTM_NEWROUTE, &header, attributes).flags(REPLACE))
+/// Sets a route of a table. Its gateway need not be in a subnet of the link.
+pub(crate) fn set_route<A: Ip>(socket: &mut Socket, route: &Route<A>) -> Result<(), KernelError> {
+    socket.execute(&route_message(libc::RTM_NEWROUTE, route).flags(REPLACE))
 }
 
-/// Deletes a default route; that it is gone already is fine.
-pub(crate) fn delete_default_in(socket: &mut Socket, route: &Route) -> Result<(), KernelError> {
-    let (header, attributes) = default_in(route);
-    fine_if(socket.execute(&Message::new(libc::RTM_DELROUTE, &header, attributes)), libc::ESRCH)
+/// Deletes a route; that it is gone already is fine.
+pub(crate) fn delete_route<A: Ip>(socket: &mut Socket, route: &Route<A>) -> Result<(), KernelError> {
+    fine_if(socket.execute(&route_message(libc::RTM_DELROUTE, route)), libc::ESRCH)
 }
 
 /// Sends what is for `to` by a link, whatever its mark: the table of the node's own addresses is looked at first.
@@ -151,6 +160,8 @@ pub(crate) fn set_local_way(socket: &mut Socket, to: Cidr, link: u32) -> Result<
 /// "Packets with this mark look into this table": a rule for policy routing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct MarkRule {
+    /// Of IPv6; else of IPv4.
+    pub ipv6: bool,
     pub priority: u32,
     pub mark: u32,
     pub mask: u32,
@@ -159,7 +170,7 @@ pub(crate) struct MarkRule {
 
 fn rule_message(kind: u16, rule: &MarkRule) -> Message {
     let mut header = [0; 12];
-    header[0] = libc::AF_INET as u8;
+    header[0] = if rule.ipv6 { libc::AF_INET6 } else { libc::AF_INET } as u8;
     header[7] = FR_ACT_TO_TABLE;
     let attributes = Attributes::new()
         .u32(FRA_PRIORITY, rule.priority)
@@ -180,16 +191,15 @@ pub(crate) fn delete_rule(socket: &mut Socket, rule: &MarkRule) -> Result<(), Ke
     fine_if(socket.execute(&rule_message(libc::RTM_DELRULE, rule)), libc::ENOENT)
 }
 
-/// All rules that look at the mark.
+/// All rules that look at the mark, of both families.
 pub(crate) fn rules(socket: &mut Socket) -> Result<Vec<MarkRule>, KernelError> {
     let mut found = Vec::new();
-    let mut header = [0; 12];
-    header[0] = libc::AF_INET as u8;
-    socket.dump(&Message::new(libc::RTM_GETRULE, &header, Attributes::new()), |payload| {
+    socket.dump(&Message::new(libc::RTM_GETRULE, &[0; 12], Attributes::new()), |payload| {
         let Some(rest) = payload.get(12..) else { return };
         let value = |kind| find(rest, kind).and_then(number);
         if let Some(mask) = value(FRA_MASK) {
             found.push(MarkRule {
+                ipv6: i32::from(payload[0]) == libc::AF_INET6,
                 priority: value(FRA_PRIORITY).unwrap_or(0),
                 mark: value(FRA_MARK).unwrap_or(0),
                 mask,
@@ -214,18 +224,20 @@ fn neighbour_header(family: i32, link: u32, state: u16, flags: u8) -> [u8; 12] {
 pub(crate) fn set_neighbour(
     socket: &mut Socket,
     link: u32,
-    address: Ipv4Addr,
+    address: IpAddr,
     mac: Mac,
 ) -> Result<(), KernelError> {
-    let header = neighbour_header(libc::AF_INET, link, NUD_PERMANENT, 0);
-    let attributes = Attributes::new().bytes(NDA_DST, &address.octets()).bytes(NDA_LLADDR, &mac.0);
+    let (family, bytes) = parts(address);
+    let header = neighbour_header(family, link, NUD_PERMANENT, 0);
+    let attributes = Attributes::new().bytes(NDA_DST, &bytes).bytes(NDA_LLADDR, &mac.0);
     socket.execute(&Message::new(libc::RTM_NEWNEIGH, &header, attributes).flags(REPLACE))
 }
 
 /// Forgets a neighbour; that it is gone already is fine.
-pub(crate) fn delete_neighbour(socket: &mut Socket, link: u32, address: Ipv4Addr) -> Result<(), KernelError> {
-    let header = neighbour_header(libc::AF_INET, link, 0, 0);
-    let attributes = Attributes::new().bytes(NDA_DST, &address.octets());
+pub(crate) fn delete_neighbour(socket: &mut Socket, link: u32, address: IpAddr) -> Result<(), KernelError> {
+    let (family, bytes) = parts(address);
+    let header = neighbour_header(family, link, 0, 0);
+    let attributes = Attributes::new().bytes(NDA_DST, &bytes);
     fine_if(socket.execute(&Message::new(libc::RTM_DELNEIGH, &header, attributes)), libc::ENOENT)
 }
 
@@ -233,19 +245,19 @@ pub(crate) fn delete_neighbour(socket: &mut Socket, link: u32, address: Ipv4Addr
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Neighbour {
     pub link: u32,
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     pub mac: Mac,
     /// Set for good, not found out or set for a time.
     pub lasting: bool,
 }
 
-/// All neighbours whose MAC is known, but for groups.
+/// All neighbours of both families whose MAC is known, but for groups.
 pub(crate) fn neighbours(socket: &mut Socket) -> Result<Vec<Neighbour>, KernelError> {
     const NUD_INCOMPLETE: u16 = 0x01;
     const NUD_FAILED: u16 = 0x20;
     const GROUP: u8 = 1;
     let mut found = Vec::new();
-    let header = neighbour_header(libc::AF_INET, 0, 0, 0);
+    let header = neighbour_header(libc::AF_UNSPEC, 0, 0, 0);
     socket.dump(&Message::new(libc::RTM_GETNEIGH, &header, Attributes::new()), |payload| {
         let Some(rest) = payload.get(12..) else { return };
         let state = u16::from_ne_bytes([payload[8], payload[9]]);
@@ -253,7 +265,7 @@ pub(crate) fn neighbours(socket: &mut Socket) -> Result<Vec<Neighbour>, KernelEr
         if let (0, Some(link), Some(address), Some(mac)) = (
             state & (NUD_INCOMPLETE | NUD_FAILED),
             number(&payload[4..]),
-            find(rest, NDA_DST).and_then(ipv4),
+            find(rest, NDA_DST).and_then(ip),
             mac.filter(|mac| mac.0[0] & GROUP == 0),
         ) {
             found.push(Neighbour { link, address, mac, lasting: state == NUD_PERMANENT });
@@ -324,7 +336,7 @@ pub(crate) fn forwards(socket: &mut Socket) -> Result<Vec<(Forward, Origin)>, Ke
     socket.dump(&Message::new(libc::RTM_GETNEIGH, &header, Attributes::new()), |payload| {
         let Some(rest) = payload.get(12..) else { return };
         let state = u16::from_ne_bytes([payload[8], payload[9]]);
-        let to = find(rest, NDA_DST).and_then(ipv4);
+        let to = find(rest, NDA_DST).and_then(Ipv4Addr::read);
         let mac = find(rest, NDA_LLADDR).and_then(|value| value.try_into().ok()).map(Mac);
         let in_table = to.is_some() || find(rest, NDA_MASTER).is_some();
         let origin = match (to, state & NUD_PERMANENT != 0, state & NUD_NOARP != 0) {

@@ -3,14 +3,14 @@
 //! Source: Linux `include/uapi/linux/{rtnetlink,if_link,if_addr}.h`, rtnetlink(7).
 
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, BorrowedFd},
 };
 
 use super::{Attributes, Message, Socket, attributes, find, number, text};
 use crate::{
     error::KernelError,
-    model::{Cidr, Mac},
+    model::{Cidr, Cidr6, Ip, Mac},
 };
 
 const IFLA_ADDRESS: u16 = 1;
@@ -341,31 +341,51 @@ pub(crate) fn delete_link(socket: &mut Socket, name: &str) -> Result<bool, Kerne
     }
 }
 
-/// `struct ifaddrmsg`.
-fn address_header(prefix_len: u8, index: u32) -> [u8; 8] {
-    let mut header = [libc::AF_INET as u8, prefix_len, 0, 0, 0, 0, 0, 0];
+/// `struct ifaddrmsg`. An IPv6 address counts at once: nobody else can have one that was given to us (`IFA_F_NODAD`).
+fn address_header<A: Ip>(prefix_len: u8, index: u32) -> [u8; 8] {
+    let flags = if i32::from(A::FAMILY) == libc::AF_INET6 { libc::IFA_F_NODAD as u8 } else { 0 };
+    let mut header = [A::FAMILY, prefix_len, flags, 0, 0, 0, 0, 0];
     header[4..].copy_from_slice(&index.to_ne_bytes());
     header
 }
 
-/// Adds an IPv4 address; that it is there already is fine.
+/// Adds an address; that it is there already is fine.
 pub(crate) fn add_address(socket: &mut Socket, index: u32, cidr: Cidr) -> Result<(), KernelError> {
-    let mut attributes =
-        Attributes::new().bytes(IFA_LOCAL, &cidr.address.octets()).bytes(IFA_ADDRESS, &cidr.address.octets());
+    let mut more = Attributes::new();
     if cidr.prefix_len < 31 {
-        attributes.push(IFA_BROADCAST, &cidr.broadcast().octets());
+        more.push(IFA_BROADCAST, &cidr.broadcast().octets());
     }
-    let header = address_header(cidr.prefix_len, index);
+    add(socket, index, cidr, more)
+}
+
+/// Adds an IPv6 address; that it is there already is fine.
+pub(crate) fn add_address6(socket: &mut Socket, index: u32, cidr: Cidr6) -> Result<(), KernelError> {
+    add(socket, index, cidr, Attributes::new())
+}
+
+fn add<A: Ip>(
+    socket: &mut Socket,
+    index: u32,
+    cidr: Cidr<A>,
+    attributes: Attributes,
+) -> Result<(), KernelError> {
+    let bytes = cidr.address.bytes();
+    let attributes = attributes.bytes(IFA_LOCAL, &bytes).bytes(IFA_ADDRESS, &bytes);
+    let header = address_header::<A>(cidr.prefix_len, index);
     match socket.execute(&Message::new(libc::RTM_NEWADDR, &header, attributes).flags(NEW)) {
         Err(error) if error.errno == libc::EEXIST => Ok(()),
         other => other,
     }
 }
 
-/// Removes an IPv4 address; that it is gone already is fine.
-pub(crate) fn delete_address(socket: &mut Socket, index: u32, cidr: Cidr) -> Result<(), KernelError> {
-    let attributes = Attributes::new().bytes(IFA_LOCAL, &cidr.address.octets());
-    let header = address_header(cidr.prefix_len, index);
+/// Removes an address; that it is gone already is fine.
+pub(crate) fn delete_address<A: Ip>(
+    socket: &mut Socket,
+    index: u32,
+    cidr: Cidr<A>,
+) -> Result<(), KernelError> {
+    let attributes = Attributes::new().bytes(IFA_LOCAL, &cidr.address.bytes());
+    let header = address_header::<A>(cidr.prefix_len, index);
     match socket.execute(&Message::new(libc::RTM_DELADDR, &header, attributes)) {
         Err(error) if error.errno == libc::EADDRNOTAVAIL => Ok(()),
         other => other,
@@ -374,13 +394,30 @@ pub(crate) fn delete_address(socket: &mut Socket, index: u32, cidr: Cidr) -> Res
 
 /// All IPv4 addresses of the namespace, each with the index of its link.
 pub(crate) fn addresses(socket: &mut Socket) -> Result<Vec<(u32, Cidr)>, KernelError> {
+    addresses_of(socket)
+}
+
+/// All IPv6 addresses of the namespace, each with the index of its link, but for those that links give themselves.
+pub(crate) fn addresses6(socket: &mut Socket) -> Result<Vec<(u32, Cidr6)>, KernelError> {
+    let all = addresses_of::<Ipv6Addr>(socket)?;
+    Ok(all.into_iter().filter(|(_, cidr)| !cidr.address.is_unicast_link_local()).collect())
+}
+
+fn addresses_of<A: Ip>(socket: &mut Socket) -> Result<Vec<(u32, Cidr<A>)>, KernelError> {
     let mut found = Vec::new();
-    let request = Message::new(libc::RTM_GETADDR, &address_header(0, 0), Attributes::new());
-    socket.dump(&request, |payload| {
+    let mut header = address_header::<A>(0, 0);
+    header[2] = 0;
+    socket.dump(&Message::new(libc::RTM_GETADDR, &header, Attributes::new()), |payload| {
+        // Where there is no IPv6, the kernel tells of the family that it has.
+        if payload.first() != Some(&A::FAMILY) {
+            return;
+        }
         let Some(index) = payload.get(4..).and_then(number) else { return };
-        let local = payload.get(8..).and_then(|rest| find(rest, IFA_LOCAL));
-        if let Some(octets) = local.and_then(|value| <[u8; 4]>::try_from(value).ok()) {
-            found.push((index, Cidr { address: Ipv4Addr::from(octets), prefix_len: payload[1] }));
+        // IPv6 names an address that has no peer only once.
+        let rest = payload.get(8..).unwrap_or_default();
+        let address = find(rest, IFA_LOCAL).or_else(|| find(rest, IFA_ADDRESS)).and_then(A::read);
+        if let Some(address) = address {
+            found.push((index, Cidr { address, prefix_len: payload[1] }));
         }
     })?;
     Ok(found)

@@ -145,7 +145,7 @@ impl Node {
                 alias.as_deref().and_then(|alias| config.endpoint_of_alias(alias)).map(|(_, at)| at);
             let pieces = self.kernel.overlay_pieces_of(&link, address)?;
             let mut actions = vec![Action::RemovePort { link }];
-            actions.extend(address.map(|address| Action::Forget { address }));
+            actions.extend(address.map(|address| Action::Forget { address: address.into() }));
             let steps = in_order(actions, pieces, Vec::new());
             let next = self.current.clone();
             self.perform(&next, &steps.into_iter().map(Operation::Overlay).collect::<Vec<_>>())?;

@@ -6,18 +6,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
 };
 
 use super::model::{
-    Overlay, OverlayNetwork, PublishedPort, VirtualService, bridge_name, next_hop, node_mac, vxlan_name,
+    Overlay, OverlayNetwork, PublishedPort, VirtualService, bridge_name, next_hop, next_hop6, node_mac,
+    vxlan_name,
 };
 use crate::{
     firewall::{
         Backends, Balancer, Element, Set,
-        helper::{OWN_MARK, PUBLISHED, SERVICE, UPLINK},
+        helper::{OWN_MARK, PUBLISHED, PUBLISHED6, SERVICE, SERVICE6, UPLINK},
     },
-    model::{Cidr, Endpoint, Mac, NetworkConfig, Protocol},
+    model::{Cidr, Cidr6, Endpoint, Mac, NetworkConfig, Protocol},
     netlink::{forwarding::MarkRule, route::Tunnel},
     wireguard::{PrivateKey, PublicKey, VXLAN, WIREGUARD, inner_address},
 };
@@ -45,6 +46,11 @@ pub(crate) enum Piece {
         mtu: u32,
         sound: bool,
     },
+    /// The IPv6 address of a bridge.
+    Address {
+        link: String,
+        address: Cidr6,
+    },
     /// The link that encrypts, with the addresses of this node.
     Tunnel {
         node: u16,
@@ -61,7 +67,7 @@ pub(crate) enum Piece {
     },
     Neighbour {
         link: String,
-        address: Ipv4Addr,
+        address: IpAddr,
         mac: Mac,
         sound: bool,
     },
@@ -74,7 +80,7 @@ pub(crate) enum Piece {
     /// A default route.
     Route {
         table: u32,
-        via: Ipv4Addr,
+        via: IpAddr,
         link: String,
     },
     Rule(MarkRule),
@@ -87,6 +93,7 @@ impl fmt::Display for Piece {
         match self {
             Self::Bridge { name, .. } => write!(f, "bridge `{name}`"),
             Self::Vxlan { name, .. } => write!(f, "vxlan `{name}`"),
+            Self::Address { link, address } => write!(f, "address {address} of `{link}`"),
             Self::Tunnel { .. } => write!(f, "link `{WIREGUARD}`"),
             Self::TunnelKey(_) => write!(f, "key of `{WIREGUARD}`"),
             Self::TunnelPeer { key, address, .. } => {
@@ -102,8 +109,9 @@ impl fmt::Display for Piece {
             Self::Route { table, via, link } => {
                 write!(f, "default route of table {table} via {via} on `{link}`")
             }
-            Self::Rule(rule) => {
-                write!(f, "rule of mark {:#x}/{:#x} to table {}", rule.mark, rule.mask, rule.table)
+            Self::Rule(MarkRule { mark, mask, table, ipv6, .. }) => {
+                let family = if *ipv6 { "IPv6 " } else { "" };
+                write!(f, "{family}rule of mark {mark:#x}/{mask:#x} to table {table}")
             }
             Self::Element(element) => write!(f, "nft element: {element}"),
             Self::Balancer(balancer) => write!(f, "nft {balancer}"),
@@ -115,9 +123,11 @@ impl fmt::Display for Piece {
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
     Link(String),
-    Neighbour(String, Ipv4Addr),
+    Address(String, Cidr6),
+    Neighbour(String, IpAddr),
     Forward(String, Mac, bool),
-    Route(u32),
+    /// Its family too.
+    Route(u32, bool),
     Rule(MarkRule),
     Chain(String),
     TunnelKey,
@@ -129,9 +139,10 @@ impl Piece {
     pub(super) fn place(&self) -> Option<Place> {
         Some(match self {
             Self::Bridge { name, .. } | Self::Vxlan { name, .. } => Place::Link(name.clone()),
+            Self::Address { link, address } => Place::Address(link.clone(), *address),
             Self::Neighbour { link, address, .. } => Place::Neighbour(link.clone(), *address),
             Self::Forward { link, mac, to, .. } => Place::Forward(link.clone(), *mac, to.is_some()),
-            Self::Route { table, .. } => Place::Route(*table),
+            Self::Route { table, via, .. } => Place::Route(*table, via.is_ipv6()),
             Self::Rule(rule) => Place::Rule(*rule),
             Self::Balancer(balancer) => Place::Chain(balancer.chain.clone()),
             Self::Tunnel { .. } => Place::Link(WIREGUARD.to_owned()),
@@ -144,9 +155,10 @@ impl Piece {
     /// The link that takes the piece along when it goes.
     pub(super) fn link(&self) -> Option<&str> {
         match self {
-            Self::Neighbour { link, .. } | Self::Forward { link, .. } | Self::Route { link, .. } => {
-                Some(link)
-            }
+            Self::Address { link, .. }
+            | Self::Neighbour { link, .. }
+            | Self::Forward { link, .. }
+            | Self::Route { link, .. } => Some(link),
             Self::TunnelKey(_) | Self::TunnelPeer { .. } => Some(WIREGUARD),
             _ => None,
         }
@@ -167,16 +179,29 @@ impl Piece {
 pub struct Uplink {
     pub(crate) host: Ipv4Addr,
     pub(crate) helper: Ipv4Addr,
+    /// Whether the host has IPv6 addresses of its own, so that there is a way out.
+    pub(crate) ipv6: bool,
 }
 
 impl Uplink {
     pub(crate) const PREFIX_LEN: u8 = 30;
+
+    /// Of the two ends. Neither asks for the other by IPv6: who forwards for others would need a link-local address for that.
+    pub(crate) const HOST_MAC: Mac = Mac([0x02, 0x53, 0, 0, 0, 1]);
+    pub(crate) const HELPER_MAC: Mac = Mac([0x02, 0x53, 0, 0, 0, 2]);
+
+    /// The same in IPv6, of a prefix made for this (RFC 4193), so that no host has another use for it.
+    pub(crate) const HOST6: Cidr6 =
+        Cidr { address: Ipv6Addr::new(0xfd5c, 0x9a1e, 0x3b72, 0, 0, 0, 0, 1), prefix_len: 126 };
+    pub(crate) const HELPER6: Cidr6 =
+        Cidr { address: Ipv6Addr::new(0xfd5c, 0x9a1e, 0x3b72, 0, 0, 0, 0, 2), prefix_len: 126 };
 
     /// The /30s to choose from, none of which next hops use.
     pub(crate) fn candidates() -> impl Iterator<Item = Self> {
         (64..=127).rev().map(|third| Self {
             host: Ipv4Addr::new(169, 254, third, 1),
             helper: Ipv4Addr::new(169, 254, third, 2),
+            ipv6: false,
         })
     }
 }
@@ -184,15 +209,18 @@ impl Uplink {
 /// A task of this node on an overlay.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Local<'a> {
+    /// This node's number.
+    pub node: u16,
     pub vni: u32,
     pub network: &'a OverlayNetwork,
     pub endpoint: &'a Endpoint,
 }
 
-/// The pieces of the namespace itself, whatever networks there are.
-fn base_pieces(uplink: Uplink) -> [Piece; 4] {
-    let rule = |priority, mark, table| Piece::Rule(MarkRule { priority, mark, mask: OWN_MARK, table });
-    let route = |table| Piece::Route { table, via: uplink.host, link: UPLINK.into() };
+/// The pieces of the namespace itself in one family, in which the host has this address.
+fn base_pieces(host: IpAddr) -> [Piece; 4] {
+    let ipv6 = host.is_ipv6();
+    let rule = |priority, mark, table| Piece::Rule(MarkRule { ipv6, priority, mark, mask: OWN_MARK, table });
+    let route = |table| Piece::Route { table, via: host, link: UPLINK.into() };
     [
         route(MAIN_TABLE),
         route(TABLES + OWN_MARK),
@@ -212,7 +240,7 @@ fn network_pieces(overlay: &Overlay, vni: u32, network: &OverlayNetwork) -> Vec<
             mtu: network.mtu,
             sound: true,
         },
-        Piece::Element(Element::address_of(Set::Gateways, &bridge, network.gateway)),
+        Piece::Element(Element::address_of(Set::Gateways, &bridge, network.gateway.into())),
         Piece::Element(if network.ingress {
             Element::link(Set::Ingress, &bridge)
         } else {
@@ -221,6 +249,10 @@ fn network_pieces(overlay: &Overlay, vni: u32, network: &OverlayNetwork) -> Vec<
     ];
     if !network.internal {
         pieces.push(Piece::Element(Element::link(Set::Outbound, &bridge)));
+    }
+    if let Some(address) = network.ipv6 {
+        pieces.push(Piece::Element(Element::address_of(Set::Gateways, &bridge, address.address.into())));
+        pieces.push(Piece::Address { link: bridge, address });
     }
     let local = match network.encrypted {
         true => overlay.tunnel().map(|end| inner_address(overlay.node, end.place)),
@@ -274,51 +306,97 @@ fn reach_pieces(vni: u32, number: u16, address: Ipv4Addr) -> [Piece; 2] {
 }
 
 /// What it takes that connections from a node are answered by it.
-fn peer_pieces(ingress: u32, number: u16) -> [Piece; 4] {
-    let (link, mark) = (bridge_name(ingress), u32::from(number));
-    let (via, mac) = (next_hop(number), node_mac(number));
-    [
-        Piece::Neighbour { link: link.clone(), address: via, mac, sound: true },
-        Piece::Route { table: TABLES + mark, via, link },
-        Piece::Rule(MarkRule { priority: PIN_PRIORITY + mark, mark, mask: OWN_MARK, table: TABLES + mark }),
-        Piece::Element(Element::node(mac, number)),
-    ]
+fn peer_pieces(ingress: u32, network: &OverlayNetwork, number: u16) -> Vec<Piece> {
+    let (bridge, mark, mac) = (bridge_name(ingress), u32::from(number), node_mac(number));
+    let mut pieces = vec![Piece::Element(Element::node(mac, number))];
+    let hops = [IpAddr::from(next_hop(number))].into_iter();
+    for via in hops.chain(network.ipv6.map(|_| next_hop6(number).into())) {
+        let (ipv6, table, priority) = (via.is_ipv6(), TABLES + mark, PIN_PRIORITY + mark);
+        pieces.extend([
+            Piece::Neighbour { link: bridge.clone(), address: via, mac, sound: true },
+            Piece::Route { table, via, link: bridge.clone() },
+            Piece::Rule(MarkRule { ipv6, priority, mark, mask: OWN_MARK, table }),
+        ]);
+    }
+    pieces
 }
 
 /// What it takes that an endpoint is found; `direct` leads there past routing, where that is allowed.
-fn endpoint_pieces(vni: u32, address: Ipv4Addr, mac: Mac, direct: Option<Element>) -> Vec<Piece> {
-    let link = bridge_name(vni);
-    let member = Piece::Element(Element::address(Set::Members, &link, address));
-    let direct = direct.map(Piece::Element);
-    let neighbour = Piece::Neighbour { link, address, mac, sound: true };
-    [neighbour, member].into_iter().chain(direct).collect()
+fn endpoint_pieces(
+    vni: u32,
+    network: &OverlayNetwork,
+    address: Ipv4Addr,
+    mac: Mac,
+    direct: Option<Element>,
+) -> Vec<Piece> {
+    let pieces = |address| {
+        let link = bridge_name(vni);
+        let member = Piece::Element(Element::address(Set::Members, &link, address));
+        [Piece::Neighbour { link, address, mac, sound: true }, member]
+    };
+    network.both(address).flat_map(pieces).chain(direct.map(Piece::Element)).collect()
 }
 
-fn service_pieces(vni: u32, address: Ipv4Addr, service: &VirtualService) -> Vec<Piece> {
+fn service_pieces(
+    vni: u32,
+    network: &OverlayNetwork,
+    address: Ipv4Addr,
+    service: &VirtualService,
+) -> Vec<Piece> {
     if service.backends.is_empty() {
         return Vec::new();
     }
-    let chain = format!("{SERVICE}{}-{vni}", service.id);
-    let element = Element::service(&bridge_name(vni), address, &chain);
-    let backends = Backends::Hosts(service.backends.clone());
-    vec![Piece::Balancer(Balancer { chain, backends }), Piece::Element(element)]
+    let pieces = |address: IpAddr| {
+        let prefix = if address.is_ipv6() { SERVICE6 } else { SERVICE };
+        let chain = format!("{prefix}{}-{vni}", service.id);
+        let element = Element::service(&bridge_name(vni), address, &chain);
+        let all = service.backends.iter().flat_map(|backend| network.both(*backend));
+        let backends = Backends::Hosts(all.filter(|at| at.is_ipv6() == address.is_ipv6()).collect());
+        [Piece::Balancer(Balancer { chain, backends }), Piece::Element(element)]
+    };
+    network.both(address).flat_map(pieces).collect()
 }
 
-fn published_pieces(protocol: Protocol, port: u16, target: u16, backends: &BTreeSet<Ipv4Addr>) -> Vec<Piece> {
-    if backends.is_empty() {
-        return Vec::new();
-    }
-    let chain = format!("{PUBLISHED}{protocol}-{port}");
-    let element = Element::mesh(protocol, port, &chain);
-    let backends = Backends::Port(protocol, target, backends.clone());
-    vec![Piece::Balancer(Balancer { chain, backends }), Piece::Element(element)]
+/// `network` is the one that the backends are on.
+fn published_pieces(
+    network: Option<&OverlayNetwork>,
+    (protocol, port): (Protocol, u16),
+    target: u16,
+    backends: &BTreeSet<Ipv4Addr>,
+) -> Vec<Piece> {
+    let pieces = |set, prefix, backends: BTreeSet<IpAddr>| {
+        let chain = format!("{prefix}{protocol}-{port}");
+        let element = Element::mesh(set, protocol, port, &chain);
+        let backends = Backends::Port(protocol, target, backends);
+        [Piece::Balancer(Balancer { chain, backends }), Piece::Element(element)]
+    };
+    let ipv4: BTreeSet<IpAddr> = backends.iter().map(|at| IpAddr::from(*at)).collect();
+    let twins = backends.iter().filter_map(|at| network?.twin(*at).map(IpAddr::from)).collect();
+    let families = [(Set::Mesh, PUBLISHED, ipv4), (Set::Mesh6, PUBLISHED6, twins)];
+    let families = families.into_iter().filter(|(.., backends)| !backends.is_empty());
+    families.flat_map(|(set, prefix, backends)| pieces(set, prefix, backends)).collect()
 }
 
 /// What it takes that only some services may connect to a task.
-fn restricted_pieces(vni: u32, address: Ipv4Addr, callers: &BTreeSet<u32>) -> Vec<Piece> {
+fn restricted_pieces(
+    (vni, network): (u32, &OverlayNetwork),
+    address: Ipv4Addr,
+    callers: &BTreeSet<u32>,
+) -> Vec<Piece> {
     let link = bridge_name(vni);
-    let allowed = callers.iter().map(|service| Element::allowed(&link, address, *service));
-    allowed.chain([Element::address(Set::Restricted, &link, address)]).map(Piece::Element).collect()
+    let pieces = |address| {
+        let allowed = callers.iter().map(|service| Element::allowed(&link, address, *service));
+        let all = allowed.chain([Element::address(Set::Restricted, &link, address)]);
+        all.map(Piece::Element).collect::<Vec<_>>()
+    };
+    network.both(address).flat_map(pieces).collect()
+}
+
+/// What it takes that a task is known as one of a service that may connect to such.
+fn caller_pieces((vni, network): (u32, &OverlayNetwork), address: Ipv4Addr, service: u32) -> Vec<Piece> {
+    let link = bridge_name(vni);
+    let all = network.both(address).map(|address| Element::caller(&link, address, service));
+    all.map(Piece::Element).collect()
 }
 
 /// The pieces of a task of this node, but for its link.
@@ -326,18 +404,19 @@ pub(crate) fn local_pieces(config: &NetworkConfig, local: &Local<'_>) -> BTreeSe
     let endpoint = local.endpoint;
     let (link, address, mac) = (config.link_name(&endpoint.id), endpoint.address, endpoint.mac());
     let direct = (!local.network.ingress).then(|| Element::here(&vxlan_name(local.vni), address, mac));
-    let mut pieces = BTreeSet::from_iter(endpoint_pieces(local.vni, address, mac, direct));
-    let elements = [
-        Element::link(Set::Ports, &link),
-        Element::mac(&link, mac),
-        Element::source(&link, mac, address),
-        Element::hairpin(address),
-    ];
+    let pieces = endpoint_pieces(local.vni, local.network, address, mac, direct);
+    let mut pieces = BTreeSet::from_iter(pieces);
+    let elements = [Element::link(Set::Ports, &link), Element::mac(&link, mac)];
     pieces.extend(elements.map(Piece::Element));
+    for address in local.network.both(address) {
+        let elements = [Element::source(&link, mac, address), Element::hairpin(address)];
+        pieces.extend(elements.map(Piece::Element));
+    }
     pieces.insert(Piece::Forward { link, mac, to: None, sound: true });
     for port in &endpoint.ports {
         let backends = BTreeSet::from([address]);
-        pieces.extend(published_pieces(port.protocol, port.published, port.target, &backends));
+        let key = (port.protocol, port.published);
+        pieces.extend(published_pieces(Some(local.network), key, port.target, &backends));
     }
     pieces
 }
@@ -379,7 +458,14 @@ pub(crate) fn pieces(
     locals: &[Local<'_>],
     uplink: Uplink,
 ) -> BTreeSet<Piece> {
-    let mut pieces = BTreeSet::from(base_pieces(uplink));
+    let mut pieces = BTreeSet::from(base_pieces(uplink.host.into()));
+    if overlay.has_ipv6() {
+        let (link, address) = (UPLINK.to_owned(), Uplink::HOST6.address.into());
+        pieces.insert(Piece::Neighbour { link, address, mac: Uplink::HOST_MAC, sound: true });
+        let base = base_pieces(Uplink::HOST6.address.into());
+        let out = |piece: &Piece| matches!(piece, Piece::Route { table: MAIN_TABLE, .. });
+        pieces.extend(base.into_iter().filter(|piece| uplink.ipv6 || !out(piece)));
+    }
     let (_, come) = changes(&Overlay { networks: BTreeMap::new(), ..blank(overlay) }, overlay);
     pieces.extend(come);
     for local in locals {
@@ -421,6 +507,7 @@ fn differing<'a, K: Ord, V: PartialEq>(
 /// Whether the step from one to the other is too deep for [`changes`]: all must be compared with the kernel then.
 pub(crate) fn is_deep(old: &Overlay, new: &Overlay) -> bool {
     blank(old) != blank(new)
+        || old.has_ipv6() != new.has_ipv6()
         || old.ingress() != new.ingress()
         || differing(&old.networks, &new.networks).any(|(_, a, b)| a.is_some() && b.is_some())
 }
@@ -442,7 +529,8 @@ pub(crate) fn changes(old: &Overlay, new: &Overlay) -> (Vec<Piece>, Vec<Piece>) 
     let pinned = |overlay: &Overlay, number: u16| {
         let ingress =
             overlay.ingress().filter(|_| number != overlay.node && overlay.peers.contains_key(&number));
-        ingress.map(|vni| peer_pieces(vni, number)).into_iter().flatten()
+        let network = ingress.and_then(|vni| Some((vni, overlay.networks.get(&vni)?)));
+        network.map(|(vni, network)| peer_pieces(vni, network, number)).into_iter().flatten()
     };
     if old.ingress() == new.ingress() {
         for (number, a, b) in differing(&old.peers, &new.peers) {
@@ -460,7 +548,7 @@ pub(crate) fn changes(old: &Overlay, new: &Overlay) -> (Vec<Piece>, Vec<Piece>) 
         let network = overlay.networks.get(&vni).filter(|_| known)?;
         let mac = node_mac(node);
         let direct = (!network.ingress).then(|| Element::elsewhere(address, mac));
-        Some(endpoint_pieces(vni, address, mac, direct))
+        Some(endpoint_pieces(vni, network, address, mac, direct))
     };
     // A node or network that comes or goes takes its endpoints along, whether they are listed before or not.
     let same_ground = old.peers.keys().eq(new.peers.keys()) && old.networks.keys().eq(new.networks.keys());
@@ -482,26 +570,58 @@ pub(crate) fn changes(old: &Overlay, new: &Overlay) -> (Vec<Piece>, Vec<Piece>) 
         gone.extend(before.difference(&after).cloned());
         come.extend(after.difference(&before).cloned());
     }
-    for ((vni, address), a, b) in differing(&old.services, &new.services) {
-        gone.extend(a.into_iter().flat_map(|service| service_pieces(*vni, *address, service)));
-        come.extend(b.into_iter().flat_map(|service| service_pieces(*vni, *address, service)));
-    }
-    let published = |(protocol, port): (Protocol, u16), to: &PublishedPort| {
-        published_pieces(protocol, port, to.target, &to.backends)
+    let services = |overlay: &Overlay, (vni, address): (u32, Ipv4Addr), service: &VirtualService| {
+        let network = overlay.networks.get(&vni);
+        let pieces = network.map(|network| service_pieces(vni, network, address, service));
+        pieces.into_iter().flatten()
     };
+    // A network takes the addresses of its services along.
+    let same_ground = old.networks.keys().eq(new.networks.keys());
+    if same_ground {
+        for (key, a, b) in differing(&old.services, &new.services) {
+            gone.extend(a.into_iter().flat_map(|service| services(old, *key, service)));
+            come.extend(b.into_iter().flat_map(|service| services(new, *key, service)));
+        }
+    } else {
+        let all = |overlay: &Overlay| -> BTreeSet<Piece> {
+            overlay.services.iter().flat_map(|(key, service)| services(overlay, *key, service)).collect()
+        };
+        let (before, after) = (all(old), all(new));
+        gone.extend(before.difference(&after).cloned());
+        come.extend(after.difference(&before).cloned());
+    }
+    let published = |overlay: &Overlay, key: (Protocol, u16), to: &PublishedPort| {
+        let network = overlay.ingress().and_then(|vni| overlay.networks.get(&vni));
+        published_pieces(network, key, to.target, &to.backends)
+    };
+    let same_ground = old.published_by_ipv6() == new.published_by_ipv6();
     for (key, a, b) in differing(&old.published, &new.published) {
-        gone.extend(a.into_iter().flat_map(|to| published(*key, to)));
-        come.extend(b.into_iter().flat_map(|to| published(*key, to)));
+        gone.extend(a.into_iter().flat_map(|to| published(old, *key, to)));
+        come.extend(b.into_iter().flat_map(|to| published(new, *key, to)));
     }
-    for ((vni, address), a, b) in differing(&old.restricted, &new.restricted) {
-        gone.extend(a.into_iter().flat_map(|callers| restricted_pieces(*vni, *address, callers)));
-        come.extend(b.into_iter().flat_map(|callers| restricted_pieces(*vni, *address, callers)));
+    if !same_ground {
+        gone.extend(old.published.iter().flat_map(|(key, to)| published(old, *key, to)));
+        come.extend(new.published.iter().flat_map(|(key, to)| published(new, *key, to)));
     }
-    let caller =
-        |vni, address, service: &u32| Piece::Element(Element::caller(&bridge_name(vni), address, *service));
-    for ((vni, address), a, b) in differing(&old.callers, &new.callers) {
-        gone.extend(a.map(|service| caller(*vni, *address, service)));
-        come.extend(b.map(|service| caller(*vni, *address, service)));
+    if old.networks.keys().eq(new.networks.keys()) {
+        for ((vni, address), a, b) in differing(&old.restricted, &new.restricted) {
+            let pieces = |overlay: &Overlay, callers: Option<&BTreeSet<u32>>| {
+                Some(restricted_pieces(network_of(overlay, *vni)?, *address, callers?))
+            };
+            gone.extend(pieces(old, a).into_iter().flatten());
+            come.extend(pieces(new, b).into_iter().flatten());
+        }
+        for ((vni, address), a, b) in differing(&old.callers, &new.callers) {
+            let pieces = |overlay: &Overlay, service: Option<&u32>| {
+                Some(caller_pieces(network_of(overlay, *vni)?, *address, *service?))
+            };
+            gone.extend(pieces(old, a).into_iter().flatten());
+            come.extend(pieces(new, b).into_iter().flatten());
+        }
+    } else {
+        let (before, after) = (who_may_connect(old), who_may_connect(new));
+        gone.extend(before.difference(&after).cloned());
+        come.extend(after.difference(&before).cloned());
     }
     // What both have (an element whose chain alone changed) stays.
     let both: BTreeSet<Piece> = {
@@ -513,12 +633,29 @@ pub(crate) fn changes(old: &Overlay, new: &Overlay) -> (Vec<Piece>, Vec<Piece>) 
     (gone, come)
 }
 
+fn network_of(overlay: &Overlay, vni: u32) -> Option<(u32, &OverlayNetwork)> {
+    Some((vni, overlay.networks.get(&vni)?))
+}
+
+/// Who may connect to which tasks of this node, where not everybody may. Few services are such.
+fn who_may_connect(overlay: &Overlay) -> BTreeSet<Piece> {
+    let restricted = overlay.restricted.iter().filter_map(|((vni, address), callers)| {
+        Some(restricted_pieces(network_of(overlay, *vni)?, *address, callers))
+    });
+    let callers = overlay.callers.iter().filter_map(|((vni, address), service)| {
+        Some(caller_pieces(network_of(overlay, *vni)?, *address, *service))
+    });
+    restricted.chain(callers).flatten().collect()
+}
+
 /// Addresses of tasks elsewhere that are no more, or are at another node.
-pub(crate) fn left(old: &Overlay, new: &Overlay) -> BTreeSet<Ipv4Addr> {
-    differing(&old.endpoints, &new.endpoints)
-        .filter(|(_, a, _)| a.is_some())
-        .map(|((_, address), _, _)| *address)
-        .collect()
+pub(crate) fn left(old: &Overlay, new: &Overlay) -> BTreeSet<IpAddr> {
+    let left = differing(&old.endpoints, &new.endpoints).filter(|(_, a, _)| a.is_some());
+    let both = |vni: &u32, address: &Ipv4Addr| {
+        let twin = old.networks.get(vni).and_then(|network| network.twin(*address));
+        [IpAddr::from(*address)].into_iter().chain(twin.map(IpAddr::from))
+    };
+    left.flat_map(|((vni, address), _, _)| both(vni, address)).collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
     os::fd::AsFd,
     path::{Path, PathBuf},
     thread,
@@ -23,8 +23,8 @@ use crate::{
         message::{self, Change},
         reading::{self, Tables},
     },
-    kernel::{configure_inside, index_of, socket_inside},
-    model::{Cidr, Mac, NetworkConfig},
+    kernel::{configure_inside, configure_inside6, enable_ipv6, has_ipv6, index_of, socket_inside},
+    model::{Cidr, Ip, Mac, NetworkConfig},
     netlink::{
         Socket,
         conntrack::{self, Flows},
@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// Settings of the namespace. Some are of modules that may be absent: then there is nothing to set.
-const SETTINGS: [(&str, &str); 15] = [
+const SETTINGS: [(&str, &str); 16] = [
     ("net/ipv4/ip_forward", "1"),
     // Clients of the mesh come from anywhere.
     ("net/ipv4/conf/all/rp_filter", "0"),
@@ -53,6 +53,8 @@ const SETTINGS: [(&str, &str); 15] = [
     ("net/ipv4/conf/default/proxy_arp_pvlan", "1"),
     ("net/ipv6/conf/all/disable_ipv6", "1"),
     ("net/ipv6/conf/default/disable_ipv6", "1"),
+    // But for bridges of networks that have it, and the link to the host.
+    ("net/ipv6/conf/all/forwarding", "1"),
     ("net/bridge/bridge-nf-call-iptables", "0"),
     ("net/bridge/bridge-nf-call-ip6tables", "0"),
     ("net/bridge/bridge-nf-call-arptables", "0"),
@@ -137,6 +139,7 @@ impl Helper {
         let failed =
             |error| NetError::kernel(format!("make link `{}` to the overlays", config.uplink), error);
         helper.join(config, host, uplink).map_err(failed)?;
+        helper.join6(config, host)?;
         // The host sends what is for its own loopback to the overlays, and takes the answers.
         write_setting(&sysctl(&format!("net/ipv4/conf/{}/route_localnet", config.uplink)), "1")
     }
@@ -163,9 +166,14 @@ impl Helper {
         let up = LinkChange { up: Some(true), ..LinkChange::default() };
         let alias = config.uplink_alias();
         route::set_link(&mut self.route, "lo", &up)?;
+        // A link that is given a MAC forgets its neighbours, even if it has it already.
+        let changed =
+            |link: Option<route::Link>, mac| Some(mac).filter(|_| link.and_then(|l| l.mac) != Some(mac));
+        let outer = changed(outer.filter(|_| pair), Uplink::HOST_MAC);
+        let inner = changed(inner.filter(|_| pair), Uplink::HELPER_MAC);
         for (socket, link, address, change) in [
-            (&mut *host, name, uplink.host, LinkChange { alias: Some(&alias), ..up }),
-            (&mut self.route, UPLINK, uplink.helper, up),
+            (&mut *host, name, uplink.host, LinkChange { alias: Some(&alias), mac: outer, ..up }),
+            (&mut self.route, UPLINK, uplink.helper, LinkChange { mac: inner, ..up }),
         ] {
             let wanted = Cidr { address, prefix_len: Uplink::PREFIX_LEN };
             let index = index_of(socket, link)?;
@@ -178,6 +186,26 @@ impl Helper {
             route::set_link(socket, link, &change)?;
         }
         Ok(())
+    }
+
+    /// Gives the link to the host its IPv6 addresses, on a kernel that has IPv6.
+    fn join6(&mut self, config: &NetworkConfig, host: &mut Socket) -> Result<(), NetError> {
+        if !has_ipv6() {
+            return Ok(());
+        }
+        enable_ipv6(&config.uplink)?;
+        self.within(|| enable_ipv6(UPLINK))??;
+        for (socket, link, address) in
+            [(&mut *host, config.uplink.as_str(), Uplink::HOST6), (&mut self.route, UPLINK, Uplink::HELPER6)]
+        {
+            let added = index_of(socket, link).and_then(|index| route::add_address6(socket, index, address));
+            added.map_err(|error| NetError::kernel(format!("give `{link}` its IPv6 address"), error))?;
+        }
+        // The other way round is a piece of the helper namespace.
+        let to = Uplink::HELPER6.address.into();
+        index_of(host, &config.uplink)
+            .and_then(|index| forwarding::set_neighbour(host, index, to, Uplink::HELPER_MAC))
+            .map_err(|error| NetError::kernel(format!("tell `{}` its neighbour", config.uplink), error))
     }
 
     /// Whether `path` still leads to the namespace that the sockets are in.
@@ -248,6 +276,7 @@ impl Helper {
         let mut observed = ObservedOverlay::default();
         let links = route::links(&mut self.route)?;
         let addresses = route::addresses(&mut self.route)?;
+        let addresses6 = route::addresses6(&mut self.route)?;
         let names: BTreeMap<u32, String> = links.iter().map(|link| (link.index, link.name.clone())).collect();
         self.indexes = links.iter().map(|link| (link.name.clone(), link.index)).collect();
         for link in &links {
@@ -292,7 +321,9 @@ impl Helper {
                 ("veth", _) if name == UPLINK => {
                     let helper = own.first().map(|cidr| cidr.address);
                     observed.uplink = Uplink::candidates().find(|uplink| Some(uplink.helper) == helper);
-                    observed.connected = link.up && own.len() == 1;
+                    let ipv6 = addresses6.contains(&(link.index, Uplink::HELPER6)) || !has_ipv6();
+                    let mac = link.mac == Some(Uplink::HELPER_MAC);
+                    observed.connected = link.up && own.len() == 1 && ipv6 && mac;
                 }
                 ("veth", _) if name.starts_with(&config.link_prefix) => {
                     let (alias, peer) = (link.alias.clone(), link.peer);
@@ -304,6 +335,11 @@ impl Helper {
             }
         }
         let name = |index: u32| names.get(&index).cloned().unwrap_or_default();
+        for (link, address) in addresses6 {
+            if links.iter().any(|known| known.index == link && known.kind == "bridge") {
+                observed.pieces.insert(Piece::Address { link: name(link), address });
+            }
+        }
         for Neighbour { link, address, mac, lasting } in forwarding::neighbours(&mut self.route)? {
             // The kernel itself finds out who is at the other end of the link to the host.
             if lasting || names.get(&link).is_some_and(|name| name != UPLINK) {
@@ -319,9 +355,15 @@ impl Helper {
                 observed.pieces.insert(Piece::Forward { link, mac, to, sound });
             }
         }
-        for Route { table, to, via, link } in forwarding::routes(&mut self.route)? {
+        for Route { table, to, via, link } in forwarding::routes::<Ipv4Addr>(&mut self.route)? {
             if to.prefix_len == 0 {
-                let via = via.unwrap_or(Ipv4Addr::UNSPECIFIED);
+                let via = via.unwrap_or(Ipv4Addr::UNSPECIFIED).into();
+                observed.pieces.insert(Piece::Route { table, via, link: name(link) });
+            }
+        }
+        for Route { table, to, via, link } in forwarding::routes::<Ipv6Addr>(&mut self.route)? {
+            if to.prefix_len == 0 {
+                let via = via.unwrap_or(Ipv6Addr::UNSPECIFIED).into();
                 observed.pieces.insert(Piece::Route { table, via, link: name(link) });
             }
         }
@@ -400,6 +442,12 @@ impl Helper {
             return configure_inside(&mut socket, endpoint, *gateway)
                 .map_err(|error| NetError::kernel(step.to_string(), error));
         }
+        if let Action::ConfigureInside6 { endpoint, inside } = &step.0 {
+            return configure_inside6(endpoint, inside);
+        }
+        if let Action::Add(Piece::Address { link, .. }) = &step.0 {
+            self.within(|| enable_ipv6(link))??;
+        }
         if let Action::CreatePort { link, endpoint, mtu } = &step.0 {
             let namespace = netns::open(&netns::of_process(endpoint.netns_pid))?;
             let peer = Peer {
@@ -433,12 +481,13 @@ impl Helper {
             }
             Action::Add(piece) => self.add(host, piece),
             Action::Remove(piece) => self.remove(piece),
-            // The first two are done by whoever holds us, the next three were done before, the others come in groups.
+            // The first two are done by whoever holds us, the next four were done before, the others come in groups.
             Action::Connect(_)
             | Action::Disconnect
             | Action::CreatePort { .. }
             | Action::OpenPort { .. }
             | Action::ConfigureInside { .. }
+            | Action::ConfigureInside6 { .. }
             | Action::Forget { .. }
             | Action::Rules(_) => Ok(()),
         }
@@ -515,6 +564,10 @@ impl Helper {
                 let up = LinkChange { up: Some(true), ..LinkChange::default() };
                 route::set_link(&mut self.route, name, &up)
             }
+            Piece::Address { link, address } => {
+                let index = self.index(link)?;
+                route::add_address6(&mut self.route, index, *address)
+            }
             Piece::Neighbour { link, address, mac, .. } => {
                 let link = self.index(link)?;
                 forwarding::set_neighbour(&mut self.route, link, *address, *mac)
@@ -524,8 +577,11 @@ impl Helper {
                 forwarding::set_forward(&mut self.route, &forward)
             }
             Piece::Route { table, via, link } => {
-                let route = self.default_route(*table, *via, link)?;
-                forwarding::set_default_in(&mut self.route, &route)
+                let link = self.index(link)?;
+                match via {
+                    IpAddr::V4(via) => forwarding::set_route(&mut self.route, &default(*table, *via, link)),
+                    IpAddr::V6(via) => forwarding::set_route(&mut self.route, &default(*table, *via, link)),
+                }
             }
             Piece::Rule(rule) => forwarding::add_rule(&mut self.route, rule),
             Piece::Element(_) | Piece::Balancer(_) => Ok(()),
@@ -535,6 +591,10 @@ impl Helper {
     fn remove(&mut self, piece: &Piece) -> Result<(), KernelError> {
         match piece {
             Piece::Bridge { name, .. } | Piece::Vxlan { name, .. } => self.remove_link(name),
+            Piece::Address { link, address } => {
+                let index = self.index(link)?;
+                route::delete_address(&mut self.route, index, *address)
+            }
             Piece::Tunnel { .. } => {
                 self.remove_link(WIREGUARD)?;
                 self.tunnel.forget();
@@ -552,19 +612,26 @@ impl Helper {
                 forwarding::delete_forward(&mut self.route, &forward)
             }
             Piece::Route { table, via, link } => {
-                let route = self.default_route(*table, *via, link)?;
-                forwarding::delete_default_in(&mut self.route, &route)
+                let link = self.index(link)?;
+                match via {
+                    IpAddr::V4(via) => {
+                        forwarding::delete_route(&mut self.route, &default(*table, *via, link))
+                    }
+                    IpAddr::V6(via) => {
+                        forwarding::delete_route(&mut self.route, &default(*table, *via, link))
+                    }
+                }
             }
             Piece::Rule(rule) => forwarding::delete_rule(&mut self.route, rule),
             Piece::Element(_) | Piece::Balancer(_) => Ok(()),
         }
     }
+}
 
-    fn default_route(&mut self, table: u32, via: Ipv4Addr, link: &str) -> Result<Route, KernelError> {
-        let to = Cidr { address: Ipv4Addr::UNSPECIFIED, prefix_len: 0 };
-        let via = (!via.is_unspecified()).then_some(via);
-        Ok(Route { table, to, via, link: self.index(link)? })
-    }
+/// The default route of a table. One that was found without a gateway is told by the gateway `0.0.0.0` or `::`.
+fn default<A: Ip>(table: u32, via: A, link: u32) -> Route<A> {
+    let to = Cidr { address: A::UNSPECIFIED, prefix_len: 0 };
+    Route { table, to, via: (via != A::UNSPECIFIED).then_some(via), link }
 }
 
 /// Waits until packets pass by a link: the kernel gets round to that some time after both ends are up, and drops what

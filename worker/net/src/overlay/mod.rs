@@ -16,6 +16,6 @@ pub(crate) mod helper;
 mod model;
 pub(crate) mod plan;
 
-pub use model::{Overlay, OverlayNetwork, PublishedPort, VirtualService};
+pub use model::{MTU6_MIN, Overlay, OverlayNetwork, PublishedPort, VirtualService};
 pub(crate) use model::{bridge_name, vxlan_name};
 pub use plan::Step;

@@ -2,14 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use crate::{
     error::NetError,
     firewall::helper::{OWN_MARK, TUNNEL},
     listeners::listens,
-    model::{Cidr, Mac, NetworkConfig, Protocol},
+    model::{Cidr, Cidr6, Mac, NetworkConfig, Protocol},
     wireguard::{PeerKeys, TunnelEnd, inner_address},
 };
 
@@ -54,6 +54,10 @@ pub struct OverlayNetwork {
     pub prefix_len: u8,
     /// The address of every node on its bridge.
     pub gateway: Ipv4Addr,
+    /// The address of every node there in IPv6, if the network has it: then each address of the IPv4 subnet has a twin in
+    /// the same place of the IPv6 one. Its prefix has 64 bits at most: where switched TCP looks for an IPv4 address,
+    /// twins have zeros.
+    pub ipv6: Option<Cidr6>,
     /// Bytes of a packet inside.
     pub mtu: u32,
     /// No way out.
@@ -93,6 +97,9 @@ impl PublishedPort {
     }
 }
 
+/// Least bytes of a packet where there is IPv6. Source: RFC 8200, section 5.
+pub const MTU6_MIN: u32 = 1280;
+
 /// The bridge of a network.
 pub(crate) fn bridge_name(vni: u32) -> String {
     format!("rsb{vni}")
@@ -115,9 +122,25 @@ pub(crate) fn next_hop(number: u16) -> Ipv4Addr {
     Ipv4Addr::new(169, 254, 128 + high, low)
 }
 
+/// The same in IPv6.
+pub(crate) fn next_hop6(number: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x5253, number)
+}
+
 impl OverlayNetwork {
     pub(crate) fn cidr(&self) -> Cidr {
         Cidr { address: self.gateway, prefix_len: self.prefix_len }
+    }
+
+    /// The IPv6 address of whoever has this one.
+    pub(crate) fn twin(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        let place = u32::from(address).wrapping_sub(u32::from(self.subnet));
+        self.ipv6.map(|ipv6| Ipv6Addr::from(u128::from(ipv6.subnet()).wrapping_add(place.into())))
+    }
+
+    /// An address and its twin.
+    pub(crate) fn both(&self, address: Ipv4Addr) -> impl Iterator<Item = IpAddr> + use<> {
+        [IpAddr::from(address)].into_iter().chain(self.twin(address).map(IpAddr::from))
     }
 }
 
@@ -129,6 +152,15 @@ impl Overlay {
 
     pub(crate) fn ingress(&self) -> Option<u32> {
         self.networks.iter().find(|(_, network)| network.ingress).map(|(vni, _)| *vni)
+    }
+
+    /// Whether published ports answer by IPv6 too.
+    pub(crate) fn published_by_ipv6(&self) -> bool {
+        self.networks.values().any(|network| network.ingress && network.ipv6.is_some())
+    }
+
+    pub(crate) fn has_ipv6(&self) -> bool {
+        self.networks.values().any(|network| network.ipv6.is_some())
     }
 
     /// This node's address towards the others, once [`Self::validate`] was content.
@@ -188,6 +220,12 @@ impl Overlay {
             }
             if !(1..=30).contains(&network.prefix_len) || network.cidr().subnet() != network.subnet {
                 return invalid("network", id(), "expected its gateway in its subnet");
+            }
+            if network.ipv6.is_some_and(|ipv6| !(1..=64).contains(&ipv6.prefix_len)) {
+                return invalid("network", id(), "expected an IPv6 prefix of 1 to 64");
+            }
+            if network.ipv6.is_some() && network.mtu < MTU6_MIN {
+                return invalid("network", id(), "expected an MTU of at least 1280 for IPv6");
             }
             if !(576..=65_485).contains(&network.mtu) {
                 return invalid("network", id(), "expected an MTU of 576 to 65485");

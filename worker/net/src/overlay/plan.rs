@@ -7,17 +7,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
 };
 
 use super::{
     fabric::{Local, Piece, Uplink, local_pieces},
-    model::bridge_name,
+    model::{bridge_name, node_mac},
 };
 use crate::{
     firewall::{helper::HELPER, message::Shape},
-    model::{Endpoint, NetworkConfig},
-    plan::Inside,
+    model::{Cidr, Endpoint, NetworkConfig},
+    plan::{Inside, Inside6},
 };
 
 /// One change for the overlays. `Display` says it in words.
@@ -47,6 +47,11 @@ pub(crate) enum Action {
         endpoint: Endpoint,
         gateway: Option<Ipv4Addr>,
     },
+    /// Gives a task's end its IPv6 address, and what it takes to reach others by it.
+    ConfigureInside6 {
+        endpoint: Endpoint,
+        inside: Inside6,
+    },
     Add(Piece),
     Remove(Piece),
     Rules(Shape),
@@ -57,7 +62,7 @@ pub(crate) enum Action {
         endpoint: Endpoint,
     },
     Forget {
-        address: Ipv4Addr,
+        address: IpAddr,
     },
 }
 
@@ -78,6 +83,9 @@ impl fmt::Display for Step {
             Action::ConfigureInside { endpoint, .. } => {
                 write!(f, "configure `{}` of endpoint `{}`", endpoint.interface_name, endpoint.id)
             }
+            Action::ConfigureInside6 { endpoint, .. } => {
+                write!(f, "configure IPv6 of `{}` of endpoint `{}`", endpoint.interface_name, endpoint.id)
+            }
             Action::Add(piece) => write!(f, "add {piece}"),
             Action::Remove(piece) => write!(f, "remove {piece}"),
             Action::Rules(_) => f.write_str("build the nft tables of the overlays"),
@@ -94,10 +102,10 @@ impl Action {
             Self::Connect(_) => 0,
             Self::RemovePort { .. } => 1,
             Self::Add(Piece::Bridge { .. } | Piece::Tunnel { .. }) => 2,
-            Self::Add(Piece::Vxlan { .. }) => 3,
+            Self::Add(Piece::Vxlan { .. } | Piece::Address { .. }) => 3,
             Self::CreatePort { .. } => 4,
             Self::PlugPort { .. } => 5,
-            Self::ConfigureInside { .. } => 6,
+            Self::ConfigureInside { .. } | Self::ConfigureInside6 { .. } => 6,
             Self::Add(
                 Piece::Neighbour { .. }
                 | Piece::Forward { .. }
@@ -120,7 +128,7 @@ impl Action {
                 | Piece::TunnelKey(_)
                 | Piece::TunnelPeer { .. },
             ) => 14,
-            Self::Remove(Piece::Vxlan { .. }) => 15,
+            Self::Remove(Piece::Vxlan { .. } | Piece::Address { .. }) => 15,
             Self::Remove(Piece::Bridge { .. } | Piece::Tunnel { .. }) => 16,
             Self::Forget { .. } => 17,
             Self::Disconnect => 18,
@@ -264,6 +272,11 @@ fn plan_port(
     if pair.is_none_or(|(_, inside)| !inside.is_configured(endpoint, gateway)) {
         actions.push(Action::ConfigureInside { endpoint: endpoint.clone(), gateway });
     }
+    if let Some(wanted) = inside_of(local)
+        && pair.is_none_or(|(_, inside)| !wanted.is_in(&inside.ipv6))
+    {
+        actions.push(Action::ConfigureInside6 { endpoint: endpoint.clone(), inside: wanted });
+    }
     if pair.is_none_or(|(port, _)| !port.up || port.alias.as_ref() != Some(&alias)) {
         actions.push(Action::OpenPort { link, alias, endpoint: endpoint.clone() });
     }
@@ -301,6 +314,23 @@ pub(crate) fn plan_detach(config: &NetworkConfig, local: &Local<'_>, attached: b
     if attached {
         steps.push(Step(Action::RemovePort { link }));
     }
-    steps.push(Step(Action::Forget { address: local.endpoint.address }));
+    let both = local.network.both(local.endpoint.address);
+    steps.extend(both.map(|address| Step(Action::Forget { address })));
     steps
+}
+
+/// What a task's end has on a network with IPv6. There is no neighbour discovery: the gateway is told for good, and the
+/// way to everything else.
+fn inside_of(local: &Local<'_>) -> Option<Inside6> {
+    let gateway = local.network.ipv6?;
+    let address = local.network.twin(local.endpoint.address)?;
+    let own = Cidr { address, prefix_len: 128 };
+    let subnet = Cidr { address: gateway.subnet(), ..gateway };
+    let anywhere = Cidr { address: Ipv6Addr::UNSPECIFIED, prefix_len: 0 };
+    let out = local.endpoint.default_route && !local.network.internal;
+    Some(Inside6 {
+        addresses: [own].into(),
+        neighbours: [(gateway.address, node_mac(local.node))].into(),
+        routes: [subnet].into_iter().chain(out.then_some(anywhere)).map(|to| (to, gateway.address)).collect(),
+    })
 }

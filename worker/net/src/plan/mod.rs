@@ -7,12 +7,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
 };
 
 use crate::{
     firewall::{self, Element, message::Shape},
-    model::{BridgeNetwork, Cidr, Endpoint, Mac, NetworkConfig, NodeNetwork, Protocol},
+    model::{BridgeNetwork, Cidr, Cidr6, Endpoint, Mac, NetworkConfig, NodeNetwork, Protocol},
     overlay::{
         fabric::{self, Uplink},
         plan::{Action, ObservedOverlay, Step},
@@ -24,6 +24,8 @@ use crate::{
 pub struct Observed {
     /// Whether the node forwards IPv4.
     pub forwarding: bool,
+    /// Whether it forwards IPv6, or has no address to forward it with.
+    pub forwarding6: bool,
     /// All links of the node's namespace, by name.
     pub links: BTreeMap<String, ObservedLink>,
     /// The container's side, by endpoint; absent where its namespace or interface is.
@@ -76,6 +78,26 @@ pub struct Inside {
     /// Gateway of the default route through this interface.
     pub gateway: Option<Ipv4Addr>,
     pub mtu: u32,
+    pub ipv6: Inside6,
+}
+
+/// What an interface inside a container has of IPv6, the addresses that links give themselves left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inside6 {
+    pub addresses: BTreeSet<Cidr6>,
+    /// Those set for good.
+    pub neighbours: BTreeSet<(Ipv6Addr, Mac)>,
+    /// With their gateways.
+    pub routes: BTreeSet<(Cidr6, Ipv6Addr)>,
+}
+
+impl Inside6 {
+    /// Whether `found` has all of it, and no other address.
+    pub(crate) fn is_in(&self, found: &Self) -> bool {
+        self.addresses == found.addresses
+            && self.neighbours.is_subset(&found.neighbours)
+            && self.routes.is_subset(&found.routes)
+    }
 }
 
 impl Inside {
@@ -92,6 +114,7 @@ impl Inside {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {
     EnableForwarding,
+    EnableForwarding6,
     /// Deletes a link of ours that should not be, or not be like that.
     RemoveLink {
         link: String,
@@ -153,6 +176,7 @@ pub enum Operation {
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::EnableForwarding6 => f.write_str("enable IPv6 forwarding"),
             Self::EnableForwarding => f.write_str("enable IPv4 forwarding"),
             Self::RemoveLink { link } => write!(f, "remove link `{link}`"),
             Self::CreateBridge { bridge, .. } => write!(f, "create bridge `{bridge}`"),
@@ -191,6 +215,9 @@ pub fn plan(config: &NetworkConfig, desired: &NodeNetwork, observed: &Observed) 
     if routes && !observed.forwarding {
         before.push(Operation::EnableForwarding);
     }
+    if desired.overlay.as_ref().is_some_and(|overlay| overlay.has_ipv6()) && !observed.forwarding6 {
+        before.push(Operation::EnableForwarding6);
+    }
     remove_surplus(config, desired, observed, &mut before, &mut after);
     for network in &desired.networks {
         before.extend(plan_network(config, network, observed.links.get(&network.bridge)));
@@ -223,7 +250,7 @@ fn plan_overlay(config: &NetworkConfig, desired: &NodeNetwork, observed: &Observ
     let locals = desired.locals();
     let pieces = fabric::pieces(config, overlay, &locals, mesh.uplink);
     let found = &observed.overlay;
-    let connected = found.connected && found.uplink == Some(mesh.uplink);
+    let connected = found.connected && found.uplink.map(|uplink| uplink.host) == Some(mesh.uplink.host);
     let connect = (!connected).then(|| step(Action::Connect(mesh.uplink)));
     let steps = crate::overlay::plan::plan(config, &pieces, &locals, found);
     connect.into_iter().chain(steps.into_iter().map(Operation::Overlay)).collect()
@@ -239,7 +266,7 @@ pub(crate) fn elements(
     if let Some((overlay, mesh)) = desired.overlay.as_ref().zip(mesh) {
         elements.extend(firewall::mesh_elements(config, overlay, mesh.uplink, &mesh.busy));
         for local in desired.locals() {
-            elements.extend(firewall::local_elements(mesh.uplink, local.endpoint));
+            elements.extend(firewall::local_elements(mesh.uplink, &local));
         }
     }
     elements

@@ -20,6 +20,7 @@ fn perform(config: &NetworkConfig, observed: &mut Observed, operation: &Operatio
     };
     match operation {
         Operation::EnableForwarding => observed.forwarding = true,
+        Operation::EnableForwarding6 => observed.forwarding6 = true,
         Operation::RemoveLink { link } => {
             assert!(observed.links.remove(link).is_some(), "removed a link that is not there: {link}");
             if let Some(id) = inside_of(link, &observed.inside) {

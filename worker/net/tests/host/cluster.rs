@@ -3,13 +3,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
 use rswarm_net::{
-    Endpoint, HostPort, Network, NetworkConfig, NodeNetwork, Overlay, OverlayNetwork, Protocol,
+    Cidr, Endpoint, HostPort, Network, NetworkConfig, NodeNetwork, Overlay, OverlayNetwork, Protocol,
     PublishedPort, TunnelProgram, VirtualService,
     lab::{Host, Lab, LabSpec, delete_named_netns},
     wireguard::{PeerKeys, TunnelEnd},
@@ -28,6 +28,11 @@ pub fn address(vni: u32, last: u8) -> Ipv4Addr {
     let [_, _, third, _] = subnet(vni).octets();
     let second = if vni == INGRESS { 255 } else { 0 };
     Ipv4Addr::new(10, second, third, last)
+}
+
+/// Its twin.
+pub fn address6(vni: u32, last: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, vni as u16, 0, 0, 0, 0, 0, last.into())
 }
 
 fn subnet(vni: u32) -> Ipv4Addr {
@@ -79,6 +84,8 @@ pub struct Cluster {
     /// What encrypts.
     pub program: Option<PathBuf>,
     pub networks: Vec<u32>,
+    /// Those of `networks` that have IPv6 too.
+    pub ipv6: Vec<u32>,
     pub tasks: Vec<Task>,
     pub services: BTreeMap<(u32, Ipv4Addr), VirtualService>,
     pub published: BTreeMap<(Protocol, u16), PublishedPort>,
@@ -122,6 +129,7 @@ impl Cluster {
             ends: BTreeMap::new(),
             program,
             networks: vec![INGRESS, APP, OTHER, INNER],
+            ipv6: Vec::new(),
             tasks: Vec::new(),
             services: BTreeMap::new(),
             published: BTreeMap::new(),
@@ -159,6 +167,7 @@ impl Cluster {
                 subnet: subnet(*vni),
                 prefix_len: 20,
                 gateway: address(*vni, 1),
+                ipv6: self.ipv6.contains(vni).then(|| Cidr { address: address6(*vni, 1), prefix_len: 64 }),
                 mtu: self.mtu - if self.encrypted.contains(vni) { 60 } else { 0 },
                 internal: *vni == INNER,
                 ingress: *vni == INGRESS,

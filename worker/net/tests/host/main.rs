@@ -7,6 +7,7 @@ mod bench;
 mod cluster;
 mod direct;
 mod fabric;
+mod ipv6;
 mod lab;
 mod mesh;
 mod overlay;

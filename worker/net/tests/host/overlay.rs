@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    cluster::{APP, Cluster, INNER, OTHER, Task, address, helper},
+    cluster::{APP, Cluster, INNER, OTHER, Task, address, address6, helper},
     rig::{fetch, output, receive, serve, stays_silent, udp},
 };
 
@@ -133,6 +133,7 @@ async fn networks_are_apart_and_internal_ones_have_no_way_out() {
 async fn a_restricted_service_answers_none_but_the_allowed() {
     needs_kernel!();
     let mut cluster = Cluster::new(2);
+    cluster.ipv6 = vec![APP];
     cluster.tell().await;
     let near = cluster.start(1, 2, &[APP, OTHER]).await;
     let far = cluster.start(2, 3, &[APP]).await;
@@ -146,7 +147,14 @@ async fn a_restricted_service_answers_none_but_the_allowed() {
         task.container.serve(80, "task");
     }
     let reaches = |cluster: &Cluster, from: usize, to: Ipv4Addr| {
-        cluster.tasks[from].container.run(|| fetch(to, 80)).is_ok()
+        let reached = cluster.tasks[from].container.run(|| fetch(to, 80)).is_ok();
+        let [.., third, last] = to.octets();
+        if third == 0 {
+            // By IPv6 as by IPv4.
+            let twin = cluster.tasks[from].container.run(|| fetch(address6(APP, last), 80));
+            assert_eq!(reached, twin.is_ok(), "{from} to {to}: {twin:?}");
+        }
+        reached
     };
     let at = |cluster: &Cluster, task: usize| cluster.tasks[task].address(APP);
     let servers = [at(&cluster, near), at(&cluster, far), service];

@@ -3,7 +3,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -151,7 +151,11 @@ impl Container {
 
     /// Answers every TCP connection with `name` and the caller's address.
     pub fn serve(&self, port: u16, name: &'static str) {
-        serve(self.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()), name);
+        let listen = || {
+            TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
+                .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))
+        };
+        serve(self.run(listen).unwrap(), name);
     }
 }
 
@@ -168,14 +172,14 @@ pub fn serve(listener: TcpListener, name: &'static str) {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
             let peer = stream.peer_addr().unwrap();
-            let _ = write!(stream, "{name} saw {}", peer.ip());
+            let _ = write!(stream, "{name} saw {}", peer.ip().to_canonical());
         }
     });
 }
 
 /// What a server at this address answers; `Err` when it cannot be reached.
-pub fn fetch(address: Ipv4Addr, port: u16) -> std::io::Result<String> {
-    let address = SocketAddr::V4(SocketAddrV4::new(address, port));
+pub fn fetch(address: impl Into<IpAddr>, port: u16) -> std::io::Result<String> {
+    let address = SocketAddr::new(address.into(), port);
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
     let mut answer = String::new();

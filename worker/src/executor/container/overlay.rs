@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use rswarm_net::wireguard::{PeerKeys, PublicKey, TunnelEnd};
-use rswarm_net::{Overlay, OverlayNetwork, PublishedPort, VirtualService};
-use rswarm_types::netmap::{EndpointState, MapEndpoint, MapService, NetworkMap};
+use rswarm_net::{Cidr, Overlay, OverlayNetwork, PublishedPort, VirtualService};
+use rswarm_types::netmap::{EndpointState, MapEndpoint, MapNetwork, MapService, NetworkMap};
 use rswarm_types::node::TunnelKeys;
 use rswarm_types::service::{EndpointMode, PublishMode};
 use rswarm_types::task::TaskNetwork;
@@ -54,6 +54,10 @@ pub fn of(
             subnet: network.subnet.address,
             prefix_len: network.subnet.prefix_len,
             gateway: network.gateway,
+            ipv6: network
+                .ipv6
+                .filter(|_| has_ipv6(network))
+                .map(|ipv6| Cidr { address: ipv6.gateway, prefix_len: ipv6.subnet.prefix_len }),
             mtu: network.mtu,
             internal: network.internal,
             ingress: network.ingress,
@@ -90,6 +94,15 @@ pub fn of(
     }
     restrict(map, node, &mut overlay);
     Some(overlay)
+}
+
+/// Whether this node can carry a network's IPv6.
+fn has_ipv6(network: &MapNetwork) -> bool {
+    let able = network.mtu >= rswarm_net::MTU6_MIN && rswarm_net::has_ipv6();
+    if !able {
+        tracing::debug!(network = network.name, mtu = network.mtu, "a network is without IPv6 here");
+    }
+    able
 }
 
 /// Who may connect to the tasks here to which not everyone may. The ingress network carries published ports alone.
@@ -202,7 +215,7 @@ pub fn way_out(map: &NetworkMap, networks: &[&TaskNetwork]) -> Option<NetworkId>
 mod tests {
     use rswarm_net::wireguard::PrivateKey;
     use rswarm_types::TaskId;
-    use rswarm_types::netmap::{MapAttachment, MapNetwork, MapNode, MapService};
+    use rswarm_types::netmap::{MapAttachment, MapNode};
     use rswarm_types::node::TunnelKey;
     use rswarm_types::service::{PortConfig, Protocol};
 
