@@ -339,6 +339,9 @@ pub async fn info(client: &Client, args: InfoArgs) -> anyhow::Result<()> {
         if let Some(spec) = cluster.and_then(|cluster| cluster.spec) {
             line(1, "Default Address Pool:", &spec.overlay_pools.join(", "));
             line(1, "SubnetSize:", &spec.overlay_prefix_len.to_string());
+            if let Ok(id) = info.cluster_id.parse() {
+                line(1, "IPv6 Address Pool:", &rswarm_types::Cluster::ipv6_pool(id).to_string());
+            }
             line(1, "Data Path Port:", &spec.data_path_port.to_string());
             line(1, "Bridge Subnet:", &spec.default_address_pool);
             line(1, "Task History Retention Limit:", &spec.task_history_limit.to_string());

@@ -2,13 +2,13 @@
 
 mod verify;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use rswarm_api::v1;
-use rswarm_types::cluster::Subnet;
-use rswarm_types::network::IpamSpec;
+use rswarm_types::cluster::{Subnet, Subnet6};
+use rswarm_types::network::{IpamSpec, IpamSpec6};
 use rswarm_types::quantity::parse_duration;
 use rswarm_types::{Network, NetworkDriver, NetworkSpec, Service, Task, Timestamp};
 use serde_json::{Value, json};
@@ -56,15 +56,18 @@ pub struct CreateArgs {
     /// Without a way out, and none in
     #[arg(long)]
     internal: bool,
-    /// Subnet (default: the first free one of the cluster's address pools)
+    /// IPv6 beside IPv4 (driver overlay): each address has a twin in the IPv6 subnet
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    ipv6: Option<bool>,
+    /// Subnet (default: the first free one of the cluster's address pools); one of each family
     #[arg(long, value_name = "CIDR", value_parser = subnet)]
-    subnet: Vec<Subnet>,
-    /// Gateway (default: the first address of the subnet)
+    subnet: Vec<AnySubnet>,
+    /// Gateway (default: the first address of the subnet); one of each family
     #[arg(long, value_name = "IP", value_parser = address)]
-    gateway: Vec<Ipv4Addr>,
-    /// Part of the subnet that addresses are taken from
+    gateway: Vec<IpAddr>,
+    /// Part of the IPv4 subnet that addresses are taken from
     #[arg(long, value_name = "CIDR", value_parser = subnet)]
-    ip_range: Vec<Subnet>,
+    ip_range: Vec<AnySubnet>,
     /// Label
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
@@ -79,9 +82,6 @@ pub struct CreateArgs {
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = ipv4)]
     ipv4: Option<bool>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-          value_parser = ipv6)]
-    ipv6: Option<bool>,
     #[arg(long, hide = true, value_parser = refused)]
     aux_address: Vec<String>,
     #[arg(long, hide = true, value_parser = refused)]
@@ -166,19 +166,22 @@ const COLUMNS: Columns = Columns {
     ],
 };
 
-const NO_IPV6: &str = "IPv6 is not supported yet: expected IPv4";
-
-fn subnet(text: &str) -> Result<Subnet, String> {
-    if text.contains(':') {
-        return Err(NO_IPV6.to_owned());
-    }
-    text.parse().map_err(|error: rswarm_types::cluster::ParseSubnetError| error.to_string())
+/// A subnet of either family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AnySubnet {
+    V4(Subnet),
+    V6(Subnet6),
 }
 
-fn address(text: &str) -> Result<Ipv4Addr, String> {
-    if text.contains(':') {
-        return Err(NO_IPV6.to_owned());
-    }
+fn subnet(text: &str) -> Result<AnySubnet, String> {
+    let parsed = match text.contains(':') {
+        true => text.parse().map(AnySubnet::V6),
+        false => text.parse().map(AnySubnet::V4),
+    };
+    parsed.map_err(|error: rswarm_types::cluster::ParseSubnetError| error.to_string())
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
     text.parse().map_err(|_| format!("expected an address like `10.213.0.1`, found `{text}`"))
 }
 
@@ -190,30 +193,50 @@ fn ipv4(text: &str) -> Result<bool, String> {
     }
 }
 
-fn ipv6(text: &str) -> Result<bool, String> {
-    match boolean(text) {
-        Ok(false) => Ok(false),
-        Ok(true) => Err("IPv6 is not supported yet".to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
 /// For what Docker has and networks of a cluster have not.
 fn refused(_: &str) -> Result<String, String> {
     Err("not supported: addresses are given by the cluster, and a network's settings are its own".to_owned())
 }
 
 impl CreateArgs {
+    fn ipam(&self) -> anyhow::Result<IpamSpec> {
+        let of = |list: &[AnySubnet]| -> (Vec<Subnet>, Vec<Subnet6>) {
+            let v4 = list.iter().filter_map(|any| if let AnySubnet::V4(v4) = any { Some(*v4) } else { None });
+            let v6 = list.iter().filter_map(|any| if let AnySubnet::V6(v6) = any { Some(*v6) } else { None });
+            (v4.collect(), v6.collect())
+        };
+        let ((subnets, subnets6), (ranges, ranges6)) = (of(&self.subnet), of(&self.ip_range));
+        let gateways =
+            self.gateway.iter().filter_map(|at| if let IpAddr::V4(v4) = at { Some(*v4) } else { None });
+        let gateways6 =
+            self.gateway.iter().filter_map(|at| if let IpAddr::V6(v6) = at { Some(*v6) } else { None });
+        let (subnet6, gateway6) = (only("--subnet", subnets6)?, only("--gateway", gateways6.collect())?);
+        if let Some(range) = ranges6.first() {
+            anyhow::bail!(
+                "--ip-range {range}: IPv6 addresses are the twins of IPv4 ones, so only those have a range"
+            );
+        }
+        let ipv6 = self.ipv6.unwrap_or_default();
+        let given = subnet6.map(|subnet| format!("--subnet {subnet}"));
+        if let Some(given) =
+            given.or(gateway6.map(|gateway| format!("--gateway {gateway}"))).filter(|_| !ipv6)
+        {
+            anyhow::bail!("{given} is IPv6: add --ipv6 for a network with both families");
+        }
+        Ok(IpamSpec {
+            subnet: only("--subnet", subnets)?,
+            gateway: only("--gateway", gateways.collect())?,
+            range: only("--ip-range", ranges)?,
+            ipv6: ipv6.then_some(IpamSpec6 { subnet: subnet6, gateway: gateway6 }),
+        })
+    }
+
     fn spec(&self) -> anyhow::Result<NetworkSpec> {
         let mut spec = NetworkSpec::new(self.name.as_str(), self.driver);
         (spec.internal, spec.attachable, spec.ingress) = (self.internal, self.attachable, self.ingress);
         spec.labels = self.label.iter().cloned().collect();
         spec.options = self.opt.iter().cloned().collect();
-        spec.ipam = IpamSpec {
-            subnet: only("--subnet", &self.subnet)?,
-            gateway: only("--gateway", &self.gateway)?,
-            range: only("--ip-range", &self.ip_range)?,
-        };
+        spec.ipam = self.ipam()?;
         let scope = if self.driver == NetworkDriver::Overlay { "swarm" } else { "local" };
         match &self.scope {
             Some(given) if given != scope => anyhow::bail!(
@@ -225,12 +248,15 @@ impl CreateArgs {
     }
 }
 
-/// What Docker lets be given several times, for IPv6.
-fn only<T: Copy>(flag: &str, values: &[T]) -> anyhow::Result<Option<T>> {
-    match values {
+/// Of what may be given once for each family.
+fn only<T: Copy>(flag: &str, values: Vec<T>) -> anyhow::Result<Option<T>> {
+    match values[..] {
         [] => Ok(None),
-        [value] => Ok(Some(*value)),
-        several => anyhow::bail!("{flag} is given {} times: a network has one subnet", several.len()),
+        [value] => Ok(Some(value)),
+        _ => anyhow::bail!(
+            "{flag} is given {} times for one family: a network has one subnet of IPv4 and one of IPv6",
+            values.len()
+        ),
     }
 }
 
@@ -285,7 +311,7 @@ async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<()> {
             "Driver": network.spec.driver,
             "Scope": shape::scope(network),
             "IPv4": "true",
-            "IPv6": "false",
+            "IPv6": network.ipam.is_some_and(|ipam| ipam.ipv6.is_some()).to_string(),
             "Internal": network.spec.internal.to_string(),
             "Labels": labels.collect::<Vec<_>>().join(","),
             "CreatedAt": shape::time(network.meta.created_at),
@@ -367,7 +393,7 @@ fn created_before(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use rswarm_types::network::Ipam;
+    use rswarm_types::network::{Ipam, Ipam6};
     use rswarm_types::{Meta, NetworkId};
 
     use super::*;
@@ -404,6 +430,13 @@ mod tests {
             s.ipam.range = Some("10.9.8.0/24".parse().unwrap());
             s.ipam.gateway = Some([10, 9, 0, 9].into());
         });
+        check(&["--ipv6"], &|s| s.ipam.ipv6 = Some(IpamSpec6::default()));
+        let both = ["--ipv6", "--subnet", "fd00:1::/64", "--gateway", "fd00:1::9", "--subnet", "10.9.0.0/16"];
+        check(&both, &|s| {
+            s.ipam.subnet = Some("10.9.0.0/16".parse().unwrap());
+            let (subnet, gateway) = ("fd00:1::/64".parse().unwrap(), "fd00:1::9".parse().unwrap());
+            s.ipam.ipv6 = Some(IpamSpec6 { subnet: Some(subnet), gateway: Some(gateway) });
+        });
         check(&["--label", "a=b", "--label", "c"], &|s| {
             s.labels = [("a".into(), "b".into()), ("c".into(), String::new())].into();
         });
@@ -417,11 +450,13 @@ mod tests {
     fn what_cannot_be_is_refused_by_name() {
         for (args, part) in [
             (&["--subnet", "10.9.0.1/16"][..], "expected a subnet like"),
-            (&["--subnet", "fd00::/64"], "IPv6 is not supported yet"),
-            (&["--gateway", "fd00::1"], "IPv6 is not supported yet"),
+            (&["--subnet", "fd00::1/64"], "expected a subnet like `fd00:1::/64`"),
+            (&["--subnet", "fd00::/64"], "--subnet fd00::/64 is IPv6: add --ipv6"),
+            (&["--gateway", "fd00::1"], "--gateway fd00::1 is IPv6: add --ipv6"),
+            (&["--ipv6", "--ip-range", "fd00::/96"], "--ip-range fd00::/96: IPv6 addresses are the twins"),
+            (&["--ipv6", "--subnet", "fd00::/64", "--subnet", "fd01::/64"], "--subnet is given 2 times"),
             (&["--gateway", "10.9.0.256"], "expected an address like"),
             (&["--subnet", "10.9.0.0/16", "--subnet", "10.8.0.0/16"], "--subnet is given 2 times"),
-            (&["--ipv6"], "IPv6 is not supported yet"),
             (&["--ipv4=false"], "without IPv4 is not supported"),
             (&["--aux-address", "a=10.9.0.1"], "not supported"),
             (&["--ipam-driver", "dhcp"], "dhcp"),
@@ -451,12 +486,23 @@ mod tests {
         let network = Network {
             id: NetworkId::from_bytes([3; 16]),
             meta: Meta::default(),
-            ipam: Some(Ipam { subnet: "10.9.0.0/16".parse().unwrap(), gateway: [10, 9, 0, 1].into() }),
+            ipam: Some(Ipam {
+                subnet: "10.9.0.0/16".parse().unwrap(),
+                gateway: [10, 9, 0, 1].into(),
+                ipv6: Some(Ipam6 {
+                    subnet: "fd00:1::/64".parse().unwrap(),
+                    gateway: "fd00:1::1".parse().unwrap(),
+                }),
+            }),
             spec,
             vni: Some(4097),
         };
         let shape = shape::network(&network, None, &Default::default());
-        let config = json!([{ "Subnet": "10.9.0.0/16", "IPRange": "10.9.8.0/24", "Gateway": "10.9.0.1" }]);
+        let config = json!([
+            { "Subnet": "10.9.0.0/16", "IPRange": "10.9.8.0/24", "Gateway": "10.9.0.1" },
+            { "Subnet": "fd00:1::/64", "Gateway": "fd00:1::1" },
+        ]);
+        assert_eq!(shape["EnableIPv6"], json!(true));
         assert_eq!((&shape["Scope"], &shape["Driver"]), (&json!("swarm"), &json!("overlay")));
         assert_eq!(shape["IPAM"]["Config"], config);
         assert_eq!(shape["Options"]["com.docker.network.driver.overlay.vxlanid_list"], "4097");

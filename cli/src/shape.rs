@@ -100,15 +100,22 @@ pub fn service(service: &Service, networks: &[Network]) -> Value {
     if let Some(previous) = &service.previous_spec {
         rest.insert("PreviousSpec".into(), service_spec(previous));
     }
-    let vip = |(network, address): (&rswarm_types::NetworkId, &std::net::Ipv4Addr)| {
-        let prefix_len = networks.iter().find(|held| held.id == *network).and_then(|held| held.ipam);
-        let prefix_len = prefix_len.map_or(32, |ipam| ipam.subnet.prefix_len);
-        json!({ "NetworkID": network.to_string(), "Addr": format!("{address}/{prefix_len}") })
+    // As Docker has it: an entry for each address.
+    let vips = |(network, address): (&rswarm_types::NetworkId, &std::net::Ipv4Addr)| {
+        let ipam = networks.iter().find(|held| held.id == *network).and_then(|held| held.ipam);
+        let prefix_len = ipam.map_or(32, |ipam| ipam.subnet.prefix_len);
+        let twin = ipam.and_then(|ipam| {
+            let ipv6 = ipam.ipv6?;
+            Some(format!("{}/{}", ipv6.twin(ipam.subnet, *address), ipv6.subnet.prefix_len))
+        });
+        let all = [format!("{address}/{prefix_len}")].into_iter().chain(twin);
+        let id = network.to_string();
+        all.map(move |address| json!({ "NetworkID": id, "Addr": address }))
     };
     let reached = json!({
         "Spec": endpoint(&service.spec.endpoint),
         "Ports": service.endpoint.ports.iter().map(port).collect::<Vec<_>>(),
-        "VirtualIPs": service.endpoint.vips.iter().map(vip).collect::<Vec<_>>(),
+        "VirtualIPs": service.endpoint.vips.iter().flat_map(vips).collect::<Vec<_>>(),
     });
     rest.insert("Endpoint".into(), omit_empty(reached).into());
     if let Some(status) = &service.update_status {
@@ -304,8 +311,10 @@ pub fn task(task: &Task) -> Value {
         .networks
         .iter()
         .map(|network| {
-            let addresses: Vec<String> =
-                network.address.iter().map(|a| format!("{}/{}", a.address, a.prefix_len)).collect();
+            let ipv6 =
+                network.address.and_then(|a| a.ipv6).map(|a| format!("{}/{}", a.address, a.prefix_len));
+            let ipv4 = network.address.map(|a| format!("{}/{}", a.address, a.prefix_len));
+            let addresses: Vec<String> = ipv4.into_iter().chain(ipv6).collect();
             json!({
                 "Network": { "ID": network.network.to_string(),
                     "Spec": { "Name": network.name, "DriverConfiguration": { "Name": network.driver } } },
@@ -338,6 +347,11 @@ pub fn network(
             "Gateway": ipam.gateway.to_string(),
         }))
     });
+    let ipv6 = network.ipam.and_then(|ipam| ipam.ipv6);
+    let config6 = ipv6.map(|ipv6| {
+        omit_empty(json!({ "Subnet": ipv6.subnet.to_string(), "Gateway": ipv6.gateway.to_string() }))
+    });
+    let config: Vec<_> = config.into_iter().chain(config6).collect();
     let mut options = spec.options.clone();
     if let Some(vni) = network.vni {
         options.insert("com.docker.network.driver.overlay.vxlanid_list".to_owned(), vni.to_string());
@@ -349,8 +363,8 @@ pub fn network(
         "Scope": scope(network),
         "Driver": spec.driver,
         "EnableIPv4": true,
-        "EnableIPv6": false,
-        "IPAM": { "Driver": "default", "Options": null, "Config": config.into_iter().collect::<Vec<_>>() },
+        "EnableIPv6": ipv6.is_some(),
+        "IPAM": { "Driver": "default", "Options": null, "Config": config },
         "Internal": spec.internal,
         "Attachable": spec.attachable,
         "Ingress": spec.ingress,
@@ -367,7 +381,12 @@ pub fn network(
     };
     let container = |task: &Task| {
         let (address, prefix_len) = address(task)?;
-        let shown = json!({ "Name": task.name(), "IPv4Address": format!("{address}/{prefix_len}") });
+        let at = task.networks.iter().find(|at| at.network == network.id).and_then(|at| at.address?.ipv6);
+        let shown = json!({
+            "Name": task.name(),
+            "IPv4Address": format!("{address}/{prefix_len}"),
+            "IPv6Address": at.map(|at| format!("{}/{}", at.address, at.prefix_len)).unwrap_or_default(),
+        });
         Some((task.id.to_string(), shown))
     };
     out["Containers"] = Value::Object(tasks.iter().filter_map(container).collect());

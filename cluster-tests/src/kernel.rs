@@ -5,7 +5,7 @@
 //! `docs/networking.md` tells users: the names of its maps and sets, and where in the end they lead ([`led`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -20,6 +20,8 @@ use crate::ClusterLab;
 /// What is so, or should be, in one host's kernel.
 pub type Facts = BTreeSet<String>;
 
+/// Where the addresses of the link between a host and its overlays begin.
+const UPLINK6: &str = "fd5c:9a1e:3b72::";
 /// How long a name server may take.
 const DNS_PATIENCE: Duration = Duration::from_secs(5);
 const PROGRAMS: [&str; 3] = ["ip", "bridge", "nft"];
@@ -78,7 +80,8 @@ pub fn found(host: &Host) -> Facts {
         own.insert((name.to_owned(), word(&link, "address").to_owned()));
         facts.insert(format!("link {name} {}", word(&link, "master")).trim().to_owned());
     }
-    for neighbour in json(&netns, "ip -j -4 neigh show nud all") {
+    let neighbours = ["-4", "-6"].map(|family| json(&netns, &format!("ip -j {family} neigh show nud all")));
+    for neighbour in neighbours.into_iter().flatten() {
         let state = neighbour["state"][0].as_str().unwrap_or_default();
         let (link, address, mac) =
             (word(&neighbour, "dev"), word(&neighbour, "dst"), word(&neighbour, "lladdr"));
@@ -87,7 +90,8 @@ pub fn found(host: &Host) -> Facts {
             // A question that nobody answers: nothing is known.
             "FAILED" | "INCOMPLETE" => continue,
             // Groups; and who is at the other end of the link to the host is found out as on any link.
-            _ if mac.starts_with("01:00:5e") || link == "rsup" || link == "lo" => continue,
+            _ if ["01:00:5e", "33:33"].iter().any(|group| mac.starts_with(group)) => continue,
+            _ if link == "rsup" || link == "lo" => continue,
             _ => format!("neighbour {link} {address} at {mac}, {state}"),
         });
     }
@@ -101,25 +105,31 @@ pub fn found(host: &Host) -> Facts {
         let state = word(&entry, "state");
         facts.insert(format!("forwarding {mac} by {link} {state} {to}").trim().to_owned());
     }
-    for route in json(&netns, "ip -j -4 route show table all") {
+    let routes = ["-4", "-6"].map(|family| json(&netns, &format!("ip -j {family} route show table all")));
+    for route in routes.into_iter().flatten() {
         if word(&route, "dst") == "default" {
             let table = route["table"].as_str().unwrap_or("main");
             facts.insert(format!("route {table} via {} {}", word(&route, "gateway"), word(&route, "dev")));
         }
     }
-    for rule in json(&netns, "ip -j -4 rule").iter().filter(|rule| rule["fwmark"].is_string()) {
-        facts.insert(format!("rule {} to {}", word(rule, "fwmark"), word(rule, "table")));
+    for (family, words) in [("", "ip -j -4 rule"), ("IPv6 ", "ip -j -6 rule")] {
+        for rule in json(&netns, words).iter().filter(|rule| rule["fwmark"].is_string()) {
+            facts.insert(format!("{family}rule {} to {}", word(rule, "fwmark"), word(rule, "table")));
+        }
     }
     let inside = json(&netns, "nft -j list ruleset");
-    for member in elements(&inside, "members") {
+    for member in elements(&inside, "members").chain(elements(&inside, "members6")) {
         facts.insert(format!("member {}", plain(member)));
     }
-    facts.extend(led(&inside, "services"));
-    // The way of a published port may go through several maps, of which this is the last.
-    let mesh: Facts = led(&inside, "published")
-        .chain(led(&json(&host.netns, "nft -j list ruleset"), "published"))
-        .collect();
-    facts.extend(mesh.into_iter().filter(|fact| !fact.contains("to 169.254.")));
+    let outside = json(&host.netns, "nft -j list ruleset");
+    for family in ["", "6"] {
+        facts.extend(led(&inside, &format!("services{family}")));
+        // The way of a published port may go through several maps, of which this is the last.
+        let published = format!("published{family}");
+        let mesh: Facts = led(&inside, &published).chain(led(&outside, &published)).collect();
+        let last = |fact: &String| !fact.contains("to 169.254.") && !fact.contains(&format!("to {UPLINK6}"));
+        facts.extend(mesh.into_iter().filter(last));
+    }
     facts
 }
 
@@ -162,9 +172,9 @@ fn led<'a>(ruleset: &'a [Value], map: &'a str) -> impl Iterator<Item = String> +
     })
 }
 
-fn addresses(value: &Value, into: &mut BTreeSet<Ipv4Addr>) {
+fn addresses(value: &Value, into: &mut BTreeSet<IpAddr>) {
     match value {
-        Value::String(text) => into.extend(text.parse::<Ipv4Addr>().ok()),
+        Value::String(text) => into.extend(text.parse::<IpAddr>().ok()),
         Value::Array(values) => values.iter().for_each(|value| addresses(value, into)),
         Value::Object(fields) => fields.values().for_each(|value| addresses(value, into)),
         _ => {}
@@ -226,15 +236,27 @@ impl Cluster {
         self.networks.get(network)?.vni
     }
 
+    /// The IPv6 address of whoever has this one: in the same place of its subnet. Of a network with both families.
+    fn twin(&self, network: &str, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        let network = self.networks.get(network)?;
+        let first: Ipv4Addr = network.subnet.split('/').next()?.parse().ok()?;
+        let first6: Ipv6Addr = network.subnet6.split('/').next()?.parse().ok()?;
+        Some((u128::from(first6) + u128::from(u32::from(address) - u32::from(first))).into())
+    }
+
+    /// An address and its twin.
+    fn both(&self, network: &str, address: Ipv4Addr) -> impl Iterator<Item = IpAddr> + use<> {
+        [address.into()].into_iter().chain(self.twin(network, address).map(IpAddr::from))
+    }
+
     fn on<'a>(&'a self, network: &'a str) -> impl Iterator<Item = (&'a Endpoint, Ipv4Addr)> {
         self.endpoints.iter().filter_map(move |task| Some((task, *task.addresses.get(network)?)))
     }
 
     /// Addresses of the tasks of a service that take new connections.
-    fn backends(&self, service: &str, network: &str) -> String {
+    fn backends(&self, service: &str, network: &str) -> BTreeSet<Ipv4Addr> {
         let ready = self.on(network).filter(|(task, _)| task.ready && task.service == service);
-        let addresses: BTreeSet<Ipv4Addr> = ready.map(|(_, address)| address).collect();
-        addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        ready.map(|(_, address)| address).collect()
     }
 
     /// The networks that a node takes part in, and the ingress network.
@@ -265,6 +287,22 @@ impl Cluster {
             ["link lo", "link rsup", "rule 0 to main", "rule 0xfff to 5095"].map(str::to_owned).into();
         let uplink = uplink_gateway(host)?;
         facts.extend(["main", "5095"].map(|table| format!("route {table} via {uplink} rsup")));
+        if self
+            .networks_of(&own.id)
+            .any(|(id, ..)| self.networks.get(id).is_some_and(|n| !n.subnet6.is_empty()))
+        {
+            facts.insert("IPv6 rule 0 to main".to_owned());
+            facts.insert("IPv6 rule 0xfff to 5095".to_owned());
+            facts.insert(format!("neighbour rsup {UPLINK6}1 at 02:53:00:00:00:01"));
+            facts.insert(format!("route 5095 via {UPLINK6}1 rsup"));
+            // The way out is for hosts that have IPv6 addresses themselves.
+            let words = "ip -j -6 addr show scope global";
+            let own6 = json(&host.netns, words).iter().any(|link| {
+                let all = link["addr_info"].as_array();
+                all.is_some_and(|all| all.iter().any(|one| !word(one, "local").starts_with(UPLINK6)))
+            });
+            facts.extend(own6.then(|| format!("route main via {UPLINK6}1 rsup")));
+        }
         let ports = ports(&helper(host));
         for (network, vni, ingress) in self.networks_of(&own.id) {
             let (bridge, tunnel) = (format!("rsb{vni}"), format!("rsx{vni}"));
@@ -275,13 +313,19 @@ impl Cluster {
                 reached.extend(peers.keys());
                 for (number, _) in peers.values() {
                     let hop = Ipv4Addr::from(u32::from(Ipv4Addr::new(169, 254, 128, 0)) + number);
-                    facts.insert(format!("neighbour {bridge} {hop} at {}", node_mac(*number)));
-                    facts.insert(format!("route {} via {hop} {bridge}", 1000 + number));
-                    facts.insert(format!("rule {number:#x} to {}", 1000 + number));
+                    let hop6 = self.networks.get(network).filter(|network| !network.subnet6.is_empty());
+                    let hop6 =
+                        hop6.map(|_| Ipv6Addr::from((0xfe80 << 112) + (0x5253 << 16) + u128::from(*number)));
+                    for hop in [IpAddr::from(hop)].into_iter().chain(hop6.map(IpAddr::from)) {
+                        let family = if hop.is_ipv6() { "IPv6 " } else { "" };
+                        facts.insert(format!("neighbour {bridge} {hop} at {}", node_mac(*number)));
+                        facts.insert(format!("route {} via {hop} {bridge}", 1000 + number));
+                        facts.insert(format!("{family}rule {number:#x} to {}", 1000 + number));
+                    }
                 }
             }
             for (task, address) in self.on(network) {
-                facts.insert(format!("member {bridge} {address}"));
+                facts.extend(self.both(network, address).map(|at| format!("member {bridge} {at}")));
                 let mac = match peers.get(task.node.as_str()) {
                     Some((number, _)) => {
                         reached.insert(&task.node);
@@ -294,7 +338,8 @@ impl Cluster {
                         task_mac(address)
                     }
                 };
-                facts.insert(format!("neighbour {bridge} {address} at {mac}"));
+                let both = self.both(network, address);
+                facts.extend(both.map(|at| format!("neighbour {bridge} {at} at {mac}")));
             }
             for (number, address) in reached.into_iter().filter_map(|node| peers.get(node)) {
                 facts.insert(format!("forwarding {} by {tunnel} static", node_mac(*number)));
@@ -318,20 +363,40 @@ impl Cluster {
                 else {
                     continue;
                 };
-                if !backends.is_empty() {
-                    facts.insert(format!("services rsb{vni} {} to {backends}", vip.address));
+                let Ok(address) = vip.address.parse() else { continue };
+                for at in self.both(&vip.network, address) {
+                    let map = if at.is_ipv6() { "services6" } else { "services" };
+                    facts.extend(self.leads(
+                        &format!("{map} rsb{vni} {at}"),
+                        &vip.network,
+                        &backends,
+                        at.is_ipv6(),
+                    ));
                 }
             }
             for port in endpoint.ports.iter().filter(|port| port.mode() == v1::PublishMode::Ingress) {
-                let backends =
-                    ingress.map(|ingress| self.backends(&service.id, &ingress.id)).unwrap_or_default();
+                let Some(ingress) = ingress else { continue };
+                let backends = self.backends(&service.id, &ingress.id);
                 let protocol = port.protocol().as_str_name().trim_start_matches("PROTOCOL_").to_lowercase();
-                if !backends.is_empty() {
-                    let published = port.published.unwrap_or_default();
-                    facts.insert(format!("published {protocol} {published} to {backends}"));
+                let number = port.published.unwrap_or_default();
+                for (map, ipv6) in [("published", false), ("published6", true)] {
+                    facts.extend(self.leads(
+                        &format!("{map} {protocol} {number}"),
+                        &ingress.id,
+                        &backends,
+                        ipv6,
+                    ));
                 }
             }
         }
+    }
+
+    /// That what is asked for leads to the backends, in one family; nothing where there are none.
+    fn leads(&self, what: &str, network: &str, backends: &BTreeSet<Ipv4Addr>, ipv6: bool) -> Option<String> {
+        let all = backends.iter().flat_map(|at| self.both(network, *at)).filter(|at| at.is_ipv6() == ipv6);
+        let all: BTreeSet<IpAddr> = all.collect();
+        let to: Vec<String> = all.iter().map(ToString::to_string).collect();
+        (!to.is_empty()).then(|| format!("{what} to {}", to.join(" ")))
     }
 
     /// Asks, from each task on a host and on each of its networks, for the names of the services there.
@@ -350,15 +415,20 @@ impl Cluster {
                     let vips = service.endpoint.iter().flat_map(|endpoint| &endpoint.vips);
                     let address =
                         vips.filter(|vip| vip.network == *network).find_map(|vip| vip.address.parse().ok());
-                    let backends = self.backends(&service.id, network);
-                    let tasks: BTreeSet<Ipv4Addr> =
-                        backends.split_whitespace().filter_map(|one| one.parse().ok()).collect();
+                    let tasks = self.backends(&service.id, network);
                     let vip = |vip| if tasks.is_empty() { BTreeSet::new() } else { BTreeSet::from([vip]) };
                     let expected = address.map(|address| [vip(address), tasks.clone()]);
                     for (place, prefix) in ["", "tasks."].into_iter().enumerate() {
                         let asked = format!("{prefix}{name}.{}", spec.name);
                         let found = resolve(&netns, server, &asked);
                         let expected = expected.as_ref().map(|both| both[place].clone());
+                        if found != expected {
+                            return Err(format!("`{asked}` is {found:?}, expected {expected:?}"));
+                        }
+                        let twins = |of: BTreeSet<Ipv4Addr>| -> BTreeSet<Ipv6Addr> {
+                            of.into_iter().filter_map(|address| self.twin(network, address)).collect()
+                        };
+                        let (found, expected) = (resolve6(&netns, server, &asked), expected.map(twins));
                         if found != expected {
                             return Err(format!("`{asked}` is {found:?}, expected {expected:?}"));
                         }
@@ -427,12 +497,27 @@ fn uplink_gateway(host: &Host) -> Result<String, String> {
 /// # Panics
 /// When it does not answer.
 pub fn resolve(netns: &Path, server: Ipv4Addr, name: &str) -> Option<BTreeSet<Ipv4Addr>> {
+    let found = ask(netns, server, name, 1)?;
+    Some(found.into_iter().map(|bytes| <[u8; 4]>::try_from(bytes).expect("four bytes").into()).collect())
+}
+
+/// The same of IPv6.
+///
+/// # Panics
+/// As [`resolve`].
+pub fn resolve6(netns: &Path, server: Ipv4Addr, name: &str) -> Option<BTreeSet<Ipv6Addr>> {
+    let found = ask(netns, server, name, 28)?;
+    Some(found.into_iter().map(|bytes| <[u8; 16]>::try_from(bytes).expect("sixteen bytes").into()).collect())
+}
+
+/// The data of the records of type A or AAAA that a name server gives.
+fn ask(netns: &Path, server: Ipv4Addr, name: &str, qtype: u8) -> Option<BTreeSet<Vec<u8>>> {
     let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         query.push(u8::try_from(label.len()).expect("a short label"));
         query.extend_from_slice(label.as_bytes());
     }
-    query.extend_from_slice(&[0, 0, 1, 0, 1]);
+    query.extend_from_slice(&[0, 0, qtype, 0, 1]);
     let answer = run_in_netns(netns, || {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         socket.set_read_timeout(Some(DNS_PATIENCE))?;
@@ -443,12 +528,13 @@ pub fn resolve(netns: &Path, server: Ipv4Addr, name: &str) -> Option<BTreeSet<Ip
     });
     let answer = answer.expect("the task's namespace").expect("an answer of the name server");
     let rcode = answer[3] & 0x0f;
-    // Type A, class IN, a TTL, four bytes.
+    // The type, class IN, a TTL, and so many bytes.
+    let len = if qtype == 1 { 4 } else { 16 };
     let record = |window: &[u8]| {
-        (window[..4] == [0, 1, 0, 1] && window[8..10] == [0, 4])
-            .then(|| Ipv4Addr::new(window[10], window[11], window[12], window[13]))
+        (window[..4] == [0, qtype, 0, 1] && window[8..10] == [0, len]).then(|| window[10..].to_vec())
     };
-    (rcode == 0).then(|| answer[query.len()..].windows(14).filter_map(record).collect())
+    let size = 10 + usize::from(len);
+    (rcode == 0).then(|| answer[query.len()..].windows(size).filter_map(record).collect())
 }
 
 impl ClusterLab {

@@ -1,14 +1,16 @@
 //! Claims about overlays, names and the routing mesh, seen from inside tasks and from outside.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::fmt::Debug;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rswarm_api::v1;
 use rswarm_cluster_tests::ClusterLab;
-use rswarm_cluster_tests::kernel::{helper, missing_program, output, resolve};
+use rswarm_cluster_tests::kernel::{helper, missing_program, output, resolve, resolve6};
 use rswarm_lab::{get, page};
 use rswarm_net::run_in_netns;
 
@@ -38,7 +40,13 @@ fn form(lab: &ClusterLab, replicas: usize) {
 }
 
 /// `TASK PEER` of so many pages.
-fn pages(netns: &Path, address: Ipv4Addr, port: u16, count: usize) -> Vec<(String, Ipv4Addr)> {
+fn pages<A: Into<IpAddr> + FromStr<Err: Debug>>(
+    netns: &Path,
+    address: A,
+    port: u16,
+    count: usize,
+) -> Vec<(String, A)> {
+    let address: IpAddr = address.into();
     let one = |_| {
         let body = page(netns, address, port).unwrap_or_else(|error| panic!("{address}:{port}: {error}"));
         let (task, peer) = body.split_once(' ').expect("a task and a peer");
@@ -109,6 +117,66 @@ fn services_are_found_and_published_with_the_clients_address() {
         let output = lab.rswarm(1, &["network", "rm", "front"]);
         if output.code == Some(0) { Ok(()) } else { Err(output.stderr) }
     });
+}
+
+#[test]
+fn names_virtual_addresses_and_ports_work_by_ipv6_and_the_client_is_seen() {
+    let Some(lab) = ClusterLab::form("ipv6", 1, 2) else { return };
+    // The wire has an address beside those of the hosts.
+    let host6 = |number: usize| Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, number as u16);
+    let wire = lab.config().wire_netns();
+    let add = |mut command: std::process::Command, address: Ipv6Addr, link: &str| {
+        let address = format!("{address}/64");
+        let status = command.args(["-6", "addr", "add", &address, "dev", link, "nodad"]).status();
+        assert!(status.expect("the ip binary").success());
+    };
+    let client = host6(0xc);
+    add(rswarm_net::lab::command_in_netns(&wire, "ip").expect("the wire"), client, "br0");
+    for host in lab.hosts() {
+        add(host.command("ip").expect("a host"), host6(host.number), "eth0");
+    }
+    lab.ok(1, &["network", "create", "--ipv6", "front"]);
+    let publish = format!("{PUBLISHED}:80");
+    lab.create(1, "web", 2, &["--network", "front", "--publish", &publish], &["serve", "80"]);
+    lab.create(1, "client", 3, &["--network", "front"], &[]);
+    lab.until_running(1, "web", 2, SOON);
+    lab.until_running(1, "client", 3, SOON);
+    let everyone: BTreeSet<String> = ["web.1".to_owned(), "web.2".to_owned()].into();
+    let names =
+        |seen: &[(String, Ipv6Addr)]| seen.iter().map(|(task, _)| task.clone()).collect::<BTreeSet<_>>();
+    let server = gateway(&lab, "front");
+    for (_, netns) in namespaces(&lab, "client") {
+        let found = resolve6(&netns, server, "web").expect("a known name");
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(resolve6(&netns, server, "tasks.web").expect("a known name").len(), 2);
+        assert_eq!(resolve(&netns, server, "web").expect("a known name").len(), 1);
+        let seen = pages(&netns, *found.first().expect("one"), 80, 20);
+        assert_eq!(names(&seen), everyone);
+    }
+    lab.wait("each node forwards IPv6", SOON, || {
+        // What a node has of addresses is looked at with each repair.
+        let out = lab.hosts().iter().map(|host| {
+            let seen = page(&wire, host6(host.number), PUBLISHED);
+            seen.map_err(|error| format!("{}: {error}", host.number))
+        });
+        out.collect::<Result<Vec<_>, _>>().map(drop)
+    });
+    for host in lab.hosts() {
+        let seen = pages(&wire, host6(host.number), PUBLISHED, 20);
+        assert_eq!(names(&seen), everyone);
+        assert!(seen.iter().all(|(_, peer)| *peer == client), "{seen:?}");
+    }
+    // What is shown: a virtual IP and an address of each family, in subnets that follow from the cluster's.
+    let shown =
+        lab.ok(1, &["network", "inspect", "--format", "{{.EnableIPv6}} {{json .IPAM.Config}}", "front"]);
+    assert!(shown.starts_with("true ") && shown.contains("::/64"), "{shown}");
+    let shown = lab.ok(1, &["service", "inspect", "--format", "{{json .Endpoint.VirtualIPs}}", "web"]);
+    assert!(shown.contains("/64"), "{shown}");
+    let verified = lab.ok(1, &["network", "verify"]);
+    assert_eq!(verified.matches("as it should be").count(), 3, "{verified}");
+    lab.until_kernels_are_exact(1, SOON);
+    lab.refused(1, &["network", "create", "--ipv6", "--driver", "bridge", "b"], &["have IPv4 only"]);
+    lab.refused(1, &["network", "create", "--ipv6", "--subnet", "fd00::/112", "n"], &["/32 to /64"]);
 }
 
 #[test]

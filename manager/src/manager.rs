@@ -14,7 +14,7 @@ use rswarm_core::State;
 use rswarm_core::state::{Command, Rejected, Write};
 use rswarm_core::validate;
 use rswarm_identity::{Receiver, RootCa, ServerExpectation};
-use rswarm_types::network::Ipam;
+use rswarm_types::network::{Ipam, IpamSpec6};
 use rswarm_types::{
     Availability, Cluster, ClusterSpec, JoinSecrets, Meta, Network, NetworkDriver, NetworkId, NetworkSpec,
     Node, NodeDescription, NodeId, NodeSpec, NodeStatus, Role, Timestamp, Version,
@@ -394,6 +394,8 @@ fn first_state(config: &ManagerConfig, options: &InitOptions) -> Command {
     // The rest is given to it when it is written.
     let mut spec = NetworkSpec::new("ingress", NetworkDriver::Overlay);
     spec.ingress = true;
+    // Published ports answer by IPv6 too where a node has it.
+    spec.ipam.ipv6 = Some(IpamSpec6::default());
     let id = NetworkId::from_bytes(random::bytes());
     let network_of_mesh = Network { id, meta: Meta::default(), spec, ipam: None, vni: None };
     let ingress = Write::CreateNetwork(Box::new(network_of_mesh));

@@ -36,6 +36,8 @@ pub fn network_facts(config: NetworkConfig, data_path_addr: IpAddr) -> NodeNetwo
             let subnets =
                 facts.routes.iter().filter_map(|route| Subnet::new(route.address, route.prefix_len));
             known.routes = subnets.take(ROUTES_MAX).collect();
+            let subnets = facts.routes6.iter().filter_map(|to| Subnet::new(to.address, to.prefix_len));
+            known.routes6 = subnets.take(ROUTES_MAX).collect();
         }
         Err(error) => tracing::warn!(%error, "the host's routes cannot be read: overlays may overlap them"),
     }

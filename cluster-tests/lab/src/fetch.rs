@@ -1,7 +1,7 @@
 //! Asking the replicas for their pages, from the wire between the hosts, as any client in the network would.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,9 @@ const PAGE_BYTES_MAX: u64 = 64 << 10;
 ///
 /// # Errors
 /// `Page` with the last reason, when there is none within five seconds; `Network`.
-pub fn page(netns: &Path, address: Ipv4Addr, port: u16) -> Result<String, LabError> {
+pub fn page(netns: &Path, address: impl Into<IpAddr>, port: u16) -> Result<String, LabError> {
     let deadline = Instant::now() + DEADLINE;
-    let address = SocketAddr::from((address, port));
+    let address = SocketAddr::new(address.into(), port);
     run_in_netns(netns, || {
         loop {
             match get(address, ATTEMPT) {

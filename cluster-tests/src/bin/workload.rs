@@ -8,7 +8,7 @@
 //! - `serve PORT`: says on every TCP connection, as an HTTP page, and to every datagram which task it is and who asks
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -73,8 +73,10 @@ fn say(line: &str) {
 }
 
 fn serve(port: u16) -> std::io::Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    // Both families, where there are both.
+    let (any, any6) = ((Ipv4Addr::UNSPECIFIED, port), (Ipv6Addr::UNSPECIFIED, port));
+    let listener = TcpListener::bind(any6).or_else(|_| TcpListener::bind(any))?;
+    let socket = UdpSocket::bind(any6).or_else(|_| UdpSocket::bind(any))?;
     std::thread::spawn(move || {
         for connection in listener.incoming().flatten() {
             std::thread::spawn(move || drop(answer(&connection)));
@@ -93,7 +95,7 @@ fn serve(port: u16) -> std::io::Result<()> {
 
 /// `TASK PEER-ADDRESS`.
 fn who(peer: SocketAddr) -> String {
-    format!("{} {}", std::env::var("RSWARM_TASK_NAME").unwrap_or_default(), peer.ip())
+    format!("{} {}", std::env::var("RSWARM_TASK_NAME").unwrap_or_default(), peer.ip().to_canonical())
 }
 
 fn answer(mut connection: &TcpStream) -> std::io::Result<()> {
