@@ -22,7 +22,7 @@ use rswarm_net::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
-    device::{Sides, open_tun},
+    device::{Received, Sides, open_tun},
     engine::{BUFFER, Engine},
 };
 
@@ -119,7 +119,7 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Option<Options>, St
 fn run(options: &Options) -> Result<(), Error> {
     let tun = open_tun(&options.netns, &options.device)?
         .map_err(|source| Error::Device { name: options.device.clone(), source })?;
-    let mut sides = Sides { tun, udp: None };
+    let mut sides = Sides::new(tun);
     let listener =
         listen(options).map_err(|source| Error::Listen { path: options.socket.clone(), source })?;
     let (mut engine, mut buffer) = (Engine::new(), vec![0; BUFFER]);
@@ -129,8 +129,10 @@ fn run(options: &Options) -> Result<(), Error> {
         let ready = wait_for(&sides, &listener, wait).map_err(Error::Wait)?;
         if ready.datagrams {
             for _ in 0..BATCH {
-                let Some((length, from)) = sides.datagram(&mut buffer) else { break };
-                engine.incoming(from, &buffer[..length], &mut sides);
+                let Some(Received { from, bytes, length }) = sides.datagrams(&mut buffer) else { break };
+                for datagram in buffer[..bytes].chunks(length) {
+                    engine.incoming(from, datagram, &mut sides);
+                }
             }
         }
         if ready.packets {
@@ -154,6 +156,7 @@ fn run(options: &Options) -> Result<(), Error> {
             ticked = Instant::now();
             engine.tick(&mut sides, ticked);
         }
+        sides.flush();
     }
 }
 

@@ -2,12 +2,15 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
-    os::fd::{AsFd, BorrowedFd},
+    io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
     path::Path,
 };
 
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt, sockopt,
+};
 use rswarm_net::{NetError, run_in_netns};
 use rustix::{
     fs::{Mode, OFlags},
@@ -19,6 +22,10 @@ use crate::engine::Wire;
 
 /// Room for what arrives while others have the processor.
 const SOCKET_BUFFER: usize = 4 << 20;
+/// Datagrams that the kernel cuts out of one. Source: `UDP_MAX_SEGMENTS` of Linux before 6.9.
+const SEGMENTS_MAX: usize = 64;
+/// Bytes that fit in one datagram, and so in all that are cut out of it.
+const DATAGRAM_MAX: usize = 65_507;
 
 /// `struct ifreq`, as far as `TUNSETIFF` reads it.
 #[repr(C)]
@@ -49,10 +56,33 @@ pub fn open_tun(netns: &Path, name: &str) -> Result<io::Result<File>, NetError> 
 /// Both sides.
 pub struct Sides {
     pub tun: File,
-    pub udp: Option<UdpSocket>,
+    udp: Option<UdpSocket>,
+    waiting: Waiting,
+}
+
+/// Datagrams for one node, of one length but for the last, that the kernel takes at once.
+struct Waiting {
+    to: SocketAddrV4,
+    length: usize,
+    bytes: Vec<u8>,
+    /// Whether the kernel and the way to the others can do that.
+    at_once: bool,
+}
+
+/// What was received: datagrams of one length but for the last.
+pub struct Received {
+    pub from: SocketAddrV4,
+    pub bytes: usize,
+    pub length: usize,
 }
 
 impl Sides {
+    pub fn new(tun: File) -> Self {
+        let nobody = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        let waiting = Waiting { to: nobody, length: 0, bytes: Vec::with_capacity(1 << 16), at_once: true };
+        Self { tun, udp: None, waiting }
+    }
+
     /// Opens the port; that of before stays if that fails.
     pub fn listen(&mut self, port: u16) -> io::Result<()> {
         let now = self.udp.as_ref().and_then(|udp| udp.local_addr().ok()).map(|at| at.port());
@@ -64,6 +94,8 @@ impl Sides {
         // Without privilege the default stays.
         let _ = set_socket_recv_buffer_size_force(&udp, SOCKET_BUFFER);
         let _ = set_socket_send_buffer_size_force(&udp, SOCKET_BUFFER);
+        // Kernels that cannot do that give them one by one.
+        let _ = setsockopt(&udp, sockopt::UdpGroSegment, &true);
         self.udp = Some(udp);
         Ok(())
     }
@@ -73,24 +105,70 @@ impl Sides {
         none_yet((&self.tun).read(buffer))
     }
 
-    /// The next datagram of another node. One that an earlier one of ours caused an error for is none.
-    pub fn datagram(&mut self, buffer: &mut [u8]) -> Option<(usize, SocketAddrV4)> {
-        match self.udp.as_ref()?.recv_from(buffer) {
-            Ok((length, SocketAddr::V4(from))) => Some((length, from)),
+    /// The next datagrams of another node. What is an error of one sent earlier is none.
+    pub fn datagrams(&mut self, buffer: &mut [u8]) -> Option<Received> {
+        let udp = self.udp.as_ref()?;
+        let mut control = nix::cmsg_space!(i32);
+        let mut parts = [IoSliceMut::new(buffer)];
+        let flags = MsgFlags::MSG_DONTWAIT;
+        let message = recvmsg::<SockaddrIn>(udp.as_raw_fd(), &mut parts, Some(&mut control), flags).ok()?;
+        let together = message.cmsgs().ok()?.find_map(|item| match item {
+            ControlMessageOwned::UdpGroSegments(length) => usize::try_from(length).ok(),
             _ => None,
-        }
+        });
+        let (from, bytes) = (message.address.map(SocketAddrV4::from)?, message.bytes);
+        Some(Received { from, bytes, length: together.filter(|length| *length > 0).unwrap_or(bytes.max(1)) })
     }
 
     pub fn udp(&self) -> Option<BorrowedFd<'_>> {
         self.udp.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Sends what waits for more of its kind.
+    pub fn flush(&mut self) {
+        let Waiting { to, length, bytes, at_once } = &mut self.waiting;
+        if let Some(udp) = &self.udp
+            && !bytes.is_empty()
+        {
+            if *at_once && bytes.len() > *length {
+                let segment = u16::try_from(*length).unwrap_or(u16::MAX);
+                let control = [ControlMessage::UdpGsoSegments(&segment)];
+                let (parts, peer) = ([IoSlice::new(bytes)], SockaddrIn::from(*to));
+                let flags = MsgFlags::MSG_DONTWAIT;
+                match sendmsg(udp.as_raw_fd(), &parts, &control, flags, Some(&peer)) {
+                    // The link is too narrow for one of them, or its driver cannot add checksums.
+                    Err(nix::errno::Errno::EINVAL | nix::errno::Errno::EIO | nix::errno::Errno::EMSGSIZE) => {
+                        *at_once = false;
+                    }
+                    _ => bytes.clear(),
+                }
+            }
+            for datagram in bytes.chunks((*length).max(1)) {
+                let _ = udp.send_to(datagram, *to);
+            }
+        }
+        bytes.clear();
     }
 }
 
 /// What cannot be sent is lost, as on any network.
 impl Wire for Sides {
     fn send(&mut self, to: SocketAddrV4, datagram: &[u8]) {
-        if let Some(udp) = &self.udp {
-            let _ = udp.send_to(datagram, to);
+        let waiting = &self.waiting;
+        let fits = waiting.to == to
+            && datagram.len() <= waiting.length
+            && waiting.bytes.len() + datagram.len() <= DATAGRAM_MAX.min(waiting.length * SEGMENTS_MAX);
+        if !fits {
+            self.flush();
+        }
+        let waiting = &mut self.waiting;
+        if waiting.bytes.is_empty() {
+            (waiting.to, waiting.length) = (to, datagram.len());
+        }
+        waiting.bytes.extend_from_slice(datagram);
+        // A shorter one ends the row.
+        if datagram.len() < waiting.length {
+            self.flush();
         }
     }
 
