@@ -186,3 +186,53 @@ fn none_yet<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sides() -> (Sides, SocketAddrV4) {
+        let mut sides = Sides::new(File::open("/dev/null").unwrap());
+        sides.listen(0).unwrap();
+        let port = sides.udp.as_ref().unwrap().local_addr().unwrap().port();
+        (sides, SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
+    }
+
+    fn received(sides: &mut Sides, count: usize) -> Vec<Vec<u8>> {
+        let (mut found, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
+        sides.udp.as_ref().unwrap().set_nonblocking(true).unwrap();
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        while found.len() < count && std::time::Instant::now() < end {
+            let Some(Received { bytes, length, .. }) = sides.datagrams(&mut buffer) else {
+                std::thread::yield_now();
+                continue;
+            };
+            found.extend(buffer[..bytes].chunks(length).map(<[u8]>::to_vec));
+        }
+        found
+    }
+
+    #[test]
+    fn what_is_sent_at_once_arrives_as_it_was_and_in_its_order() {
+        let ((mut from, _), (mut to, at), (mut other, elsewhere)) = (sides(), sides(), sides());
+        let lengths = [1400, 1400, 1400, 700, 1400, 32, 900, 1400, 1400];
+        let sent: Vec<Vec<u8>> = (0_u8..)
+            .zip(lengths)
+            .map(|(n, length)| vec![n; length])
+            .chain((0..200).map(|n| vec![n; 1000]))
+            .collect();
+        for at_once in [true, false] {
+            from.waiting.at_once = at_once;
+            for (n, datagram) in sent.iter().enumerate() {
+                from.send(at, datagram);
+                if n == 4 {
+                    from.send(elsewhere, b"in between");
+                }
+            }
+            from.flush();
+            assert_eq!(received(&mut to, sent.len()), sent, "at once: {at_once}");
+            assert_eq!(received(&mut other, 1), [b"in between"]);
+            assert_eq!(from.waiting.at_once, at_once, "this kernel can do that");
+        }
+    }
+}
