@@ -7,7 +7,7 @@ use std::{
     os::{
         fd::AsFd,
         unix::{
-            fs::PermissionsExt as _,
+            fs::{MetadataExt as _, PermissionsExt as _},
             net::{UnixListener, UnixStream},
         },
     },
@@ -30,7 +30,7 @@ const USAGE: &str = "\
 Usage: rswarm tunnel --socket PATH --netns PATH --device NAME
 
 Encrypts what nodes send each other on encrypted networks (WireGuard), where the kernel cannot. Ends when the device is
-deleted.
+deleted, or the namespace has lost its name.
 
   --socket PATH   Where it is told its key, port and peers (the cross-platform configuration protocol of WireGuard)
   --netns PATH    Network namespace that gets the device; the UDP socket stays in the caller's
@@ -117,6 +117,7 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Option<Options>, St
 }
 
 fn run(options: &Options) -> Result<(), Error> {
+    let namespace = identity(options);
     let tun = open_tun(&options.netns, &options.device)?
         .map_err(|source| Error::Device { name: options.device.clone(), source })?;
     let mut sides = Sides::new(tun);
@@ -155,9 +156,18 @@ fn run(options: &Options) -> Result<(), Error> {
         if ticked.elapsed() >= TICK {
             ticked = Instant::now();
             engine.tick(&mut sides, ticked);
+            // We keep it alive, so it would never end if whoever made it forgot about us.
+            if identity(options) != namespace {
+                return Ok(());
+            }
         }
         sides.flush();
     }
+}
+
+/// Which namespace it is; `None` if it has lost its name.
+fn identity(options: &Options) -> Option<(u64, u64)> {
+    fs::metadata(&options.netns).ok().map(|file| (file.dev(), file.ino()))
 }
 
 fn listen(options: &Options) -> io::Result<UnixListener> {

@@ -1,6 +1,6 @@
 //! Encrypts what nodes send each other on encrypted networks, where the kernel has no WireGuard of its own.
 //!
-//! A process of its own (`rswarm tunnel`), which outlives the daemon and ends when its device is deleted. `engine` knows
+//! A process of its own (`rswarm tunnel`), which outlives the daemon and ends with its device or namespace. `engine` knows
 //! the peers and decides who gets what, over `boringtun`'s state machine of the protocol; `device` and `command` act.
 //! How it is told what to do: `rswarm_net::wireguard`.
 

@@ -112,6 +112,23 @@ fn has_process(cluster: &Cluster) -> bool {
 }
 
 #[tokio::test]
+async fn a_tunnel_ends_with_its_namespace() {
+    needs_tunnel!();
+    let cluster = sample().await;
+    let mine = helper(cluster.host(1));
+    assert!(mine.exists());
+    rswarm_net::lab::delete_named_netns(&mine).unwrap();
+    wait_until("the process has ended", || !has_process(&cluster));
+    drop(cluster);
+    let ours = format!("rswlab-ovl{}-", std::process::id());
+    // The other tests of this process have theirs.
+    let name = mine.file_name().unwrap().to_str().unwrap().strip_suffix("-1-overlay").unwrap().to_owned();
+    assert!(name.starts_with(&ours), "{name}");
+    let all = || output(std::process::Command::new("ps").args(["-eo", "args"]));
+    wait_until("those of all nodes have ended", || !all().contains(&format!("{name}-")));
+}
+
+#[tokio::test]
 async fn a_node_that_leaves_takes_its_tunnel_along() {
     needs_tunnel!();
     let cluster = sample().await;
