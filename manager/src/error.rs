@@ -20,6 +20,7 @@ pub(crate) fn rejected(rejected: &Rejected) -> Status {
         | Rejected::OtherCluster { .. } => Code::FailedPrecondition,
         Rejected::NoPort { .. }
         | Rejected::NetworkFull { .. }
+        | Rejected::NetworkTooSmall { .. }
         | Rejected::NoSubnet { .. }
         | Rejected::NoVni
         | Rejected::TooManyNodes { .. } => Code::ResourceExhausted,

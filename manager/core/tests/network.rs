@@ -87,7 +87,7 @@ impl World {
             use rswarm_core::state::Rejected::*;
             let kind = match rejected {
                 PortTaken { .. } => "port",
-                NetworkFull { .. } => "full",
+                NetworkFull { .. } | NetworkTooSmall { .. } => "full",
                 NoSubnet { .. } => "subnet",
                 InUse { .. } => "in use",
                 NameTaken { .. } => "name",

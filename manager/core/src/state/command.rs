@@ -219,6 +219,10 @@ pub enum Rejected {
     NoPort { protocol: Protocol },
     #[error("no free address in network `{name}` ({subnet}): {used} of {total} in use")]
     NetworkFull { name: String, subnet: String, used: usize, total: u64 },
+    #[error(
+        "network `{name}` ({subnet}) has {total} addresses: other services ask for {others}, service `{service}` for {asked}"
+    )]
+    NetworkTooSmall { name: String, subnet: String, total: u64, others: u64, service: String, asked: u64 },
     #[error("subnet `{subnet}` overlaps `{other}`, {by}; choose another one")]
     SubnetTaken { subnet: String, other: String, by: String },
     #[error(

@@ -18,14 +18,15 @@ use rswarm_types::node::NodeNetworkFacts;
 use rswarm_types::service::{EndpointMode, PortConfig, PublishMode, ServiceEndpoint};
 use rswarm_types::subnet::Address;
 use rswarm_types::{
-    Cluster, ClusterId, ClusterSpec, Network, NetworkDriver, NetworkId, Node, NodeId, ServiceId, ServiceSpec,
-    Task, TaskId, Timestamp,
+    Cluster, ClusterId, ClusterSpec, Network, NetworkDriver, NetworkId, Node, NodeId, ServiceId, ServiceMode,
+    ServiceSpec, Task, TaskId, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
 use super::State;
 use super::apply::{Writer, missing};
 use super::command::{ObjectRef, Rejected};
+use crate::constraint;
 
 /// Where ports are taken from that are published in mode `ingress` and left open. Source: swarm-parity 3.8.
 pub const INGRESS_PORTS: RangeInclusive<u16> = 30_000..=32_767;
@@ -378,10 +379,52 @@ impl Writer {
         if on_mesh(&spec.endpoint.ports) && ingress.is_none() {
             return Err(Rejected::NoIngress);
         }
+        self.room_for_tasks(id, spec)?;
         let ports = self.published(id, spec, held)?;
         let vips = self.virtual_ips(spec, held)?;
         let number = if held.number == 0 { self.service_number() } else { held.number };
         Ok(ServiceEndpoint { vips, ports, number })
+    }
+
+    /// Refuses a service that asks for more addresses than its networks have beside what others ask for. One that asks for
+    /// no more than before goes on, however tight it has become.
+    fn room_for_tasks(&self, id: ServiceId, spec: &ServiceSpec) -> Result<(), Rejected> {
+        let held = self.state.service(id).map(|service| &service.spec);
+        let on_ingress = self.state.indexes.ingress.filter(|_| on_mesh(&spec.endpoint.ports));
+        for network in attached(spec).chain(on_ingress).filter_map(|network| self.state.network(network)) {
+            let asked = self.addresses_asked(spec, network);
+            let before = held.map_or(0, |held| self.addresses_asked(held, network));
+            if network.spec.driver != NetworkDriver::Overlay || asked <= before {
+                continue;
+            }
+            let others = self.state.services_on(network.id).filter(|other| *other != id);
+            let others = others.filter_map(|other| self.state.service(other));
+            let others = others.map(|other| self.addresses_asked(&other.spec, network)).sum();
+            let total = State::addresses_total(network);
+            if asked + others > total {
+                let subnet = network.ipam.map(|ipam| ipam.subnet.to_string()).unwrap_or_default();
+                let (name, service) = (network.spec.name.clone(), spec.name.clone());
+                return Err(Rejected::NetworkTooSmall { name, subnet, total, others, service, asked });
+            }
+        }
+        Ok(())
+    }
+
+    /// Addresses that a service takes on a network: one for each task, and one of its own.
+    fn addresses_asked(&self, spec: &ServiceSpec, network: &Network) -> u64 {
+        let named = attached(spec).any(|id| id == network.id);
+        let published = network.spec.ingress && on_mesh(&spec.endpoint.ports);
+        if !(named || published) {
+            return 0;
+        }
+        let constraints = constraint::parse_all(&spec.task.placement.constraints).unwrap_or_default();
+        let tasks = match spec.mode {
+            ServiceMode::Replicated { replicas } => replicas,
+            ServiceMode::Global => {
+                self.state.nodes().filter(|node| constraint::all_match(&constraints, node)).count() as u64
+            }
+        };
+        tasks + u64::from(named && spec.endpoint.mode == EndpointMode::Vip)
     }
 
     /// One that no service has had yet: there are enough for a new service each second for 136 years.

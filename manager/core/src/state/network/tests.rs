@@ -8,13 +8,13 @@ use rswarm_types::node::NodeNetworkFacts;
 use rswarm_types::service::{EndpointMode, FailureAction, PortConfig, Protocol, PublishMode, UpdateState};
 use rswarm_types::task::NetworkAttachment;
 use rswarm_types::{
-    Cluster, ClusterId, Network, NetworkDriver, NetworkId, NetworkSpec, NodeDescription, ServiceId,
+    Cluster, ClusterId, Network, NetworkDriver, NetworkId, NetworkSpec, NodeDescription, ServiceId, ServiceMode,
     ServiceSpec, TaskState,
 };
 
 use super::AddressHolder;
 use crate::Write;
-use crate::state::Rejected;
+use crate::state::{Rejected, ServiceChange};
 use crate::testing::{Fixture, node_id};
 
 fn overlay(f: &mut Fixture, name: &str, change: impl FnOnce(&mut NetworkSpec)) -> (NetworkId, Write) {
@@ -222,7 +222,18 @@ fn a_full_network_refuses_a_service_with_the_numbers() {
     assert_eq!(f.running(web), 1);
     let write = create_write(&mut f, "more", on(&[tiny]));
     let text = refused(&mut f, write);
-    assert_eq!(text, "no free address in network `tiny` (10.9.0.0/24): 2 of 2 in use");
+    let expected =
+        "network `tiny` (10.9.0.0/24) has 2 addresses: other services ask for 2, service `more` for 2";
+    assert_eq!(text, expected);
+    // So does a service that grows; one that shrinks never, nor one whose nodes become more.
+    let held = f.state.service(web).unwrap().clone();
+    let scaled = |replicas| {
+        let spec = ServiceSpec { mode: ServiceMode::Replicated { replicas }, ..held.spec.clone() };
+        let (id, expected) = (held.id, held.meta.version);
+        Write::UpdateService { id, spec: Box::new(spec), expected, change: ServiceChange::Update }
+    };
+    assert!(refused(&mut f, scaled(2)).ends_with("other services ask for 0, service `web` for 3"));
+    f.must(vec![scaled(0)]);
 }
 
 #[test]
