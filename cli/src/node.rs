@@ -1,5 +1,6 @@
 //! `rswarm node …`. Source: swarm-parity 1.2.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use anyhow::Context as _;
@@ -8,7 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 use clap::{Args, Subcommand};
 use rswarm_api::v1;
 use rswarm_types::quantity::format_bytes;
-use rswarm_types::{Availability, Node, Role};
+use rswarm_types::{Availability, Node, NodeId, NodeState, Role};
 use serde_json::{Value, json};
 
 use crate::client::{Client, call, filters, for_each};
@@ -121,6 +122,8 @@ struct Seen {
     reachability: &'static str,
     /// Of its routes with the cluster's networks, in words; known of one that was asked for by name.
     conflicts: Vec<String>,
+    /// Other nodes that do not answer it by the data path, in words; known of one that was asked for by name.
+    unreached: Vec<String>,
 }
 
 impl TryFrom<v1::Node> for Seen {
@@ -136,7 +139,13 @@ impl TryFrom<v1::Node> for Seen {
                 },
             )
         });
-        Ok(Self { node: Node::try_from(wire)?, leader, reachability, conflicts: Vec::new() })
+        Ok(Self {
+            node: Node::try_from(wire)?,
+            leader,
+            reachability,
+            conflicts: Vec::new(),
+            unreached: Vec::new(),
+        })
     }
 }
 
@@ -199,7 +208,7 @@ async fn get(client: &Client, name: &str) -> anyhow::Result<Seen> {
     let node = if name == "self" { own_id(client).await? } else { name.to_owned() };
     let response = call!(client, control.get_node(v1::GetNodeRequest { node }))?;
     let seen = Seen::try_from(response.node.unwrap_or_default())?;
-    Ok(Seen { conflicts: response.route_conflicts, ..seen })
+    Ok(Seen { conflicts: response.route_conflicts, unreached: response.unreached_peers, ..seen })
 }
 
 async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<()> {
@@ -214,13 +223,15 @@ async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<()> {
         return Ok(output::print(&ids)?);
     }
     let own = own_id(client).await?;
+    let ready: BTreeSet<NodeId> =
+        nodes.iter().map(|seen| &seen.node).filter(|n| is_ready(n)).map(|n| n.id).collect();
     let row = |seen: &Seen| -> Value {
         let node = &seen.node;
         json!({
             "ID": node.id.to_string(),
             "Self": node.id.to_string() == own,
             "Hostname": node.description.as_ref().map_or("", |d| d.hostname.as_str()),
-            "Status": capitalised(&node.status.state.to_string()),
+            "Status": status(node, &ready),
             "Availability": capitalised(&node.spec.availability.to_string()),
             "ManagerStatus": shape::manager_status(
                 if node.manager.is_some() { Role::Manager } else { Role::Worker }, seen.leader, seen.reachability),
@@ -229,6 +240,18 @@ async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<()> {
         })
     };
     output::list(COLUMNS, args.format.as_deref(), &nodes.iter().map(row).collect::<Vec<_>>())
+}
+
+fn is_ready(node: &Node) -> bool {
+    node.status.state == NodeState::Ready
+}
+
+/// `Ready`, or `Ready, cut off from 2` of the nodes that are ready as well.
+fn status(node: &Node, ready: &BTreeSet<NodeId>) -> String {
+    let state = capitalised(&node.status.state.to_string());
+    let network = node.description.as_ref().map(|description| &description.network);
+    let silent = network.map_or(0, |network| network.silent_peers.intersection(ready).count());
+    if is_ready(node) && silent > 0 { format!("{state}, cut off from {silent}") } else { state }
 }
 
 async fn inspect(client: &Client, args: InspectArgs) -> anyhow::Result<()> {
@@ -250,6 +273,9 @@ async fn inspect(client: &Client, args: InspectArgs) -> anyhow::Result<()> {
                 let mut shape = shape::node(&seen.node, seen.leader, seen.reachability);
                 if !seen.conflicts.is_empty() {
                     shape["Network"]["RouteConflicts"] = seen.conflicts.clone().into();
+                }
+                if !seen.unreached.is_empty() {
+                    shape["Network"]["UnreachedPeers"] = seen.unreached.clone().into();
                 }
                 if let Some(description) = shape.get_mut("Description") {
                     description["TLSInfo"] = tls.shape();
@@ -303,7 +329,7 @@ async fn tls(client: &Client) -> anyhow::Result<Tls> {
 }
 
 fn pretty(seen: &Seen, tls: &Tls) -> String {
-    let Seen { node, leader, reachability, conflicts } = seen;
+    let Seen { node, leader, reachability, conflicts, unreached } = seen;
     let mut out = String::new();
     let mut line = |name: &str, value: &str| {
         let _ = writeln!(out, "{name:<24}{value}");
@@ -342,6 +368,9 @@ fn pretty(seen: &Seen, tls: &Tls) -> String {
         }
         for conflict in conflicts {
             line("Conflict:", conflict);
+        }
+        for fault in unreached {
+            line("Data Path:", fault);
         }
         line("Engine Version:", &description.engine_version);
         if !description.engine_labels.is_empty() {
@@ -468,10 +497,20 @@ mod tests {
             subject: "CN=root".to_owned(),
             ..Tls::default()
         };
-        let text = pretty(&Seen { node, leader: false, reachability: "", conflicts: Vec::new() }, &tls);
+        let text = pretty(
+            &Seen {
+                node,
+                leader: false,
+                reachability: "",
+                conflicts: Vec::new(),
+                unreached: vec!["cut off".to_owned()],
+            },
+            &tls,
+        );
         for part in [
             "Hostname:               host-1\n",
             "Engine Labels:\n - disk=ssd\n",
+            "Data Path:              cut off\n",
             "TLS Info:\n Issuer Subject:        CN=root\n Issuer Public Key:\n Trust Root:\n  -----BEGIN\n  abc\n",
         ] {
             assert!(text.contains(part), "expected {part:?} in {text}");

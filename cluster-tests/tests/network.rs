@@ -306,6 +306,51 @@ fn a_service_lets_in_whom_it_names() {
     assert!(lab.ok(1, &["network", "verify"]).contains("as it should be"));
 }
 
+#[test]
+fn a_filtered_data_path_is_told_and_a_changed_mtu_is_followed() {
+    if let Some(program) = missing_program() {
+        eprintln!("skipped: `a_filtered_data_path_is_told_and_a_changed_mtu_is_followed` needs `{program}`");
+        return;
+    }
+    const TOLD: Duration = Duration::from_secs(40);
+    let Some(mut lab) = ClusterLab::form("filtered", 1, 2) else { return };
+    form(&lab, 3);
+    let run = |lab: &ClusterLab, words: &str| output(&lab.host(2).netns, words);
+    let listed = |lab: &ClusterLab| lab.ok(1, &["node", "ls"]);
+    run(&lab, "nft add table ip filtered");
+    run(&lab, "nft add chain ip filtered input { type filter hook input priority 0 ; }");
+    run(&lab, "nft add rule ip filtered input udp dport 4789 drop");
+    lab.wait("all nodes tell whom they do not reach", TOLD, || {
+        let shown = listed(&lab);
+        let all = shown.contains("cut off from 2") && shown.matches("cut off from 1").count() == 2;
+        if all { Ok(()) } else { Err(shown) }
+    });
+    let told = "`host-1` gets no answer from node `host-2` by the data path: let UDP port 4789 pass";
+    assert!(lab.ok(1, &["node", "inspect", "--pretty", "host-1"]).contains(told));
+    let verified = lab.rswarm(1, &["network", "verify"]);
+    assert!(verified.code == Some(1) && verified.stdout.contains(told), "{}", verified.stdout);
+    run(&lab, "nft delete table ip filtered");
+    lab.wait("all reach each other", TOLD, || {
+        let shown = listed(&lab);
+        if shown.contains("cut off") { Err(shown) } else { Ok(()) }
+    });
+    // A node that is down, and daemons that are away, cut nobody off.
+    run(&lab, "ip link set eth0 mtu 1300");
+    lab.crash(3);
+    let narrow = |lab: &ClusterLab, number: usize| {
+        let shown = output(&helper(lab.host(number)), "ip link");
+        let links: Vec<&str> =
+            shown.lines().filter(|line| line.contains(": rs") && !line.contains(": rsup")).collect();
+        let wide = links.iter().find(|line| !line.contains("mtu 1250 "));
+        wide.map_or(Ok(()), |line| Err(format!("host-{number}: {line}")))
+    };
+    lab.wait("links have what fits", TOLD, || narrow(&lab, 1).and_then(|()| narrow(&lab, 2)));
+    lab.restart(3);
+    lab.until_ready(3);
+    lab.wait("links have what fits", TOLD, || narrow(&lab, 3));
+    assert!(!listed(&lab).contains("cut off"), "{}", listed(&lab));
+}
+
 /// What `network verify --json` says of each host.
 fn verify(lab: &ClusterLab) -> Vec<serde_json::Value> {
     let said = lab.rswarm(1, &["network", "verify", "--json"]);

@@ -3,15 +3,13 @@
 
 pub mod container;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use rswarm_api::v1;
 use rswarm_types::error::chain;
 use rswarm_types::netmap::NetworkMap;
-use rswarm_types::node::TunnelKeys;
-use rswarm_types::service::Protocol;
+use rswarm_types::node::{NodeNetworkFacts, TunnelKeys};
 use rswarm_types::task::PortStatus;
 use rswarm_types::{Task, TaskId, Timestamp, Version};
 use tokio::sync::mpsc;
@@ -185,8 +183,8 @@ pub trait Executor: Send + Sync + 'static {
     fn repair(&self) -> BoxFuture<'_, Result<(), Failure>>;
     /// Compares the node's networks with what should be there, and mends nothing.
     fn check_network(&self) -> BoxFuture<'_, v1::NetworkCheck>;
-    /// Published ports on which other processes of the node listen, as of the last time somebody looked.
-    fn ports_in_use(&self) -> BTreeSet<(Protocol, u16)>;
+    /// Brings what is known of the node's network up to date, as of the last time somebody looked.
+    fn update_facts(&self, facts: &mut NodeNetworkFacts);
     /// The node's public keys for encrypted networks; `None` of one that cannot take part in these.
     fn tunnel_keys(&self) -> Option<TunnelKeys> {
         None

@@ -239,14 +239,13 @@ impl Server {
         }
     }
 
-    /// Tells the managers when other processes have taken published ports, or let go of them, and of new keys.
+    /// Tells the managers when the node's network is no longer as they know it.
     fn tell_network(&self) {
-        let (in_use, tunnel) = (self.executor.ports_in_use(), self.executor.tunnel_keys());
         let changed = self.description.send_if_modified(|description| {
-            let network = &mut description.network;
-            let changed = network.ports_in_use != in_use || network.tunnel != tunnel;
-            (network.ports_in_use, network.tunnel) = (in_use, tunnel);
-            changed
+            let former = description.network.clone();
+            self.executor.update_facts(&mut description.network);
+            description.network.tunnel = self.executor.tunnel_keys();
+            description.network != former
         });
         if let Some(outbox) = self.outbox.as_ref().filter(|_| changed) {
             outbox.send_description(&self.description.borrow());

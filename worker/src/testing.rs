@@ -7,7 +7,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use rswarm_api::v1;
 use rswarm_types::netmap::NetworkMap;
-use rswarm_types::node::TunnelKeys;
+use rswarm_types::node::{NodeNetworkFacts, TunnelKeys};
 use rswarm_types::service::Protocol;
 use rswarm_types::{Task, TaskId, Timestamp, Version};
 use tokio::sync::{mpsc, watch};
@@ -194,8 +194,8 @@ impl Executor for FakeExecutor {
         async { v1::NetworkCheck { mended: 7, ..v1::NetworkCheck::default() } }.boxed()
     }
 
-    fn ports_in_use(&self) -> BTreeSet<(Protocol, u16)> {
-        self.ports_in_use.lock().unwrap().clone()
+    fn update_facts(&self, facts: &mut NodeNetworkFacts) {
+        facts.ports_in_use = self.ports_in_use.lock().unwrap().clone();
     }
 
     fn tunnel_keys(&self) -> Option<TunnelKeys> {

@@ -23,9 +23,6 @@ pub fn describe(hostname: Option<&str>, labels: &Labels) -> NodeDescription {
     }
 }
 
-/// Routes that are told at most: a description has a bounded size.
-const ROUTES_MAX: usize = 512;
-
 /// What overlays must know of this host, whose packets leave and arrive at `data_path_addr`.
 pub fn network_facts(config: NetworkConfig, data_path_addr: IpAddr) -> NodeNetworkFacts {
     let mut known = NodeNetworkFacts { data_path_addr: Some(data_path_addr), ..NodeNetworkFacts::default() };
@@ -35,13 +32,21 @@ pub fn network_facts(config: NetworkConfig, data_path_addr: IpAddr) -> NodeNetwo
             known.mtu = facts.mtu.unwrap_or_default();
             let subnets =
                 facts.routes.iter().filter_map(|route| Subnet::new(route.address, route.prefix_len));
-            known.routes = subnets.take(ROUTES_MAX).collect();
+            known.routes = subnets.take(NodeNetworkFacts::ROUTES_MAX).collect();
             let subnets = facts.routes6.iter().filter_map(|to| Subnet::new(to.address, to.prefix_len));
-            known.routes6 = subnets.take(ROUTES_MAX).collect();
+            known.routes6 = subnets.take(NodeNetworkFacts::ROUTES_MAX).collect();
         }
         Err(error) => tracing::warn!(%error, "the host's routes cannot be read: overlays may overlap them"),
     }
     known
+}
+
+/// What overlays need of the kernel and it lacks, in words.
+pub fn overlay_faults(config: &NetworkConfig) -> Vec<String> {
+    rswarm_net::missing_for_overlays(config).unwrap_or_else(|error| {
+        let error = rswarm_types::error::chain(&error);
+        vec![format!("whether overlay networks work on this node cannot be found out: {error}")]
+    })
 }
 
 fn host_name() -> String {

@@ -210,7 +210,8 @@ impl Node {
                 let session = worker.session_state();
                 *state = self.enter(store, receiver, settings, manager, worker);
                 drop(state);
-                let warnings = until_connected(session).await;
+                let mut warnings = until_connected(session).await;
+                warnings.extend(facts::overlay_faults(&self.shared.config.network()));
                 Ok(v1::InitResponse {
                     warnings,
                     node_id: claims.node.to_string(),
@@ -271,7 +272,8 @@ impl Node {
                 let session = worker.session_state();
                 *state = self.enter(store, receiver, settings, manager, worker);
                 drop(state);
-                let warnings = until_connected(session).await;
+                let mut warnings = until_connected(session).await;
+                warnings.extend(facts::overlay_faults(&self.shared.config.network()));
                 Ok(v1::JoinResponse {
                     warnings,
                     node_id: identity.node.to_string(),

@@ -47,7 +47,8 @@ pub async fn run(client: &Client, args: VerifyArgs) -> anyhow::Result<()> {
 }
 
 fn is_sound(node: &NodeNetworks) -> bool {
-    node.check.as_ref().is_some_and(|check| check.error.is_empty() && check.differences.is_empty())
+    let as_told = |check: &v1::NetworkCheck| check.error.is_empty() && check.differences.is_empty();
+    node.check.as_ref().is_some_and(as_told) && node.unreached_peers.is_empty()
 }
 
 /// How many of a part are missing, or stale.
@@ -71,7 +72,7 @@ fn table(nodes: &[NodeNetworks]) -> String {
     for node in nodes {
         let name = &node.hostname;
         let mut remark = |text: &str| remarks += &format!("{name}: {text}\n");
-        node.route_conflicts.iter().for_each(|conflict| remark(conflict));
+        node.route_conflicts.iter().chain(&node.unreached_peers).for_each(|fault| remark(fault));
         let Some(check) = &node.check else {
             lines.push(format!("{name}\t{}unreachable", "-\t".repeat(PARTS.len() + 1)));
             remark(&format!("unreachable: {}", node.unreachable));
@@ -86,6 +87,7 @@ fn table(nodes: &[NodeNetworks]) -> String {
         let status = match (check.error.is_empty(), check.differences.is_empty()) {
             (false, _) => "failed",
             (true, false) => "differs",
+            (true, true) if !node.unreached_peers.is_empty() => "cut off",
             (true, true) => "as it should be",
         };
         lines.push(format!("{name}\t{}\t{}\t{status}", cells.join("\t"), check.mended));
@@ -113,6 +115,7 @@ fn shape(node: &NodeNetworks) -> Value {
     shape.insert("Hostname".into(), node.hostname.as_str().into());
     shape.insert("Reachable".into(), node.check.is_some().into());
     shape.insert("RouteConflicts".into(), node.route_conflicts.clone().into());
+    shape.insert("UnreachedPeers".into(), node.unreached_peers.clone().into());
     let Some(check) = &node.check else {
         shape.insert("Error".into(), node.unreachable.as_str().into());
         return shape.into();
@@ -159,11 +162,14 @@ mod tests {
         };
         let failed = v1::NetworkCheck { error: "no memory".to_owned(), ..v1::NetworkCheck::default() };
         let gone = NodeNetworks { unreachable: "it is down".to_owned(), ..node("d", None) };
+        let unreached_peers = vec!["node `e` gets no answer from node `a`".to_owned()];
+        let cut_off = NodeNetworks { unreached_peers, ..node("e", Some(v1::NetworkCheck::default())) };
         vec![
             node("a", Some(v1::NetworkCheck::default())),
             node("b", Some(odd)),
             node("c", Some(failed)),
             gone,
+            cut_off,
         ]
     }
 
@@ -175,6 +181,7 @@ a      0       0     0            0        0       0      0        as it should 
 b      0       0     -1 +1        0        0       +1     3        differs
 c      0       0     0            0        0       0      0        failed
 d      -       -     -            -        -       -      -        unreachable
+e      0       0     0            0        0       0      0        cut off
 
 b: missing neighbour 10.0.0.3
 b: stale neighbour 10.0.0.9
@@ -182,9 +189,10 @@ b: stale nft element
 b: published port 53/udp is in use by another process there
 c: no memory
 d: unreachable: it is down
+e: node `e` gets no answer from node `a`
 ";
         assert_eq!(table(&nodes()), expected);
-        assert_eq!(nodes().iter().map(is_sound).collect::<Vec<_>>(), [true, false, false, false]);
+        assert_eq!(nodes().iter().map(is_sound).collect::<Vec<_>>(), [true, false, false, false, false]);
     }
 
     #[test]

@@ -61,6 +61,7 @@ impl ControlService {
         Ok(v1::GetNodeResponse {
             node: Some(shown(node, &self.managers().await)),
             route_conflicts: state.route_conflicts(node),
+            unreached_peers: state.unreached_peers(node),
         })
     }
 

@@ -30,7 +30,9 @@ pub(super) async fn verify_networks(
             let network = if name.is_empty() { None } else { Some(lookup::network(&state, name)?) };
             let nodes = state.nodes().map(|node| async {
                 let checked = verify(&lead, node, network.map(|one| &**one)).await;
-                NodeNetworks { route_conflicts: state.route_conflicts(node), ..checked }
+                let (route_conflicts, unreached_peers) =
+                    (state.route_conflicts(node), state.unreached_peers(node));
+                NodeNetworks { route_conflicts, unreached_peers, ..checked }
             });
             Ok(v1::VerifyNetworksResponse { nodes: join_all(nodes).await })
         }

@@ -101,6 +101,13 @@ pub struct NodeNetworkFacts {
     pub ports_in_use: BTreeSet<(Protocol, u16)>,
     /// By which others know it on encrypted networks; `None` of a node that cannot take part in these.
     pub tunnel: Option<TunnelKeys>,
+    /// Nodes whose kernel does not answer by the data path, whether they are up or not.
+    pub silent_peers: BTreeSet<NodeId>,
+}
+
+impl NodeNetworkFacts {
+    /// Routes that are told at most: a description has a bounded size.
+    pub const ROUTES_MAX: usize = 512;
 }
 
 /// The public X25519 keys of a node. There are two places for them, each with an address of the node inside the tunnel,

@@ -112,6 +112,9 @@ impl Kernel {
             forwarding6: is_on(Path::new(FORWARDING6)) || !has_way_out(&addresses6),
             ..Observed::default()
         };
+        if let Some(overlay) = &desired.overlay {
+            observed.facts = Some(self.facts_of(&links, &addresses, overlay.source())?);
+        }
         for link in links {
             let mut found = observed_link(&link, link.master.and_then(|index| names.get(&index).cloned()));
             found.addresses =
@@ -162,14 +165,25 @@ impl Kernel {
 
     /// Networks the host routes, ours left out, and the size of the link that has `source`.
     pub fn facts(&mut self, source: std::net::Ipv4Addr) -> Result<Facts, NetError> {
-        let failed = |error| NetError::kernel("read routes and links", error);
+        let failed = |error| NetError::kernel("read links and addresses", error);
         let links = route::links(&mut self.route).map_err(failed)?;
+        let addresses = route::addresses(&mut self.route).map_err(failed)?;
+        self.facts_of(&links, &addresses, source)
+    }
+
+    fn facts_of(
+        &mut self,
+        links: &[Link],
+        addresses: &[(u32, Cidr)],
+        source: std::net::Ipv4Addr,
+    ) -> Result<Facts, NetError> {
         let ours = |link: &&Link| {
             let alias = link.alias.as_deref().unwrap_or_default();
             self.config.is_ours(alias) || alias == self.config.uplink_alias()
         };
         let ours: BTreeSet<u32> = links.iter().filter(ours).map(|link| link.index).collect();
-        let routes = forwarding::routes(&mut self.route).map_err(failed)?;
+        let failed = |error| NetError::kernel("read routes", error);
+        let routes = forwarding::routes::<std::net::Ipv4Addr>(&mut self.route).map_err(failed)?;
         let wanted = routes.iter().filter(|route| route.to.prefix_len > 0 && !ours.contains(&route.link));
         let routes6 = forwarding::routes::<Ipv6Addr>(&mut self.route).map_err(failed)?;
         // Each link has a route to its own link-local addresses.
@@ -179,7 +193,6 @@ impl Kernel {
                 && !ours.contains(&route.link)
                 && route.link != LOOPBACK
         });
-        let addresses = route::addresses(&mut self.route).map_err(failed)?;
         let holder = addresses.iter().find(|(_, cidr)| cidr.address == source).map(|(index, _)| *index);
         let carrier = links.iter().find(|link| Some(link.index) == holder);
         Ok(Facts {

@@ -28,6 +28,7 @@ mod netlink;
 mod netns;
 mod network;
 mod overlay;
+mod peers;
 mod plan;
 mod probe;
 pub mod wireguard;
@@ -41,8 +42,9 @@ pub use model::{
     Protocol, TunnelProgram,
 };
 pub use netns::run_in_netns;
-pub use network::{Attachment, Facts, Network, Report, facts};
+pub use network::{Attachment, Facts, Network, Report, facts, missing_for_overlays};
 pub use overlay::{MTU6_MIN, Overlay, OverlayNetwork, PublishedPort, Step, VirtualService};
+pub use peers::{PeerAnswers, PeerQuestions};
 pub use plan::{Inside, Observed, ObservedLink, Operation, plan};
 
 #[cfg(test)]

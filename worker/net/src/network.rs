@@ -14,6 +14,7 @@ use crate::{
     listeners::listens,
     model::{BridgeNetwork, Cidr, Cidr6, Endpoint, HostPort, Mac, NetworkConfig, NodeNetwork, Protocol},
     overlay::Overlay,
+    peers::PeerQuestions,
     plan::{self, Mesh, Operation, plan},
     probe,
 };
@@ -58,6 +59,8 @@ pub struct Report {
     pub failed: Vec<(Operation, NetError)>,
     /// Published ports on which other processes of this node listen; these are left to them.
     pub in_use: BTreeSet<(Protocol, u16)>,
+    /// The host's network as it was found, if there are to be overlays.
+    pub facts: Option<Facts>,
 }
 
 impl Report {
@@ -83,7 +86,8 @@ impl Network {
                 let opened = Kernel::open(config);
                 match opened {
                     Ok(kernel) => {
-                        let mut node = Node { kernel, current: NodeNetwork::default(), mesh: None };
+                        let mut node =
+                            Node { kernel, current: NodeNetwork::default(), mesh: None, facts: None };
                         let _ = ready.send(Ok(()));
                         for job in queue {
                             job(&mut node);
@@ -95,6 +99,18 @@ impl Network {
             .map_err(|error| NetError::kernel("start the network thread", error.into()))?;
         started.recv().map_err(|_| NetError::ThreadEnded)??;
         Ok(Self { jobs })
+    }
+
+    /// Asks other nodes' kernels whether the data path leads there: what came back is looked at later. `former` are the
+    /// questions before.
+    pub async fn ask_peers(&self, former: &PeerQuestions) -> Result<PeerQuestions, NetError> {
+        let last = former.last();
+        self.ask(move |node| {
+            let Some(overlay) = node.current.overlay.clone() else { return Ok(PeerQuestions::default()) };
+            let helper = node.kernel.helper()?;
+            helper.map_or_else(|| Ok(PeerQuestions::default()), |helper| helper.ask(&overlay, last))
+        })
+        .await
     }
 
     async fn ask<T: Send + 'static>(
@@ -198,6 +214,14 @@ pub fn facts(config: NetworkConfig, source: Ipv4Addr) -> Result<Facts, NetError>
     Kernel::open(config)?.facts(source)
 }
 
+/// What overlays rest on and this kernel lacks, and what will not work for it, in words.
+///
+/// # Errors
+/// `NotPermitted` or `Namespace` without privilege.
+pub fn missing_for_overlays(config: &NetworkConfig) -> Result<Vec<String>, NetError> {
+    probe::missing_for_overlays(config)
+}
+
 fn check_config(config: &NetworkConfig) -> Result<(), NetError> {
     let invalid = |reason: String| NetError::Invalid { what: "table", id: config.table.clone(), reason };
     let name = |text: &str| {
@@ -221,6 +245,8 @@ struct Node {
     current: NodeNetwork,
     /// How the overlays are joined to the host, while there are any.
     mesh: Option<Mesh>,
+    /// As found when all was last compared with the kernel.
+    facts: Option<Facts>,
 }
 
 impl Node {
@@ -371,13 +397,14 @@ impl Node {
     fn differences(&mut self, desired: &NodeNetwork) -> Result<Vec<Operation>, NetError> {
         let observed = self.kernel.observe(desired)?;
         self.mesh = observed.mesh.clone();
+        self.facts = observed.facts.clone();
         Ok(plan(&self.kernel.config, desired, &observed))
     }
 
     fn reconcile(&mut self, desired: NodeNetwork) -> Result<Report, NetError> {
         desired.validate()?;
         let operations = self.differences(&desired)?;
-        let mut report = Report { in_use: self.in_use(), ..Report::default() };
+        let mut report = Report { in_use: self.in_use(), facts: self.facts.clone(), ..Report::default() };
         self.kernel.perform(&operations, |operation, result| {
             match result {
                 Ok(()) => report.repaired.push(operation.clone()),

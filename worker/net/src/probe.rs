@@ -5,12 +5,17 @@ use std::{net::Ipv4Addr, os::fd::AsFd, path::Path};
 use crate::{
     error::{KernelError, NetError},
     firewall::{
-        Element,
-        message::{Change, Shape},
+        Backends, Balancer, Element,
+        helper::{HELPER, OWN_MARK, PUBLISHED},
+        message::{self, Change, Shape},
     },
-    kernel::Kernel,
-    model::{Mac, NetworkConfig},
-    netlink::{conntrack, route},
+    kernel::{Kernel, index_of},
+    model::{Mac, NetworkConfig, Protocol},
+    netlink::{
+        conntrack,
+        forwarding::{self, Forward, MarkRule},
+        route::{self, LinkChange},
+    },
     netns,
 };
 
@@ -53,6 +58,97 @@ pub(crate) fn probe(config: &NetworkConfig) -> Result<(), NetError> {
     })?
 }
 
+/// One thing that overlays rest on: its name, the kernel's options for it, and what does not work without it.
+struct Need {
+    feature: &'static str,
+    option: &'static str,
+    without: &'static str,
+}
+
+const NO_OVERLAYS: &str = "overlay networks and ports published on every node do not work on this node";
+
+impl Need {
+    fn met(&self, result: Result<(), KernelError>) -> Option<String> {
+        let error = result.err()?;
+        let Self { feature, option, without } = self;
+        Some(format!("this kernel lacks {feature} ({option}; it says: {error}): {without}"))
+    }
+}
+
+/// Tries all that overlays rest on beside what [`probe`] has seen. Returns what is missing, and what will not work for
+/// it, in words.
+///
+/// # Errors
+/// `NotPermitted` or `Namespace` without privilege.
+pub(crate) fn missing_for_overlays(config: &NetworkConfig) -> Result<Vec<String>, NetError> {
+    netns::in_new(|| {
+        let mut kernel = Kernel::open(config.clone())?;
+        let namespace = netns::open(Path::new("/proc/thread-self/ns/net"))?;
+        let (route, netfilter) = kernel.sockets();
+        let (here, there) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
+        let mac = Mac::from_address(there);
+        let mut index = 0;
+        let bridge = route::create_bridge(route, "probe", Mac::from_address(here))
+            .and_then(|()| route::make_plain(route, "probe"))
+            .and_then(|()| index_of(route, "probe"))
+            .and_then(|found| {
+                index = found;
+                forwarding::answer_at_once(route, index)?;
+                forwarding::set_neighbour(route, index, there.into(), mac)
+            });
+        let peer = route::Peer { name: "probe1", mac: None, mtu: None, namespace: namespace.as_fd() };
+        let port = route::create_veth(route, "probe0", &peer).and_then(|()| {
+            let change = LinkChange { master: Some(index), ..LinkChange::default() };
+            route::set_link(route, "probe0", &change)?;
+            route::close_port(route, "probe0", true)
+        });
+        let tunnel = route::Tunnel { vni: 1, local: Ipv4Addr::LOCALHOST, port: 4789 };
+        let vxlan = route::create_vxlan(route, "probe2", &tunnel, 1450, namespace.as_fd()).and_then(|()| {
+            let forward = Forward { link: index_of(route, "probe2")?, mac, to: Some(here) };
+            forwarding::set_forward(route, &forward)
+        });
+        let rule = MarkRule { ipv6: false, priority: 1000, mark: 1, mask: OWN_MARK, table: 1001 };
+        let rule = forwarding::add_rule(route, &rule);
+        let mut change = |change: Change| {
+            message::apply(netfilter, &config.table, &HELPER, &[change]).map_err(|(what, error)| {
+                tracing::warn!(%what, %error, "the kernel refused the probe of the overlays");
+                error
+            })
+        };
+        let rules = change(Change::Rules(Shape::default()));
+        let backends = Backends::Port(Protocol::Tcp, 80, [there.into()].into());
+        let balancer = Balancer { chain: format!("{PUBLISHED}probe"), backends };
+        // Without the tables it would only fail for want of them.
+        let balancer = if rules.is_ok() { change(Change::Balance(balancer)) } else { Ok(()) };
+        let need = |feature, option, without| Need { feature, option, without };
+        let missing = [
+            need("bridges that answer for their subnet", "CONFIG_BRIDGE", NO_OVERLAYS).met(bridge),
+            need("veth devices as isolated ports of a bridge", "CONFIG_VETH and CONFIG_BRIDGE", NO_OVERLAYS)
+                .met(port),
+            need("VXLAN devices", "CONFIG_VXLAN", NO_OVERLAYS).met(vxlan),
+            need(
+                "policy routing",
+                "CONFIG_IP_MULTIPLE_TABLES",
+                "ports published on every node get no answer when another node has the task",
+            )
+            .met(rule),
+            need(
+                "what the rules of the overlays need of nftables",
+                "CONFIG_NFT_CT, CONFIG_NFT_NAT, CONFIG_NFT_REJECT and others",
+                NO_OVERLAYS,
+            )
+            .met(rules),
+            need(
+                "drawing by chance in nftables",
+                "CONFIG_NFT_NUMGEN",
+                "services' addresses and ports published on every node do not work on this node",
+            )
+            .met(balancer),
+        ];
+        Ok(missing.into_iter().flatten().collect())
+    })?
+}
+
 fn told(
     result: Result<(), KernelError>,
     feature: &'static str,
@@ -83,5 +179,19 @@ fn firewall_feature(action: &str) -> (&'static str, &'static str) {
         ("nftables masquerading", "CONFIG_NFT_MASQ and CONFIG_NFT_CT")
     } else {
         ("nftables", "CONFIG_NF_TABLES")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_with_what_will_not_work() {
+        let need = Need { feature: "VXLAN devices", option: "CONFIG_VXLAN", without: NO_OVERLAYS };
+        assert_eq!(need.met(Ok(())), None);
+        let told = need.met(Err(KernelError { errno: libc::EOPNOTSUPP, reason: None })).unwrap();
+        assert!(told.starts_with("this kernel lacks VXLAN devices (CONFIG_VXLAN; it says: "), "{told}");
+        assert!(told.ends_with("do not work on this node"), "{told}");
     }
 }

@@ -20,7 +20,7 @@ mod spec;
 mod strays;
 mod users;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,8 +33,7 @@ use rswarm_image::{Digest, ImageError, ImageStore, PullOptions};
 use rswarm_net::{NetError, NetworkConfig};
 use rswarm_runtime::{Container, Containers, RuntimeError, ShimCommand, State, Status};
 use rswarm_types::netmap::NetworkMap;
-use rswarm_types::node::TunnelKeys;
-use rswarm_types::service::Protocol;
+use rswarm_types::node::{NodeNetworkFacts, TunnelKeys};
 use rswarm_types::{NodeId, Task, TaskId, Version};
 use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc};
 
@@ -332,8 +331,8 @@ impl Executor for ContainerExecutor {
         self.networks.check().boxed()
     }
 
-    fn ports_in_use(&self) -> BTreeSet<(Protocol, u16)> {
-        self.networks.ports_in_use()
+    fn update_facts(&self, facts: &mut NodeNetworkFacts) {
+        self.networks.update_facts(facts);
     }
 
     fn tunnel_keys(&self) -> Option<TunnelKeys> {

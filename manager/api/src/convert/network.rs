@@ -110,6 +110,7 @@ impl From<&NodeNetworkFacts> for v1::NodeNetworkFacts {
             ports_in_use: facts.ports_in_use.iter().map(Into::into).collect(),
             routes6: facts.routes6.iter().map(ToString::to_string).collect(),
             tunnel: facts.tunnel.as_ref().map(Into::into),
+            silent_peers: facts.silent_peers.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -124,6 +125,7 @@ impl TryFrom<v1::NodeNetworkFacts> for NodeNetworkFacts {
             routes6: texts("routes6", &wire.routes6)?,
             ports_in_use: each("ports_in_use", wire.ports_in_use)?.into_iter().collect(),
             tunnel: tunnel(wire.tunnel)?,
+            silent_peers: texts("silent_peers", &wire.silent_peers)?.into_iter().collect(),
         })
     }
 }
@@ -487,6 +489,7 @@ mod tests {
             routes6: vec!["2001:db8::/32".parse().unwrap()],
             ports_in_use: [(Protocol::Udp, 53)].into(),
             tunnel: Some(TunnelKeys { place: 0, current: TunnelKey([3; 32]), next: None }),
+            silent_peers: [NodeId::from_bytes([5; 16])].into(),
         };
         let description = NodeDescription { network: facts, ..NodeDescription::default() };
         assert_eq!(NodeDescription::try_from(v1::NodeDescription::from(&description)), Ok(description));

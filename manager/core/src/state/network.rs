@@ -18,8 +18,8 @@ use rswarm_types::node::NodeNetworkFacts;
 use rswarm_types::service::{EndpointMode, PortConfig, PublishMode, ServiceEndpoint};
 use rswarm_types::subnet::Address;
 use rswarm_types::{
-    Cluster, ClusterId, ClusterSpec, Network, NetworkDriver, NetworkId, Node, NodeId, ServiceId, ServiceMode,
-    ServiceSpec, Task, TaskId, Timestamp,
+    Cluster, ClusterId, ClusterSpec, Network, NetworkDriver, NetworkId, Node, NodeId, NodeState, ServiceId,
+    ServiceMode, ServiceSpec, Task, TaskId, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -129,6 +129,25 @@ impl State {
             }));
         }
         conflicts
+    }
+
+    /// The nodes that are ready and yet do not answer `node` by the data path, in words.
+    pub fn unreached_peers(&self, node: &Node) -> Vec<String> {
+        let Some(description) = &node.description else { return Vec::new() };
+        let port = self.cluster().map_or(0, |cluster| cluster.spec.data_path_port);
+        let silent = description.network.silent_peers.iter().filter_map(|id| self.node(*id));
+        let up = silent
+            .filter(|peer| peer.status.state == NodeState::Ready && node.status.state == NodeState::Ready);
+        up.map(|peer| {
+            let at = peer.description.as_ref().and_then(|description| description.network.data_path_addr);
+            format!(
+                "node `{}` gets no answer from node `{}` by the data path: let UDP port {port} pass between them{}",
+                node.display_name(),
+                peer.display_name(),
+                at.map_or_else(String::new, |at| format!(", the other is at {at}")),
+            )
+        })
+        .collect()
     }
 
     /// Bytes of a packet inside an overlay whose network leaves that open: what fits between any two nodes.

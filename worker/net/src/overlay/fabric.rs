@@ -10,8 +10,8 @@ use std::{
 };
 
 use super::model::{
-    Overlay, OverlayNetwork, PublishedPort, VirtualService, bridge_name, next_hop, next_hop6, node_mac,
-    vxlan_name,
+    NEXT_HOPS_PREFIX_LEN, Overlay, OverlayNetwork, PublishedPort, VirtualService, bridge_name, next_hop,
+    next_hop6, node_mac, vxlan_name,
 };
 use crate::{
     firewall::{
@@ -36,7 +36,7 @@ pub(crate) enum Piece {
     Bridge {
         name: String,
         mac: Mac,
-        address: Cidr,
+        addresses: BTreeSet<Cidr>,
         mtu: u32,
         sound: bool,
     },
@@ -232,11 +232,13 @@ fn base_pieces(host: IpAddr) -> [Piece; 4] {
 
 fn network_pieces(overlay: &Overlay, vni: u32, network: &OverlayNetwork) -> Vec<Piece> {
     let bridge = bridge_name(vni);
+    let own = Cidr { address: next_hop(overlay.node), prefix_len: NEXT_HOPS_PREFIX_LEN };
+    let own = network.ingress.then_some(own);
     let mut pieces = vec![
         Piece::Bridge {
             name: bridge.clone(),
             mac: node_mac(overlay.node),
-            address: network.cidr(),
+            addresses: [network.cidr()].into_iter().chain(own).collect(),
             mtu: network.mtu,
             sound: true,
         },

@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::{
+    Overlay,
     fabric::{Piece, Uplink},
     model::vxlan_name,
     plan::{Action, ObservedOverlay, Port, Step},
@@ -32,6 +33,7 @@ use crate::{
         route::{self, LinkChange, Peer},
     },
     netns,
+    peers::PeerQuestions,
     wireguard::{
         KEEPALIVE, Peer as TunnelPeer, Setting, WIREGUARD,
         device::{self, Device},
@@ -243,6 +245,11 @@ impl Helper {
         Ok(())
     }
 
+    /// Asks other nodes, see [`PeerQuestions`].
+    pub fn ask(&self, overlay: &Overlay, former: Option<u16>) -> Result<PeerQuestions, NetError> {
+        self.within(|| PeerQuestions::ask(overlay, former))?
+    }
+
     fn within<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, NetError> {
         netns::within(self.namespace.as_fd(), &self.path, f)
     }
@@ -286,10 +293,8 @@ impl Helper {
             let (name, mtu) = (link.name.clone(), link.mtu);
             match (link.kind.as_str(), link.mac) {
                 ("bridge", Some(mac)) => {
-                    let unset = Cidr { address: Ipv4Addr::UNSPECIFIED, prefix_len: 0 };
-                    let address = own.first().copied().unwrap_or(unset);
-                    let sound = link.up && link.plain && own.len() == 1;
-                    observed.pieces.insert(Piece::Bridge { name, mac, address, mtu, sound });
+                    let (sound, addresses) = (link.up && link.plain, own.into_iter().collect());
+                    observed.pieces.insert(Piece::Bridge { name, mac, addresses, mtu, sound });
                 }
                 ("vxlan", _) => {
                     let none = route::Tunnel { vni: 0, local: Ipv4Addr::UNSPECIFIED, port: 0 };
@@ -500,7 +505,7 @@ impl Helper {
 
     fn add(&mut self, host: &mut Socket, piece: &Piece) -> Result<(), KernelError> {
         match piece {
-            Piece::Bridge { name, mac, address, mtu, .. } => {
+            Piece::Bridge { name, mac, addresses, mtu, .. } => {
                 let found = route::link_by_name(&mut self.route, name)?;
                 if found.as_ref().is_some_and(|link| link.kind != "bridge") {
                     self.remove_link(name)?;
@@ -514,11 +519,13 @@ impl Helper {
                 forwarding::answer_at_once(&mut self.route, index)?;
                 for (_, surplus) in route::addresses(&mut self.route)?
                     .into_iter()
-                    .filter(|(of, cidr)| *of == index && cidr != address)
+                    .filter(|(of, cidr)| *of == index && !addresses.contains(cidr))
                 {
                     route::delete_address(&mut self.route, index, surplus)?;
                 }
-                route::add_address(&mut self.route, index, *address)?;
+                for address in addresses {
+                    route::add_address(&mut self.route, index, *address)?;
+                }
                 // A bridge forgets its neighbours when it is given an address, even if it has it already.
                 let mac = found.as_ref().is_some_and(|link| link.mac != Some(*mac)).then_some(*mac);
                 let change = LinkChange { up: Some(true), mac, mtu: Some(*mtu), ..LinkChange::default() };

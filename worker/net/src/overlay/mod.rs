@@ -17,5 +17,5 @@ mod model;
 pub(crate) mod plan;
 
 pub use model::{MTU6_MIN, Overlay, OverlayNetwork, PublishedPort, VirtualService};
-pub(crate) use model::{bridge_name, vxlan_name};
+pub(crate) use model::{bridge_name, next_hop, vxlan_name};
 pub use plan::Step;

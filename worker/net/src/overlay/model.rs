@@ -116,7 +116,7 @@ pub(crate) fn node_mac(number: u16) -> Mac {
     Mac([0x02, 0x52, a, b, c, d])
 }
 
-/// A node as next hop. Only ever an address in routes: nothing is sent to it.
+/// A node as next hop, its address on the bridge of the ingress network. Only other nodes' questions are sent to it.
 pub(crate) fn next_hop(number: u16) -> Ipv4Addr {
     let [high, low] = number.to_be_bytes();
     Ipv4Addr::new(169, 254, 128 + high, low)
@@ -126,6 +126,9 @@ pub(crate) fn next_hop(number: u16) -> Ipv4Addr {
 pub(crate) fn next_hop6(number: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x5253, number)
 }
+
+/// Of the subnet that all next hops are in.
+pub(crate) const NEXT_HOPS_PREFIX_LEN: u8 = 20;
 
 impl OverlayNetwork {
     pub(crate) fn cidr(&self) -> Cidr {

@@ -13,6 +13,7 @@ use std::{
 use crate::{
     firewall::{self, Element, message::Shape},
     model::{BridgeNetwork, Cidr, Cidr6, Endpoint, Mac, NetworkConfig, NodeNetwork, Protocol},
+    network::Facts,
     overlay::{
         fabric::{self, Uplink},
         plan::{Action, ObservedOverlay, Step},
@@ -37,6 +38,8 @@ pub struct Observed {
     pub overlay: ObservedOverlay,
     /// How the overlays are to be joined to the host; present when they are wanted.
     pub mesh: Option<Mesh>,
+    /// Of the host itself; present when overlays are wanted.
+    pub facts: Option<Facts>,
 }
 
 /// How the host is joined to its overlays: chosen once, by what else there is on the host.

@@ -5,7 +5,10 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     process::Command,
     thread,
+    time::{Duration, Instant},
 };
+
+use rswarm_net::{Network, PeerAnswers, PeerQuestions};
 
 use crate::{
     cluster::{APP, Cluster, INNER, OTHER, Task, address, address6, helper},
@@ -58,6 +61,13 @@ async fn tasks_reach_each_other_within_and_across_nodes() {
     transfer(first, last, APP, 10_000_000);
     last.container.serve(80, "last");
     assert_eq!(first.container.run(|| fetch(last.address(APP), 80)).unwrap(), "last saw 10.0.0.2");
+}
+
+#[test]
+fn a_kernel_that_can_do_all_lacks_nothing() {
+    needs_kernel!();
+    let missing = rswarm_net::missing_for_overlays(&rswarm_net::NetworkConfig::default()).unwrap();
+    assert_eq!(missing, Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -207,6 +217,45 @@ async fn a_restricted_service_answers_none_but_the_allowed() {
     cluster.tell().await;
     cluster.assert_settled().await;
     assert!(reaches(&cluster, near, at(&cluster, far)));
+}
+
+/// Who answers a node within a second, and who does not.
+async fn answers(node: &Network) -> PeerAnswers {
+    let questions = node.ask_peers(&PeerQuestions::default()).await.unwrap();
+    let (mut found, end) = (questions.answers(), Instant::now() + Duration::from_secs(1));
+    while !found.silent.is_empty() && Instant::now() < end {
+        thread::sleep(Duration::from_millis(5));
+        found.answered.extend(questions.answers().answered);
+        found.silent.retain(|number| !found.answered.contains(number));
+    }
+    found
+}
+
+#[tokio::test]
+async fn kernels_answer_by_the_data_path_unless_it_is_filtered() {
+    needs_kernel!();
+    let mut cluster = Cluster::new(3);
+    cluster.tell().await;
+    let all = |numbers: &[u16]| numbers.iter().copied().collect::<std::collections::BTreeSet<_>>();
+    let found = answers(cluster.node(1)).await;
+    assert_eq!(found, PeerAnswers { answered: all(&[2, 3]), silent: all(&[]) });
+    // Without a daemon, too.
+    cluster.nodes[1] = cluster.daemon(2);
+    assert_eq!(answers(cluster.node(1)).await.silent, all(&[]));
+    let nft = |words: &str| {
+        let host = cluster.host(3);
+        output(host.command("nft").unwrap().arg(words));
+    };
+    nft("add table ip test");
+    nft("add chain ip test input { type filter hook input priority 0 ; }");
+    nft("add rule ip test input udp dport 4789 drop");
+    let found = answers(cluster.node(1)).await;
+    assert_eq!(found, PeerAnswers { answered: all(&[2]), silent: all(&[3]) });
+    // What the others answer does not arrive either.
+    assert_eq!(answers(cluster.node(3)).await.silent, all(&[1, 2]));
+    nft("delete table ip test");
+    assert_eq!(answers(cluster.node(1)).await.silent, all(&[]));
+    assert_eq!(cluster.node(1).verify().await.unwrap(), []);
 }
 
 #[tokio::test]

@@ -4,16 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rswarm_api::v1;
 use rswarm_net::{
-    BridgeNetwork, Check, Endpoint, Finding, HostPort, NetError, Network, NodeNetwork, Overlay, Part,
+    BridgeNetwork, Check, Endpoint, Facts, Finding, HostPort, NetError, Network, NodeNetwork, Overlay, Part,
+    PeerAnswers, PeerQuestions,
 };
 use rswarm_resolver::{MapReader, MapWriter};
 use rswarm_types::cluster::Subnet;
 use rswarm_types::netmap::NetworkMap;
-use rswarm_types::node::TunnelKeys;
+use rswarm_types::node::{NodeNetworkFacts, TunnelKeys};
 use rswarm_types::service::{Protocol, PublishMode};
 use rswarm_types::task::{PortStatus, TaskAddress, TaskNetwork};
 use rswarm_types::{NetworkDriver, NetworkId, NodeId, Task, TaskId, Timestamp, Version};
@@ -44,7 +45,25 @@ pub struct TaskNetworks {
     state: tokio::sync::Mutex<State>,
     /// Differences that were mended since this daemon started.
     mended: AtomicU64,
-    in_use: Mutex<BTreeSet<NodePort>>,
+    seen: Mutex<Seen>,
+    peers: tokio::sync::Mutex<Peers>,
+}
+
+/// What of the node's network is its own affair or its surroundings'.
+#[derive(Default)]
+struct Seen {
+    in_use: BTreeSet<NodePort>,
+    /// `None` until the host was looked at.
+    host: Option<Facts>,
+    silent: BTreeSet<u16>,
+}
+
+/// The other nodes as the data path shows them.
+#[derive(Default)]
+struct Peers {
+    asked: PeerQuestions,
+    /// By number: how many questions in a row were not answered.
+    unanswered: BTreeMap<u16, u32>,
 }
 
 /// Whether this node takes part in encrypted networks.
@@ -115,7 +134,8 @@ impl TaskNetworks {
             announced,
             state,
             mended: AtomicU64::new(0),
-            in_use: Mutex::default(),
+            seen: Mutex::default(),
+            peers: tokio::sync::Mutex::default(),
         })
     }
 
@@ -302,21 +322,60 @@ impl TaskNetworks {
             aged.map_err(|error| Failure::new(FailureKind::Temporary, &error))?;
         }
         self.make_so(&state).await?;
-        self.resolve(&state)
+        self.resolve(&state)?;
+        drop(state);
+        self.ask_around().await;
+        Ok(())
+    }
+
+    /// Looks at who of the other nodes has answered since the last time, and asks again.
+    async fn ask_around(&self) {
+        let mut peers = self.peers.lock().await;
+        let answers = peers.asked.answers();
+        peers.note(&answers);
+        match self.network.ask_peers(&peers.asked).await {
+            Ok(asked) => peers.asked = asked,
+            Err(error) => {
+                let error = rswarm_types::error::chain(&error);
+                tracing::warn!(%error, "other nodes cannot be asked by the data path");
+            }
+        }
+        let silent: BTreeSet<u16> = peers.silent().collect();
+        let mut seen = self.seen();
+        if silent != seen.silent {
+            tracing::info!(nodes = ?silent, "nodes that do not answer by the data path");
+        }
+        seen.silent = silent;
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note_in_use(&self, in_use: &BTreeSet<(rswarm_net::Protocol, u16)>) {
-        let mut known = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen();
+        let known = &mut seen.in_use;
         let in_use: BTreeSet<NodePort> = in_use.iter().map(|(of, port)| (protocol_of(*of), *port)).collect();
-        for (protocol, port) in in_use.difference(&known) {
+        for (protocol, port) in in_use.difference(known) {
             tracing::warn!(%protocol, port, "published port is in use by another process on this node");
         }
         *known = in_use;
     }
 
-    /// Published ports on which other processes of the node listened when it was last looked at.
-    pub fn ports_in_use(&self) -> BTreeSet<NodePort> {
-        self.in_use.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Brings facts up to date, as of when the node was last looked at.
+    pub fn update_facts(&self, facts: &mut NodeNetworkFacts) {
+        let map = self.announced.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let seen = self.seen();
+        facts.ports_in_use.clone_from(&seen.in_use);
+        let silent = map.nodes.iter().filter(|(_, node)| seen.silent.contains(&node.number));
+        facts.silent_peers = silent.map(|(id, _)| *id).collect();
+        if let Some(host) = &seen.host {
+            facts.mtu = host.mtu.unwrap_or(facts.mtu);
+            let routes = host.routes.iter().filter_map(|route| Subnet::new(route.address, route.prefix_len));
+            facts.routes = routes.take(NodeNetworkFacts::ROUTES_MAX).collect();
+            let routes = host.routes6.iter().filter_map(|to| Subnet::new(to.address, to.prefix_len));
+            facts.routes6 = routes.take(NodeNetworkFacts::ROUTES_MAX).collect();
+        }
     }
 
     /// What differs from what a manager told last, without mending it. Under the lock, so that nothing is half made.
@@ -359,6 +418,9 @@ impl TaskNetworks {
         let report =
             self.network.reconcile(&desired).await.map_err(|error| explain(&error, &state.attached))?;
         self.note_in_use(&report.in_use);
+        if report.facts.is_some() {
+            self.seen().host = report.facts;
+        }
         if !report.repaired.is_empty() {
             self.mended.fetch_add(report.repaired.len() as u64, Ordering::Relaxed);
             tracing::info!(operations = ?report.repaired, "the node's network differed and was mended");
@@ -399,6 +461,23 @@ impl TaskNetworks {
             masquerade: true,
             internal: false,
         }
+    }
+}
+
+impl Peers {
+    /// Lost packets and a node that starts anew are no news yet.
+    const UNANSWERED: u32 = 3;
+
+    fn note(&mut self, answers: &PeerAnswers) {
+        for number in &answers.silent {
+            *self.unanswered.entry(*number).or_default() += 1;
+        }
+        self.unanswered.retain(|number, _| !answers.answered.contains(number));
+    }
+
+    fn silent(&self) -> impl Iterator<Item = u16> {
+        let long = self.unanswered.iter().filter(|(_, times)| **times >= Self::UNANSWERED);
+        long.map(|(number, _)| *number)
     }
 }
 

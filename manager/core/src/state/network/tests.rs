@@ -8,8 +8,8 @@ use rswarm_types::node::NodeNetworkFacts;
 use rswarm_types::service::{EndpointMode, FailureAction, PortConfig, Protocol, PublishMode, UpdateState};
 use rswarm_types::task::NetworkAttachment;
 use rswarm_types::{
-    Cluster, ClusterId, Network, NetworkDriver, NetworkId, NetworkSpec, NodeDescription, ServiceId, ServiceMode,
-    ServiceSpec, TaskState,
+    Cluster, ClusterId, Network, NetworkDriver, NetworkId, NetworkSpec, NodeDescription, ServiceId,
+    ServiceMode, ServiceSpec, TaskState,
 };
 
 use super::AddressHolder;
