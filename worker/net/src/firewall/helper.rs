@@ -60,18 +60,18 @@
 //!                       ether type ip6 iifname . ether saddr . ip6 saddr @sources6 accept
 //!                       ether type ip6 drop }
 //!   chain direct      { type filter hook prerouting priority filter
-//!                       iifname "rsx*" meta l4proto tcp tcp flags ack th dport & 0x8000 == 0
+//!                       iifname "rsx*" ether type ip tcp flags ack th dport & 0x8000 == 0
 //!                           ether daddr set iifname . ip daddr map @here accept
-//!                       iifname "rsx*" meta l4proto tcp tcp flags syn / syn,ack
+//!                       iifname "rsx*" ether type ip tcp flags syn / syn,ack
 //!                           iifname . ip daddr map @here notrack
 //!                       iifname "rsx*" accept
-//!                       meta l4proto tcp tcp flags ack ether daddr set ip daddr map @elsewhere accept
-//!                       meta l4proto tcp tcp flags syn / syn,ack ip daddr map @elsewhere notrack }
+//!                       ether type ip tcp flags ack ether daddr set ip daddr map @elsewhere accept
+//!                       ether type ip tcp flags syn / syn,ack ip daddr map @elsewhere notrack }
 //! }
 //! ```
 //!
-//! - TCP between tasks of two nodes is switched, not routed (`direct`): the frame gets the MAC of the other's node, and there that of the
-//!   task. Only a connection's first segment is routed, and so checked by `forward`. Answers to a service's address have
+//! - TCP by IPv4 between tasks of two nodes is switched, not routed (`direct`): the frame gets the MAC of the other's node,
+//!   and there that of the task. Only a connection's first segment is routed, and so checked by `forward`. Answers to a service's address have
 //!   to be translated back, so what comes from elsewhere for a port from 32768 on, where clients have theirs, is routed
 //!   and tracked as well; a call to a service's address from a lower port gets a higher one (`postrouting`).
 //! - A first packet's segment size is enough to clamp: what a task offers is never more than its network carries.
@@ -94,8 +94,8 @@ use super::{
     Set,
     rules::{
         Base, CT_ESTABLISHED, CT_NEW, CT_RELATED, ChainSpec, Ct, Expr, Family, Hook, Layout, Meta, REG_1,
-        REG_2, REG_3, Verdict, WORD_1, WORD_5, in_set, inet, ipv4, ipv6, name_is, rule, source_check,
-        translated, tunnelled,
+        REG_2, REG_3, Verdict, WORD_1, WORD_5, ether_type, in_set, inet, ipv4, ipv6, name_is, rule,
+        source_check, translated, tunnelled,
     },
 };
 use crate::wireguard::WIREGUARD;
@@ -221,7 +221,8 @@ fn direct() -> ChainSpec {
     let here = &[Expr::Meta { key: Meta::Iifname, to: REG_1 }, destination(REG_2), Expr::Map(Set::Here)];
     let elsewhere = &[destination(REG_1), Expr::Map(Set::Elsewhere)];
     let accept = &[Expr::Verdict(Verdict::Accept)];
-    let (goes_on, begins) = (&tcp(Expr::AnyBitOfByte(ACK)), &begins());
+    let goes_on = &rule([&ether_type(0x0800), &tcp(Expr::AnyBitOfByte(ACK))]);
+    let begins = &rule([&ether_type(0x0800), &begins()]);
     let (send, untracked) = (&[Expr::SendTo], &[Expr::Untracked]);
     ChainSpec {
         family: Family::Bridge,

@@ -313,7 +313,7 @@ pub(super) fn loopback(offset: u32) -> [Expr; 2] {
     [Expr::Payload { base: Base::Network, offset, len: 1, to: REG_1 }, Expr::Equal(vec![127])]
 }
 
-fn ether_type(kind: u16) -> [Expr; 2] {
+pub(super) fn ether_type(kind: u16) -> [Expr; 2] {
     [
         Expr::Payload { base: Base::Link, offset: 12, len: 2, to: REG_1 },
         Expr::Equal(kind.to_be_bytes().to_vec()),
