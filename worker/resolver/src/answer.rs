@@ -73,17 +73,17 @@ fn known(names: &Names, question: &Question, text: &str, asker: Ipv4Addr, rng: &
     Some(question.finish(fill(question, a.chain(aaaa).map(address_data)), |_| {}))
 }
 
-fn address_data(address: IpAddr) -> AllRecordData<Vec<u8>, Name<Vec<u8>>> {
+/// Of type A or AAAA.
+type AddressData = AllRecordData<Vec<u8>, Name<Vec<u8>>>;
+
+fn address_data(address: IpAddr) -> AddressData {
     match address {
         IpAddr::V4(address) => A::new(address).into(),
         IpAddr::V6(address) => Aaaa::new(address).into(),
     }
 }
 
-pub(crate) fn address_record(
-    name: &Name<Vec<u8>>,
-    address: IpAddr,
-) -> Record<&Name<Vec<u8>>, AllRecordData<Vec<u8>, Name<Vec<u8>>>> {
+pub(crate) fn address_record(name: &Name<Vec<u8>>, address: IpAddr) -> Record<&Name<Vec<u8>>, AddressData> {
     Record::new(name, Class::IN, TTL, address_data(address))
 }
 

@@ -216,6 +216,7 @@ mod tests {
     use rswarm_net::wireguard::PrivateKey;
     use rswarm_types::TaskId;
     use rswarm_types::netmap::{MapAttachment, MapNode};
+    use rswarm_types::network::Ipam6;
     use rswarm_types::node::TunnelKey;
     use rswarm_types::service::{PortConfig, Protocol};
 
@@ -320,6 +321,18 @@ mod tests {
         let elsewhere: Vec<_> = overlay.endpoints.keys().filter(|(vni, _)| *vni == 4097).collect();
         assert_eq!(elsewhere, [&(4097, address(4)), &(4097, address(5)), &(4097, address(6))]);
         assert!(overlay.guarded.contains(&(rswarm_net::Protocol::Udp, 4789)));
+    }
+
+    #[test]
+    fn a_network_has_ipv6_here_where_its_packets_are_large_enough() {
+        let mut map = map();
+        let ipv6 = Ipam6 { subnet: "fd00:1::/64".parse().unwrap(), gateway: "fd00:1::1".parse().unwrap() };
+        map.networks.get_mut(&FRONT).unwrap().ipv6 = Some(ipv6);
+        let of = |map: &NetworkMap| of(map, node(1), &Guarded::new(), |_| None).unwrap().networks[&4097].ipv6;
+        let expected = Cidr { address: ipv6.gateway, prefix_len: 64 };
+        assert_eq!(of(&map), Some(expected).filter(|_| rswarm_net::has_ipv6()));
+        map.networks.get_mut(&FRONT).unwrap().mtu = 1279;
+        assert_eq!(of(&map), None);
     }
 
     #[test]
