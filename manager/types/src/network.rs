@@ -129,8 +129,7 @@ pub struct Ipam6 {
     pub gateway: Ipv6Addr,
 }
 
-/// Longest prefix of an IPv6 subnet, as usual. There is a place for every IPv4 address, and the data path relies on the
-/// third quarter of a twin being zero.
+/// Longest prefix of an IPv6 subnet, as is usual; there is a place for every IPv4 address.
 pub const PREFIX6_MAX: u8 = 64;
 
 impl Ipam6 {

@@ -55,8 +55,7 @@ pub struct OverlayNetwork {
     /// The address of every node on its bridge.
     pub gateway: Ipv4Addr,
     /// The address of every node there in IPv6, if the network has it: then each address of the IPv4 subnet has a twin in
-    /// the same place of the IPv6 one. Its prefix has 64 bits at most: where switched TCP looks for an IPv4 address,
-    /// twins have zeros.
+    /// the same place of the IPv6 one.
     pub ipv6: Option<Cidr6>,
     /// Bytes of a packet inside.
     pub mtu: u32,
