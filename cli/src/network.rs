@@ -210,7 +210,8 @@ impl CreateArgs {
             self.gateway.iter().filter_map(|at| if let IpAddr::V4(v4) = at { Some(*v4) } else { None });
         let gateways6 =
             self.gateway.iter().filter_map(|at| if let IpAddr::V6(v6) = at { Some(*v6) } else { None });
-        let (subnet6, gateway6) = (only("--subnet", subnets6)?, only("--gateway", gateways6.collect())?);
+        let (subnet6, gateway6) =
+            (only("--subnet", &subnets6)?, only("--gateway", &gateways6.collect::<Vec<_>>())?);
         if let Some(range) = ranges6.first() {
             anyhow::bail!(
                 "--ip-range {range}: IPv6 addresses are the twins of IPv4 ones, so only those have a range"
@@ -224,9 +225,9 @@ impl CreateArgs {
             anyhow::bail!("{given} is IPv6: add --ipv6 for a network with both families");
         }
         Ok(IpamSpec {
-            subnet: only("--subnet", subnets)?,
-            gateway: only("--gateway", gateways.collect())?,
-            range: only("--ip-range", ranges)?,
+            subnet: only("--subnet", &subnets)?,
+            gateway: only("--gateway", &gateways.collect::<Vec<_>>())?,
+            range: only("--ip-range", &ranges)?,
             ipv6: ipv6.then_some(IpamSpec6 { subnet: subnet6, gateway: gateway6 }),
         })
     }
@@ -249,10 +250,10 @@ impl CreateArgs {
 }
 
 /// Of what may be given once for each family.
-fn only<T: Copy>(flag: &str, values: Vec<T>) -> anyhow::Result<Option<T>> {
-    match values[..] {
+fn only<T: Copy>(flag: &str, values: &[T]) -> anyhow::Result<Option<T>> {
+    match values {
         [] => Ok(None),
-        [value] => Ok(Some(value)),
+        [value] => Ok(Some(*value)),
         _ => anyhow::bail!(
             "{flag} is given {} times for one family: a network has one subnet of IPv4 and one of IPv6",
             values.len()

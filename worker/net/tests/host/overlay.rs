@@ -17,7 +17,7 @@ use crate::{
 
 /// Sends bytes from one task to another, and compares.
 fn transfer(from: &Task, to: &Task, vni: u32, bytes: usize) {
-    let listener = to.container.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 7000)).unwrap());
+    let listener = to.container.listen(7000);
     let sent: Vec<u8> = (0..bytes).map(|n| (n * 31 % 251) as u8).collect();
     let received = thread::spawn(move || {
         let mut all = Vec::new();

@@ -149,6 +149,24 @@ impl Container {
         output(rswarm_net::lab::command_in_netns(&self.netns(), program).unwrap().args(arguments))
     }
 
+    /// Listens on a port that may have been listened on just before: a process that another test is about to start
+    /// holds what this one had open until it becomes its program.
+    pub fn listen(&self, port: u16) -> TcpListener {
+        let deadline = Instant::now() + DEADLINE;
+        self.run(|| {
+            loop {
+                match TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)) {
+                    Err(error)
+                        if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline =>
+                    {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    bound => return bound.unwrap(),
+                }
+            }
+        })
+    }
+
     /// Answers every TCP connection with `name` and the caller's address.
     pub fn serve(&self, port: u16, name: &'static str) {
         let listen = || {
