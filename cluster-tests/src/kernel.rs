@@ -299,7 +299,9 @@ impl Cluster {
             let words = "ip -j -6 addr show scope global";
             let own6 = json(&host.netns, words).iter().any(|link| {
                 let all = link["addr_info"].as_array();
-                all.is_some_and(|all| all.iter().any(|one| !word(one, "local").starts_with(UPLINK6)))
+                // Of an address in another scope `ip` may print an object without anything in it.
+                let foreign = |address: &str| !address.is_empty() && !address.starts_with(UPLINK6);
+                all.is_some_and(|all| all.iter().any(|one| foreign(word(one, "local"))))
             });
             facts.extend(own6.then(|| format!("route main via {UPLINK6}1 rsup")));
         }
