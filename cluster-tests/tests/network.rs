@@ -16,6 +16,8 @@ use rswarm_net::run_in_netns;
 
 const SOON: Duration = Duration::from_secs(20);
 /// How long one request may take.
+/// One client's pace.
+const PERIOD: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_secs(3);
 const PUBLISHED: u16 = 8080;
 
@@ -192,6 +194,9 @@ fn replaced_scaled_and_drained_tasks_fail_no_request() {
             move || {
                 let mut failures = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
+                    // A task is called from when its process runs: on a machine that is all taken by clients it might
+                    // not get to listen before.
+                    std::thread::sleep(PERIOD);
                     asked.fetch_add(1, Ordering::Relaxed);
                     if let Err(error) =
                         run_in_netns(wire, || get((address, PUBLISHED).into(), PATIENCE)).expect("the wire")
