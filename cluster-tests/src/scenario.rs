@@ -146,6 +146,15 @@ impl Scenario<'_> {
         })
     }
 
+    /// Removes a service, and waits until its tasks are gone.
+    pub fn remove(&self, service: &str) {
+        self.ok(1, &["service", "rm", service]);
+        self.wait("the tasks are gone", || match self.tasks(service) {
+            Ok(tasks) if !tasks.is_empty() => Err(format!("{tasks:#?}")),
+            _ => Ok(()),
+        });
+    }
+
     /// Fetches the page of each task from the wire; each must come from the task that is said to be there.
     pub fn fetch_pages(&self, tasks: &[TaskLine]) {
         for task in tasks {
@@ -206,10 +215,8 @@ impl Scenario<'_> {
 ///
 /// # Panics
 /// When something is not as it should be.
-pub fn replicas_of_a_worker_without_power_run_elsewhere(scenario: &mut Scenario<'_>, archive: &Path) {
+pub fn replicas_of_a_worker_without_power_run_elsewhere(scenario: &mut Scenario<'_>) {
     assert_eq!(scenario.machines.len(), 3, "one manager, two workers");
-    scenario.form();
-    scenario.load(archive);
     let create = ["service", "create", "--detach", "--name", "web", "--replicas", "3"];
     let place = ["--constraint", "node.role==worker", "--publish", "mode=host,target=80"];
     scenario.ok(1, &[&create[..], &place[..], &[HELLO]].concat());
@@ -254,12 +261,10 @@ const MESH_PORT: u16 = 8080;
 ///
 /// # Panics
 /// When something is not as it should be.
-pub fn a_service_is_reached_through_every_host_and_by_its_name(scenario: &mut Scenario<'_>, archive: &Path) {
-    scenario.form();
-    scenario.load(archive);
-    scenario.ok(1, &["network", "create", "front"]);
+pub fn a_service_is_reached_through_every_host_and_by_its_name(scenario: &Scenario<'_>) {
+    scenario.ok(1, &["network", "create", "mesh"]);
     let publish = format!("{MESH_PORT}:80");
-    let create = ["service", "create", "--detach", "--name", "web", "--replicas", "2", "--network", "front"];
+    let create = ["service", "create", "--detach", "--name", "web", "--replicas", "2", "--network", "mesh"];
     let place = ["--constraint", "node.role==worker", "--publish", &publish];
     scenario.ok(1, &[&create[..], &place[..], &[HELLO]].concat());
     let manager = scenario.machine(1).name().to_owned();
@@ -279,8 +284,9 @@ pub fn a_service_is_reached_through_every_host_and_by_its_name(scenario: &mut Sc
         });
     }
 
-    scenario.ask_for_all(&tasks, "front");
+    scenario.ask_for_all(&tasks, "mesh");
     scenario.ok(1, &["network", "verify"]);
+    scenario.remove("web");
 }
 
 /// Two workers with a page each on an encrypted network: the one finds the other, and whoever taps the wire reads nothing
@@ -288,12 +294,7 @@ pub fn a_service_is_reached_through_every_host_and_by_its_name(scenario: &mut Sc
 ///
 /// # Panics
 /// When something is not as it should be.
-pub fn an_encrypted_network_is_not_to_be_read_on_the_wire(
-    scenario: &mut Scenario<'_>,
-    archive: &Path,
-) -> bool {
-    scenario.form();
-    scenario.load(archive);
+pub fn an_encrypted_network_is_not_to_be_read_on_the_wire(scenario: &Scenario<'_>) -> bool {
     let mut by_process = false;
     let witness = Witness::new(scenario.wire).expect("the wire can be tapped");
     let manager = scenario.machine(1).name().to_owned();
@@ -313,11 +314,7 @@ pub fn an_encrypted_network_is_not_to_be_read_on_the_wire(
         let processes = processes.expect("the machine answers").stdout;
         assert!(processes.contains("rswarm"), "{processes}");
         by_process |= processes.contains("rswarm tunnel");
-        scenario.ok(1, &["service", "rm", "web"]);
-        scenario.wait("the tasks are gone", || match scenario.tasks("web") {
-            Ok(tasks) if !tasks.is_empty() => Err(format!("{tasks:#?}")),
-            _ => Ok(()),
-        });
+        scenario.remove("web");
     }
     by_process
 }

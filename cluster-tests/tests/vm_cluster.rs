@@ -1,6 +1,5 @@
 //! The same claims on virtual machines, with pure cgroup v2 and Debian's kernel, and on namespaces.
 
-use std::path::Path;
 use std::time::Duration;
 
 use rswarm_cluster_tests::ClusterLab;
@@ -14,8 +13,8 @@ use rswarm_lab::vm::Payload;
 const PATIENCE_VM: Duration = Duration::from_secs(120);
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Plays a scenario on three virtual machines; says why, if there can be none.
-fn on_virtual_machines(test: &str, lab: &str, play: impl FnOnce(&mut Scenario<'_>, &Path)) {
+/// Plays scenarios on a cluster of three virtual machines; says why, if there can be none.
+fn on_virtual_machines(test: &str, lab: &str, play: impl FnOnce(&mut Scenario<'_>)) {
     if let Err(reason) = vm::can_run() {
         eprintln!("skipped: `{test}` {reason}");
         return;
@@ -27,57 +26,40 @@ fn on_virtual_machines(test: &str, lab: &str, play: impl FnOnce(&mut Scenario<'_
     let wire = test.lab.wire_netns();
     let machines = test.lab.machines_mut().iter_mut().map(|machine| machine as &mut dyn Machine).collect();
     let mut scenario = Scenario { machines, wire: &wire, patience: PATIENCE_VM, heartbeat: "3s" };
-    play(&mut scenario, &archive);
+    scenario.form();
+    scenario.load(&archive);
+    play(&mut scenario);
 }
 
-/// Plays a scenario on three namespaces.
-fn on_namespaces(lab: &str, play: impl FnOnce(&mut Scenario<'_>, &Path)) {
+/// Plays scenarios on a cluster of three namespaces.
+fn on_namespaces(lab: &str, play: impl FnOnce(&mut Scenario<'_>)) {
     let Some(mut lab) = ClusterLab::new(lab, 3) else { return };
     let archive = vm::hello_archive().unwrap_or_else(|error| panic!("{error:#}"));
     let wire = lab.config().wire_netns();
     let machines = lab.hosts_mut().iter_mut().map(|host| host as &mut dyn Machine).collect();
     let mut scenario = Scenario { machines, wire: &wire, patience: PATIENCE, heartbeat: "1s" };
-    play(&mut scenario, &archive);
+    scenario.form();
+    scenario.load(&archive);
+    play(&mut scenario);
 }
 
 #[test]
-fn replicas_of_a_worker_without_power_run_elsewhere_on_virtual_machines() {
-    let test = "replicas_of_a_worker_without_power_run_elsewhere_on_virtual_machines";
-    on_virtual_machines(test, "vm-cluster", |scenario, archive| {
-        scenario::replicas_of_a_worker_without_power_run_elsewhere(scenario, archive);
+fn clusters_keep_their_promises_on_virtual_machines() {
+    on_virtual_machines("clusters_keep_their_promises_on_virtual_machines", "vm-cluster", |scenario| {
+        let by_process = scenario::an_encrypted_network_is_not_to_be_read_on_the_wire(scenario);
+        assert!(!by_process, "this kernel has WireGuard");
+        scenario::a_service_is_reached_through_every_host_and_by_its_name(scenario);
         let version = scenario.ok(1, &["info", "--format", "{{.CgroupVersion}}"]);
         assert_eq!(version.trim(), "v2", "that is what these machines are for");
+        scenario::replicas_of_a_worker_without_power_run_elsewhere(scenario);
     });
 }
 
 #[test]
-fn replicas_of_a_worker_without_power_run_elsewhere_on_namespaces() {
-    on_namespaces("power", scenario::replicas_of_a_worker_without_power_run_elsewhere);
-}
-
-#[test]
-fn a_service_is_reached_through_every_host_and_by_its_name_on_virtual_machines() {
-    let test = "a_service_is_reached_through_every_host_and_by_its_name_on_virtual_machines";
-    on_virtual_machines(test, "vm-mesh", scenario::a_service_is_reached_through_every_host_and_by_its_name);
-}
-
-#[test]
-fn a_service_is_reached_through_every_host_and_by_its_name_on_namespaces() {
-    on_namespaces("mesh", scenario::a_service_is_reached_through_every_host_and_by_its_name);
-}
-
-#[test]
-fn an_encrypted_network_is_not_to_be_read_on_the_wire_of_virtual_machines() {
-    let test = "an_encrypted_network_is_not_to_be_read_on_the_wire_of_virtual_machines";
-    on_virtual_machines(test, "vm-encryption", |scenario, archive| {
-        let by_process = scenario::an_encrypted_network_is_not_to_be_read_on_the_wire(scenario, archive);
-        assert!(!by_process, "this kernel has WireGuard");
-    });
-}
-
-#[test]
-fn an_encrypted_network_is_not_to_be_read_on_the_wire_of_namespaces() {
-    on_namespaces("tap", |scenario, archive| {
-        scenario::an_encrypted_network_is_not_to_be_read_on_the_wire(scenario, archive);
+fn clusters_keep_their_promises_on_namespaces() {
+    on_namespaces("promises", |scenario| {
+        scenario::an_encrypted_network_is_not_to_be_read_on_the_wire(scenario);
+        scenario::a_service_is_reached_through_every_host_and_by_its_name(scenario);
+        scenario::replicas_of_a_worker_without_power_run_elsewhere(scenario);
     });
 }
