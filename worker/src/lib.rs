@@ -36,7 +36,7 @@ use tonic::transport::Channel;
 
 pub use agent::Counts;
 pub use executor::container::{
-    ContainerExecutor, ContainerExecutorConfig, ContainerExecutorError, Guarded, KEY_PERIOD,
+    ContainerExecutor, ContainerExecutorConfig, ContainerExecutorError, Guarded, KEY_PERIOD, take_up,
 };
 use executor::{Executor, Failure};
 use ledger::Ledger;

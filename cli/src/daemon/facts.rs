@@ -6,7 +6,6 @@ use std::path::Path;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use rswarm_net::NetworkConfig;
-use rswarm_types::cluster::Subnet;
 use rswarm_types::node::{NodeNetworkFacts, Platform, Resources};
 use rswarm_types::{Labels, NodeDescription};
 
@@ -28,14 +27,7 @@ pub fn network_facts(config: NetworkConfig, data_path_addr: IpAddr) -> NodeNetwo
     let mut known = NodeNetworkFacts { data_path_addr: Some(data_path_addr), ..NodeNetworkFacts::default() };
     let IpAddr::V4(source) = data_path_addr else { return known };
     match rswarm_net::facts(config, source) {
-        Ok(facts) => {
-            known.mtu = facts.mtu.unwrap_or_default();
-            let subnets =
-                facts.routes.iter().filter_map(|route| Subnet::new(route.address, route.prefix_len));
-            known.routes = subnets.take(NodeNetworkFacts::ROUTES_MAX).collect();
-            let subnets = facts.routes6.iter().filter_map(|to| Subnet::new(to.address, to.prefix_len));
-            known.routes6 = subnets.take(NodeNetworkFacts::ROUTES_MAX).collect();
-        }
+        Ok(facts) => rswarm_worker::take_up(&mut known, &facts),
         Err(error) => tracing::warn!(%error, "the host's routes cannot be read: overlays may overlap them"),
     }
     known

@@ -574,7 +574,7 @@ pub(crate) fn configure_inside6(endpoint: &Endpoint, inside: &Inside6) -> Result
     let name = endpoint.interface_name.as_str();
     netns::run_in_netns(&netns::of_process(endpoint.netns_pid), || enable_ipv6(name))??;
     let mut socket = socket_inside(endpoint)?;
-    let set = || -> Result<(), KernelError> {
+    let mut set = || -> Result<(), KernelError> {
         let index = index_of(&mut socket, name)?;
         let all = route::addresses6(&mut socket)?.into_iter().filter(|(of, _)| *of == index);
         for (_, surplus) in all.filter(|(_, cidr)| !inside.addresses.contains(cidr)) {
@@ -592,7 +592,6 @@ pub(crate) fn configure_inside6(endpoint: &Endpoint, inside: &Inside6) -> Result
         }
         Ok(())
     };
-    let mut set = set;
     set().map_err(|error| NetError::kernel(format!("configure IPv6 of endpoint `{}`", endpoint.id), error))
 }
 

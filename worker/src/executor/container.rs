@@ -40,6 +40,7 @@ use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc};
 use super::{Executor, Failure, FailureKind, LogLine, LogQuery, Progress, Recovery};
 use crate::task::Done;
 pub use keys::KEY_PERIOD;
+pub use network::take_up;
 use network::{Encryption, TaskNetworks};
 pub use overlay::Guarded;
 use record::Record;

@@ -71,9 +71,10 @@
 //! ```
 //!
 //! - TCP by IPv4 between tasks of two nodes is switched, not routed (`direct`): the frame gets the MAC of the other's node,
-//!   and there that of the task. Only a connection's first segment is routed, and so checked by `forward`. Answers to a service's address have
-//!   to be translated back, so what comes from elsewhere for a port from 32768 on, where clients have theirs, is routed
-//!   and tracked as well; a call to a service's address from a lower port gets a higher one (`postrouting`).
+//!   and there that of the task. Only a connection's first segment is routed, and so checked by `forward`. Answers of a
+//!   service's address have to be translated back, so what comes from elsewhere for a port from 32768 on, where clients
+//!   have theirs, is routed and tracked as well; a call to a service's address from a lower port gets a higher one
+//!   (`postrouting`).
 //! - A first packet's segment size is enough to clamp: what a task offers is never more than its network carries.
 //! - Pinning: a connection from the mesh bears the number of the node by which it entered (0xfff: this one), told by the
 //!   MAC from which its first packet came. Its replies bear the same mark, and rules for policy routing send them back
@@ -94,8 +95,8 @@ use super::{
     Set,
     rules::{
         Base, CT_ESTABLISHED, CT_NEW, CT_RELATED, ChainSpec, Ct, Expr, Family, Hook, Layout, Meta, REG_1,
-        REG_2, REG_3, Verdict, WORD_1, WORD_5, ether_type, in_set, inet, ipv4, ipv6, name_is, rule,
-        source_check, translated, tunnelled,
+        REG_2, REG_3, Verdict, WORD_1, WORD_5, ether_type, in_set, inet, ipv4, ipv6, name_begins, name_is,
+        rule, source_check, translated, tunnelled,
     },
 };
 use crate::wireguard::WIREGUARD;
@@ -159,31 +160,166 @@ fn l4proto(protocol: i32) -> [Expr; 2] {
     [Expr::Meta { key: Meta::L4proto, to: REG_1 }, Expr::Equal(vec![protocol as u8])]
 }
 
-/// The device `key` and the address in the IPv4 header at `offset` are those of an endpoint.
-fn member(key: Meta, offset: u32) -> Vec<Expr> {
-    vec![
-        Expr::Meta { key, to: REG_1 },
-        Expr::Payload { base: Base::Network, offset, len: 4, to: REG_2 },
-        Expr::Lookup { set: Set::Members, absent: false },
-    ]
+/// A version of IP: where its header has the addresses, and the sets that such addresses are in.
+struct Version {
+    ipv6: bool,
+    source: u32,
+    destination: u32,
+    len: u32,
+    /// Where the next part of a key goes that ends with an address in [`REG_2`].
+    behind: u32,
+    /// Where the second of two addresses goes, the first being in [`REG_1`].
+    second: u32,
+    members: Set,
+    restricted: Set,
+    callers: Set,
+    allowed: Set,
+    services: Set,
+    mesh: Set,
+    hairpins: Set,
+    gateways: Set,
 }
 
-/// The same with the address in the IPv6 header.
-fn member6(key: Meta, offset: u32) -> Vec<Expr> {
-    vec![
-        Expr::Meta { key, to: REG_1 },
-        Expr::Payload { base: Base::Network, offset, len: 16, to: REG_2 },
-        Expr::Lookup { set: Set::Members6, absent: false },
-    ]
-}
+const IPV4: Version = Version {
+    ipv6: false,
+    source: 12,
+    destination: 16,
+    len: 4,
+    behind: WORD_5,
+    second: WORD_1,
+    members: Set::Members,
+    restricted: Set::Restricted,
+    callers: Set::Callers,
+    allowed: Set::Allowed,
+    services: Set::Services,
+    mesh: Set::Mesh,
+    hairpins: Set::Hairpins,
+    gateways: Set::Gateways,
+};
 
-/// Goes on in the chain of the published port, if there is one.
-fn published(set: Set) -> [Expr; 3] {
+const IPV6: Version = Version {
+    ipv6: true,
+    source: 8,
+    destination: 24,
+    len: 16,
+    behind: REG_3,
+    second: REG_2,
+    members: Set::Members6,
+    restricted: Set::Restricted6,
+    callers: Set::Callers6,
+    allowed: Set::Allowed6,
+    services: Set::Services6,
+    mesh: Set::Mesh6,
+    hairpins: Set::Hairpins6,
+    gateways: Set::Gateways6,
+};
+
+/// It stays on one bridge, that of a network whose tasks may speak with each other.
+fn within() -> [Expr; 3] {
     [
-        Expr::Meta { key: Meta::L4proto, to: REG_1 },
-        Expr::Payload { base: Base::Transport, offset: 2, len: 2, to: WORD_1 },
-        Expr::Dispatch(set),
+        Expr::Meta { key: Meta::Iifname, to: REG_1 },
+        Expr::Meta { key: Meta::Oifname, to: REG_2 },
+        Expr::Lookup { set: Set::Within, absent: false },
     ]
+}
+
+impl Version {
+    fn is(&self) -> [Expr; 2] {
+        if self.ipv6 { ipv6() } else { ipv4() }
+    }
+
+    fn address(&self, offset: u32, to: u32) -> Expr {
+        Expr::Payload { base: Base::Network, offset, len: self.len, to }
+    }
+
+    /// Loads the device `key` and the address at `offset`.
+    fn at(&self, key: Meta, offset: u32) -> [Expr; 2] {
+        [Expr::Meta { key, to: REG_1 }, self.address(offset, REG_2)]
+    }
+
+    /// The sender is a member of the network that it sends on.
+    fn from_member(&self) -> Vec<Expr> {
+        let known = Expr::Lookup { set: self.members, absent: false };
+        rule([&self.at(Meta::Iifname, self.source), &[known]])
+    }
+
+    /// The receiver is a member of the network that it is on.
+    fn to_member(&self) -> Vec<Expr> {
+        let known = Expr::Lookup { set: self.members, absent: false };
+        rule([&self.at(Meta::Oifname, self.destination), &[known]])
+    }
+
+    /// Who may send to whom.
+    fn forward(&self) -> Vec<Vec<Expr>> {
+        let (is, source, destination, within) =
+            (&self.is(), &self.from_member(), &self.to_member(), &within());
+        let accept = &[Expr::Verdict(Verdict::Accept)];
+        let lookup = |set, absent| Expr::Lookup { set, absent };
+        let (callee, caller) =
+            (&self.at(Meta::Oifname, self.destination), &self.at(Meta::Iifname, self.source));
+        let mut rules = vec![
+            rule([is, &name_is(Meta::Iifname, UPLINK), &translated(), destination, accept]),
+            rule([
+                is,
+                &in_set(Meta::Iifname, Set::Ingress),
+                &in_set(Meta::Oifname, Set::Ingress),
+                &[Expr::Ct(Ct::Mark), Expr::NotZero],
+                destination,
+                accept,
+            ]),
+        ];
+        // Only that of IPv4 is switched, see `direct`.
+        if !self.ipv6 {
+            rules.push(rule([is, &tcp(Expr::AnyBitOfByte(ACK)), source, within, destination, accept]));
+        }
+        let number = [Expr::Meta { key: Meta::Mark, to: self.behind }, lookup(self.allowed, false)];
+        let unmark = [Expr::Load(0u32.to_ne_bytes().to_vec()), Expr::MarkPacket];
+        let mark = [Expr::Map(self.callers), Expr::MarkPacket];
+        rules.extend([
+            rule([is, callee, &[lookup(self.restricted, false)], caller, &mark]),
+            rule([is, source, within, callee, &number, &unmark, accept]),
+            // Where `destination` has just loaded the receiver.
+            rule([is, source, within, destination, &[lookup(self.restricted, true)], accept]),
+            rule([
+                is,
+                source,
+                &in_set(Meta::Iifname, Set::Outbound),
+                &name_is(Meta::Oifname, UPLINK),
+                accept,
+            ]),
+        ]);
+        rules
+    }
+
+    fn hairpin(&self) -> Vec<Expr> {
+        rule([
+            &self.is(),
+            &[
+                self.address(self.source, REG_1),
+                self.address(self.destination, self.second),
+                Expr::Lookup { set: self.hairpins, absent: false },
+                Expr::Meta { key: Meta::Oifname, to: REG_1 },
+                Expr::Map(self.gateways),
+                Expr::Snat { ipv6: self.ipv6 },
+            ],
+        ])
+    }
+
+    /// Goes on in the chain of the service.
+    fn service(&self) -> Vec<Expr> {
+        let called = self.at(Meta::Iifname, self.destination);
+        rule([&self.is(), &called, &[Expr::Dispatch(self.services)]])
+    }
+
+    /// Goes on in the chain of the published port.
+    fn published(&self) -> Vec<Expr> {
+        let port = [
+            Expr::Meta { key: Meta::L4proto, to: REG_1 },
+            Expr::Payload { base: Base::Transport, offset: 2, len: 2, to: WORD_1 },
+            Expr::Dispatch(self.mesh),
+        ];
+        rule([&self.is(), &name_is(Meta::Iifname, UPLINK), &port])
+    }
 }
 
 fn pin_reply() -> Vec<Expr> {
@@ -215,11 +351,9 @@ fn clients() -> Expr {
 
 /// The way of TCP between the tasks of two nodes, past routing.
 fn direct() -> ChainSpec {
-    let from_elsewhere =
-        &[Expr::Meta { key: Meta::Iifname, to: REG_1 }, Expr::Equal(TUNNEL.as_bytes().to_vec())];
-    let destination = |to| Expr::Payload { base: Base::Network, offset: 16, len: 4, to };
-    let here = &[Expr::Meta { key: Meta::Iifname, to: REG_1 }, destination(REG_2), Expr::Map(Set::Here)];
-    let elsewhere = &[destination(REG_1), Expr::Map(Set::Elsewhere)];
+    let from_elsewhere = &name_begins(Meta::Iifname, TUNNEL);
+    let here = &rule([&IPV4.at(Meta::Iifname, IPV4.destination), &[Expr::Map(Set::Here)]]);
+    let elsewhere = &[IPV4.address(IPV4.destination, REG_1), Expr::Map(Set::Elsewhere)];
     let accept = &[Expr::Verdict(Verdict::Accept)];
     let goes_on = &rule([&ether_type(0x0800), &tcp(Expr::AnyBitOfByte(ACK))]);
     let begins = &rule([&ether_type(0x0800), &begins()]);
@@ -245,23 +379,10 @@ fn begins() -> Vec<Expr> {
 }
 
 fn chains() -> Vec<ChainSpec> {
-    use Expr::{Dispatch, Lookup, MarkConnection, Masquerade, Meta as Load, Reset, Snat, Unreachable};
+    use Expr::{MarkConnection, Masquerade, Meta as Load, Reset, Unreachable};
     let accept = &[Expr::Verdict(Verdict::Accept)];
     let from_uplink = &name_is(Meta::Iifname, UPLINK);
-    let to_uplink = &name_is(Meta::Oifname, UPLINK);
     let known = &state(CT_ESTABLISHED | CT_RELATED);
-    let (source, destination) = (&member(Meta::Iifname, 12), &member(Meta::Oifname, 16));
-    let (source6, destination6) = (&member6(Meta::Iifname, 8), &member6(Meta::Oifname, 24));
-    // Where the address of the destination was just loaded.
-    let unrestricted = &[Lookup { set: Set::Restricted, absent: true }];
-    let unrestricted6 = &[Lookup { set: Set::Restricted6, absent: true }];
-    let header = |offset, to| Expr::Payload { base: Base::Network, offset, len: 4, to };
-    let header6 = |offset, to| Expr::Payload { base: Base::Network, offset, len: 16, to };
-    let within = &[
-        Load { key: Meta::Iifname, to: REG_1 },
-        Load { key: Meta::Oifname, to: REG_2 },
-        Lookup { set: Set::Within, absent: false },
-    ];
     let drop = &[Expr::Verdict(Verdict::Drop)];
     let from_tunnel = &name_is(Meta::Iifname, WIREGUARD);
     let to_tunnel = &name_is(Meta::Oifname, WIREGUARD);
@@ -302,18 +423,7 @@ fn chains() -> Vec<ChainSpec> {
             "nat",
             libc::NF_INET_PRE_ROUTING,
             -100,
-            vec![
-                rule([
-                    &ipv4(),
-                    &[Load { key: Meta::Iifname, to: REG_1 }, header(16, REG_2), Dispatch(Set::Services)],
-                ]),
-                rule([
-                    &ipv6(),
-                    &[Load { key: Meta::Iifname, to: REG_1 }, header6(24, REG_2), Dispatch(Set::Services6)],
-                ]),
-                rule([&ipv4(), from_uplink, &published(Set::Mesh)]),
-                rule([&ipv6(), from_uplink, &published(Set::Mesh6)]),
-            ],
+            vec![IPV4.service(), IPV6.service(), IPV4.published(), IPV6.published()],
         ),
         inet(
             "input",
@@ -342,87 +452,13 @@ fn chains() -> Vec<ChainSpec> {
             "filter",
             libc::NF_INET_FORWARD,
             0,
-            vec![
-                rule([known, accept]),
-                rule([&tcp(Expr::AnyBitOfByte(SYN)), &[Expr::ClampMss]]),
-                rule([&ipv4(), from_uplink, &translated(), destination, accept]),
-                rule([
-                    &ipv4(),
-                    &in_set(Meta::Iifname, Set::Ingress),
-                    &in_set(Meta::Oifname, Set::Ingress),
-                    &[Expr::Ct(Ct::Mark), Expr::NotZero],
-                    destination,
-                    accept,
-                ]),
-                rule([&ipv4(), &tcp(Expr::AnyBitOfByte(ACK)), source, within, destination, accept]),
-                rule([
-                    &ipv4(),
-                    &[
-                        Load { key: Meta::Oifname, to: REG_1 },
-                        header(16, REG_2),
-                        Lookup { set: Set::Restricted, absent: false },
-                        Load { key: Meta::Iifname, to: REG_1 },
-                        header(12, REG_2),
-                        Expr::Map(Set::Callers),
-                        Expr::MarkPacket,
-                    ],
-                ]),
-                rule([
-                    &ipv4(),
-                    source,
-                    within,
-                    &[
-                        Load { key: Meta::Oifname, to: REG_1 },
-                        header(16, REG_2),
-                        Load { key: Meta::Mark, to: WORD_5 },
-                        Lookup { set: Set::Allowed, absent: false },
-                        Expr::Load(0u32.to_ne_bytes().to_vec()),
-                        Expr::MarkPacket,
-                    ],
-                    accept,
-                ]),
-                rule([&ipv4(), source, within, destination, unrestricted, accept]),
-                rule([&ipv4(), source, &in_set(Meta::Iifname, Set::Outbound), to_uplink, accept]),
-                rule([&ipv6(), from_uplink, &translated(), destination6, accept]),
-                rule([
-                    &ipv6(),
-                    &in_set(Meta::Iifname, Set::Ingress),
-                    &in_set(Meta::Oifname, Set::Ingress),
-                    &[Expr::Ct(Ct::Mark), Expr::NotZero],
-                    destination6,
-                    accept,
-                ]),
-                rule([
-                    &ipv6(),
-                    &[
-                        Load { key: Meta::Oifname, to: REG_1 },
-                        header6(24, REG_2),
-                        Lookup { set: Set::Restricted6, absent: false },
-                        Load { key: Meta::Iifname, to: REG_1 },
-                        header6(8, REG_2),
-                        Expr::Map(Set::Callers6),
-                        Expr::MarkPacket,
-                    ],
-                ]),
-                rule([
-                    &ipv6(),
-                    source6,
-                    within,
-                    &[
-                        Load { key: Meta::Oifname, to: REG_1 },
-                        header6(24, REG_2),
-                        Load { key: Meta::Mark, to: REG_3 },
-                        Lookup { set: Set::Allowed6, absent: false },
-                        Expr::Load(0u32.to_ne_bytes().to_vec()),
-                        Expr::MarkPacket,
-                    ],
-                    accept,
-                ]),
-                rule([&ipv6(), source6, within, destination6, unrestricted6, accept]),
-                rule([&ipv6(), source6, &in_set(Meta::Iifname, Set::Outbound), to_uplink, accept]),
-                rule([&l4proto(libc::IPPROTO_TCP), &[Reset]]),
-                vec![Unreachable],
-            ],
+            [
+                vec![rule([known, accept]), rule([&tcp(Expr::AnyBitOfByte(SYN)), &[Expr::ClampMss]])],
+                IPV4.forward(),
+                IPV6.forward(),
+                vec![rule([&l4proto(libc::IPPROTO_TCP), &[Reset]]), vec![Unreachable]],
+            ]
+            .concat(),
         ),
         inet(
             "postrouting",
@@ -430,40 +466,16 @@ fn chains() -> Vec<ChainSpec> {
             libc::NF_INET_POST_ROUTING,
             100,
             vec![
-                rule([
-                    &ipv4(),
-                    &[
-                        header(12, REG_1),
-                        header(16, WORD_1),
-                        Lookup { set: Set::Hairpins, absent: false },
-                        Load { key: Meta::Oifname, to: REG_1 },
-                        Expr::Map(Set::Gateways),
-                        Snat { ipv6: false },
-                    ],
-                ]),
-                rule([
-                    &ipv6(),
-                    &[
-                        header6(8, REG_1),
-                        header6(24, REG_2),
-                        Lookup { set: Set::Hairpins6, absent: false },
-                        Load { key: Meta::Oifname, to: REG_1 },
-                        Expr::Map(Set::Gateways6),
-                        Snat { ipv6: true },
-                    ],
-                ]),
+                IPV4.hairpin(),
+                IPV6.hairpin(),
                 rule([
                     &l4proto(libc::IPPROTO_TCP),
-                    &[
-                        Load { key: Meta::Iifname, to: REG_1 },
-                        Load { key: Meta::Oifname, to: REG_2 },
-                        Lookup { set: Set::Within, absent: false },
-                    ],
+                    &within(),
                     &translated(),
                     &below_clients(0),
                     &[clients(), Expr::SnatPorts],
                 ]),
-                rule([to_uplink, &[Masquerade]]),
+                rule([&name_is(Meta::Oifname, UPLINK), &[Masquerade]]),
             ],
         ),
         source_check(Some(TUNNEL)),

@@ -286,6 +286,11 @@ pub(super) fn name_is(key: Meta, name: &str) -> [Expr; 2] {
     [Expr::Meta { key, to: REG_1 }, Expr::Equal(super::name_bytes(name).to_vec())]
 }
 
+/// The device is one whose name begins with that.
+pub(super) fn name_begins(key: Meta, prefix: &str) -> [Expr; 2] {
+    [Expr::Meta { key, to: REG_1 }, Expr::Equal(prefix.as_bytes().to_vec())]
+}
+
 /// It is UDP, to one of the ports of the tunnels.
 pub(super) fn tunnelled() -> [Expr; 4] {
     [
@@ -373,11 +378,8 @@ pub(super) fn inet(
 /// What a container sends must bear its own addresses. Names of links to other nodes begin with `trusted`; where there
 /// are such, IPv6 is checked too, and neighbour discovery is nobody's business.
 pub(super) fn source_check(trusted: Option<&str>) -> ChainSpec {
-    let is_trusted = |prefix: &str| {
-        let same = Expr::Equal(prefix.as_bytes().to_vec());
-        vec![Expr::Meta { key: Meta::Iifname, to: REG_1 }, same, Expr::Verdict(Verdict::Accept)]
-    };
     let accept = &[Expr::Verdict(Verdict::Accept)];
+    let is_trusted = |prefix: &str| rule([&name_begins(Meta::Iifname, prefix), accept]);
     let drop = &[Expr::Verdict(Verdict::Drop)];
     let ipv6 = &ether_type(0x86dd);
     let of_ipv6 = |rules: &[Vec<Expr>]| if trusted.is_some() { rules.to_vec() } else { Vec::new() };

@@ -531,7 +531,7 @@ pub(crate) fn changes(old: &Overlay, new: &Overlay) -> (Vec<Piece>, Vec<Piece>) 
     let pinned = |overlay: &Overlay, number: u16| {
         let ingress =
             overlay.ingress().filter(|_| number != overlay.node && overlay.peers.contains_key(&number));
-        let network = ingress.and_then(|vni| Some((vni, overlay.networks.get(&vni)?)));
+        let network = ingress.and_then(|vni| network_of(overlay, vni));
         network.map(|(vni, network)| peer_pieces(vni, network, number)).into_iter().flatten()
     };
     if old.ingress() == new.ingress() {
@@ -545,86 +545,37 @@ pub(crate) fn changes(old: &Overlay, new: &Overlay) -> (Vec<Piece>, Vec<Piece>) 
         gone.extend(old.peers.keys().flat_map(|number| pinned(old, *number)));
         come.extend(new.peers.keys().flat_map(|number| pinned(new, *number)));
     }
-    let remote = |overlay: &Overlay, (vni, address): (u32, Ipv4Addr), node: u16| {
-        let known = node != overlay.node && overlay.peers.contains_key(&node);
-        let network = overlay.networks.get(&vni).filter(|_| known)?;
-        let mac = node_mac(node);
-        let direct = (!network.ingress).then(|| Element::elsewhere(address, mac));
-        Some(endpoint_pieces(vni, network, address, mac, direct))
+    let remote = |overlay: &Overlay, (vni, address): &(u32, Ipv4Addr), node: &u16| {
+        let known = *node != overlay.node && overlay.peers.contains_key(node);
+        let (_, network) = network_of(overlay, *vni).filter(|_| known)?;
+        let mac = node_mac(*node);
+        let direct = (!network.ingress).then(|| Element::elsewhere(*address, mac));
+        Some(endpoint_pieces(*vni, network, *address, mac, direct))
     };
-    // A node or network that comes or goes takes its endpoints along, whether they are listed before or not.
-    let same_ground = old.peers.keys().eq(new.peers.keys()) && old.networks.keys().eq(new.networks.keys());
-    if same_ground {
-        for (key, a, b) in differing(&old.endpoints, &new.endpoints) {
-            gone.extend(a.and_then(|node| remote(old, *key, *node)).into_iter().flatten());
-            come.extend(b.and_then(|node| remote(new, *key, *node)).into_iter().flatten());
-        }
-    } else {
-        let all = |overlay: &Overlay| -> BTreeSet<Piece> {
-            overlay
-                .endpoints
-                .iter()
-                .filter_map(|(key, node)| remote(overlay, *key, *node))
-                .flatten()
-                .collect()
-        };
-        let (before, after) = (all(old), all(new));
-        gone.extend(before.difference(&after).cloned());
-        come.extend(after.difference(&before).cloned());
-    }
-    let services = |overlay: &Overlay, (vni, address): (u32, Ipv4Addr), service: &VirtualService| {
-        let network = overlay.networks.get(&vni);
-        let pieces = network.map(|network| service_pieces(vni, network, address, service));
-        pieces.into_iter().flatten()
+    let service = |overlay: &Overlay, (vni, address): &(u32, Ipv4Addr), service: &VirtualService| {
+        Some(service_pieces(*vni, network_of(overlay, *vni)?.1, *address, service))
     };
-    // A network takes the addresses of its services along.
-    let same_ground = old.networks.keys().eq(new.networks.keys());
-    if same_ground {
-        for (key, a, b) in differing(&old.services, &new.services) {
-            gone.extend(a.into_iter().flat_map(|service| services(old, *key, service)));
-            come.extend(b.into_iter().flat_map(|service| services(new, *key, service)));
-        }
-    } else {
-        let all = |overlay: &Overlay| -> BTreeSet<Piece> {
-            overlay.services.iter().flat_map(|(key, service)| services(overlay, *key, service)).collect()
-        };
-        let (before, after) = (all(old), all(new));
-        gone.extend(before.difference(&after).cloned());
-        come.extend(after.difference(&before).cloned());
-    }
-    let published = |overlay: &Overlay, key: (Protocol, u16), to: &PublishedPort| {
-        let network = overlay.ingress().and_then(|vni| overlay.networks.get(&vni));
-        published_pieces(network, key, to.target, &to.backends)
+    let published = |overlay: &Overlay, key: &(Protocol, u16), to: &PublishedPort| {
+        let network = overlay.ingress().and_then(|vni| network_of(overlay, vni));
+        Some(published_pieces(network.map(|(_, network)| network), *key, to.target, &to.backends))
     };
-    let same_ground = old.published_by_ipv6() == new.published_by_ipv6();
-    for (key, a, b) in differing(&old.published, &new.published) {
-        gone.extend(a.into_iter().flat_map(|to| published(old, *key, to)));
-        come.extend(b.into_iter().flat_map(|to| published(new, *key, to)));
-    }
-    if !same_ground {
-        gone.extend(old.published.iter().flat_map(|(key, to)| published(old, *key, to)));
-        come.extend(new.published.iter().flat_map(|(key, to)| published(new, *key, to)));
-    }
-    if old.networks.keys().eq(new.networks.keys()) {
-        for ((vni, address), a, b) in differing(&old.restricted, &new.restricted) {
-            let pieces = |overlay: &Overlay, callers: Option<&BTreeSet<u32>>| {
-                Some(restricted_pieces(network_of(overlay, *vni)?, *address, callers?))
-            };
-            gone.extend(pieces(old, a).into_iter().flatten());
-            come.extend(pieces(new, b).into_iter().flatten());
-        }
-        for ((vni, address), a, b) in differing(&old.callers, &new.callers) {
-            let pieces = |overlay: &Overlay, service: Option<&u32>| {
-                Some(caller_pieces(network_of(overlay, *vni)?, *address, *service?))
-            };
-            gone.extend(pieces(old, a).into_iter().flatten());
-            come.extend(pieces(new, b).into_iter().flatten());
-        }
-    } else {
-        let (before, after) = (who_may_connect(old), who_may_connect(new));
-        gone.extend(before.difference(&after).cloned());
-        come.extend(after.difference(&before).cloned());
-    }
+    let restricted = |overlay: &Overlay, (vni, address): &(u32, Ipv4Addr), callers: &BTreeSet<u32>| {
+        Some(restricted_pieces(network_of(overlay, *vni)?, *address, callers))
+    };
+    let caller = |overlay: &Overlay, (vni, address): &(u32, Ipv4Addr), service: &u32| {
+        Some(caller_pieces(network_of(overlay, *vni)?, *address, *service))
+    };
+    // A node or network that comes or goes takes along what is on it, whether that is listed before or not.
+    let networks = old.networks.keys().eq(new.networks.keys());
+    let nodes = networks && old.peers.keys().eq(new.peers.keys());
+    let ports = old.published_by_ipv6() == new.published_by_ipv6();
+    let mut change = (gone, come);
+    entries(&mut change, (old, &old.endpoints), (new, &new.endpoints), nodes, remote);
+    entries(&mut change, (old, &old.services), (new, &new.services), networks, service);
+    entries(&mut change, (old, &old.published), (new, &new.published), ports, published);
+    entries(&mut change, (old, &old.restricted), (new, &new.restricted), networks, restricted);
+    entries(&mut change, (old, &old.callers), (new, &new.callers), networks, caller);
+    let (mut gone, mut come) = change;
     // What both have (an element whose chain alone changed) stays.
     let both: BTreeSet<Piece> = {
         let before: BTreeSet<&Piece> = gone.iter().collect();
@@ -639,25 +590,31 @@ fn network_of(overlay: &Overlay, vni: u32) -> Option<(u32, &OverlayNetwork)> {
     Some((vni, overlay.networks.get(&vni)?))
 }
 
-/// Who may connect to which tasks of this node, where not everybody may. Few services are such.
-fn who_may_connect(overlay: &Overlay) -> BTreeSet<Piece> {
-    let restricted = overlay.restricted.iter().filter_map(|((vni, address), callers)| {
-        Some(restricted_pieces(network_of(overlay, *vni)?, *address, callers))
-    });
-    let callers = overlay.callers.iter().filter_map(|((vni, address), service)| {
-        Some(caller_pieces(network_of(overlay, *vni)?, *address, *service))
-    });
-    restricted.chain(callers).flatten().collect()
+/// Adds to those gone and come what one map asks for before and after. Where they stand on the `same_ground`, entries that
+/// are equal ask for the same, and only the others are looked at.
+fn entries<K: Ord, V: PartialEq>(
+    (gone, come): &mut (Vec<Piece>, Vec<Piece>),
+    (old, before): (&Overlay, &BTreeMap<K, V>),
+    (new, after): (&Overlay, &BTreeMap<K, V>),
+    same_ground: bool,
+    pieces: impl Fn(&Overlay, &K, &V) -> Option<Vec<Piece>>,
+) {
+    if same_ground {
+        for (key, a, b) in differing(before, after) {
+            gone.extend(a.and_then(|value| pieces(old, key, value)).into_iter().flatten());
+            come.extend(b.and_then(|value| pieces(new, key, value)).into_iter().flatten());
+        }
+    } else {
+        gone.extend(before.iter().filter_map(|(key, value)| pieces(old, key, value)).flatten());
+        come.extend(after.iter().filter_map(|(key, value)| pieces(new, key, value)).flatten());
+    }
 }
 
 /// Addresses of tasks elsewhere that are no more, or are at another node.
 pub(crate) fn left(old: &Overlay, new: &Overlay) -> BTreeSet<IpAddr> {
     let left = differing(&old.endpoints, &new.endpoints).filter(|(_, a, _)| a.is_some());
-    let both = |vni: &u32, address: &Ipv4Addr| {
-        let twin = old.networks.get(vni).and_then(|network| network.twin(*address));
-        [IpAddr::from(*address)].into_iter().chain(twin.map(IpAddr::from))
-    };
-    left.flat_map(|((vni, address), _, _)| both(vni, address)).collect()
+    let both = |(vni, address): &(u32, Ipv4Addr)| Some(network_of(old, *vni)?.1.both(*address));
+    left.filter_map(|(key, _, _)| both(key)).flatten().collect()
 }
 
 #[cfg(test)]

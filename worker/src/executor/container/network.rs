@@ -370,11 +370,7 @@ impl TaskNetworks {
         let silent = map.nodes.iter().filter(|(_, node)| seen.silent.contains(&node.number));
         facts.silent_peers = silent.map(|(id, _)| *id).collect();
         if let Some(host) = &seen.host {
-            facts.mtu = host.mtu.unwrap_or(facts.mtu);
-            let routes = host.routes.iter().filter_map(|route| Subnet::new(route.address, route.prefix_len));
-            facts.routes = routes.take(NodeNetworkFacts::ROUTES_MAX).collect();
-            let routes = host.routes6.iter().filter_map(|to| Subnet::new(to.address, to.prefix_len));
-            facts.routes6 = routes.take(NodeNetworkFacts::ROUTES_MAX).collect();
+            take_up(facts, host);
         }
     }
 
@@ -462,6 +458,15 @@ impl TaskNetworks {
             internal: false,
         }
     }
+}
+
+/// Takes what was found of the host into what the node tells of itself.
+pub fn take_up(facts: &mut NodeNetworkFacts, host: &Facts) {
+    facts.mtu = host.mtu.unwrap_or(facts.mtu);
+    let routes = host.routes.iter().filter_map(|to| Subnet::new(to.address, to.prefix_len));
+    facts.routes = routes.take(NodeNetworkFacts::ROUTES_MAX).collect();
+    let routes = host.routes6.iter().filter_map(|to| Subnet::new(to.address, to.prefix_len));
+    facts.routes6 = routes.take(NodeNetworkFacts::ROUTES_MAX).collect();
 }
 
 impl Peers {
