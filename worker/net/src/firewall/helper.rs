@@ -238,21 +238,20 @@ impl Version {
     }
 
     /// The sender is a member of the network that it sends on.
-    fn from_member(&self) -> Vec<Expr> {
+    fn sender(&self) -> Vec<Expr> {
         let known = Expr::Lookup { set: self.members, absent: false };
         rule([&self.at(Meta::Iifname, self.source), &[known]])
     }
 
     /// The receiver is a member of the network that it is on.
-    fn to_member(&self) -> Vec<Expr> {
+    fn receiver(&self) -> Vec<Expr> {
         let known = Expr::Lookup { set: self.members, absent: false };
         rule([&self.at(Meta::Oifname, self.destination), &[known]])
     }
 
     /// Who may send to whom.
     fn forward(&self) -> Vec<Vec<Expr>> {
-        let (is, source, destination, within) =
-            (&self.is(), &self.from_member(), &self.to_member(), &within());
+        let (is, source, destination, within) = (&self.is(), &self.sender(), &self.receiver(), &within());
         let accept = &[Expr::Verdict(Verdict::Accept)];
         let lookup = |set, absent| Expr::Lookup { set, absent };
         let (callee, caller) =
