@@ -295,6 +295,14 @@ impl ClusterLab {
         self.number_of(leader)
     }
 
+    /// Waits until `asked` knows who leads, which for the length of an election it does not: a busy machine has
+    /// elections of its own accord.
+    pub fn until_leader(&self, asked: usize) -> usize {
+        self.wait(&format!("host {asked} knows a leader"), READY_DEADLINE, || {
+            self.leader(asked).ok_or_else(|| "it knows none".to_owned())
+        })
+    }
+
     /// Number of the host that a node runs on.
     pub fn number_of(&self, node: &v1::Node) -> Option<usize> {
         let hostname = &node.description.as_ref()?.hostname;

@@ -52,7 +52,7 @@ fn three_managers_and_two_workers_form() {
 fn write_is_accepted_soon_after_the_leader_died() {
     let Some(mut lab) = ClusterLab::form("leader", 3, 0) else { return };
     lab.create(1, "before", 1, &["--constraint", "node.hostname==host-1"], &[]);
-    let leader = lab.leader(1).expect("there is a leader");
+    let leader = lab.until_leader(1);
     let other = (1..=3).find(|number| *number != leader).expect("there are three");
     let api = lab.api(other);
     lab.power_off(leader);
@@ -91,7 +91,7 @@ fn service_spec(replicas: u64) -> v1::ServiceSpec {
 #[test]
 fn minority_accepts_no_write_and_a_healed_one_catches_up() {
     let Some(lab) = ClusterLab::form("minority", 3, 0) else { return };
-    let leader = lab.leader(1).expect("there is a leader");
+    let leader = lab.until_leader(1);
     lab.cut(leader);
     let majority = (1..=3).find(|number| *number != leader).expect("there are three");
     lab.wait("the others have a leader", SOON, || match lab.leader(majority) {

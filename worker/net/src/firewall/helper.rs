@@ -96,7 +96,7 @@ use super::{
     rules::{
         Base, CT_ESTABLISHED, CT_NEW, CT_RELATED, ChainSpec, Ct, Expr, Family, Hook, Layout, Meta, REG_1,
         REG_2, REG_3, Verdict, WORD_1, WORD_5, ether_type, in_set, inet, ipv4, ipv6, name_begins, name_is,
-        rule, source_check, translated, tunnelled,
+        rule, source_check, state, translated, tunnelled,
     },
 };
 use crate::wireguard::WIREGUARD;
@@ -151,10 +151,6 @@ pub(crate) static HELPER: Layout = Layout {
     chains,
     balancers: &[SERVICE, SERVICE6, PUBLISHED, PUBLISHED6],
 };
-
-fn state(bits: u32) -> [Expr; 2] {
-    [Expr::Ct(Ct::State), Expr::AnyOf(bits)]
-}
 
 fn l4proto(protocol: i32) -> [Expr; 2] {
     [Expr::Meta { key: Meta::L4proto, to: REG_1 }, Expr::Equal(vec![protocol as u8])]

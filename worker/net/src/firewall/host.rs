@@ -3,7 +3,7 @@
 //! ```text
 //! table inet rswarm {
 //!   chain raw         { type filter hook prerouting priority raw
-//!                       iifname @bridges ip daddr 127.0.0.0/8 drop
+//!                       ip daddr 127.0.0.0/8 iifname @bridges drop
 //!                       udp dport @tunnels notrack }
 //!   chain raw-output  { type filter hook output priority raw
 //!                       udp dport @tunnels notrack }
@@ -17,6 +17,7 @@
 //!   chain operator    { }                          # yours: see below
 //!   chain forward     { type filter hook forward priority filter
 //!                       jump operator
+//!                       ct state established,related accept
 //!                       ip daddr @peers iifname . meta l4proto . th dport @guarded reject
 //!                       meta nfproto ipv6 iifname . meta l4proto . th dport @guarded reject
 //!                       iifname . oifname @within accept
@@ -68,8 +69,9 @@ use std::net::Ipv6Addr;
 use super::{
     Set,
     rules::{
-        Base, ChainSpec, Expr, Family, Layout, Meta, OPERATOR, REG_1, REG_2, Verdict, WORD_1, WORD_2, WORD_5,
-        in_set, inet, ipv4, ipv6, loopback, not_in_set, rule, source_check, translated, tunnelled,
+        Base, CT_ESTABLISHED, CT_RELATED, ChainSpec, Expr, Family, Layout, Meta, OPERATOR, REG_1, REG_2,
+        Verdict, WORD_1, WORD_2, WORD_5, in_set, inet, ipv4, ipv6, loopback, not_in_set, rule, source_check,
+        state, translated, tunnelled,
     },
 };
 
@@ -162,7 +164,7 @@ fn chains() -> Vec<ChainSpec> {
             "filter",
             libc::NF_INET_PRE_ROUTING,
             -300,
-            vec![rule([&in_set(Meta::Iifname, Set::Bridges), &ipv4(), &loopback(16), drop]), untracked()],
+            vec![rule([&ipv4(), &loopback(16), &in_set(Meta::Iifname, Set::Bridges), drop]), untracked()],
         ),
         inet("raw-output", "filter", libc::NF_INET_LOCAL_OUT, -300, vec![untracked()]),
         inet("prerouting", "nat", libc::NF_INET_PRE_ROUTING, -100, publish()),
@@ -175,6 +177,7 @@ fn chains() -> Vec<ChainSpec> {
             0,
             vec![
                 vec![Expr::Verdict(Verdict::Jump(OPERATOR))],
+                rule([&state(CT_ESTABLISHED | CT_RELATED), accept]),
                 rule([&ipv4(), &to_peer(), &guard()]),
                 rule([&ipv6(), &guard()]),
                 vec![

@@ -313,6 +313,11 @@ pub(super) fn ipv6() -> [Expr; 2] {
     [Expr::Meta { key: Meta::Nfproto, to: REG_1 }, Expr::Equal(vec![libc::NFPROTO_IPV6 as u8])]
 }
 
+/// The connection is in one of these states.
+pub(super) fn state(bits: u32) -> [Expr; 2] {
+    [Expr::Ct(Ct::State), Expr::AnyOf(bits)]
+}
+
 /// The first byte of an address in the IPv4 header at `offset` is 127.
 pub(super) fn loopback(offset: u32) -> [Expr; 2] {
     [Expr::Payload { base: Base::Network, offset, len: 1, to: REG_1 }, Expr::Equal(vec![127])]

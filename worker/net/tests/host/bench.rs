@@ -205,10 +205,14 @@ async fn bench_requests_through_services_and_the_mesh() {
     ] {
         output(entry.command("nft").unwrap().arg(command));
     }
+    // And over the VXLAN, as whoever has an overlay would do by hand.
+    hand[1].output("ip", &["address", "add", "10.0.0.4/20", "dev", "eth0"]);
+    ip(entry, "addr add 10.0.0.9/20 dev br9");
+    output(entry.command("nft").unwrap().arg("add rule ip plain pre tcp dport 8090 dnat to 10.0.0.4:80"));
     let inside =
         |container: &Container| rswarm_net::lab::command_in_netns(&container.netns(), "wrk").unwrap();
     for keep_alive in [true, false] {
-        let mut all: [Vec<f64>; 7] = Default::default();
+        let mut all: [Vec<f64>; 8] = Default::default();
         for _ in 0..ROUNDS {
             let url = |to: Ipv4Addr, port: u16| format!("http://{to}:{port}/");
             let plain = Ipv4Addr::new(10, 0, 0, 3);
@@ -221,6 +225,8 @@ async fn bench_requests_through_services_and_the_mesh() {
             all[2].push(wrk(&mut { outside }, &url(host.address, 8080), keep_alive));
             let outside = lab.host(3).command("wrk").unwrap();
             all[5].push(wrk(&mut { outside }, &url(entry.address, 8080), keep_alive));
+            let outside = lab.host(3).command("wrk").unwrap();
+            all[7].push(wrk(&mut { outside }, &url(entry.address, 8090), keep_alive));
             for (slot, node) in [(3, 1usize), (4, 2)] {
                 let mut outside = cluster.outside().command("wrk").unwrap();
                 all[slot].push(wrk(
@@ -230,16 +236,17 @@ async fn bench_requests_through_services_and_the_mesh() {
                 ));
             }
         }
-        let [vxlan, service, dnat, far, near, detour, beside] = all.map(median);
+        let [vxlan, service, dnat, far, near, detour, beside, tunnelled] = all.map(median);
         eprintln!(
             "requests/s, keep-alive {keep_alive}: VXLAN by hand {vxlan:.0}, virtual address {service:.0} ({:.2}); \
              veth and DNAT {dnat:.0}, virtual address on one node {beside:.0} ({:.2}), mesh by its own node {near:.0} ({:.2}), by another {far:.0} ({:.2}); \
-             veth and DNAT by another host {detour:.0} ({:.2} of it)",
+             veth and DNAT by another host {detour:.0} ({:.2} of it), with a VXLAN between the two {tunnelled:.0} ({:.2} of it)",
             service / vxlan,
             beside / dnat,
             near / dnat,
             far / dnat,
-            far / detour
+            far / detour,
+            far / tunnelled
         );
     }
 }
