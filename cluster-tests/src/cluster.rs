@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rswarm_api::v1;
 use rswarm_lab::{Host, Lab, LabConfig, Output};
@@ -25,6 +26,8 @@ const LOG_LINES: usize = 25;
 const DAEMON_DEADLINE: Duration = Duration::from_secs(20);
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(10);
+/// How long a process on a busy machine may take from its start to its first look at the clock.
+const STARTING: Duration = Duration::from_millis(200);
 
 /// Hosts with daemons. Dropping it leaves nothing but, after a panic, the logs.
 pub struct ClusterLab {
@@ -368,6 +371,24 @@ impl ClusterLab {
                 Err(_) => std::thread::sleep(POLL),
             }
         }
+    }
+
+    /// When a task of a service ran and did not listen yet, for each whose logs there are. Without a health check a task
+    /// is called from when it runs, so whoever called one of these then may have been refused.
+    pub fn silent_starts(&self, asked: usize, service: &str) -> Vec<RangeInclusive<SystemTime>> {
+        let logs = self.rswarm(asked, &["service", "logs", "--raw", service]).stdout;
+        let told = |line: &str| {
+            let (ran, listens) = line.strip_prefix("ran at ")?.split_once(" ms, listens at ")?;
+            let time = |text: &str| {
+                Some(
+                    SystemTime::UNIX_EPOCH
+                        + Duration::from_millis(text.trim_end_matches(" ms").parse().ok()?),
+                )
+            };
+            // The process was there some time before it looked at the clock.
+            Some(time(ran)? - STARTING..=time(listens)?)
+        };
+        logs.lines().filter_map(told).collect()
     }
 
     /// Pids of the workload's processes on a host: what really runs there, whatever anyone says.

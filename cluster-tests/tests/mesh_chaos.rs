@@ -3,10 +3,11 @@
 //!
 //! `CHAOS_SEED=n` repeats a run's choices (its timing is the machine's); `CHAOS_EVENTS=200` makes it long.
 
+use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rswarm_cluster_tests::kernel::missing_program;
 use rswarm_cluster_tests::{Choices, ClusterLab};
@@ -27,9 +28,10 @@ const PERIOD: Duration = Duration::from_millis(10);
 const MOURNING: Duration = Duration::from_secs(1);
 
 struct Failure {
+    began: SystemTime,
     at: Instant,
     host: usize,
-    error: String,
+    error: io::Error,
 }
 
 #[test]
@@ -41,7 +43,8 @@ fn only_requests_of_killed_tasks_fail() {
     let events = number("CHAOS_EVENTS").map_or(EVENTS, |events| events as usize);
     lab.ok(1, &["network", "create", "front"]);
     let publish = format!("{PUBLISHED}:80");
-    let flags = ["--network", "front", "--publish", &publish, "--restart-delay", "0s"];
+    let flags =
+        ["--network", "front", "--publish", &publish, "--restart-delay", "0s", "--update-monitor", "1s"];
     lab.create(1, "web", REPLICAS, &flags, &["serve", "80"]);
     lab.until_running(1, "web", REPLICAS, SOON);
 
@@ -49,7 +52,7 @@ fn only_requests_of_killed_tasks_fail() {
     let addresses: Vec<Ipv4Addr> = lab.hosts().iter().map(|host| host.address).collect();
     let (stop, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
     let failures = Mutex::new(Vec::new());
-    let mut events_at = Vec::new();
+    let (mut events_at, mut silent) = (Vec::new(), Vec::new());
     std::thread::scope(|scope| {
         for first in 0..3 {
             let (addresses, stop, asked, failures) = (&addresses, &stop, &asked, &failures);
@@ -63,9 +66,9 @@ fn only_requests_of_killed_tasks_fail() {
                     std::thread::sleep(next.saturating_duration_since(Instant::now()));
                     asked.fetch_add(1, Ordering::Relaxed);
                     let host = n % addresses.len();
+                    let began = SystemTime::now();
                     if let Err(error) = get((addresses[host], PUBLISHED).into(), PATIENCE) {
-                        let failure =
-                            Failure { at: Instant::now(), host: host + 1, error: error.to_string() };
+                        let failure = Failure { began, at: Instant::now(), host: host + 1, error };
                         failures.lock().unwrap().push(failure);
                     }
                 }
@@ -79,6 +82,7 @@ fn only_requests_of_killed_tasks_fail() {
             let manager = 1 + n % MANAGERS;
             change(&mut lab, &mut choices, manager, &mut events_at);
             lab.until_running(manager, "web", REPLICAS, SOON);
+            silent.extend(lab.silent_starts(manager, "web"));
         }
         drop(stopped);
     });
@@ -89,7 +93,9 @@ fn only_requests_of_killed_tasks_fail() {
         .filter(|failure| {
             let explains =
                 |event: &Event| event.kills && event.at <= failure.at && failure.at <= event.at + MOURNING;
-            !events_at.iter().any(explains)
+            let refused = failure.error.kind() == io::ErrorKind::ConnectionRefused;
+            let starting = refused && silent.iter().any(|start| start.contains(&failure.began));
+            !starting && !events_at.iter().any(explains)
         })
         .map(|failure| {
             let before = events_at.iter().rev().filter(|event| event.at <= failure.at).take(3);

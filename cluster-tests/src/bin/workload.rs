@@ -5,16 +5,18 @@
 //! - `count EVERY_MS`: says a number now and then, until asked to end
 //! - `stubborn`: does not end when asked to
 //! - `take BYTES`: takes memory and waits
-//! - `serve PORT`: says on every TCP connection, as an HTTP page, and to every datagram which task it is and who asks
+//! - `serve PORT`: says on every TCP connection, as an HTTP page, and to every datagram which task it is and who asks;
+//!   prints since when it listens
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{SigSet, Signal};
 
 fn main() -> ExitCode {
+    let began = milliseconds();
     let words: Vec<String> = std::env::args().skip(1).collect();
     let number = |place: usize| words.get(place).and_then(|word| word.parse::<u64>().ok());
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
@@ -43,7 +45,7 @@ fn main() -> ExitCode {
         }
         "serve" => {
             let port = number(1).and_then(|port| u16::try_from(port).ok()).unwrap_or(80);
-            if let Err(error) = serve(port) {
+            if let Err(error) = serve(port, began) {
                 eprintln!("cannot listen on port {port}: {error}");
                 return ExitCode::FAILURE;
             }
@@ -72,11 +74,17 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{line}");
 }
 
-fn serve(port: u16) -> std::io::Result<()> {
+/// By the clock, since 1970.
+fn milliseconds() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
+}
+
+fn serve(port: u16, began: u128) -> std::io::Result<()> {
     // Both families, where there are both.
     let (any, any6) = ((Ipv4Addr::UNSPECIFIED, port), (Ipv6Addr::UNSPECIFIED, port));
     let listener = TcpListener::bind(any6).or_else(|_| TcpListener::bind(any))?;
     let socket = UdpSocket::bind(any6).or_else(|_| UdpSocket::bind(any))?;
+    say(&format!("ran at {began} ms, listens at {} ms", milliseconds()));
     std::thread::spawn(move || {
         for connection in listener.incoming().flatten() {
             std::thread::spawn(move || drop(answer(&connection)));
@@ -89,7 +97,6 @@ fn serve(port: u16) -> std::io::Result<()> {
             let _ = socket.send_to(who(peer).as_bytes(), peer);
         }
     });
-    say("serving");
     Ok(())
 }
 
