@@ -12,4 +12,5 @@ mod lab;
 mod mesh;
 mod overlay;
 mod repair;
+mod sctp;
 mod traffic;
