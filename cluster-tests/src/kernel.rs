@@ -43,25 +43,38 @@ pub fn helper(host: &Host) -> PathBuf {
 /// # Panics
 /// When it fails.
 pub fn output(netns: &Path, words: &str) -> String {
-    let mut command = Command::new(words.split(' ').next().unwrap_or_default());
-    command.args(words.split(' ').skip(1));
-    let output = run_in_netns(netns, || command.output()).expect("the namespace is there");
-    let output = output.unwrap_or_else(|error| panic!("`{words}`: {error}"));
-    assert!(output.status.success(), "`{words}`: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    printed(netns, words).unwrap_or_else(|reason| panic!("{reason}"))
 }
 
-fn json(netns: &Path, words: &str) -> Vec<Value> {
-    let text = output(netns, words);
+/// The same of what may just be going away, as the namespace of a task that ends.
+fn printed(netns: &Path, words: &str) -> Result<String, String> {
+    let mut command = Command::new(words.split(' ').next().unwrap_or_default());
+    command.args(words.split(' ').skip(1));
+    let output = run_in_netns(netns, || command.output()).map_err(|error| error.to_string())?;
+    let output = output.map_err(|error| format!("`{words}`: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("`{words}`: {}", String::from_utf8_lossy(&output.stderr)));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn json(netns: &Path, words: &str) -> Result<Vec<Value>, String> {
+    let text = printed(netns, words)?;
     // With nothing to show, some print nothing at all.
     let parsed = if text.trim().is_empty() { Ok(Value::Null) } else { serde_json::from_str(&text) };
-    match parsed.unwrap_or_else(|error| panic!("`{words}` printed {error}: {text}")) {
+    Ok(match parsed.map_err(|error| format!("`{words}` printed {error}: {text}"))? {
         Value::Array(values) => values,
         Value::Object(mut fields) => {
             fields.remove("nftables").and_then(|all| all.as_array().cloned()).unwrap_or_default()
         }
         _ => Vec::new(),
-    }
+    })
+}
+
+/// What a program prints about either version of IP.
+fn of_both(netns: &Path, words: &str) -> Result<Vec<Value>, String> {
+    let all = [4, 6].map(|family| json(netns, &words.replace("-N", &format!("-{family}"))));
+    Ok(all.into_iter().collect::<Result<Vec<_>, _>>()?.concat())
 }
 
 fn word<'a>(value: &'a Value, field: &str) -> &'a str {
@@ -71,17 +84,19 @@ fn word<'a>(value: &'a Value, field: &str) -> &'a str {
 // ---- what there is ----
 
 /// What a host's kernel has.
-pub fn found(host: &Host) -> Facts {
+///
+/// # Errors
+/// When it changes too much to be read.
+pub fn found(host: &Host) -> Result<Facts, String> {
     let netns = helper(host);
     let mut facts = Facts::new();
     let mut own = BTreeSet::new();
-    for link in json(&netns, "ip -j link") {
+    for link in json(&netns, "ip -j link")? {
         let name = word(&link, "ifname");
         own.insert((name.to_owned(), word(&link, "address").to_owned()));
         facts.insert(format!("link {name} {}", word(&link, "master")).trim().to_owned());
     }
-    let neighbours = ["-4", "-6"].map(|family| json(&netns, &format!("ip -j {family} neigh show nud all")));
-    for neighbour in neighbours.into_iter().flatten() {
+    for neighbour in of_both(&netns, "ip -j -N neigh show nud all")? {
         let state = neighbour["state"][0].as_str().unwrap_or_default();
         let (link, address, mac) =
             (word(&neighbour, "dev"), word(&neighbour, "dst"), word(&neighbour, "lladdr"));
@@ -95,7 +110,7 @@ pub fn found(host: &Host) -> Facts {
             _ => format!("neighbour {link} {address} at {mac}, {state}"),
         });
     }
-    for entry in json(&netns, "bridge -j fdb") {
+    for entry in json(&netns, "bridge -j fdb")? {
         let (link, mac, to) = (word(&entry, "ifname"), word(&entry, "mac"), word(&entry, "dst"));
         // Groups that a link listens to by itself, and the addresses of the ports and the bridge.
         let multicast = mac.starts_with("01:00:5e") || mac.starts_with("33:33");
@@ -105,23 +120,22 @@ pub fn found(host: &Host) -> Facts {
         let state = word(&entry, "state");
         facts.insert(format!("forwarding {mac} by {link} {state} {to}").trim().to_owned());
     }
-    let routes = ["-4", "-6"].map(|family| json(&netns, &format!("ip -j {family} route show table all")));
-    for route in routes.into_iter().flatten() {
+    for route in of_both(&netns, "ip -j -N route show table all")? {
         if word(&route, "dst") == "default" {
             let table = route["table"].as_str().unwrap_or("main");
             facts.insert(format!("route {table} via {} {}", word(&route, "gateway"), word(&route, "dev")));
         }
     }
     for (family, words) in [("", "ip -j -4 rule"), ("IPv6 ", "ip -j -6 rule")] {
-        for rule in json(&netns, words).iter().filter(|rule| rule["fwmark"].is_string()) {
+        for rule in json(&netns, words)?.iter().filter(|rule| rule["fwmark"].is_string()) {
             facts.insert(format!("{family}rule {} to {}", word(rule, "fwmark"), word(rule, "table")));
         }
     }
-    let inside = json(&netns, "nft -j list ruleset");
+    let inside = json(&netns, "nft -j list ruleset")?;
     for member in elements(&inside, "members").chain(elements(&inside, "members6")) {
         facts.insert(format!("member {}", plain(member)));
     }
-    let outside = json(&host.netns, "nft -j list ruleset");
+    let outside = json(&host.netns, "nft -j list ruleset")?;
     for family in ["", "6"] {
         facts.extend(led(&inside, &format!("services{family}")));
         // The way of a published port may go through several maps, of which this is the last.
@@ -130,7 +144,7 @@ pub fn found(host: &Host) -> Facts {
         let last = |fact: &String| !fact.contains("to 169.254.") && !fact.contains(&format!("to {UPLINK6}"));
         facts.extend(mesh.into_iter().filter(last));
     }
-    facts
+    Ok(facts)
 }
 
 fn objects<'a>(ruleset: &'a [Value], kind: &str) -> impl Iterator<Item = &'a Value> {
@@ -297,7 +311,7 @@ impl Cluster {
             facts.insert(format!("route 5095 via {UPLINK6}1 rsup"));
             // The way out is for hosts that have IPv6 addresses themselves.
             let words = "ip -j -6 addr show scope global";
-            let own6 = json(&host.netns, words).iter().any(|link| {
+            let own6 = json(&host.netns, words)?.iter().any(|link| {
                 let all = link["addr_info"].as_array();
                 // Of an address in another scope `ip` may print an object without anything in it.
                 let foreign = |address: &str| !address.is_empty() && !address.starts_with(UPLINK6);
@@ -305,7 +319,7 @@ impl Cluster {
             });
             facts.extend(own6.then(|| format!("route main via {UPLINK6}1 rsup")));
         }
-        let ports = ports(&helper(host));
+        let ports = ports(&helper(host))?;
         for (network, vni, ingress) in self.networks_of(&own.id) {
             let (bridge, tunnel) = (format!("rsb{vni}"), format!("rsx{vni}"));
             facts.insert(format!("link {bridge}"));
@@ -422,7 +436,7 @@ impl Cluster {
                     let expected = address.map(|address| [vip(address), tasks.clone()]);
                     for (place, prefix) in ["", "tasks."].into_iter().enumerate() {
                         let asked = format!("{prefix}{name}.{}", spec.name);
-                        let found = resolve(&netns, server, &asked);
+                        let found = addresses_of(&netns, server, &asked, A)?;
                         let expected = expected.as_ref().map(|both| both[place].clone());
                         if found != expected {
                             return Err(format!("`{asked}` is {found:?}, expected {expected:?}"));
@@ -430,7 +444,8 @@ impl Cluster {
                         let twins = |of: BTreeSet<Ipv4Addr>| -> BTreeSet<Ipv6Addr> {
                             of.into_iter().filter_map(|address| self.twin(network, address)).collect()
                         };
-                        let (found, expected) = (resolve6(&netns, server, &asked), expected.map(twins));
+                        let found = addresses_of(&netns, server, &asked, AAAA)?;
+                        let expected = expected.map(twins);
                         if found != expected {
                             return Err(format!("`{asked}` is {found:?}, expected {expected:?}"));
                         }
@@ -467,7 +482,7 @@ impl Endpoint {
     /// Name of the node's end of the link that has an address.
     fn link<'a>(&self, address: Ipv4Addr, ports: &'a BTreeMap<u64, String>) -> Result<&'a str, String> {
         let netns = self.netns().filter(|netns| netns.exists()).ok_or("a task without a process")?;
-        let links = json(&netns, "ip -j -4 addr");
+        let links = json(&netns, "ip -j -4 addr")?;
         let has = |link: &&Value| {
             let addresses = link["addr_info"].as_array();
             addresses.is_some_and(|all| all.iter().any(|one| word(one, "local") == address.to_string()))
@@ -479,17 +494,15 @@ impl Endpoint {
 }
 
 /// Links of a namespace by their numbers.
-fn ports(netns: &Path) -> BTreeMap<u64, String> {
-    let links = json(netns, "ip -j link");
-    links
-        .iter()
-        .filter_map(|link| Some((link["ifindex"].as_u64()?, word(link, "ifname").to_owned())))
-        .collect()
+fn ports(netns: &Path) -> Result<BTreeMap<u64, String>, String> {
+    let links = json(netns, "ip -j link")?;
+    let port = |link: &Value| Some((link["ifindex"].as_u64()?, word(link, "ifname").to_owned()));
+    Ok(links.iter().filter_map(port).collect())
 }
 
 /// The host's address on its link to the overlays.
 fn uplink_gateway(host: &Host) -> Result<String, String> {
-    let links = json(&host.netns, "ip -j -4 addr show dev rshost");
+    let links = json(&host.netns, "ip -j -4 addr show dev rshost")?;
     let address = links.iter().find_map(|link| link["addr_info"][0]["local"].as_str());
     address.map(str::to_owned).ok_or_else(|| "`rshost` has no address".to_owned())
 }
@@ -499,8 +512,7 @@ fn uplink_gateway(host: &Host) -> Result<String, String> {
 /// # Panics
 /// When it does not answer.
 pub fn resolve(netns: &Path, server: Ipv4Addr, name: &str) -> Option<BTreeSet<Ipv4Addr>> {
-    let found = ask(netns, server, name, 1)?;
-    Some(found.into_iter().map(|bytes| <[u8; 4]>::try_from(bytes).expect("four bytes").into()).collect())
+    addresses_of(netns, server, name, A).unwrap_or_else(|reason| panic!("{reason}"))
 }
 
 /// The same of IPv6.
@@ -508,12 +520,20 @@ pub fn resolve(netns: &Path, server: Ipv4Addr, name: &str) -> Option<BTreeSet<Ip
 /// # Panics
 /// As [`resolve`].
 pub fn resolve6(netns: &Path, server: Ipv4Addr, name: &str) -> Option<BTreeSet<Ipv6Addr>> {
-    let found = ask(netns, server, name, 28)?;
-    Some(found.into_iter().map(|bytes| <[u8; 16]>::try_from(bytes).expect("sixteen bytes").into()).collect())
+    addresses_of(netns, server, name, AAAA).unwrap_or_else(|reason| panic!("{reason}"))
 }
 
-/// The data of the records of type A or AAAA that a name server gives.
-fn ask(netns: &Path, server: Ipv4Addr, name: &str, qtype: u8) -> Option<BTreeSet<Vec<u8>>> {
+/// Types of records: RFC 1035 and RFC 3596.
+const A: u8 = 1;
+const AAAA: u8 = 28;
+
+/// The addresses in the records that a name server gives; `None` if it knows no such name.
+fn addresses_of<T: Ord + From<[u8; N]>, const N: usize>(
+    netns: &Path,
+    server: Ipv4Addr,
+    name: &str,
+    qtype: u8,
+) -> Result<Option<BTreeSet<T>>, String> {
     let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         query.push(u8::try_from(label.len()).expect("a short label"));
@@ -528,15 +548,16 @@ fn ask(netns: &Path, server: Ipv4Addr, name: &str, qtype: u8) -> Option<BTreeSet
         let length = socket.recv(&mut buffer)?;
         Ok::<_, std::io::Error>(buffer[..length].to_vec())
     });
-    let answer = answer.expect("the task's namespace").expect("an answer of the name server");
+    let answer = answer.map_err(|error| error.to_string())?;
+    let answer = answer.map_err(|error| format!("asking {server} for `{name}`: {error}"))?;
     let rcode = answer[3] & 0x0f;
     // The type, class IN, a TTL, and so many bytes.
-    let len = if qtype == 1 { 4 } else { 16 };
     let record = |window: &[u8]| {
-        (window[..4] == [0, qtype, 0, 1] && window[8..10] == [0, len]).then(|| window[10..].to_vec())
+        let (head, data) = window.split_at(10);
+        let wanted = head[..4] == [0, qtype, 0, 1] && head[8..] == [0, N as u8];
+        wanted.then(|| T::from(data.try_into().expect("so many bytes")))
     };
-    let size = 10 + usize::from(len);
-    (rcode == 0).then(|| answer[query.len()..].windows(size).filter_map(record).collect())
+    Ok((rcode == 0).then(|| answer[query.len()..].windows(10 + N).filter_map(record).collect()))
 }
 
 impl ClusterLab {
@@ -548,7 +569,7 @@ impl ClusterLab {
         self.wait("every kernel has exactly what it should", within, || {
             let cluster = Cluster::read(self, manager)?;
             for host in self.hosts() {
-                let (expected, found) = (cluster.expected(self, host)?, found(host));
+                let (expected, found) = (cluster.expected(self, host)?, found(host)?);
                 let missing: Vec<_> = expected.difference(&found).collect();
                 let surplus: Vec<_> = found.difference(&expected).collect();
                 if !(missing.is_empty() && surplus.is_empty()) {
