@@ -150,9 +150,10 @@ fn encode_expression(expression: &Expr) -> Vec<(&'static str, Attributes)> {
                 Verdict::Drop => libc::NF_DROP,
                 Verdict::Accept => libc::NF_ACCEPT,
                 Verdict::Jump(_) => libc::NFT_JUMP,
+                Verdict::Goto(_) => libc::NFT_GOTO,
             };
             let mut inner = Attributes::new().be32(VERDICT_CODE, code as u32);
-            if let Verdict::Jump(chain) = verdict {
+            if let Verdict::Jump(chain) | Verdict::Goto(chain) = verdict {
                 inner = inner.text(VERDICT_CHAIN, chain);
             }
             let data = Attributes::new().nest(DATA_VERDICT, &inner);

@@ -7,12 +7,12 @@
 //!   chain raw-output  { type filter hook output priority raw
 //!                       oifname "rswg" notrack }
 //!   chain pin         { type filter hook prerouting priority mangle
-//!                       ct direction reply ct mark != 0 meta mark set ct mark
-//!                       ct state new iifname "rsup" ct mark set 0xfff
-//!                       ct state new iifname @ingress ct mark set ether saddr map @nodes }
+//!                       ct direction reply ct mark != 0 meta mark set ct mark }
 //!   chain pin-own     { type route hook output priority mangle
 //!                       ct direction reply ct mark != 0 meta mark set ct mark }
 //!   chain prerouting  { type nat hook prerouting priority dstnat
+//!                       iifname "rsup" ct mark set 0xfff
+//!                       iifname @ingress ct mark set ether saddr map @nodes
 //!                       iifname . ip daddr vmap @services
 //!                       iifname . ip6 daddr vmap @services6
 //!                       iifname "rsup" meta l4proto . th dport vmap @published
@@ -55,27 +55,27 @@
 //!   chain published-tcp-8080    { meta l4proto tcp dnat ip to numgen random mod 1 map { 0 : 10.1.0.2 . 80 } }
 //! }
 //! table bridge rswarm {
-//!   chain prerouting  { iifname "rsx*" accept, then as in the host's, see super::host; for IPv6:
+//!   chain prerouting  { iifname "rsx*" goto from-elsewhere, then as in the host's, see super::host, but that IPv4
+//!                       of tasks goes on in to-elsewhere; for IPv6:
 //!                       ether type ip6 icmpv6 type 133-137 drop
 //!                       ether type ip6 iifname . ether saddr . ip6 saddr @sources6 accept
 //!                       ether type ip6 drop }
-//!   chain direct      { type filter hook prerouting priority filter
-//!                       iifname "rsx*" ether type ip tcp flags ack th dport & 0x8000 == 0
+//!   chain from-elsewhere { ether type ip tcp flags ack th dport & 0x8000 == 0
 //!                           ether daddr set iifname . ip daddr map @here accept
-//!                       iifname "rsx*" ether type ip tcp flags syn / syn,ack
-//!                           iifname . ip daddr map @here notrack
-//!                       iifname "rsx*" accept
-//!                       ether type ip tcp flags ack ether daddr set ip daddr map @elsewhere accept
-//!                       ether type ip tcp flags syn / syn,ack ip daddr map @elsewhere notrack }
+//!                       ether type ip tcp flags syn / syn,ack iifname . ip daddr map @here notrack }
+//!   chain to-elsewhere { tcp flags ack ether daddr set ip daddr map @elsewhere accept
+//!                       tcp flags syn / syn,ack ip daddr map @elsewhere notrack }
 //! }
 //! ```
 //!
-//! - TCP by IPv4 between tasks of two nodes is switched, not routed (`direct`): the frame gets the MAC of the other's node,
+//! - TCP by IPv4 between tasks of two nodes is switched, not routed (`from-elsewhere` and `to-elsewhere`): the frame gets the MAC of the other's node,
 //!   and there that of the task. Only a connection's first segment is routed, and so checked by `forward`. Answers of a
 //!   service's address have to be translated back, so what comes from elsewhere for a port from 32768 on, where clients
 //!   have theirs, is routed and tracked as well; a call to a service's address from a lower port gets a higher one
 //!   (`postrouting`).
 //! - A first packet's segment size is enough to clamp: what a task offers is never more than its network carries.
+//! - Of the chains for translation only the first packet of a connection is shown, and of those in front every one; so
+//!   what is to be noted of a connection is noted there.
 //! - Pinning: a connection from the mesh bears the number of the node by which it entered (0xfff: this one), told by the
 //!   MAC from which its first packet came. Its replies bear the same mark, and rules for policy routing send them back
 //!   that way, whatever the client's address.
@@ -94,9 +94,9 @@
 use super::{
     Set,
     rules::{
-        Base, CT_ESTABLISHED, CT_NEW, CT_RELATED, ChainSpec, Ct, Expr, Family, Hook, Layout, Meta, REG_1,
-        REG_2, REG_3, Verdict, WORD_1, WORD_5, ether_type, in_set, inet, ipv4, ipv6, name_begins, name_is,
-        rule, source_check, state, translated, tunnelled,
+        Base, CT_ESTABLISHED, CT_RELATED, ChainSpec, Ct, Expr, Family, Layout, Meta, Onward, REG_1, REG_2,
+        REG_3, Verdict, WORD_1, WORD_5, ether_type, in_set, inet, ipv4, ipv6, name_is, rule, source_check,
+        state, translated, tunnelled,
     },
 };
 use crate::wireguard::WIREGUARD;
@@ -263,7 +263,7 @@ impl Version {
                 accept,
             ]),
         ];
-        // Only that of IPv4 is switched, see `direct`.
+        // Only that of IPv4 is switched, see `DIRECT`.
         if !self.ipv6 {
             rules.push(rule([is, &tcp(Expr::AnyBitOfByte(ACK)), source, within, destination, accept]));
         }
@@ -345,26 +345,25 @@ fn clients() -> Expr {
 }
 
 /// The way of TCP between the tasks of two nodes, past routing.
-fn direct() -> ChainSpec {
-    let from_elsewhere = &name_begins(Meta::Iifname, TUNNEL);
+const DIRECT: Onward = Onward { prefix: TUNNEL, trusted: "from-elsewhere", checked: "to-elsewhere" };
+
+fn direct() -> [ChainSpec; 2] {
     let here = &rule([&IPV4.at(Meta::Iifname, IPV4.destination), &[Expr::Map(Set::Here)]]);
     let elsewhere = &[IPV4.address(IPV4.destination, REG_1), Expr::Map(Set::Elsewhere)];
-    let accept = &[Expr::Verdict(Verdict::Accept)];
-    let goes_on = &rule([&ether_type(0x0800), &tcp(Expr::AnyBitOfByte(ACK))]);
-    let begins = &rule([&ether_type(0x0800), &begins()]);
-    let (send, untracked) = (&[Expr::SendTo], &[Expr::Untracked]);
-    ChainSpec {
-        family: Family::Bridge,
-        name: "direct",
-        hook: Some(Hook { kind: "filter", number: 0, priority: -200 }),
-        rules: vec![
-            rule([from_elsewhere, goes_on, &below_clients(2), here, send, accept]),
-            rule([from_elsewhere, begins, here, untracked]),
-            rule([from_elsewhere, accept]),
-            rule([goes_on, elsewhere, send, accept]),
-            rule([begins, elsewhere, untracked]),
-        ],
-    }
+    let is_ipv4 = &ether_type(0x0800);
+    let (goes_on, begins) = (&tcp(Expr::AnyBitOfByte(ACK)), &begins());
+    let (send, untracked) = (&[Expr::SendTo, Expr::Verdict(Verdict::Accept)], &[Expr::Untracked]);
+    let chain = |name, rules| ChainSpec { family: Family::Bridge, name, hook: None, rules };
+    [
+        chain(
+            DIRECT.trusted,
+            vec![
+                rule([is_ipv4, goes_on, &below_clients(2), here, send]),
+                rule([is_ipv4, begins, here, untracked]),
+            ],
+        ),
+        chain(DIRECT.checked, vec![rule([goes_on, elsewhere, send]), rule([begins, elsewhere, untracked])]),
+    ]
 }
 
 /// The first segment of a connection.
@@ -384,23 +383,20 @@ fn chains() -> Vec<ChainSpec> {
     let raw = |name, number, device: &[Expr]| {
         inet(name, "filter", number, -300, vec![rule([device, &[Expr::Untracked]])])
     };
+    let [from_elsewhere, to_elsewhere] = direct();
     vec![
         raw("raw", libc::NF_INET_PRE_ROUTING, from_tunnel),
         raw("raw-output", libc::NF_INET_LOCAL_OUT, to_tunnel),
+        inet("pin", "filter", libc::NF_INET_PRE_ROUTING, -150, vec![pin_reply()]),
+        inet("pin-own", "route", libc::NF_INET_LOCAL_OUT, -150, vec![pin_reply()]),
         inet(
-            "pin",
-            "filter",
+            "prerouting",
+            "nat",
             libc::NF_INET_PRE_ROUTING,
-            -150,
+            -100,
             vec![
-                pin_reply(),
+                rule([from_uplink, &[Expr::Load(OWN_MARK.to_ne_bytes().to_vec()), MarkConnection]]),
                 rule([
-                    &state(CT_NEW),
-                    from_uplink,
-                    &[Expr::Load(OWN_MARK.to_ne_bytes().to_vec()), MarkConnection],
-                ]),
-                rule([
-                    &state(CT_NEW),
                     &in_set(Meta::Iifname, Set::Ingress),
                     &[
                         Load { key: Meta::Iiftype, to: REG_1 },
@@ -410,15 +406,11 @@ fn chains() -> Vec<ChainSpec> {
                         MarkConnection,
                     ],
                 ]),
+                IPV4.service(),
+                IPV6.service(),
+                IPV4.published(),
+                IPV6.published(),
             ],
-        ),
-        inet("pin-own", "route", libc::NF_INET_LOCAL_OUT, -150, vec![pin_reply()]),
-        inet(
-            "prerouting",
-            "nat",
-            libc::NF_INET_PRE_ROUTING,
-            -100,
-            vec![IPV4.service(), IPV6.service(), IPV4.published(), IPV6.published()],
         ),
         inet(
             "input",
@@ -473,7 +465,8 @@ fn chains() -> Vec<ChainSpec> {
                 rule([&name_is(Meta::Oifname, UPLINK), &[Masquerade]]),
             ],
         ),
-        source_check(Some(TUNNEL)),
-        direct(),
+        from_elsewhere,
+        to_elsewhere,
+        source_check(Some(&DIRECT)),
     ]
 }

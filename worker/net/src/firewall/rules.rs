@@ -182,7 +182,6 @@ pub(crate) enum Ct {
 
 pub(crate) const CT_ESTABLISHED: u32 = 2;
 pub(crate) const CT_RELATED: u32 = 4;
-pub(crate) const CT_NEW: u32 = 8;
 pub(crate) const CT_STATUS_DNAT: u32 = 1 << 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,6 +196,8 @@ pub(crate) enum Verdict {
     Drop,
     Accept,
     Jump(&'static str),
+    /// As [`Self::Jump`], without coming back.
+    Goto(&'static str),
 }
 
 /// One step of a rule.
@@ -380,17 +381,29 @@ pub(super) fn inet(
     ChainSpec { family: Family::Inet, name, hook, rules }
 }
 
-/// What a container sends must bear its own addresses. Names of links to other nodes begin with `trusted`; where there
-/// are such, IPv6 is checked too, and neighbour discovery is nobody's business.
-pub(super) fn source_check(trusted: Option<&str>) -> ChainSpec {
+/// Chains in which frames of overlays go on.
+pub(super) struct Onward {
+    /// What the names of links to other nodes begin with, whose frames are trusted.
+    pub prefix: &'static str,
+    pub trusted: &'static str,
+    /// For IPv4 of containers that has passed the check.
+    pub checked: &'static str,
+}
+
+/// What a container sends must bear its own addresses. On overlays IPv6 is checked too, and neighbour discovery is
+/// nobody's business.
+pub(super) fn source_check(onward: Option<&Onward>) -> ChainSpec {
     let accept = &[Expr::Verdict(Verdict::Accept)];
-    let is_trusted = |prefix: &str| rule([&name_begins(Meta::Iifname, prefix), accept]);
+    let goto = |chain| Expr::Verdict(Verdict::Goto(chain));
+    let trusted =
+        |onward: &Onward| rule([&name_begins(Meta::Iifname, onward.prefix), &[goto(onward.trusted)]]);
+    let checked = &[onward.map_or(Expr::Verdict(Verdict::Accept), |onward| goto(onward.checked))];
     let drop = &[Expr::Verdict(Verdict::Drop)];
     let ipv6 = &ether_type(0x86dd);
-    let of_ipv6 = |rules: &[Vec<Expr>]| if trusted.is_some() { rules.to_vec() } else { Vec::new() };
+    let of_ipv6 = |rules: &[Vec<Expr>]| if onward.is_some() { rules.to_vec() } else { Vec::new() };
     // By far the most packets are IPv4 and honest: one look-up lets them pass.
     let checks = [
-        vec![rule([&ether_type(0x0800), &source((Base::Link, 6), 12, false), accept])],
+        vec![rule([&ether_type(0x0800), &source((Base::Link, 6), 12, false), checked])],
         of_ipv6(&[rule([ipv6, &discovery(), drop]), rule([ipv6, &source6(), accept])]),
         vec![rule([&not_in_set(Meta::Iifname, Set::Ports), accept]), rule([&ether_type(0x0800), drop])],
         of_ipv6(&[rule([ipv6, drop])]),
@@ -403,7 +416,7 @@ pub(super) fn source_check(trusted: Option<&str>) -> ChainSpec {
         family: Family::Bridge,
         name: "prerouting",
         hook: Some(Hook { kind: "filter", number: 0, priority: -300 }),
-        rules: trusted.map(is_trusted).into_iter().chain(checks.concat()).chain(others).collect(),
+        rules: onward.map(trusted).into_iter().chain(checks.concat()).chain(others).collect(),
     }
 }
 
