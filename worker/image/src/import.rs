@@ -104,7 +104,7 @@ impl ImageStore {
         writer.copy(reader, self.inner.limits.archive_bytes, "root file system archive")?;
         let blob = writer.finish();
         let source = std::fs::File::open(blob.path()).map_err(ImageError::io("open", blob.path()))?;
-        let staged = decompress(source)
+        let mut staged = decompress(source)
             .map_err(|source| StageError::Layer(crate::LayerError::Decompress { source }))
             .and_then(|(_, reader)| self.inner.layers.stage(reader))
             .map_err(|error| match error {
@@ -120,7 +120,7 @@ impl ImageStore {
             .expect("a manifest has string keys and plain values");
         let _pins = self.pin([diff_id, blob.digest, Digest::of(&config), Digest::of(&manifest)]);
         blob.commit()?;
-        let info = self.inner.layers.commit(&staged)?;
+        let info = self.inner.layers.commit(&mut staged, blob.digest)?;
         self.commit(NewImage {
             id: self.inner.blobs.put(&config)?,
             manifest: self.inner.blobs.put(&manifest)?,

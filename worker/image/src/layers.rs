@@ -41,6 +41,9 @@ pub(crate) struct LayerInfo {
     pub entries: u64,
     /// Length of the files within, in bytes.
     pub bytes: u64,
+    /// A blob that was found to hold it.
+    #[serde(default)]
+    blob: Option<Digest>,
 }
 
 impl Layers {
@@ -69,15 +72,20 @@ impl Layers {
         slot.try_lock().is_ok_and(|known| known.is_some())
     }
 
-    /// Unpacks the layer from its blob unless that has been done; concurrent callers wait for one another.
+    /// Unpacks the layer from its blob unless that has been done, from this blob or another: that holds the layer, too, then,
+    /// or is refused. Concurrent callers wait for one another.
     pub fn ensure(&self, blobs: &Blobs, diff_id: &Digest, blob: &Digest) -> Result<LayerInfo, ImageError> {
         let slot = self.slot(diff_id);
         let mut known = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(info) = *known {
-            return Ok(info);
+        if known.is_none() {
+            *known = self.read_info(diff_id)?;
         }
-        let info = match self.read_info(diff_id)? {
-            Some(info) => info,
+        let info = match *known {
+            Some(info) if info.blob == Some(*blob) => info,
+            Some(info) => {
+                self.check(blobs, diff_id, blob)?;
+                LayerInfo { blob: Some(*blob), ..info }
+            }
             None => self.unpack(blobs, diff_id, blob)?,
         };
         *known = Some(info);
@@ -104,12 +112,13 @@ impl Layers {
             Ok(total)
         });
         let (total, (diff_id, _)) = (total?, hashing.finish());
-        let info = LayerInfo { diff_id, entries: total.entries, bytes: total.bytes };
+        let info = LayerInfo { diff_id, entries: total.entries, bytes: total.bytes, blob: None };
         Ok(StagedLayer { home, info, newest: total.newest })
     }
 
-    /// Moves a staged layer to where its diff id says; one that is there already is kept.
-    pub fn commit(&self, staged: &StagedLayer) -> Result<LayerInfo, ImageError> {
+    /// Moves a staged layer, which `blob` was found to hold, to where its diff id says; one that is there already is kept.
+    pub fn commit(&self, staged: &mut StagedLayer, blob: Digest) -> Result<LayerInfo, ImageError> {
+        staged.info.blob = Some(blob);
         let info = staged.info;
         let slot = self.slot(&info.diff_id);
         let mut known = slot.lock().unwrap_or_else(PoisonError::into_inner);
@@ -159,11 +168,34 @@ impl Layers {
     }
 
     fn unpack(&self, blobs: &Blobs, diff_id: &Digest, blob: &Digest) -> Result<LayerInfo, ImageError> {
+        let mut staged = Self::read(blobs, blob, |content| self.stage(content))?;
+        expect(diff_id, blob, staged.info.diff_id)?;
+        staged.info.blob = Some(*blob);
+        self.place(&staged)?;
+        Ok(staged.info)
+    }
+
+    /// That the blob holds the layer.
+    fn check(&self, blobs: &Blobs, diff_id: &Digest, blob: &Digest) -> Result<(), ImageError> {
+        let found = Self::read(blobs, blob, |content| {
+            let mut content = HashingReader::new(content);
+            drain(&mut content, self.limits.bytes)?;
+            Ok(content.finish().0)
+        })?;
+        expect(diff_id, blob, found)
+    }
+
+    /// What `with` makes of a blob's content.
+    fn read<T>(
+        blobs: &Blobs,
+        blob: &Digest,
+        with: impl FnOnce(Box<dyn Read + Send + '_>) -> Result<T, StageError>,
+    ) -> Result<T, ImageError> {
         let path = blobs.path(blob);
         let mut compressed = HashingReader::new(blobs.open_blob(blob)?);
-        let staged = decompress(&mut compressed)
+        let result = decompress(&mut compressed)
             .map_err(|source| StageError::Layer(LayerError::Decompress { source }))
-            .and_then(|(_, reader)| self.stage(reader));
+            .and_then(|(_, content)| with(content));
         // Whatever went wrong: if the blob is not what its name says, that is why.
         io::copy(&mut compressed, &mut io::sink()).map_err(ImageError::io("read", &path))?;
         let (found, _) = compressed.finish();
@@ -172,19 +204,10 @@ impl Layers {
             blobs.remove(blob)?;
             return Err(ImageError::CorruptBlob { digest: *blob, path, found });
         }
-        let staged = staged.map_err(|error| match error {
+        result.map_err(|error| match error {
             StageError::Store(error) => error,
             StageError::Layer(source) => ImageError::Layer { layer: *blob, source },
-        })?;
-        if staged.info.diff_id != *diff_id {
-            return Err(ImageError::DigestMismatch {
-                what: format!("the content of layer `{blob}`"),
-                expected: *diff_id,
-                found: staged.info.diff_id,
-            });
-        }
-        self.place(&staged)?;
-        Ok(staged.info)
+        })
     }
 
     /// Makes a staged layer durable under its final name.
@@ -231,6 +254,14 @@ impl StagedLayer {
 pub(crate) enum StageError {
     Store(ImageError),
     Layer(LayerError),
+}
+
+fn expect(diff_id: &Digest, blob: &Digest, found: Digest) -> Result<(), ImageError> {
+    if found == *diff_id {
+        return Ok(());
+    }
+    let what = format!("the content of layer `{blob}`");
+    Err(ImageError::DigestMismatch { what, expected: *diff_id, found })
 }
 
 /// Reads what follows the archive's end mark: it belongs to the digest, but is bounded too.

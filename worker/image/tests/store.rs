@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-use common::{archive, chain, demo, gzip, has, is_root, names, run, store, tar_of, zstd};
+use common::{archive, chain, demo, gzip, has, is_root, names, repacked, run, store, tar_of, zstd};
 use rswarm_image::{
     Digest, ImageError, ImageStore, ImportConfig, LayerLimits, Limits, LoadOptions, Origin, Platform,
     builder::ImageBuilder,
@@ -280,6 +280,25 @@ fn archives_larger_than_the_limit_are_refused() {
     assert_eq!(error, "image archive at `huge` is larger than the limit of 20000 bytes");
     let error = chain(&store.import(Cursor::new(&bomb), None, &ImportConfig::default()).unwrap_err());
     assert!(error.contains("limit of 100 bytes at entry `huge`"), "{error}");
+}
+
+#[test]
+fn other_content_under_a_known_layers_name_is_refused() {
+    if !is_root() {
+        return;
+    }
+    let (good, store) = (demo("demo:1"), store());
+    let image = store.load_bytes(&archive(&good)).unwrap().remove(0);
+    // The same layers in other blobs are the same image.
+    store.load_bytes(&repacked(&good, "again:1", gzip)).unwrap();
+    let flip = |layer: &[u8]| match layer.windows(8).any(|window| window == b"echo one") {
+        true => replace(layer, b"echo one", b"echo two"),
+        false => layer.to_vec(),
+    };
+    let error = store.load_bytes(&repacked(&good, "demo:1", flip)).unwrap_err();
+    assert!(matches!(error, ImageError::DigestMismatch { .. }), "{error}");
+    let kept = store.find("demo:1").unwrap();
+    assert_eq!(kept.manifest_digest, image.manifest_digest, "the name stays");
 }
 
 #[test]
