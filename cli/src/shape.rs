@@ -164,6 +164,7 @@ fn port(port: &PortConfig) -> Value {
         "PublishedPort": port.published,
         "PublishMode": port.mode,
         "HostIP": port.host_ip,
+        "Interface": port.interface,
     });
     omit_empty(port).into()
 }
@@ -293,7 +294,7 @@ pub fn task(task: &Task) -> Value {
         .map(|port| {
             json!({
                 "Protocol": port.protocol, "TargetPort": port.target, "PublishedPort": port.published,
-                "PublishMode": "host", "HostIP": port.host_ip,
+                "PublishMode": "host", "HostIP": port.host_ip, "Interface": port.interface,
             })
         })
         .collect();

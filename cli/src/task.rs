@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use clap::{Args, Subcommand};
 use rswarm_api::v1;
-use rswarm_types::{Task, Timestamp};
+use rswarm_types::{InterfaceName, Task, Timestamp};
 use serde_json::{Value, json};
 
 use crate::client::{Client, call, filters};
@@ -165,14 +165,15 @@ fn error(task: &Task, full: bool) -> String {
 
 fn ports(task: &Task) -> String {
     let port = |port: &rswarm_types::task::PortStatus| {
-        format!("{}:{}->{}/{}", at(port.host_ip), port.published, port.target, port.protocol)
+        format!("{}:{}->{}/{}", at(port.host_ip, port.interface), port.published, port.target, port.protocol)
     };
     task.status.ports.iter().map(port).collect::<Vec<_>>().join(",")
 }
 
-/// The addresses of a node that a published port answers on.
-pub fn at(host_ip: Option<Ipv4Addr>) -> String {
-    host_ip.map_or_else(|| "*".to_owned(), |at| at.to_string())
+/// Where on a node a published port answers: at an address, by an interface, or everywhere.
+pub fn at(host_ip: Option<Ipv4Addr>, interface: Option<InterfaceName>) -> String {
+    let at = host_ip.map(|at| at.to_string()).or_else(|| interface.map(|name| name.to_string()));
+    at.unwrap_or_else(|| "*".to_owned())
 }
 
 /// Without the digest if there is a tag, and without Docker Hub's own names.

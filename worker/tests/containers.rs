@@ -594,8 +594,14 @@ fn ports_lead_to_the_container_and_clashes_name_the_holder(lab: &Lab) {
         let serving = |n, published| {
             let mut task = on_bridge(script(n, "while :; do echo served | nc -l -p 80; done"));
             let mode = PublishMode::Host;
-            task.ports =
-                vec![PortConfig { protocol: Protocol::Tcp, target: 80, published, mode, host_ip: None }];
+            task.ports = vec![PortConfig {
+                protocol: Protocol::Tcp,
+                target: 80,
+                published,
+                mode,
+                host_ip: None,
+                interface: None,
+            }];
             task
         };
         let tasks = [serving(1, Some(8080)), serving(2, None)];

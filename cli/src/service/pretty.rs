@@ -95,6 +95,9 @@ pub fn pretty(service: &Service, networks: &[(NetworkId, String)]) -> String {
             if let Some(at) = port.host_ip {
                 page.0.push_str(&format!("  HostIP = {at}\n"));
             }
+            if let Some(interface) = port.interface {
+                page.0.push_str(&format!("  Interface = {interface}\n"));
+            }
             page.0.push_str(&format!("  Protocol = {}\n", port.protocol));
             page.0.push_str(&format!("  TargetPort = {}\n", port.target));
             page.0.push_str(&format!("  PublishMode = {}\n", port.mode));

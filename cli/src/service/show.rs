@@ -105,12 +105,13 @@ fn row(Counted { service, counts }: &Counted) -> Value {
 /// Ports of the mesh, with consecutive ones as ranges: `*:80-81->80-81/tcp`.
 fn ports(ports: &[PortConfig]) -> String {
     let mut mesh: Vec<_> = ports.iter().filter(|port| port.mode == PublishMode::Ingress).collect();
-    mesh.sort_by_key(|port| (port.protocol, port.host_ip, port.published, port.target));
+    mesh.sort_by_key(|port| (port.protocol, port.host_ip, port.interface, port.published, port.target));
     let mut runs: Vec<Vec<&PortConfig>> = Vec::new();
     for port in mesh {
         let follows = |last: &&PortConfig| {
             let next = |a: u16, b: u16| a.checked_add(1) == Some(b);
-            (last.protocol, last.host_ip) == (port.protocol, port.host_ip)
+            let place = |port: &PortConfig| (port.protocol, port.host_ip, port.interface);
+            place(last) == place(port)
                 && next(last.target, port.target)
                 && last.published.zip(port.published).is_some_and(|(a, b)| next(a, b))
         };
@@ -123,7 +124,7 @@ fn ports(ports: &[PortConfig]) -> String {
         let (first, last) = (run[0], run[run.len() - 1]);
         let range = |a: u16, b: u16| if a == b { a.to_string() } else { format!("{a}-{b}") };
         let published = first.published.zip(last.published).map_or_else(String::new, |(a, b)| range(a, b));
-        let at = task::at(first.host_ip);
+        let at = task::at(first.host_ip, first.interface);
         format!("{at}:{published}->{}/{}", range(first.target, last.target), first.protocol)
     };
     runs.iter().map(run).collect::<Vec<_>>().join(", ")
@@ -181,6 +182,7 @@ mod tests {
             published,
             mode,
             host_ip: None,
+            interface: None,
         };
         let (tcp, udp, mesh) = (Protocol::Tcp, Protocol::Udp, PublishMode::Ingress);
         for (list, expected) in [
@@ -205,6 +207,15 @@ mod tests {
                     port(Some(80), 80, tcp, mesh),
                 ],
                 "*:80->80/tcp, 127.0.0.1:81->81/tcp",
+            ),
+            (
+                [80, 81, 82]
+                    .map(|number| PortConfig {
+                        interface: (number != 81).then(|| "eth0".parse().unwrap()),
+                        ..port(Some(number), number, tcp, mesh)
+                    })
+                    .to_vec(),
+                "*:81->81/tcp, eth0:80->80/tcp, eth0:82->82/tcp",
             ),
         ] {
             assert_eq!(ports(&list), expected);

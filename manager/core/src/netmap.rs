@@ -338,6 +338,7 @@ mod tests {
             published: None,
             mode: PublishMode::Ingress,
             host_ip: None,
+            interface: None,
         };
         let web = f.create("web", 1, on(front, 1));
         let api = f.create("api", 1, |spec| {

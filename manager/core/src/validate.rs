@@ -78,6 +78,8 @@ pub enum SpecError {
     TmpfsSource(String),
     #[error("duplicate published port {port}/{protocol}")]
     DuplicatePort { port: u16, protocol: String },
+    #[error("port {0} cannot be published at an address and by an interface: expected one of them")]
+    AddressAndInterface(u16),
     #[error("invalid port 0: expected 1 to 65535")]
     PortZero,
     #[error("endpoint mode `dnsrr` cannot publish port {0} in mode `ingress`: expected mode `host`")]
@@ -400,6 +402,9 @@ fn ports(spec: &ServiceSpec) -> Result<(), SpecError> {
         if port.target == 0 || port.published == Some(0) {
             return Err(SpecError::PortZero);
         }
+        if port.host_ip.is_some() && port.interface.is_some() {
+            return Err(SpecError::AddressAndInterface(port.target));
+        }
         if port.mode == PublishMode::Ingress && spec.endpoint.mode == EndpointMode::Dnsrr {
             return Err(SpecError::DnsrrIngress(port.target));
         }
@@ -438,6 +443,7 @@ mod tests {
             published: Some(published),
             mode,
             host_ip: None,
+            interface: None,
         };
         let bind = |target: &str| Mount {
             kind: MountKind::Bind,
@@ -482,6 +488,15 @@ mod tests {
                 "duplicate published port 80/tcp",
             ),
             (Box::new(move |s| s.endpoint.ports = vec![port(80, PublishMode::Ingress)]), ""),
+            (
+                Box::new(move |s| {
+                    let interface = Some("lo".parse().unwrap());
+                    let host_ip = Some([127, 0, 0, 1].into());
+                    s.endpoint.ports =
+                        vec![PortConfig { interface, host_ip, ..port(80, PublishMode::Ingress) }];
+                }),
+                "port 80 cannot be published at an address and by an interface",
+            ),
             (Box::new(|s| s.task.container.env = vec!["A".into()]), "invalid environment variable `A`"),
             (Box::new(|s| s.task.container.cap_add = vec!["cap_net_admin".into(), "ALL".into()]), ""),
             (Box::new(|s| s.task.container.cap_drop = vec!["FOO".into()]), "unknown capability `FOO`"),
@@ -573,8 +588,14 @@ mod tests {
         let mesh = Fixture::spec("web", 1, |spec| {
             spec.task.networks = vec![NetworkAttachment { network: ids[1], aliases: vec![] }];
             let (protocol, mode) = (Protocol::Tcp, PublishMode::Ingress);
-            spec.endpoint.ports =
-                vec![PortConfig { protocol, target: 80, published: None, mode, host_ip: None }];
+            spec.endpoint.ports = vec![PortConfig {
+                protocol,
+                target: 80,
+                published: None,
+                mode,
+                host_ip: None,
+                interface: None,
+            }];
         });
         let error = service_networks(&f.state, &mesh).unwrap_err().to_string();
         assert!(

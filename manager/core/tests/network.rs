@@ -142,6 +142,7 @@ impl World {
                     published,
                     mode,
                     host_ip: None,
+                    interface: None,
                 });
             }
         }

@@ -6,6 +6,7 @@
 pub mod cluster;
 pub mod error;
 pub mod id;
+pub mod interface;
 pub mod kernel;
 pub mod netmap;
 pub mod network;
@@ -18,6 +19,7 @@ pub mod time;
 
 pub use cluster::{Cluster, ClusterSpec, JoinSecrets, RootCa};
 pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
+pub use interface::InterfaceName;
 pub use network::{Network, NetworkDriver, NetworkSpec};
 pub use node::{Availability, ManagerStatus, Node, NodeDescription, NodeSpec, NodeState, NodeStatus, Role};
 pub use service::{Service, ServiceMode, ServiceSpec, UpdateStatus};

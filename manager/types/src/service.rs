@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::node::words;
-use crate::{Labels, Meta, NetworkId, ServiceId, TaskSpec, Timestamp, Version};
+use crate::{InterfaceName, Labels, Meta, NetworkId, ServiceId, TaskSpec, Timestamp, Version};
 
 /// A service. Source: swarm-parity 2.3.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -161,6 +161,9 @@ pub struct PortConfig {
     /// The address of a node on which alone it answers; `None` means all of them.
     #[serde(default)]
     pub host_ip: Option<Ipv4Addr>,
+    /// The interface of a node by which alone it is reached; never together with `host_ip`.
+    #[serde(default)]
+    pub interface: Option<InterfaceName>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]

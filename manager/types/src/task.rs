@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::network::NetworkDriver;
 use crate::node::{Platform, Resources, words};
 use crate::service::{PortConfig, Protocol};
-use crate::{Labels, Meta, NetworkId, NodeId, ServiceId, TaskId, Timestamp, Version};
+use crate::{InterfaceName, Labels, Meta, NetworkId, NodeId, ServiceId, TaskId, Timestamp, Version};
 
 /// A task. Immutable but for `node_id` (set once), `desired`, `status` and `networks`. Source: swarm-parity 2.4.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -390,6 +390,9 @@ pub struct PortStatus {
     /// As [`PortConfig::host_ip`].
     #[serde(default)]
     pub host_ip: Option<Ipv4Addr>,
+    /// As [`PortConfig::interface`].
+    #[serde(default)]
+    pub interface: Option<InterfaceName>,
 }
 
 /// Why no node took a task: how many nodes each filter turned away. A node counts for the first filter it fails.

@@ -39,7 +39,7 @@ pub use firewall::{Balancer, Element, Set, message::Shape};
 pub use kernel::has_ipv6;
 pub use model::{
     BridgeNetwork, Cidr, Cidr6, Endpoint, HostPort, INTERFACE_NAME_MAX, Mac, NetworkConfig, NodeNetwork,
-    Protocol, TunnelProgram,
+    Place, Protocol, TunnelProgram,
 };
 pub use netns::run_in_netns;
 pub use network::{Attachment, Facts, Network, Report, facts, missing_for_overlays};

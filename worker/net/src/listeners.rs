@@ -2,17 +2,17 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
 };
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt::set_socket_reuseaddr};
 
-use crate::model::Protocol;
+use crate::model::{Ip, Place, Protocol};
 
-/// Whether a socket in the network namespace of this thread listens on `port`, and would get what comes to the address
+/// Whether a socket in the network namespace of this thread listens on `port`, and would get what comes to the place
 /// `at`, or to any if that is `None`. SCTP is not looked at: the kernel lists it elsewhere, and only while its module
 /// is loaded.
-pub(crate) fn listens(protocol: Protocol, port: u16, at: Option<Ipv4Addr>) -> bool {
+pub(crate) fn listens(protocol: Protocol, port: u16, at: Option<&Place>) -> bool {
     // The states in which a socket waits for anyone: TCP_LISTEN; TCP_CLOSE, which is what unconnected UDP shows.
     let (tables, state) = match protocol {
         Protocol::Tcp => (["tcp", "tcp6"], "0A"),
@@ -31,17 +31,21 @@ pub(crate) fn listens(protocol: Protocol, port: u16, at: Option<Ipv4Addr>) -> bo
 }
 
 /// Whether the port could be bound; it is let go at once, and nothing ever listens.
-fn can_bind(protocol: Protocol, port: u16, at: Option<Ipv4Addr>) -> bool {
+fn can_bind(protocol: Protocol, port: u16, at: Option<&Place>) -> bool {
     let kind = if protocol == Protocol::Tcp { SocketType::STREAM } else { SocketType::DGRAM };
+    let address = match at {
+        Some(Place::Address(address)) => *address,
+        _ => Ipv4Addr::UNSPECIFIED,
+    };
     let bound = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None).and_then(|socket| {
         set_socket_reuseaddr(&socket, protocol == Protocol::Tcp)?;
-        bind(&socket, &SocketAddrV4::new(at.unwrap_or(Ipv4Addr::UNSPECIFIED), port))
+        bind(&socket, &SocketAddrV4::new(address, port))
     });
     bound.is_ok()
 }
 
 /// Looks through a table as in `/proc/net/tcp`: number, local address and port in hexadecimal, remote, state, ….
-fn listed(table: &str, state: &str, port: u16, at: Option<Ipv4Addr>) -> bool {
+fn listed(table: &str, state: &str, port: u16, at: Option<&Place>) -> bool {
     table.lines().skip(1).any(|line| {
         let mut fields = line.split_whitespace().skip(1);
         let Some((address, digits)) = fields.next().and_then(|field| field.rsplit_once(':')) else {
@@ -49,17 +53,28 @@ fn listed(table: &str, state: &str, port: u16, at: Option<Ipv4Addr>) -> bool {
         };
         u16::from_str_radix(digits, 16) == Ok(port)
             && fields.nth(1) == Some(state)
-            && at.is_none_or(|at| hears(address, at))
+            && at.is_none_or(|at| read(address).is_some_and(|address| hears(address, at)))
     })
 }
 
-/// Whether a socket on this address, as the kernel writes it, gets what comes to `at`: IPv4 and its mapped form are in
-/// the last eight digits, in the machine's order of bytes, and all zeros are any.
-fn hears(address: &str, at: Ipv4Addr) -> bool {
-    let (rest, last) = address.split_at(address.len().saturating_sub(8));
-    let Ok(last) = u32::from_str_radix(last, 16) else { return false };
-    let any = last == 0 && rest.bytes().all(|digit| digit == b'0');
-    any || last == u32::from_ne_bytes(at.octets())
+/// Reads an address as the kernel writes it, in words of the machine's order of bytes. IPv4's mapped form is IPv4.
+fn read(hexadecimal: &str) -> Option<IpAddr> {
+    let words = (0..hexadecimal.len())
+        .step_by(8)
+        .map(|at| u32::from_str_radix(hexadecimal.get(at..at + 8)?, 16).ok());
+    let bytes: Vec<u8> =
+        words.collect::<Option<Vec<u32>>>()?.into_iter().flat_map(u32::to_ne_bytes).collect();
+    let ipv6 = || Ipv6Addr::read(&bytes).map(|address| address.to_canonical());
+    Ipv4Addr::read(&bytes).map(IpAddr::from).or_else(ipv6)
+}
+
+/// Whether a socket on this address gets what comes to `at`.
+fn hears(address: IpAddr, at: &Place) -> bool {
+    match at {
+        Place::Address(at) => address.is_unspecified() || address == IpAddr::from(*at),
+        // What comes from outside is for any address but the node's loopback.
+        Place::Interface { interface } => interface == "lo" || !address.is_loopback(),
+    }
 }
 
 #[cfg(test)]
@@ -71,14 +86,22 @@ mod tests {
         let table = "  sl  local_address rem_address   st tx_queue\n\
              0: 0100007F:1F90 00000000:0000 0A 00000000:00000000\n\
              1: 0100007F:9C40 0100007F:1F90 01 00000000:00000000\n\
-             2: 00000000000000000000000000000000:0051 00000000000000000000000000000000:0000 0A 0:0\n";
+             2: 00000000000000000000000000000000:0051 00000000000000000000000000000000:0000 0A 0:0\n\
+             3: 00000000000000000000000001000000:0052 00000000000000000000000000000000:0000 0A 0:0\n";
         for (port, expected) in [(0x1f90, true), (0x9c40, false), (80, false)] {
             assert_eq!(listed(table, "0A", port, None), expected, "{port}");
         }
-        for (port, at, expected) in
-            [(0x1f90, [127, 0, 0, 1], true), (0x1f90, [192, 0, 2, 1], false), (0x51, [192, 0, 2, 1], true)]
-        {
-            assert_eq!(listed(table, "0A", port, Some(at.into())), expected, "{port} {at:?}");
+        let at = |address: [u8; 4]| Place::Address(address.into());
+        for (port, at, expected) in [
+            (0x1f90, at([127, 0, 0, 1]), true),
+            (0x1f90, at([192, 0, 2, 1]), false),
+            (0x51, at([192, 0, 2, 1]), true),
+            (0x1f90, Place::interface("lo"), true),
+            (0x1f90, Place::interface("eth0"), false),
+            (0x51, Place::interface("eth0"), true),
+            (0x52, Place::interface("eth0"), false),
+        ] {
+            assert_eq!(listed(table, "0A", port, Some(&at)), expected, "{port} {at:?}");
         }
     }
 }

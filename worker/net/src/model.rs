@@ -147,14 +147,38 @@ fn yes() -> bool {
 }
 
 /// A port of this node that leads to a port of one container (`mode=host`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct HostPort {
     pub protocol: Protocol,
     pub published: u16,
     pub target: u16,
-    /// The one address of the node that answers; all if `None`.
+    /// Where alone it answers; everywhere if `None`.
     #[serde(default)]
-    pub at: Option<Ipv4Addr>,
+    pub at: Option<Place>,
+}
+
+/// Where on the node a port answers.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Place {
+    /// At this address.
+    Address(Ipv4Addr),
+    /// At every address, for what comes by this interface. What the node sends to itself comes by `lo`.
+    Interface { interface: String },
+}
+
+impl Place {
+    pub fn interface(name: impl Into<String>) -> Self {
+        Self::Interface { interface: name.into() }
+    }
+
+    /// Why it cannot be.
+    pub(crate) fn fault(&self) -> Option<String> {
+        match self {
+            Self::Address(_) => None,
+            Self::Interface { interface } => bad_interface_name(interface),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -360,6 +384,9 @@ impl Endpoint {
         if let Some(port) = self.ports.iter().find(|port| port.published == 0 || port.target == 0) {
             return invalid(format!("expected ports 1 to 65535, found `{}:{}`", port.published, port.target));
         }
+        if let Some(reason) = self.ports.iter().find_map(|port| port.at.as_ref()?.fault()) {
+            return invalid(reason);
+        }
         Ok(())
     }
 }
@@ -520,6 +547,27 @@ mod tests {
             |n| n.endpoints[0].ports[0].target = 0,
             "endpoint `a`: expected ports 1 to 65535, found `8080:0`",
         );
+        check(
+            |n| n.endpoints[0].ports[0].at = Some(Place::interface("a b")),
+            "endpoint `a`: expected an interface name of 1 to 15 bytes, found `a b`",
+        );
+    }
+
+    /// Records of endpoints outlive the daemon that wrote them.
+    #[test]
+    fn ports_are_written_as_they_were_when_there_were_addresses_alone() {
+        let port = |at| HostPort { protocol: Protocol::Tcp, published: 8080, target: 80, at };
+        for (at, text) in [
+            (None, "null"),
+            (Some(Place::Address(Ipv4Addr::LOCALHOST)), r#""127.0.0.1""#),
+            (Some(Place::interface("eth0")), r#"{"interface":"eth0"}"#),
+        ] {
+            let json = format!(r#"{{"protocol":"tcp","published":8080,"target":80,"at":{text}}}"#);
+            assert_eq!(serde_json::to_string(&port(at.clone())).unwrap(), json);
+            assert_eq!(serde_json::from_str::<HostPort>(&json).unwrap(), port(at));
+        }
+        let older = r#"{"protocol":"tcp","published":8080,"target":80}"#;
+        assert_eq!(serde_json::from_str::<HostPort>(older).unwrap(), port(None));
     }
 
     #[test]

@@ -498,7 +498,7 @@ impl Node {
 fn refuse_ports_in_use(old: Option<&Endpoint>, new: &Endpoint) -> Result<(), NetError> {
     let added = new.ports.iter().filter(|port| old.is_none_or(|old| !old.ports.contains(port)));
     for port in added {
-        if listens(port.protocol, port.published, port.at) {
+        if listens(port.protocol, port.published, port.at.as_ref()) {
             return Err(NetError::PortInUse {
                 protocol: port.protocol,
                 port: port.published,

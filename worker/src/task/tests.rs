@@ -202,7 +202,8 @@ fn every_operation_and_outcome_has_its_conclusion() {
 
 #[test]
 fn exit_code_time_and_ports_are_kept() {
-    let port = PortStatus { protocol: Protocol::Tcp, target: 80, published: 32_768, host_ip: None };
+    let port =
+        PortStatus { protocol: Protocol::Tcp, target: 80, published: 32_768, host_ip: None, interface: None };
     let started = Done::Started { pid: Some(7), ports: vec![port] };
     let Conclusion::Status(running) =
         conclude(&status(TaskState::Starting), Operation::Start, Ok(started), NOW)

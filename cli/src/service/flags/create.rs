@@ -78,7 +78,7 @@ pub struct CreateFlags {
     /// Spread over a label: spread=node.labels.zone
     #[arg(long, value_name = "PREFERENCE", value_parser = value::preference)]
     placement_pref: Vec<String>,
-    /// Publish a port: [PUBLISHED:]TARGET[/PROTOCOL], or target=80,published=8080,mode=host
+    /// Publish a port: [[HOST_IP:]PUBLISHED:]TARGET[/PROTOCOL], or target=80,published=8080,mode=host,interface=eth0
     #[arg(short, long, value_name = "PORT", value_parser = value::ports)]
     publish: Vec<Ports>,
     /// Kernel setting of the task's namespaces
@@ -314,6 +314,7 @@ mod tests {
                 published,
                 mode,
                 host_ip: None,
+                interface: None,
             };
             s.endpoint.ports = vec![
                 port(Some(8080), 80, Protocol::Tcp, PublishMode::Ingress),

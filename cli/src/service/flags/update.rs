@@ -324,7 +324,14 @@ mod tests {
     }
 
     fn port(published: u16, target: u16, protocol: Protocol) -> PortConfig {
-        PortConfig { protocol, target, published: Some(published), mode: PublishMode::Ingress, host_ip: None }
+        PortConfig {
+            protocol,
+            target,
+            published: Some(published),
+            mode: PublishMode::Ingress,
+            host_ip: None,
+            interface: None,
+        }
     }
 
     /// A service with two of everything.

@@ -1,7 +1,9 @@
-//! Published ports: `[PUBLISHED:]TARGET[/PROTOCOL]`, with ranges, or `target=…,published=…,protocol=…,mode=…`.
+//! Published ports: `[PUBLISHED:]TARGET[/PROTOCOL]`, with ranges, or `target=…,published=…,protocol=…,mode=…`, and where
+//! they answer.
 
 use std::net::Ipv4Addr;
 
+use rswarm_types::InterfaceName;
 use rswarm_types::service::{PortConfig, Protocol, PublishMode};
 
 use super::{Parsed, ValueError, csv};
@@ -18,6 +20,7 @@ pub struct PortPattern {
     protocol: Protocol,
     mode: Option<PublishMode>,
     host_ip: Option<Ipv4Addr>,
+    interface: Option<InterfaceName>,
 }
 
 impl PortPattern {
@@ -27,6 +30,7 @@ impl PortPattern {
             && self.mode.is_none_or(|mode| port.mode == mode)
             && self.published.is_none_or(|published| port.published == Some(published))
             && self.host_ip.is_none_or(|at| port.host_ip == Some(at))
+            && self.interface.is_none_or(|name| port.interface == Some(name))
     }
 }
 
@@ -41,6 +45,7 @@ pub fn ports(text: &str) -> Parsed<Ports> {
         published: pattern.published,
         mode: pattern.mode.unwrap_or_default(),
         host_ip: pattern.host_ip,
+        interface: pattern.interface,
     };
     Ok(Ports(patterns.into_iter().map(port).collect()))
 }
@@ -58,7 +63,8 @@ fn patterns(text: &str) -> Parsed<Vec<PortPattern>> {
 }
 
 fn long(text: &str) -> Parsed<PortPattern> {
-    let (mut target, mut published, mut mode, mut host_ip) = (None, None, None, None);
+    let (mut target, mut published, mut mode) = (None, None, None);
+    let (mut host_ip, mut interface) = (None, None);
     let mut protocol = Protocol::default();
     for field in csv(text)? {
         let (key, value) = field.split_once('=').ok_or_else(|| ValueError::new("key=value", &field))?;
@@ -76,11 +82,23 @@ fn long(text: &str) -> Parsed<PortPattern> {
                 mode = Some(value.parse().map_err(|_| ValueError::new("mode ingress or host", value))?);
             }
             "host_ip" => host_ip = address(value)?,
-            key => return Err(ValueError::new("target, published, protocol, mode or host_ip", key)),
+            "interface" => {
+                let name = value.parse().map_err(|_| {
+                    ValueError::new("interface=NAME, of 1 to 15 bytes without `/`, `:` and spaces", value)
+                })?;
+                interface = Some(name);
+            }
+            key => {
+                let keys = "target, published, protocol, mode, host_ip or interface";
+                return Err(ValueError::new(keys, key));
+            }
         }
     }
     let target = target.ok_or_else(|| ValueError::new("target=PORT", text))?;
-    Ok(PortPattern { target, published, protocol, mode, host_ip })
+    if host_ip.is_some() && interface.is_some() {
+        return Err(ValueError::new("host_ip or interface, not both", text));
+    }
+    Ok(PortPattern { target, published, protocol, mode, host_ip, interface })
 }
 
 fn short(text: &str) -> Parsed<Vec<PortPattern>> {
@@ -100,7 +118,14 @@ fn short(text: &str) -> Parsed<Vec<PortPattern>> {
     if published.len() != targets.len() {
         return Err(ValueError::new("published and target ranges of equal length", text));
     }
-    let pattern = |(published, target)| PortPattern { target, published, protocol, mode: None, host_ip };
+    let pattern = |(published, target)| PortPattern {
+        target,
+        published,
+        protocol,
+        mode: None,
+        host_ip,
+        interface: None,
+    };
     Ok(published.into_iter().zip(targets).map(pattern).collect())
 }
 
@@ -135,7 +160,14 @@ mod tests {
     use PublishMode::{Host, Ingress};
 
     fn port(published: u16, target: u16, protocol: Protocol, mode: PublishMode) -> PortConfig {
-        PortConfig { protocol, target, published: (published != 0).then_some(published), mode, host_ip: None }
+        PortConfig {
+            protocol,
+            target,
+            published: (published != 0).then_some(published),
+            mode,
+            host_ip: None,
+            interface: None,
+        }
     }
 
     fn check(text: &str, expected: &[PortConfig]) {
@@ -157,6 +189,9 @@ mod tests {
         check("127.0.0.1::53/udp", &[local(port(0, 53, Udp, Ingress))]);
         check("0.0.0.0:8080:80", &[port(8080, 80, Tcp, Ingress)]);
         check("target=80,mode=host,host_ip=127.0.0.1", &[local(port(0, 80, Tcp, Host))]);
+        let by = |port| PortConfig { interface: Some("eth0".parse().unwrap()), ..port };
+        check("target=80,published=8080,interface=eth0", &[by(port(8080, 80, Tcp, Ingress))]);
+        check("target=80,mode=host,interface=eth0", &[by(port(0, 80, Tcp, Host))]);
         check("published=8080,target=80,protocol=sctp,mode=host", &[port(8080, 80, Sctp, Host)]);
     }
 
@@ -176,7 +211,11 @@ mod tests {
             ("published=80", "target=PORT"),
             ("target=80,mode=all", "mode ingress or host"),
             ("target=80,protocol=x", "protocol tcp, udp or sctp"),
-            ("target=80,ip=1", "target, published, protocol, mode or host_ip"),
+            ("target=80,ip=1", "target, published, protocol, mode, host_ip or interface"),
+            ("target=80,interface=", "interface=NAME"),
+            ("target=80,interface=sixteen-bytes-xy", "1 to 15 bytes"),
+            ("target=80,interface=a/b", "interface=NAME"),
+            ("target=80,interface=lo,host_ip=127.0.0.1", "host_ip or interface, not both"),
             ("target=80,host", "key=value"),
         ] {
             let error = ports(text).unwrap_err().to_string();
@@ -186,7 +225,8 @@ mod tests {
 
     #[test]
     fn removal_matches_what_is_given() {
-        let (web, host) = (port(8080, 80, Tcp, Ingress), port(8080, 80, Tcp, Host));
+        let web = port(8080, 80, Tcp, Ingress);
+        let host = PortConfig { interface: Some("eth0".parse().unwrap()), ..port(8080, 80, Tcp, Host) };
         for (text, removes_web, removes_host) in [
             ("80", true, true),
             ("80/udp", false, false),
@@ -194,6 +234,8 @@ mod tests {
             ("8080:80", true, true),
             ("8081:80", false, false),
             ("target=80,mode=host", false, true),
+            ("target=80,interface=eth0", false, true),
+            ("target=80,interface=eth1", false, false),
             ("127.0.0.1:8080:80", false, false),
         ] {
             let pattern = port_pattern(text).unwrap();

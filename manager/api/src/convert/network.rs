@@ -448,6 +448,7 @@ mod tests {
                     published: Some(53),
                     mode: PublishMode::Ingress,
                     host_ip: None,
+                    interface: None,
                 }],
                 allow_from: ["api".to_owned()].into(),
                 number: 7,

@@ -299,6 +299,7 @@ impl From<&PortStatus> for v1::PortStatus {
             target: port.target.into(),
             published: port.published.into(),
             host_ip: port.host_ip.map(|at| at.to_string()).unwrap_or_default(),
+            interface: port.interface.map(|name| name.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -311,6 +312,7 @@ impl TryFrom<v1::PortStatus> for PortStatus {
             target: narrow("target", wire.target)?,
             published: narrow("published", wire.published)?,
             host_ip: super::spec::host_ip(&wire.host_ip)?,
+            interface: parse_optional("interface", &wire.interface)?,
         })
     }
 }
@@ -430,6 +432,7 @@ mod tests {
                     published: None,
                     mode: PublishMode::Host,
                     host_ip: Some([192, 0, 2, 7].into()),
+                    interface: None,
                 }],
                 allow_from: ["api".to_owned()].into(),
                 ..Default::default()
@@ -455,6 +458,7 @@ mod tests {
                     published: Some(30_000),
                     mode: PublishMode::Ingress,
                     host_ip: None,
+                    interface: Some("eth0".parse().unwrap()),
                 }],
                 number: 9,
             },
@@ -492,6 +496,7 @@ mod tests {
                     target: 80,
                     published: 32768,
                     host_ip: Some([192, 0, 2, 7].into()),
+                    interface: Some("eth0".parse().unwrap()),
                 }],
                 ..Default::default()
             },

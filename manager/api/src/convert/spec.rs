@@ -131,6 +131,7 @@ impl From<&PortConfig> for v1::PortConfig {
             published: port.published.map(Into::into),
             mode: v1::PublishMode::from(port.mode).into(),
             host_ip: port.host_ip.map(|at| at.to_string()).unwrap_or_default(),
+            interface: port.interface.map(|name| name.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -144,6 +145,7 @@ impl TryFrom<v1::PortConfig> for PortConfig {
             published: wire.published.map(|port| narrow("published", port)).transpose()?,
             mode: word::<v1::PublishMode, _>("mode", wire.mode)?,
             host_ip: host_ip(&wire.host_ip)?,
+            interface: parse_optional("interface", &wire.interface)?,
         })
     }
 }

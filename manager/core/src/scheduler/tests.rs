@@ -49,6 +49,7 @@ fn host_ports_and_max_replicas_limit_the_copies_on_a_node() {
         published: Some(8080),
         mode: PublishMode::Host,
         host_ip: None,
+        interface: None,
     };
     for (host_port, max_replicas, expected) in [
         (true, 0, "no suitable node (host-mode port already in use on 2 nodes)"),

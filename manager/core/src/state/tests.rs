@@ -1,5 +1,8 @@
 //! The rules of `apply`.
 
+use std::net::Ipv4Addr;
+
+use rswarm_types::service::{PortConfig, Protocol, PublishMode};
 use rswarm_types::*;
 
 use super::{Command, ObjectRef, Rejected, State, Write, apply};
@@ -147,4 +150,32 @@ fn commands_survive_a_newer_and_an_older_reader() {
     let command: Command = serde_json::from_str(json).unwrap();
     let bytes = rmp_serde::to_vec_named(&command).unwrap();
     assert_eq!(rmp_serde::from_slice::<Command>(&bytes).unwrap(), command);
+}
+
+#[test]
+fn ports_survive_a_newer_and_an_older_reader() {
+    /// As ports were when they could answer everywhere or at one IPv4 address.
+    #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+    struct Older {
+        protocol: Protocol,
+        target: u16,
+        published: Option<u16>,
+        mode: PublishMode,
+        host_ip: Option<Ipv4Addr>,
+    }
+    let (protocol, mode, published) = (Protocol::Tcp, PublishMode::Ingress, Some(8080));
+    for host_ip in [None, Some(Ipv4Addr::LOCALHOST)] {
+        let older = Older { protocol, target: 80, published, mode, host_ip };
+        let newer = PortConfig { protocol, target: 80, published, mode, host_ip, interface: None };
+        let bytes = rmp_serde::to_vec_named(&older).unwrap();
+        assert_eq!(rmp_serde::from_slice::<PortConfig>(&bytes).unwrap(), newer);
+        let bytes = rmp_serde::to_vec_named(&newer).unwrap();
+        assert_eq!(rmp_serde::from_slice::<Older>(&bytes).unwrap(), older);
+    }
+    let newest = PortConfig {
+        interface: Some("eth0".parse().unwrap()),
+        ..PortConfig { protocol, target: 80, published, mode, host_ip: None, interface: None }
+    };
+    let bytes = rmp_serde::to_vec_named(&newest).unwrap();
+    assert_eq!(rmp_serde::from_slice::<PortConfig>(&bytes).unwrap(), newest);
 }

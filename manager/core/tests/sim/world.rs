@@ -229,6 +229,7 @@ impl World {
                 published,
                 mode: PublishMode::Host,
                 host_ip: None,
+                interface: None,
             }];
             (update.order, rollback.order) = (UpdateOrder::StopFirst, UpdateOrder::StopFirst);
         }

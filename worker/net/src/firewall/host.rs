@@ -9,9 +9,10 @@
 //!                       udp dport @tunnels notrack }
 //!   chain prerouting  { type nat hook prerouting priority dstnat
 //!                       fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @bound
+//!                       fib daddr type local dnat ip to iifname . meta l4proto . th dport map @entered
 //!                       fib daddr type local dnat ip to meta l4proto . th dport map @published
-//!                       ip6 daddr != ::1 fib daddr type local dnat ip6 to meta l4proto . th dport map @published6 }
-//!   chain output      { the same, for connections made on the node itself }
+//!                       then @entered6 and @published6 as above, for ip6 daddr != ::1 }
+//!   chain output      { the same, for connections made on the node itself, with oifname for iifname }
 //!   chain input       { type filter hook input priority filter
 //!                       iifname . meta l4proto . th dport @guarded reject }
 //!   chain operator    { }                          # yours: see below
@@ -86,6 +87,8 @@ pub(crate) static HOST: Layout = Layout {
         Set::Published,
         Set::Published6,
         Set::Bound,
+        Set::Entered,
+        Set::Entered6,
         Set::Uplinks,
         Set::Guarded,
         Set::Peers,
@@ -98,34 +101,32 @@ pub(crate) static HOST: Layout = Layout {
     balancers: &[],
 };
 
-/// Translates what is for a published port of this node.
-fn publish() -> Vec<Vec<Expr>> {
+/// Translates what is for a published port of this node; `by` tells the interface by which it came.
+fn publish(by: Meta) -> Vec<Vec<Expr>> {
     let port = |to| Expr::Payload { base: Base::Transport, offset: 2, len: 2, to };
-    let local = rule([&ipv4(), &[Expr::ToThisNode]]);
+    let protocol = |to| Expr::Meta { key: Meta::L4proto, to };
+    let lead = |ipv6, set| [Expr::Map(set), Expr::Dnat { ipv6, port: true }];
+    let entered = [Expr::Meta { key: by, to: REG_1 }, protocol(REG_2), port(WORD_5)];
+    let anywhere = [protocol(REG_1), port(WORD_1)];
+    let ipv4 = &rule([&ipv4(), &[Expr::ToThisNode]]);
     let bound = [
         Expr::Payload { base: Base::Network, offset: 16, len: 4, to: REG_1 },
-        Expr::Meta { key: Meta::L4proto, to: WORD_1 },
+        protocol(WORD_1),
         port(WORD_2),
-        Expr::Map(Set::Bound),
-        Expr::Dnat { ipv6: false, port: true },
-    ];
-    let anywhere = [
-        Expr::Meta { key: Meta::L4proto, to: REG_1 },
-        port(WORD_1),
-        Expr::Map(Set::Published),
-        Expr::Dnat { ipv6: false, port: true },
     ];
     // What is for the loopback cannot leave it by IPv6.
-    let by_ipv6 = [
+    let not_loopback = [
         Expr::Payload { base: Base::Network, offset: 24, len: 16, to: REG_1 },
         Expr::Differs(Ipv6Addr::LOCALHOST.octets().into()),
-        Expr::ToThisNode,
-        Expr::Meta { key: Meta::L4proto, to: REG_1 },
-        port(WORD_1),
-        Expr::Map(Set::Published6),
-        Expr::Dnat { ipv6: true, port: true },
     ];
-    vec![rule([&local, &bound]), rule([&local, &anywhere]), rule([&ipv6(), &by_ipv6])]
+    let ipv6 = &rule([&ipv6(), &not_loopback, &[Expr::ToThisNode]]);
+    vec![
+        rule([ipv4, &bound, &lead(false, Set::Bound)]),
+        rule([ipv4, &entered, &lead(false, Set::Entered)]),
+        rule([ipv4, &anywhere, &lead(false, Set::Published)]),
+        rule([ipv6, &entered, &lead(true, Set::Entered6)]),
+        rule([ipv6, &anywhere, &lead(true, Set::Published6)]),
+    ]
 }
 
 /// The destination is another node.
@@ -167,8 +168,9 @@ fn chains() -> Vec<ChainSpec> {
             vec![rule([&ipv4(), &loopback(16), &in_set(Meta::Iifname, Set::Bridges), drop]), untracked()],
         ),
         inet("raw-output", "filter", libc::NF_INET_LOCAL_OUT, -300, vec![untracked()]),
-        inet("prerouting", "nat", libc::NF_INET_PRE_ROUTING, -100, publish()),
-        inet("output", "nat", libc::NF_INET_LOCAL_OUT, -100, publish()),
+        inet("prerouting", "nat", libc::NF_INET_PRE_ROUTING, -100, publish(Meta::Iifname)),
+        // What the node sends to itself leaves by the loopback and comes by it.
+        inet("output", "nat", libc::NF_INET_LOCAL_OUT, -100, publish(Meta::Oifname)),
         inet("input", "filter", libc::NF_INET_LOCAL_IN, 0, vec![guard()]),
         inet(
             "forward",

@@ -13,10 +13,10 @@ pub(crate) mod rules;
 use std::{
     collections::BTreeSet,
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use crate::model::{BridgeNetwork, Endpoint, HostPort, Ip, Mac, NetworkConfig, NodeNetwork, Protocol};
+use crate::model::{BridgeNetwork, Endpoint, HostPort, Ip, Mac, NetworkConfig, NodeNetwork, Place, Protocol};
 use crate::overlay::{
     Overlay,
     fabric::{Local, Uplink},
@@ -43,6 +43,10 @@ pub enum Set {
     Published6,
     /// `inet`: address, protocol and port of the node, to address and port.
     Bound,
+    /// `inet`: interface of the node by which something came, protocol and port, to address and port.
+    Entered,
+    /// `inet`: the same, for IPv6 addresses.
+    Entered6,
     /// `inet`: link to the overlays, to the address of the node that its own traffic takes there.
     Uplinks,
     /// `inet`: link, protocol and port of a node that must not be reached by it.
@@ -105,8 +109,17 @@ impl Set {
             Self::Restricted => Self::Restricted6,
             Self::Callers => Self::Callers6,
             Self::Allowed => Self::Allowed6,
+            Self::Published => Self::Published6,
+            Self::Entered => Self::Entered6,
             other => other,
         }
+    }
+}
+
+impl Set {
+    /// Whether it leads ports of the node away.
+    fn publishes(self) -> bool {
+        matches!(self, Self::Published | Self::Published6 | Self::Bound | Self::Entered | Self::Entered6)
     }
 }
 
@@ -202,27 +215,17 @@ impl Element {
         Self::member(set.of(address), join(&[&name_bytes(link), &octets(address)]))
     }
 
-    /// Leads a port of the node, at one of its addresses or at all, to its target at `address`.
-    pub(crate) fn published(port: &HostPort, address: Ipv4Addr) -> Self {
-        let anywhere = Self {
-            set: Set::Published,
-            key: join(&[&[port.protocol.number()], &port.published.to_be_bytes()]),
-            data: join(&[&address.octets(), &port.target.to_be_bytes()]),
+    /// Leads a port of the node, where it is to answer, to `to`. `None` if that is of the family of no such place.
+    pub(crate) fn published(port: &HostPort, to: SocketAddr) -> Option<Self> {
+        let key = join(&[&[port.protocol.number()], &port.published.to_be_bytes()]);
+        let (set, place) = match &port.at {
+            None => (Set::Published, Vec::new()),
+            Some(Place::Address(at)) if to.is_ipv4() => (Set::Bound, at.octets().into()),
+            Some(Place::Address(_)) => return None,
+            Some(Place::Interface { interface }) => (Set::Entered, name_bytes(interface).into()),
         };
-        match port.at {
-            None => anywhere,
-            Some(at) => Self { set: Set::Bound, key: [&at.octets()[..], &anywhere.key].concat(), ..anywhere },
-        }
-    }
-
-    /// Leads a port of the node, for those who come by IPv6, to its own number at the namespace of the overlays.
-    pub(crate) fn published6(protocol: Protocol, port: u16) -> Self {
-        let address = Uplink::HELPER6.address.octets();
-        Self {
-            set: Set::Published6,
-            key: join(&[&[protocol.number()], &port.to_be_bytes()]),
-            data: join(&[&address, &port.to_be_bytes()]),
-        }
+        let data = join(&[&octets(to.ip()), &to.port().to_be_bytes()]);
+        Some(Self { set: set.of(to.ip()), key: [place, key].concat(), data })
     }
 
     pub(crate) fn guarded(link: &str, protocol: Protocol, port: u16) -> Self {
@@ -285,19 +288,19 @@ impl Element {
 
     /// Protocol and port of the node that it leads away.
     pub(crate) fn published_port(&self) -> Option<(u8, u16)> {
-        let (protocol, port) = match self.set {
-            Set::Published | Set::Published6 => (0, 4),
-            Set::Bound => (4, 8),
-            _ => return None,
-        };
-        Some((self.key[protocol], u16::from_be_bytes([self.key[port], self.key[port + 1]])))
+        if !self.set.publishes() {
+            return None;
+        }
+        // Both are the end of the key, each padded to 4 bytes.
+        let [protocol, _, _, _, high, low, ..] = *self.key.last_chunk::<8>()?;
+        Some((protocol, u16::from_be_bytes([high, low])))
     }
 
     /// Whether it was made for the endpoint with this link and address.
     pub(crate) fn belongs_to(&self, link: &str, address: Option<Ipv4Addr>) -> bool {
         match self.set {
             Set::Ports | Set::Macs | Set::Sources | Set::Sources6 => self.key.starts_with(&name_bytes(link)),
-            Set::Published | Set::Bound => {
+            Set::Published | Set::Bound | Set::Entered => {
                 address.is_some_and(|address| self.data.starts_with(&address.octets()))
             }
             Set::Members | Set::Hairpins | Set::Here => {
@@ -310,10 +313,8 @@ impl Element {
     /// The link that its key begins with.
     pub(crate) fn of_link(&self) -> Option<String> {
         match self.set {
-            Set::Published
-            | Set::Published6
-            | Set::Bound
-            | Set::Hairpins
+            set if set.publishes() => None,
+            Set::Hairpins
             | Set::Hairpins6
             | Set::Nodes
             | Set::Mesh
@@ -346,19 +347,22 @@ impl fmt::Display for Element {
         let mac = |b: &[u8]| Mac([b[0], b[1], b[2], b[3], b[4], b[5]]);
         // What is behind the name of a link, to the end of the key.
         let address6 = |bytes: &[u8]| Ipv6Addr::read(bytes).unwrap_or(Ipv6Addr::UNSPECIFIED);
+        let target = |bytes: &[u8]| match bytes.len() {
+            8 => SocketAddr::from((address(bytes), port(&bytes[4..]))).to_string(),
+            20 => SocketAddr::from((address6(&bytes[..16]), port(&bytes[16..]))).to_string(),
+            _ => "what it should not".to_owned(),
+        };
         match (self.set, key.len(), data.len()) {
-            (Set::Published, 8, 8) => {
-                let (at, to) = (port(&key[4..]), port(&data[4..]));
-                write!(f, "published {}/{at} to {}:{to}", protocol(key[0]), address(data))
+            (Set::Published | Set::Published6, 8, _) => {
+                write!(f, "published {}/{} to {}", protocol(key[0]), port(&key[4..]), target(data))
             }
-            (Set::Published6, 8, 20) => {
-                let (at, to) = (port(&key[4..]), port(&data[16..]));
-                write!(f, "published {}/{at} to [{}]:{to}", protocol(key[0]), address6(&data[..16]))
+            (Set::Bound, 12, _) => {
+                let (at, proto, of) = (port(&key[8..]), protocol(key[4]), address(key));
+                write!(f, "published {proto}/{at} of {of} to {}", target(data))
             }
-            (Set::Bound, 12, 8) => {
-                let (at, to) = (port(&key[8..]), port(&data[4..]));
-                let (of, proto) = (address(key), protocol(key[4]));
-                write!(f, "published {proto}/{at} of {of} to {}:{to}", address(data))
+            (Set::Entered | Set::Entered6, 24, _) => {
+                let (at, proto, by) = (port(&key[20..]), protocol(key[16]), name(&key[..16]));
+                write!(f, "published {proto}/{at} by {by} to {}", target(data))
             }
             (Set::Mesh | Set::Mesh6, 8, _) => {
                 let chain = String::from_utf8_lossy(data);
@@ -455,7 +459,8 @@ pub(crate) fn endpoint_elements(
         Element::source(&link, endpoint.mac(), endpoint.address.into()),
         Element::address(Set::Members, &network.bridge, endpoint.address.into()),
     ]);
-    elements.extend(endpoint.ports.iter().map(|port| Element::published(port, endpoint.address)));
+    let to = |port: &HostPort| (endpoint.address, port.target).into();
+    elements.extend(endpoint.ports.iter().filter_map(|port| Element::published(port, to(port))));
     elements
 }
 
@@ -488,23 +493,25 @@ pub(crate) fn mesh_elements(
     elements.extend(overlay.guarded.iter().map(|(protocol, port)| Element::guarded(link, *protocol, *port)));
     let ipv6 = overlay.published_by_ipv6();
     for ((protocol, published), to) in overlay.published.iter().filter(|(key, _)| !busy.contains(*key)) {
-        // Addresses to be bound to are of IPv4.
-        elements.extend((ipv6 && to.at.is_empty()).then(|| Element::published6(*protocol, *published)));
-        let port = HostPort { protocol: *protocol, published: *published, target: *published, at: None };
-        let bound = to.at.iter().map(|at| HostPort { at: Some(*at), ..port });
-        let anywhere = to.at.is_empty().then_some(port);
-        elements.extend(bound.chain(anywhere).map(|port| Element::published(&port, uplink.helper)));
+        let anywhere = HostPort { protocol: *protocol, published: *published, target: *published, at: None };
+        let bound = to.at.iter().map(|at| HostPort { at: Some(at.clone()), ..anywhere.clone() });
+        let ports = to.at.is_empty().then(|| anywhere.clone()).into_iter().chain(bound);
+        elements.extend(ports.flat_map(|port| uplink_elements(uplink, ipv6, &port).collect::<Vec<_>>()));
     }
     elements
 }
 
+/// The elements that lead a port, by its own number, to the namespace of the overlays.
+fn uplink_elements(uplink: Uplink, ipv6: bool, port: &HostPort) -> impl Iterator<Item = Element> {
+    let helper6 = ipv6.then_some(IpAddr::from(Uplink::HELPER6.address));
+    let ends = [IpAddr::from(uplink.helper)].into_iter().chain(helper6);
+    ends.filter_map(|end| Element::published(port, (end, port.published).into()))
+}
+
 /// The elements that lead to the ports of a task that is on an overlay.
 pub(crate) fn local_elements(uplink: Uplink, local: &Local<'_>) -> BTreeSet<Element> {
-    let port = |port: &HostPort| HostPort { target: port.published, ..*port };
-    let ports = || local.endpoint.ports.iter();
-    let ipv6 = ports().filter(|port| local.network.ipv6.is_some() && port.at.is_none());
-    let ipv6 = ipv6.map(|port| Element::published6(port.protocol, port.published));
-    ports().map(|host| Element::published(&port(host), uplink.helper)).chain(ipv6).collect()
+    let ipv6 = local.network.ipv6.is_some();
+    local.endpoint.ports.iter().flat_map(|port| uplink_elements(uplink, ipv6, port)).collect()
 }
 
 #[cfg(test)]

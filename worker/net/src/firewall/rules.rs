@@ -50,7 +50,7 @@ const fn map(set: Set, family: Family, name: &'static str, key: (u32, u32), data
     SetSpec { set, family, name, key_type: key.0, key_len: key.1, data: Some(data) }
 }
 
-pub(crate) const SETS: [SetSpec; 36] = [
+pub(crate) const SETS: [SetSpec; 38] = [
     plain(Set::Bridges, Family::Inet, "bridges", IFNAME, NAME_LEN),
     plain(Set::Masqueraded, Family::Inet, "masqueraded", IFNAME, NAME_LEN),
     plain(Set::Internal, Family::Inet, "internal", IFNAME, NAME_LEN),
@@ -77,6 +77,20 @@ pub(crate) const SETS: [SetSpec; 36] = [
         "bound",
         (pair(pair(IPV4_ADDR, INET_PROTO), INET_SERVICE), 12),
         (pair(IPV4_ADDR, INET_SERVICE), 8),
+    ),
+    map(
+        Set::Entered,
+        Family::Inet,
+        "entered",
+        (pair(pair(IFNAME, INET_PROTO), INET_SERVICE), 24),
+        (pair(IPV4_ADDR, INET_SERVICE), 8),
+    ),
+    map(
+        Set::Entered6,
+        Family::Inet,
+        "entered6",
+        (pair(pair(IFNAME, INET_PROTO), INET_SERVICE), 24),
+        (pair(IPV6_ADDR, INET_SERVICE), 20),
     ),
     map(Set::Uplinks, Family::Inet, "uplinks", (IFNAME, NAME_LEN), (IPV4_ADDR, 4)),
     plain(Set::Guarded, Family::Inet, "guarded", pair(pair(IFNAME, INET_PROTO), INET_SERVICE), 24),

@@ -7,11 +7,16 @@ use crate::{
     error::NetError,
     model::{Endpoint, NodeNetwork, Protocol},
     overlay::{
-        Overlay, fabric,
+        Overlay, PublishedPort, fabric,
         plan::{Action, in_order, plan_attach, plan_detach},
     },
     plan::{self, Mesh, Operation},
 };
+
+/// Whether a port did not answer before where it is to.
+fn is_new(old: &Overlay, key: &(Protocol, u16), to: &PublishedPort) -> bool {
+    old.published.get(key).is_none_or(|before| before.at != to.at)
+}
 
 impl Node {
     pub(super) fn apply(&mut self, overlay: Overlay) -> Result<BTreeSet<(Protocol, u16)>, NetError> {
@@ -49,9 +54,8 @@ impl Node {
 
     /// Ports that are new are looked at: another process may listen on them.
     fn mesh_after(&self, mesh: &Mesh, old: &Overlay, new: &Overlay) -> Mesh {
-        let asked = |key: &&(Protocol, u16)| !old.published.contains_key(*key) || mesh.busy.contains(*key);
-        let new_or_busy = new.published.iter().filter(|(key, _)| asked(key));
-        let busy = new_or_busy.filter(|(key, to)| to.is_taken(**key)).map(|(key, _)| *key);
+        let asked = new.published.iter().filter(|(key, to)| is_new(old, key, to) || mesh.busy.contains(key));
+        let busy = asked.filter(|(key, to)| to.is_taken(**key)).map(|(key, _)| *key);
         Mesh { uplink: mesh.uplink, busy: busy.collect() }
     }
 
@@ -78,10 +82,11 @@ impl Node {
         operations.extend(before.difference(&after).cloned().map(Operation::RemoveElement));
         operations.extend(after.difference(&before).cloned().map(Operation::AddElement));
         // Datagrams that came before have left untranslated connections behind.
-        let udp = new.published.keys().filter(|(protocol, _)| *protocol == Protocol::Udp);
-        let fresh = udp.filter(|key| !old.published.contains_key(*key));
-        operations
-            .extend(fresh.map(|(protocol, port)| Operation::ForgetPort { protocol: *protocol, port: *port }));
+        let udp = new.published.iter().filter(|((protocol, _), _)| *protocol == Protocol::Udp);
+        let fresh = udp.filter(|(key, to)| is_new(old, key, to));
+        operations.extend(
+            fresh.map(|((protocol, port), _)| Operation::ForgetPort { protocol: *protocol, port: *port }),
+        );
         operations
     }
 

@@ -9,7 +9,7 @@ use crate::{
     error::NetError,
     firewall::helper::{OWN_MARK, TUNNEL},
     listeners::listens,
-    model::{Cidr, Cidr6, Mac, NetworkConfig, Protocol},
+    model::{Cidr, Cidr6, Mac, NetworkConfig, Place, Protocol},
     wireguard::{PeerKeys, TunnelEnd, inner_address},
 };
 
@@ -82,8 +82,8 @@ pub struct PublishedPort {
     pub target: u16,
     /// Addresses on the ingress network of the tasks that take new connections.
     pub backends: BTreeSet<Ipv4Addr>,
-    /// The addresses of this node on which it answers; on all if empty.
-    pub at: BTreeSet<Ipv4Addr>,
+    /// Where on this node it answers; everywhere if empty.
+    pub at: BTreeSet<Place>,
 }
 
 impl PublishedPort {
@@ -91,7 +91,7 @@ impl PublishedPort {
     pub(crate) fn is_taken(&self, (protocol, port): (Protocol, u16)) -> bool {
         match self.at.is_empty() {
             true => listens(protocol, port, None),
-            false => self.at.iter().any(|at| listens(protocol, port, Some(*at))),
+            false => self.at.iter().any(|at| listens(protocol, port, Some(at))),
         }
     }
 }
@@ -259,6 +259,11 @@ impl Overlay {
         }
         if let Some((_, port)) = self.published.keys().find(|(_, port)| *port == 0) {
             return invalid("published port", port.to_string(), "expected 1 to 65535");
+        }
+        for ((_, port), to) in &self.published {
+            if let Some(reason) = to.at.iter().find_map(Place::fault) {
+                return invalid("published port", port.to_string(), &reason);
+            }
         }
         Ok(())
     }

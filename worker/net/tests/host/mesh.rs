@@ -9,7 +9,7 @@ use std::{
 };
 
 use rswarm_net::{
-    HostPort,
+    HostPort, Place,
     Protocol::{Tcp, Udp},
 };
 
@@ -217,7 +217,8 @@ async fn ports_bound_to_an_address_and_ports_in_use() {
     needs_kernel!();
     let mut cluster = meshed().await;
     let node = cluster.host(1).address;
-    cluster.published.get_mut(&(Tcp, 8080)).unwrap().at = BTreeSet::from([Ipv4Addr::LOCALHOST]);
+    cluster.published.get_mut(&(Tcp, 8080)).unwrap().at =
+        BTreeSet::from([Place::Address(Ipv4Addr::LOCALHOST)]);
     cluster.tell().await;
     assert!(cluster.outside().run(|| fetch(node, 8080)).unwrap().is_err());
     let own = cluster.host(1).run(|| fetch(Ipv4Addr::LOCALHOST, 8080)).unwrap().unwrap();
@@ -237,6 +238,31 @@ async fn ports_bound_to_an_address_and_ports_in_use() {
 }
 
 #[tokio::test]
+async fn a_port_answers_by_the_interface_that_was_asked_for() {
+    needs_kernel!();
+    let mut cluster = meshed().await;
+    let node = cluster.host(1).address;
+    let datagrams = cluster.outside().run(|| udp(Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    assert_eq!(ask(&datagrams, (node, 5353)), "task2 saw 10.77.0.4");
+    // What the node sends to itself comes by its loopback.
+    for (interface, from_outside, from_itself) in
+        [("eth0", true, false), ("lo", false, true), ("gone0", false, false)]
+    {
+        for key in [(Tcp, 8080), (Udp, 5353)] {
+            cluster.published.get_mut(&key).unwrap().at = BTreeSet::from([Place::interface(interface)]);
+        }
+        cluster.tell().await;
+        cluster.assert_settled().await;
+        let seen = cluster.outside().run(|| fetch(node, 8080)).unwrap().ok();
+        assert_eq!(seen, from_outside.then(|| "web saw 10.77.0.4".to_owned()), "{interface}");
+        for own in [node, Ipv4Addr::LOCALHOST] {
+            let seen = cluster.host(1).run(|| fetch(own, 8080)).unwrap().ok();
+            assert_eq!(seen, from_itself.then(|| "web saw 10.77.0.1".to_owned()), "{interface}, {own}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_port_of_one_task_leads_to_it_from_its_node_alone() {
     needs_kernel!();
     let mut cluster = Cluster::new(2);
@@ -251,11 +277,15 @@ async fn a_port_of_one_task_leads_to_it_from_its_node_alone() {
     assert_eq!(outside.run(|| fetch(first, 8000)).unwrap().unwrap(), "task saw 10.77.0.3");
     assert!(outside.run(|| fetch(second, 8000)).unwrap().is_err());
     cluster.assert_settled().await;
-    let bound = HostPort { at: Some(Ipv4Addr::LOCALHOST), ..endpoint.ports[0] };
-    cluster.node(1).publish(&endpoint.id, &[bound]).await.unwrap();
+    let bound = HostPort { at: Some(Place::Address(Ipv4Addr::LOCALHOST)), ..endpoint.ports[0].clone() };
+    cluster.node(1).publish(&endpoint.id, std::slice::from_ref(&bound)).await.unwrap();
     assert!(outside.run(|| fetch(first, 8000)).unwrap().is_err());
     let own = cluster.host(1).run(|| fetch(Ipv4Addr::LOCALHOST, 8000)).unwrap().unwrap();
     assert_eq!(own, "task saw 10.77.0.1");
+    let by_wire = HostPort { at: Some(Place::interface("eth0")), ..bound };
+    cluster.node(1).publish(&endpoint.id, &[by_wire]).await.unwrap();
+    assert_eq!(outside.run(|| fetch(first, 8000)).unwrap().unwrap(), "task saw 10.77.0.3");
+    assert!(cluster.host(1).run(|| fetch(Ipv4Addr::LOCALHOST, 8000)).unwrap().is_err());
     assert_eq!(cluster.node(1).verify().await.unwrap(), []);
     assert!(cluster.node(1).detach(&endpoint.id).await.unwrap());
     assert!(outside.run(|| fetch(first, 8000)).unwrap().is_err());

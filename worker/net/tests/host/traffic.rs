@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, TcpListener};
 
 use rswarm_net::{
-    HostPort, NetError,
+    HostPort, NetError, Place,
     Protocol::{Tcp, Udp},
 };
 
@@ -178,13 +178,22 @@ async fn ports_and_addresses_are_not_given_twice() {
     // At one address of the node, while another process has the port at another.
     let his = rig.node().run(move || TcpListener::bind((node, 9001)).unwrap()).unwrap();
     serve(his, "his");
-    let bound = HostPort { at: Some(Ipv4Addr::LOCALHOST), ..port(Tcp, 9001, 80) };
-    rig.net.publish("a", &[bound]).await.unwrap();
+    let bound = HostPort { at: Some(Place::Address(Ipv4Addr::LOCALHOST)), ..port(Tcp, 9001, 80) };
+    rig.net.publish("a", std::slice::from_ref(&bound)).await.unwrap();
     let own = rig.node().run(|| fetch(Ipv4Addr::LOCALHOST, 9001)).unwrap().unwrap();
     assert!(own.starts_with("a saw "), "{own}");
     assert_eq!(rig.other().run(|| fetch(node, 9001)).unwrap().unwrap(), "his saw 10.77.0.2");
-    let taken = HostPort { at: Some(node), ..bound };
-    let taken = rig.net.publish("a", &[taken]).await.unwrap_err();
-    assert!(matches!(taken, NetError::PortInUse { port: 9001, .. }), "{taken}");
+    for at in [Place::Address(node), Place::interface("eth0"), Place::interface("lo")] {
+        let taken = rig.net.publish("a", &[HostPort { at: Some(at), ..bound.clone() }]).await.unwrap_err();
+        assert!(matches!(taken, NetError::PortInUse { port: 9001, .. }), "{taken}");
+    }
+    // By an interface, while another process has the port at the loopback.
+    let his = rig.node().run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 9002)).unwrap()).unwrap();
+    serve(his, "his");
+    let by_wire = HostPort { at: Some(Place::interface("eth0")), ..port(Tcp, 9002, 80) };
+    rig.net.publish("a", &[by_wire]).await.unwrap();
+    assert_eq!(rig.other().run(|| fetch(node, 9002)).unwrap().unwrap(), "a saw 10.77.0.2");
+    let own = rig.node().run(|| fetch(Ipv4Addr::LOCALHOST, 9002)).unwrap().unwrap();
+    assert_eq!(own, "his saw 127.0.0.1");
     assert_eq!(rig.net.verify().await.unwrap(), []);
 }

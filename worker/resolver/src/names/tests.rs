@@ -55,6 +55,7 @@ pub(crate) fn map() -> NetworkMap {
         published: Some(8080),
         mode: PublishMode::Ingress,
         host_ip: None,
+        interface: None,
     };
     type On<'a> = &'a [(u8, &'a [&'a str])];
     let mut add = |number: u8, name: &str, mode, on: On<'_>, ports: &[PortConfig]| {

@@ -256,6 +256,7 @@ impl TaskNetworks {
                 target: port.target,
                 published: port.target,
                 host_ip: None,
+                interface: None,
             })
             .collect()
         } else {
@@ -548,7 +549,7 @@ fn host_port(port: &PortStatus) -> HostPort {
         protocol: protocol(port.protocol),
         published: port.published,
         target: port.target,
-        at: port.host_ip,
+        at: ports::place(port.host_ip, port.interface),
     }
 }
 

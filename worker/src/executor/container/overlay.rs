@@ -12,6 +12,7 @@ use rswarm_types::task::TaskNetwork;
 use rswarm_types::{NetworkDriver, NetworkId, NodeId, ServiceId, Task};
 
 use super::network::protocol;
+use super::ports::place;
 use crate::executor::{Failure, FailureKind};
 
 /// Ports of the node that tasks must not reach: those that nodes talk to each other by.
@@ -87,7 +88,7 @@ pub fn of(
         }
         for port in service.ports.iter().filter(|port| port.mode == PublishMode::Ingress) {
             let (Some(published), Some(network)) = (port.published, ingress) else { continue };
-            let at = port.host_ip.into_iter().collect();
+            let at = place(port.host_ip, port.interface).into_iter().collect();
             let published_port = PublishedPort { target: port.target, backends: backends(id, network), at };
             overlay.published.insert((protocol(port.protocol), published), published_port);
         }
@@ -213,7 +214,7 @@ pub fn way_out(map: &NetworkMap, networks: &[&TaskNetwork]) -> Option<NetworkId>
 
 #[cfg(test)]
 mod tests {
-    use rswarm_net::wireguard::PrivateKey;
+    use rswarm_net::{Place, wireguard::PrivateKey};
     use rswarm_types::TaskId;
     use rswarm_types::netmap::{MapAttachment, MapNode};
     use rswarm_types::network::Ipam6;
@@ -265,6 +266,7 @@ mod tests {
             published: Some(8080),
             mode: PublishMode::Ingress,
             host_ip: Some(Ipv4Addr::LOCALHOST),
+            interface: None,
         };
         let map_node = |n: u8| MapNode {
             number: u16::from(n),
@@ -316,7 +318,7 @@ mod tests {
         let port = &overlay.published[&(rswarm_net::Protocol::Tcp, 8080)];
         let on_ingress = |last| Ipv4Addr::new(10, 0, 0, last);
         assert_eq!((port.target, &port.backends), (80, &BTreeSet::from([on_ingress(3), on_ingress(4)])));
-        assert_eq!(port.at, BTreeSet::from([Ipv4Addr::LOCALHOST]));
+        assert_eq!(port.at, BTreeSet::from([Place::Address(Ipv4Addr::LOCALHOST)]));
         // Also those that take no new ones keep what they have.
         let elsewhere: Vec<_> = overlay.endpoints.keys().filter(|(vni, _)| *vni == 4097).collect();
         assert_eq!(elsewhere, [&(4097, address(4)), &(4097, address(5)), &(4097, address(6))]);

@@ -3,8 +3,11 @@
 //! Source: swarm-parity 1.3, `--publish mode=host`; Linux's default `ip_local_port_range` for ports left open.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
+use rswarm_net::Place;
+use rswarm_types::InterfaceName;
 use rswarm_types::service::{PortConfig, Protocol, PublishMode};
 use rswarm_types::task::PortStatus;
 
@@ -54,10 +57,16 @@ pub fn choose(
             }
         };
         taken.insert((port.protocol, published));
-        let (protocol, target, host_ip) = (port.protocol, port.target, port.host_ip);
-        chosen.push(PortStatus { protocol, target, published, host_ip });
+        let PortConfig { protocol, target, host_ip, interface, .. } = *port;
+        chosen.push(PortStatus { protocol, target, published, host_ip, interface });
     }
     Ok(chosen)
+}
+
+/// Where a published port answers, in the words of the data path.
+pub fn place(host_ip: Option<Ipv4Addr>, interface: Option<InterfaceName>) -> Option<Place> {
+    let by = || interface.map(|name| Place::interface(name.as_str()));
+    host_ip.map(Place::Address).or_else(by)
 }
 
 #[cfg(test)]
@@ -65,7 +74,7 @@ mod tests {
     use super::*;
 
     fn port(published: Option<u16>, mode: PublishMode) -> PortConfig {
-        PortConfig { protocol: Protocol::Tcp, target: 80, published, mode, host_ip: None }
+        PortConfig { protocol: Protocol::Tcp, target: 80, published, mode, host_ip: None, interface: None }
     }
 
     fn published(chosen: &[PortStatus]) -> Vec<u16> {

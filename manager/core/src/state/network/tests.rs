@@ -49,7 +49,7 @@ fn on(networks: &[NetworkId]) -> impl FnOnce(&mut ServiceSpec) {
 }
 
 fn port(published: Option<u16>, target: u16, mode: PublishMode) -> PortConfig {
-    PortConfig { protocol: Protocol::Tcp, target, published, mode, host_ip: None }
+    PortConfig { protocol: Protocol::Tcp, target, published, mode, host_ip: None, interface: None }
 }
 
 fn publish(ports: &[PortConfig]) -> impl FnOnce(&mut ServiceSpec) {
