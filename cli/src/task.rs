@@ -1,7 +1,7 @@
 //! `rswarm task …`, and the task table that `service ps` and `node ps` share. Source: swarm-parity 1.4.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use clap::{Args, Subcommand};
 use rswarm_api::v1;
@@ -171,9 +171,13 @@ fn ports(task: &Task) -> String {
 }
 
 /// Where on a node a published port answers: at an address, by an interface, or everywhere.
-pub fn at(host_ip: Option<Ipv4Addr>, interface: Option<InterfaceName>) -> String {
-    let at = host_ip.map(|at| at.to_string()).or_else(|| interface.map(|name| name.to_string()));
-    at.unwrap_or_else(|| "*".to_owned())
+pub fn at(host_ip: Option<IpAddr>, interface: Option<InterfaceName>) -> String {
+    match (host_ip, interface) {
+        (Some(IpAddr::V4(at)), _) => at.to_string(),
+        (Some(IpAddr::V6(at)), _) => format!("[{at}]"),
+        (None, Some(name)) => name.to_string(),
+        (None, None) => "*".to_owned(),
+    }
 }
 
 /// Without the digest if there is a tag, and without Docker Hub's own names.

@@ -142,7 +142,11 @@ fn names_virtual_addresses_and_ports_work_by_ipv6_and_the_client_is_seen() {
     }
     lab.ok(1, &["network", "create", "--ipv6", "front"]);
     let publish = format!("{PUBLISHED}:80");
-    lab.create(1, "web", 2, &["--network", "front", "--publish", &publish], &["serve", "80"]);
+    let (by_wire, at_host_1) = (PUBLISHED + 1, PUBLISHED + 2);
+    let by = format!("published={by_wire},target=80,interface=eth0");
+    let at = format!("[{}]:{at_host_1}:80", host6(1));
+    let ports = ["--publish", &publish, "--publish", &by, "--publish", &at];
+    lab.create(1, "web", 2, &[&["--network", "front"], &ports[..]].concat(), &["serve", "80"]);
     lab.create(1, "client", 3, &["--network", "front"], &[]);
     lab.until_running(1, "web", 2, SOON);
     lab.until_running(1, "client", 3, SOON);
@@ -171,6 +175,23 @@ fn names_virtual_addresses_and_ports_work_by_ipv6_and_the_client_is_seen() {
         assert_eq!(names(&seen), everyone);
         assert!(seen.iter().all(|(_, peer)| *peer == client), "{seen:?}");
     }
+    // By one interface, and at one address: there, and nowhere else.
+    let answers = |netns: &Path, address: IpAddr, port| {
+        run_in_netns(netns, || get((address, port).into(), PATIENCE)).expect("a namespace").is_ok()
+    };
+    for host in lab.hosts() {
+        let (own, own6) = (host.address.into(), host6(host.number).into());
+        let seen = [own, own6].map(|address| answers(&wire, address, by_wire));
+        assert_eq!((seen, answers(&host.netns, own, by_wire)), ([true; 2], false), "host-{}", host.number);
+        let seen = [own, own6].map(|address| answers(&wire, address, at_host_1));
+        assert_eq!(seen, [false, host.number == 1], "host-{}", host.number);
+    }
+    let shown = lab.ok(1, &["service", "ls", "--format", "{{.Ports}}"]);
+    for port in [format!("eth0:{by_wire}->80/tcp"), format!("[{}]:{at_host_1}->80/tcp", host6(1))] {
+        assert!(shown.contains(&port), "{port}: {shown}");
+    }
+    let refused = ["service", "update", "--publish-add", "[::1]:81:80", "web"];
+    lab.refused(1, &refused, &["`::1`", "translated"]);
     // What is shown: a virtual IP and an address of each family, in subnets that follow from the cluster's.
     let shown =
         lab.ok(1, &["network", "inspect", "--format", "{{.EnableIPv6}} {{json .IPAM.Config}}", "front"]);

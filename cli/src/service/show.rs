@@ -203,7 +203,10 @@ mod tests {
             (vec![port(Some(80), 80, tcp, PublishMode::Host)], ""),
             (
                 vec![
-                    PortConfig { host_ip: Some([127, 0, 0, 1].into()), ..port(Some(81), 81, tcp, mesh) },
+                    PortConfig {
+                        host_ip: Some(std::net::IpAddr::from([127, 0, 0, 1])),
+                        ..port(Some(81), 81, tcp, mesh)
+                    },
                     port(Some(80), 80, tcp, mesh),
                 ],
                 "*:80->80/tcp, 127.0.0.1:81->81/tcp",
@@ -216,6 +219,15 @@ mod tests {
                     })
                     .to_vec(),
                 "*:81->81/tcp, eth0:80->80/tcp, eth0:82->82/tcp",
+            ),
+            (
+                [80, 81]
+                    .map(|number| PortConfig {
+                        host_ip: Some("fd00::1".parse().unwrap()),
+                        ..port(Some(number), number, tcp, mesh)
+                    })
+                    .to_vec(),
+                "[fd00::1]:80-81->80-81/tcp",
             ),
         ] {
             assert_eq!(ports(&list), expected);

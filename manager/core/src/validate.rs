@@ -1,12 +1,13 @@
 //! What a spec must satisfy before it is written. Source: swarm-parity 2.5.
 
 mod network;
+mod port;
 
 use std::collections::BTreeSet;
 
 use rswarm_types::kernel::{self, OWN_SYSCTLS, ULIMITS};
 use rswarm_types::quantity::{format_bytes, format_duration};
-use rswarm_types::service::{EndpointMode, PublishMode, UpdateConfig, UpdateOrder};
+use rswarm_types::service::UpdateConfig;
 use rswarm_types::task::{ContainerSpec, Limits, Mount, MountKind, RegistryAuth, RegistrySecret, Ulimit};
 use rswarm_types::{ClusterSpec, NetworkDriver, Service, ServiceMode, ServiceSpec};
 
@@ -14,6 +15,7 @@ use crate::constraint::{Constraint, ConstraintError};
 use crate::state::State;
 
 pub use network::{NetworkError, POOL_PREFIX_MAX, POOL_PREFIX_MIN, network_spec};
+pub use port::PortError;
 
 /// Most characters of a service's or network's name: it becomes a DNS label.
 pub const MAX_NAME_LEN: usize = 63;
@@ -76,28 +78,12 @@ pub enum SpecError {
     MountSource(String),
     #[error("invalid mount source `{0}`: a tmpfs has none")]
     TmpfsSource(String),
-    #[error("duplicate published port {port}/{protocol}")]
-    DuplicatePort { port: u16, protocol: String },
-    #[error("port {0} cannot be published at an address and by an interface: expected one of them")]
-    AddressAndInterface(u16),
-    #[error("invalid port 0: expected 1 to 65535")]
-    PortZero,
-    #[error("endpoint mode `dnsrr` cannot publish port {0} in mode `ingress`: expected mode `host`")]
-    DnsrrIngress(u16),
-    #[error(
-        "port {port} cannot be published in mode `ingress` on network `{network}`, where the task has no address of \
-         its own: expected mode `host`, or another network"
-    )]
-    IngressWithout { port: u16, network: String },
+    #[error(transparent)]
+    Port(#[from] PortError),
     #[error(
         "network `{0}` cannot be named by a service: it carries the ports that are published in mode `ingress`"
     )]
     IngressByName(String),
-    #[error(
-        "a global service that publishes host port {0} cannot be updated start-first: old and new task cannot \
-             both have the port of one node; expected order `stop-first`"
-    )]
-    StartFirstHostPort(u16),
     #[error("invalid environment variable `{0}`: expected `NAME=value`")]
     Env(String),
     #[error("duplicate network `{0}`")]
@@ -163,7 +149,7 @@ pub fn service_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
         }
     }
     spec.endpoint.allow_from.iter().try_for_each(|caller| name(caller))?;
-    ports(spec)
+    Ok(port::ports(spec)?)
 }
 
 /// Checks a change of a service: the new spec itself, and what cannot be changed.
@@ -184,15 +170,15 @@ pub fn service_networks(state: &State, spec: &ServiceSpec) -> Result<(), SpecErr
         return Err(SpecError::IngressByName(ingress.spec.name.clone()));
     }
     let is_alone = |driver| matches!(driver, NetworkDriver::Host | NetworkDriver::None);
-    let Some(alone) = networks.iter().find(|network| is_alone(network.spec.driver)) else { return Ok(()) };
-    if let Some(other) = networks.iter().find(|network| network.id != alone.id) {
+    let alone = networks.iter().find(|network| is_alone(network.spec.driver));
+    let other = alone.and_then(|alone| networks.iter().find(|network| network.id != alone.id));
+    if let Some((alone, other)) = alone.zip(other) {
         let (first, second) = (alone.spec.name.clone(), other.spec.name.clone());
         return Err(SpecError::NetworksApart { first, second });
     }
-    if let Some(port) = spec.endpoint.ports.iter().find(|port| port.mode == PublishMode::Ingress) {
-        let (port, network) = (port.target, alone.spec.name.clone());
-        return Err(SpecError::IngressWithout { port, network });
-    }
+    let known: Vec<_> = networks.iter().map(|network| &***network).collect();
+    port::on_networks(state, spec, &known)?;
+    let Some(alone) = alone else { return Ok(()) };
     let shared = |name: &&String| !kernel::is_own_sysctl(name, alone.spec.driver != NetworkDriver::Host);
     match spec.task.container.sysctls.keys().find(shared) {
         Some(name) => Err(SpecError::HostSysctl(name.clone())),
@@ -396,39 +382,11 @@ fn pace(what: &'static str, config: &UpdateConfig) -> Result<(), SpecError> {
     Err(SpecError::FailureRatio { what, found: config.max_failure_ratio.to_string() })
 }
 
-fn ports(spec: &ServiceSpec) -> Result<(), SpecError> {
-    let mut seen = BTreeSet::new();
-    for port in &spec.endpoint.ports {
-        if port.target == 0 || port.published == Some(0) {
-            return Err(SpecError::PortZero);
-        }
-        if port.host_ip.is_some() && port.interface.is_some() {
-            return Err(SpecError::AddressAndInterface(port.target));
-        }
-        if port.mode == PublishMode::Ingress && spec.endpoint.mode == EndpointMode::Dnsrr {
-            return Err(SpecError::DnsrrIngress(port.target));
-        }
-        if let Some(published) = port.published
-            && port.mode == PublishMode::Host
-            && spec.mode == ServiceMode::Global
-            && [spec.update.order, spec.rollback.order].contains(&UpdateOrder::StartFirst)
-        {
-            return Err(SpecError::StartFirstHostPort(published));
-        }
-        if let Some(published) = port.published
-            && !seen.insert((published, port.protocol))
-        {
-            return Err(SpecError::DuplicatePort { port: published, protocol: port.protocol.to_string() });
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::Fixture;
-    use rswarm_types::service::{PortConfig, Protocol};
+    use rswarm_types::service::{PortConfig, Protocol, PublishMode};
     use rswarm_types::task::NetworkAttachment;
 
     fn message(change: impl FnOnce(&mut ServiceSpec)) -> String {
@@ -488,15 +446,6 @@ mod tests {
                 "duplicate published port 80/tcp",
             ),
             (Box::new(move |s| s.endpoint.ports = vec![port(80, PublishMode::Ingress)]), ""),
-            (
-                Box::new(move |s| {
-                    let interface = Some("lo".parse().unwrap());
-                    let host_ip = Some([127, 0, 0, 1].into());
-                    s.endpoint.ports =
-                        vec![PortConfig { interface, host_ip, ..port(80, PublishMode::Ingress) }];
-                }),
-                "port 80 cannot be published at an address and by an interface",
-            ),
             (Box::new(|s| s.task.container.env = vec!["A".into()]), "invalid environment variable `A`"),
             (Box::new(|s| s.task.container.cap_add = vec!["cap_net_admin".into(), "ALL".into()]), ""),
             (Box::new(|s| s.task.container.cap_drop = vec!["FOO".into()]), "unknown capability `FOO`"),

@@ -1,10 +1,11 @@
 //! Services: what the user wants to run, how many, and how a change of mind is carried out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::node::words;
 use crate::{InterfaceName, Labels, Meta, NetworkId, ServiceId, TaskSpec, Timestamp, Version};
@@ -158,12 +159,40 @@ pub struct PortConfig {
     /// from 30000 to 32767.
     pub published: Option<u16>,
     pub mode: PublishMode,
-    /// The address of a node on which alone it answers; `None` means all of them.
-    #[serde(default)]
-    pub host_ip: Option<Ipv4Addr>,
+    /// The address of a node on which alone it answers, or every one of a family if that is its unspecified one; `None`
+    /// means all of them.
+    #[serde(default, with = "host_ip")]
+    pub host_ip: Option<IpAddr>,
     /// The interface of a node by which alone it is reached; never together with `host_ip`.
     #[serde(default)]
     pub interface: Option<InterfaceName>,
+}
+
+/// An address of either family, written as IPv4 ones were when there were no others: where numbers are written, as its
+/// octets alone.
+pub(crate) mod host_ip {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(at: &Option<IpAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+        match at {
+            None => serializer.serialize_none(),
+            Some(IpAddr::V4(at)) => serializer.serialize_some(at),
+            Some(IpAddr::V6(at)) => serializer.serialize_some(at),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
+        if deserializer.is_human_readable() {
+            return Option::deserialize(deserializer);
+        }
+        let Some(octets) = Option::<Vec<u8>>::deserialize(deserializer)? else { return Ok(None) };
+        let ipv4 = <[u8; 4]>::try_from(&octets[..]).map(|octets| Ipv4Addr::from(octets).into());
+        let either =
+            ipv4.or_else(|_| <[u8; 16]>::try_from(&octets[..]).map(|octets| Ipv6Addr::from(octets).into()));
+        either
+            .map(Some)
+            .map_err(|_| D::Error::invalid_length(octets.len(), &"the 4 or 16 octets of an address"))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! Tasks: one attempt to fill a slot. A replacement is a new task; a task has one node for its whole life.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::network::NetworkDriver;
 use crate::node::{Platform, Resources, words};
-use crate::service::{PortConfig, Protocol};
+use crate::service::{PortConfig, Protocol, host_ip};
 use crate::{InterfaceName, Labels, Meta, NetworkId, NodeId, ServiceId, TaskId, Timestamp, Version};
 
 /// A task. Immutable but for `node_id` (set once), `desired`, `status` and `networks`. Source: swarm-parity 2.4.
@@ -388,8 +388,8 @@ pub struct PortStatus {
     pub target: u16,
     pub published: u16,
     /// As [`PortConfig::host_ip`].
-    #[serde(default)]
-    pub host_ip: Option<Ipv4Addr>,
+    #[serde(default, with = "host_ip")]
+    pub host_ip: Option<IpAddr>,
     /// As [`PortConfig::interface`].
     #[serde(default)]
     pub interface: Option<InterfaceName>,

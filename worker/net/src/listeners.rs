@@ -2,10 +2,13 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt::set_socket_reuseaddr};
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, bind, socket_with,
+    sockopt::{set_ipv6_v6only, set_socket_reuseaddr},
+};
 
 use crate::model::{Ip, Place, Protocol};
 
@@ -35,11 +38,15 @@ fn can_bind(protocol: Protocol, port: u16, at: Option<&Place>) -> bool {
     let kind = if protocol == Protocol::Tcp { SocketType::STREAM } else { SocketType::DGRAM };
     let address = match at {
         Some(Place::Address(address)) => *address,
-        _ => Ipv4Addr::UNSPECIFIED,
+        _ => Ipv4Addr::UNSPECIFIED.into(),
     };
-    let bound = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None).and_then(|socket| {
+    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    let bound = socket_with(family, kind, SocketFlags::CLOEXEC, None).and_then(|socket| {
         set_socket_reuseaddr(&socket, protocol == Protocol::Tcp)?;
-        bind(&socket, &SocketAddrV4::new(address, port))
+        if address.is_ipv6() {
+            set_ipv6_v6only(&socket, true)?;
+        }
+        bind(&socket, &SocketAddr::new(address, port))
     });
     bound.is_ok()
 }
@@ -71,7 +78,11 @@ fn read(hexadecimal: &str) -> Option<IpAddr> {
 /// Whether a socket on this address gets what comes to `at`.
 fn hears(address: IpAddr, at: &Place) -> bool {
     match at {
-        Place::Address(at) => address.is_unspecified() || address == IpAddr::from(*at),
+        Place::Address(at) => {
+            let any = address.is_unspecified() || at.is_unspecified();
+            // Who listens on `::` hears IPv4 too, as a rule.
+            address == *at || address == Ipv6Addr::UNSPECIFIED || any && address.is_ipv4() == at.is_ipv4()
+        }
         // What comes from outside is for any address but the node's loopback.
         Place::Interface { interface } => interface == "lo" || !address.is_loopback(),
     }
@@ -91,11 +102,18 @@ mod tests {
         for (port, expected) in [(0x1f90, true), (0x9c40, false), (80, false)] {
             assert_eq!(listed(table, "0A", port, None), expected, "{port}");
         }
-        let at = |address: [u8; 4]| Place::Address(address.into());
+        let at = |address: &str| Place::Address(address.parse().unwrap());
         for (port, at, expected) in [
-            (0x1f90, at([127, 0, 0, 1]), true),
-            (0x1f90, at([192, 0, 2, 1]), false),
-            (0x51, at([192, 0, 2, 1]), true),
+            (0x1f90, at("127.0.0.1"), true),
+            (0x1f90, at("192.0.2.1"), false),
+            (0x1f90, at("0.0.0.0"), true),
+            (0x1f90, at("::"), false),
+            (0x51, at("192.0.2.1"), true),
+            (0x51, at("fd00::1"), true),
+            (0x52, at("::1"), true),
+            (0x52, at("fd00::1"), false),
+            (0x52, at("::"), true),
+            (0x52, at("0.0.0.0"), false),
             (0x1f90, Place::interface("lo"), true),
             (0x1f90, Place::interface("eth0"), false),
             (0x51, Place::interface("eth0"), true),

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::Arc,
 };
@@ -161,8 +161,8 @@ pub struct HostPort {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Place {
-    /// At this address.
-    Address(Ipv4Addr),
+    /// At this address; at every one of its family if it is the unspecified one.
+    Address(IpAddr),
     /// At every address, for what comes by this interface. What the node sends to itself comes by `lo`.
     Interface { interface: String },
 }
@@ -559,7 +559,8 @@ mod tests {
         let port = |at| HostPort { protocol: Protocol::Tcp, published: 8080, target: 80, at };
         for (at, text) in [
             (None, "null"),
-            (Some(Place::Address(Ipv4Addr::LOCALHOST)), r#""127.0.0.1""#),
+            (Some(Place::Address(Ipv4Addr::LOCALHOST.into())), r#""127.0.0.1""#),
+            (Some(Place::Address(Ipv6Addr::LOCALHOST.into())), r#""::1""#),
             (Some(Place::interface("eth0")), r#"{"interface":"eth0"}"#),
         ] {
             let json = format!(r#"{{"protocol":"tcp","published":8080,"target":80,"at":{text}}}"#);

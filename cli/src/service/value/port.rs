@@ -1,7 +1,7 @@
 //! Published ports: `[PUBLISHED:]TARGET[/PROTOCOL]`, with ranges, or `target=…,published=…,protocol=…,mode=…`, and where
 //! they answer.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use rswarm_types::InterfaceName;
 use rswarm_types::service::{PortConfig, Protocol, PublishMode};
@@ -19,7 +19,7 @@ pub struct PortPattern {
     published: Option<u16>,
     protocol: Protocol,
     mode: Option<PublishMode>,
-    host_ip: Option<Ipv4Addr>,
+    host_ip: Option<IpAddr>,
     interface: Option<InterfaceName>,
 }
 
@@ -35,6 +35,7 @@ impl PortPattern {
 }
 
 const SHORT: &str = "[[HOST_IP:]PUBLISHED:]TARGET[/PROTOCOL], like 8080:80, 127.0.0.1:8080:80 or 53:53/udp";
+const ADDRESS: &str = "an address of the node, like 127.0.0.1 or [fd00::1]";
 
 /// Reads `--publish`.
 pub fn ports(text: &str) -> Parsed<Ports> {
@@ -81,7 +82,11 @@ fn long(text: &str) -> Parsed<PortPattern> {
             "mode" => {
                 mode = Some(value.parse().map_err(|_| ValueError::new("mode ingress or host", value))?);
             }
-            "host_ip" => host_ip = address(value)?,
+            "host_ip" => {
+                let bare = value.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(value);
+                let address: IpAddr = bare.parse().map_err(|_| ValueError::new(ADDRESS, value))?;
+                host_ip = Some(address.to_canonical());
+            }
             "interface" => {
                 let name = value.parse().map_err(|_| {
                     ValueError::new("interface=NAME, of 1 to 15 bytes without `/`, `:` and spaces", value)
@@ -107,7 +112,7 @@ fn short(text: &str) -> Parsed<Vec<PortPattern>> {
     let protocol: Protocol = protocol.to_ascii_lowercase().parse().map_err(|_| error())?;
     let (published, target) = ports.rsplit_once(':').unwrap_or(("", ports));
     let (host_ip, published) = match published.rsplit_once(':') {
-        Some((host_ip, published)) => (address(host_ip)?, published),
+        Some((host_ip, published)) => (Some(bracketed(host_ip)?), published),
         None => (None, published),
     };
     let targets = range(target)?;
@@ -129,11 +134,15 @@ fn short(text: &str) -> Parsed<Vec<PortPattern>> {
     Ok(published.into_iter().zip(targets).map(pattern).collect())
 }
 
-/// The address of a node that alone is to answer; `0.0.0.0` is all of them.
-fn address(text: &str) -> Parsed<Option<Ipv4Addr>> {
-    let address: Ipv4Addr =
-        text.parse().map_err(|_| ValueError::new("an IPv4 address of the node, like 127.0.0.1", text))?;
-    Ok((!address.is_unspecified()).then_some(address))
+/// An address before a port: of IPv6 in brackets, so that one knows where it ends.
+fn bracketed(text: &str) -> Parsed<IpAddr> {
+    let ipv6 = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let address = match ipv6 {
+        Some(bare) => bare.parse().map(IpAddr::V6).ok(),
+        None => text.parse().map(IpAddr::V4).ok(),
+    };
+    let address = address.ok_or_else(|| ValueError::new(ADDRESS, text))?;
+    Ok(address.to_canonical())
 }
 
 /// `80` or `80-90`.
@@ -184,10 +193,19 @@ mod tests {
         check("8000-8001:80-81", &[port(8000, 80, Tcp, Ingress), port(8001, 81, Tcp, Ingress)]);
         check("80-81", &[port(0, 80, Tcp, Ingress), port(0, 81, Tcp, Ingress)]);
         check("target=80", &[port(0, 80, Tcp, Ingress)]);
-        let local = |port| PortConfig { host_ip: Some(Ipv4Addr::LOCALHOST), ..port };
+        let at = |address: &str, port| PortConfig { host_ip: Some(address.parse().unwrap()), ..port };
+        let local = |port| at("127.0.0.1", port);
         check("127.0.0.1:8080:80", &[local(port(8080, 80, Tcp, Ingress))]);
         check("127.0.0.1::53/udp", &[local(port(0, 53, Udp, Ingress))]);
-        check("0.0.0.0:8080:80", &[port(8080, 80, Tcp, Ingress)]);
+        check("0.0.0.0:8080:80", &[at("0.0.0.0", port(8080, 80, Tcp, Ingress))]);
+        check("[::]:8080:80", &[at("::", port(8080, 80, Tcp, Ingress))]);
+        check("[fd00::1]:8080:80", &[at("fd00::1", port(8080, 80, Tcp, Ingress))]);
+        check("[fd00::1]::53/udp", &[at("fd00::1", port(0, 53, Udp, Ingress))]);
+        for host_ip in ["fd00::1", "[fd00::1]", "FD00:0::1"] {
+            let text = format!("target=80,mode=host,host_ip={host_ip}");
+            check(&text, &[at("fd00::1", port(0, 80, Tcp, Host))]);
+        }
+        check("[::ffff:127.0.0.1]:8080:80", &[local(port(8080, 80, Tcp, Ingress))]);
         check("target=80,mode=host,host_ip=127.0.0.1", &[local(port(0, 80, Tcp, Host))]);
         let by = |port| PortConfig { interface: Some("eth0".parse().unwrap()), ..port };
         check("target=80,published=8080,interface=eth0", &[by(port(8080, 80, Tcp, Ingress))]);
@@ -204,9 +222,12 @@ mod tests {
             ("8000-8002:80-81", "equal length"),
             ("8000-8001:80", "equal length"),
             ("81-80", "a range that goes up"),
-            ("[::1]:80:80", "an IPv4 address of the node"),
-            ("localhost:80:80", "an IPv4 address of the node"),
-            ("target=80,host_ip=x", "an IPv4 address of the node"),
+            ("fd00::1:80:80", "an address of the node, like 127.0.0.1 or [fd00::1]"),
+            ("[127.0.0.1]:80:80", "an address of the node"),
+            ("[fe80::1%eth0]:80:80", "an address of the node"),
+            ("localhost:80:80", "an address of the node"),
+            ("target=80,host_ip=x", "an address of the node"),
+            ("target=80,host_ip=", "an address of the node"),
             ("80/icmp", "PUBLISHED:]TARGET[/PROTOCOL]"),
             ("published=80", "target=PORT"),
             ("target=80,mode=all", "mode ingress or host"),
@@ -237,6 +258,8 @@ mod tests {
             ("target=80,interface=eth0", false, true),
             ("target=80,interface=eth1", false, false),
             ("127.0.0.1:8080:80", false, false),
+            ("0.0.0.0:8080:80", false, false),
+            ("[fd00::1]:8080:80", false, false),
         ] {
             let pattern = port_pattern(text).unwrap();
             assert_eq!(

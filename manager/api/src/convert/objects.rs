@@ -431,7 +431,7 @@ mod tests {
                     target: 53,
                     published: None,
                     mode: PublishMode::Host,
-                    host_ip: Some([192, 0, 2, 7].into()),
+                    host_ip: Some("fd00::7".parse().unwrap()),
                     interface: None,
                 }],
                 allow_from: ["api".to_owned()].into(),
@@ -495,7 +495,7 @@ mod tests {
                     protocol: Protocol::Tcp,
                     target: 80,
                     published: 32768,
-                    host_ip: Some([192, 0, 2, 7].into()),
+                    host_ip: Some("192.0.2.7".parse().unwrap()),
                     interface: Some("eth0".parse().unwrap()),
                 }],
                 ..Default::default()

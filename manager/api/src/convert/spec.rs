@@ -1,6 +1,6 @@
 //! What users write: specs of services, tasks, nodes and the cluster.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use rswarm_types as types;
@@ -118,9 +118,9 @@ impl TryFrom<v1::EndpointSpec> for EndpointSpec {
     }
 }
 
-/// The address that a port is published on; `0.0.0.0` is all of them.
-pub(super) fn host_ip(text: &str) -> Result<Option<Ipv4Addr>, WireError> {
-    Ok(parse_optional("host_ip", text)?.filter(|at: &Ipv4Addr| !at.is_unspecified()))
+/// The address that a port is published on.
+pub(super) fn host_ip(text: &str) -> Result<Option<IpAddr>, WireError> {
+    Ok(parse_optional("host_ip", text)?.map(|at: IpAddr| at.to_canonical()))
 }
 
 impl From<&PortConfig> for v1::PortConfig {

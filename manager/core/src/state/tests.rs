@@ -1,6 +1,6 @@
 //! The rules of `apply`.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rswarm_types::service::{PortConfig, Protocol, PublishMode};
 use rswarm_types::*;
@@ -166,7 +166,14 @@ fn ports_survive_a_newer_and_an_older_reader() {
     let (protocol, mode, published) = (Protocol::Tcp, PublishMode::Ingress, Some(8080));
     for host_ip in [None, Some(Ipv4Addr::LOCALHOST)] {
         let older = Older { protocol, target: 80, published, mode, host_ip };
-        let newer = PortConfig { protocol, target: 80, published, mode, host_ip, interface: None };
+        let newer = PortConfig {
+            protocol,
+            target: 80,
+            published,
+            mode,
+            host_ip: host_ip.map(IpAddr::from),
+            interface: None,
+        };
         let bytes = rmp_serde::to_vec_named(&older).unwrap();
         assert_eq!(rmp_serde::from_slice::<PortConfig>(&bytes).unwrap(), newer);
         let bytes = rmp_serde::to_vec_named(&newer).unwrap();
@@ -174,8 +181,12 @@ fn ports_survive_a_newer_and_an_older_reader() {
     }
     let newest = PortConfig {
         interface: Some("eth0".parse().unwrap()),
+        host_ip: Some(Ipv6Addr::LOCALHOST.into()),
         ..PortConfig { protocol, target: 80, published, mode, host_ip: None, interface: None }
     };
     let bytes = rmp_serde::to_vec_named(&newest).unwrap();
     assert_eq!(rmp_serde::from_slice::<PortConfig>(&bytes).unwrap(), newest);
+    let json = serde_json::to_string(&newest).unwrap();
+    assert!(json.contains(r#""host_ip":"::1""#), "{json}");
+    assert_eq!(serde_json::from_str::<PortConfig>(&json).unwrap(), newest);
 }

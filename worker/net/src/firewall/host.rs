@@ -11,7 +11,7 @@
 //!                       fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @bound
 //!                       fib daddr type local dnat ip to iifname . meta l4proto . th dport map @entered
 //!                       fib daddr type local dnat ip to meta l4proto . th dport map @published
-//!                       then @entered6 and @published6 as above, for ip6 daddr != ::1 }
+//!                       then @bound6, @entered6 and @published6 as above, for ip6 daddr != ::1 }
 //!   chain output      { the same, for connections made on the node itself, with oifname for iifname }
 //!   chain input       { type filter hook input priority filter
 //!                       iifname . meta l4proto . th dport @guarded reject }
@@ -87,6 +87,7 @@ pub(crate) static HOST: Layout = Layout {
         Set::Published,
         Set::Published6,
         Set::Bound,
+        Set::Bound6,
         Set::Entered,
         Set::Entered6,
         Set::Uplinks,
@@ -115,15 +116,15 @@ fn publish(by: Meta) -> Vec<Vec<Expr>> {
         port(WORD_2),
     ];
     // What is for the loopback cannot leave it by IPv6.
-    let not_loopback = [
-        Expr::Payload { base: Base::Network, offset: 24, len: 16, to: REG_1 },
-        Expr::Differs(Ipv6Addr::LOCALHOST.octets().into()),
-    ];
+    let destination6 = Expr::Payload { base: Base::Network, offset: 24, len: 16, to: REG_1 };
+    let not_loopback = [destination6.clone(), Expr::Differs(Ipv6Addr::LOCALHOST.octets().into())];
     let ipv6 = &rule([&ipv6(), &not_loopback, &[Expr::ToThisNode]]);
+    let bound6 = [destination6, protocol(REG_2), port(WORD_5)];
     vec![
         rule([ipv4, &bound, &lead(false, Set::Bound)]),
         rule([ipv4, &entered, &lead(false, Set::Entered)]),
         rule([ipv4, &anywhere, &lead(false, Set::Published)]),
+        rule([ipv6, &bound6, &lead(true, Set::Bound6)]),
         rule([ipv6, &entered, &lead(true, Set::Entered6)]),
         rule([ipv6, &anywhere, &lead(true, Set::Published6)]),
     ]

@@ -43,6 +43,7 @@ pub enum Set {
     Published6,
     /// `inet`: address, protocol and port of the node, to address and port.
     Bound,
+    Bound6,
     /// `inet`: interface of the node by which something came, protocol and port, to address and port.
     Entered,
     /// `inet`: the same, for IPv6 addresses.
@@ -110,6 +111,7 @@ impl Set {
             Self::Callers => Self::Callers6,
             Self::Allowed => Self::Allowed6,
             Self::Published => Self::Published6,
+            Self::Bound => Self::Bound6,
             Self::Entered => Self::Entered6,
             other => other,
         }
@@ -119,7 +121,10 @@ impl Set {
 impl Set {
     /// Whether it leads ports of the node away.
     fn publishes(self) -> bool {
-        matches!(self, Self::Published | Self::Published6 | Self::Bound | Self::Entered | Self::Entered6)
+        matches!(
+            self,
+            Self::Published | Self::Published6 | Self::Bound | Self::Bound6 | Self::Entered | Self::Entered6
+        )
     }
 }
 
@@ -215,13 +220,14 @@ impl Element {
         Self::member(set.of(address), join(&[&name_bytes(link), &octets(address)]))
     }
 
-    /// Leads a port of the node, where it is to answer, to `to`. `None` if that is of the family of no such place.
+    /// Leads a port of the node, where it is to answer, to `to`. `None` if it answers in the other family alone.
     pub(crate) fn published(port: &HostPort, to: SocketAddr) -> Option<Self> {
         let key = join(&[&[port.protocol.number()], &port.published.to_be_bytes()]);
         let (set, place) = match &port.at {
             None => (Set::Published, Vec::new()),
-            Some(Place::Address(at)) if to.is_ipv4() => (Set::Bound, at.octets().into()),
-            Some(Place::Address(_)) => return None,
+            Some(Place::Address(at)) if at.is_ipv4() != to.is_ipv4() => return None,
+            Some(Place::Address(at)) if at.is_unspecified() => (Set::Published, Vec::new()),
+            Some(Place::Address(at)) => (Set::Bound, octets(*at)),
             Some(Place::Interface { interface }) => (Set::Entered, name_bytes(interface).into()),
         };
         let data = join(&[&octets(to.ip()), &to.port().to_be_bytes()]);
@@ -358,6 +364,10 @@ impl fmt::Display for Element {
             }
             (Set::Bound, 12, _) => {
                 let (at, proto, of) = (port(&key[8..]), protocol(key[4]), address(key));
+                write!(f, "published {proto}/{at} of {of} to {}", target(data))
+            }
+            (Set::Bound6, 24, _) => {
+                let (at, proto, of) = (port(&key[20..]), protocol(key[16]), address6(&key[..16]));
                 write!(f, "published {proto}/{at} of {of} to {}", target(data))
             }
             (Set::Entered | Set::Entered6, 24, _) => {

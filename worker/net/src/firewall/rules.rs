@@ -50,7 +50,7 @@ const fn map(set: Set, family: Family, name: &'static str, key: (u32, u32), data
     SetSpec { set, family, name, key_type: key.0, key_len: key.1, data: Some(data) }
 }
 
-pub(crate) const SETS: [SetSpec; 38] = [
+pub(crate) const SETS: [SetSpec; 39] = [
     plain(Set::Bridges, Family::Inet, "bridges", IFNAME, NAME_LEN),
     plain(Set::Masqueraded, Family::Inet, "masqueraded", IFNAME, NAME_LEN),
     plain(Set::Internal, Family::Inet, "internal", IFNAME, NAME_LEN),
@@ -77,6 +77,13 @@ pub(crate) const SETS: [SetSpec; 38] = [
         "bound",
         (pair(pair(IPV4_ADDR, INET_PROTO), INET_SERVICE), 12),
         (pair(IPV4_ADDR, INET_SERVICE), 8),
+    ),
+    map(
+        Set::Bound6,
+        Family::Inet,
+        "bound6",
+        (pair(pair(IPV6_ADDR, INET_PROTO), INET_SERVICE), 24),
+        (pair(IPV6_ADDR, INET_SERVICE), 20),
     ),
     map(
         Set::Entered,

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use rswarm_net::Protocol::{Tcp, Udp};
+use rswarm_net::{
+    HostPort, Place,
+    Protocol::{Tcp, Udp},
+};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, recv, sendto, socket, sockopt};
 
 use crate::{
@@ -222,6 +225,60 @@ async fn a_published_port_answers_by_ipv6_on_every_node_and_the_task_sees_the_cl
 }
 
 #[tokio::test]
+async fn a_port_answers_at_the_ipv6_address_and_by_the_interface_that_was_asked_for() {
+    needs_kernel!();
+    let mut cluster = meshed().await;
+    let (own, other, ipv4) = (host6(1), host6(77), cluster.host(1).address);
+    let second = format!("{other}/64");
+    let arguments = ["-6", "addr", "add", &second, "dev", "eth0", "nodad"];
+    output(cluster.host(1).command("ip").unwrap().args(arguments));
+    let at = |address: &str| Place::Address(address.parse().unwrap());
+    // From outside at the one address, at the other, by IPv4; and from the node itself.
+    for (place, expected) in [
+        (at(&own.to_string()), [true, false, false, true]),
+        (at("::"), [true, true, false, true]),
+        (at("0.0.0.0"), [false, false, true, false]),
+        (at("fd00::77"), [false; 4]),
+        (Place::interface("eth0"), [true, true, true, false]),
+        (Place::interface("lo"), [false, false, false, true]),
+    ] {
+        cluster.published.get_mut(&(Tcp, 8080)).unwrap().at = [place.clone()].into();
+        cluster.tell().await;
+        let outside = cluster.outside();
+        let asked = [IpAddr::from(own), other.into(), ipv4.into()];
+        let seen = asked.map(|address| outside.run(|| fetch(address, 8080)).unwrap().ok());
+        let itself = cluster.host(1).run(|| fetch(own, 8080)).unwrap().ok();
+        let seen: Vec<_> = seen
+            .into_iter()
+            .chain([itself])
+            .map(|seen| seen.is_some_and(|seen| seen.starts_with("web saw ")))
+            .collect();
+        assert_eq!(seen, expected, "{place:?}");
+        cluster.assert_settled().await;
+    }
+    // A port on which someone listens by IPv6 alone is left to him where he would get what comes.
+    let listen = || {
+        let socket = socket(AddressFamily::INET6, SocketType::STREAM, None).unwrap();
+        sockopt::set_ipv6_v6only(&socket, true).unwrap();
+        rustix::net::bind(&socket, &SocketAddrV6::new(other, 9000, 0, 0)).unwrap();
+        rustix::net::listen(&socket, 1).unwrap();
+        socket
+    };
+    let _his = cluster.host(1).run(listen).unwrap();
+    cluster.publish(Tcp, 9000, 80, &[2]);
+    for (place, busy) in [
+        (at(&other.to_string()), true),
+        (at(&own.to_string()), false),
+        (at("::"), true),
+        (at("0.0.0.0"), false),
+    ] {
+        cluster.published.get_mut(&(Tcp, 9000)).unwrap().at = [place.clone()].into();
+        let found = cluster.node(1).apply(cluster.overlay(1)).await.unwrap();
+        assert_eq!(found, busy.then_some((Tcp, 9000)).into_iter().collect(), "{place:?}");
+    }
+}
+
+#[tokio::test]
 async fn the_host_ports_of_a_task_answer_by_ipv6() {
     needs_kernel!();
     let mut cluster = Cluster::new(1);
@@ -237,6 +294,13 @@ async fn the_host_ports_of_a_task_answer_by_ipv6() {
     let seen = cluster.outside().run(|| fetch(host6(1), 8081)).unwrap().unwrap();
     assert_eq!(seen, format!("web saw {}", host6(2)));
     cluster.assert_settled().await;
+    // At that address alone.
+    let bound = HostPort { at: Some(Place::Address(host6(1).into())), ..endpoint.ports[0].clone() };
+    cluster.node(1).publish(&endpoint.id, &[bound]).await.unwrap();
+    let seen = cluster.outside().run(|| fetch(host6(1), 8081)).unwrap().unwrap();
+    assert_eq!(seen, format!("web saw {}", host6(2)));
+    assert!(cluster.outside().run(|| fetch(cluster.host(1).address, 8081)).unwrap().is_err());
+    assert_eq!(cluster.node(1).verify().await.unwrap(), []);
     cluster.node(1).detach(&endpoint.id).await.unwrap();
     let error = cluster.outside().run(|| fetch(host6(1), 8081)).unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);

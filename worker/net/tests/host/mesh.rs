@@ -218,7 +218,7 @@ async fn ports_bound_to_an_address_and_ports_in_use() {
     let mut cluster = meshed().await;
     let node = cluster.host(1).address;
     cluster.published.get_mut(&(Tcp, 8080)).unwrap().at =
-        BTreeSet::from([Place::Address(Ipv4Addr::LOCALHOST)]);
+        BTreeSet::from([Place::Address(Ipv4Addr::LOCALHOST.into())]);
     cluster.tell().await;
     assert!(cluster.outside().run(|| fetch(node, 8080)).unwrap().is_err());
     let own = cluster.host(1).run(|| fetch(Ipv4Addr::LOCALHOST, 8080)).unwrap().unwrap();
@@ -232,6 +232,15 @@ async fn ports_bound_to_an_address_and_ports_in_use() {
     assert_eq!(cluster.node(1).verify().await.unwrap(), []);
     let seen = cluster.outside().run(|| fetch(node, 9000)).unwrap().unwrap();
     assert_eq!(seen, "his saw 10.77.0.4");
+    // Nobody is in the way by the wire, somebody is by the loopback.
+    let _his = cluster.host(1).run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 9001)).unwrap()).unwrap();
+    cluster.publish(Tcp, 9001, 80, &[2]);
+    for (interface, expected) in [("eth0", vec![9000]), ("lo", vec![9000, 9001])] {
+        cluster.published.get_mut(&(Tcp, 9001)).unwrap().at = BTreeSet::from([Place::interface(interface)]);
+        let busy = cluster.node(1).apply(cluster.overlay(1)).await.unwrap();
+        assert_eq!(busy, expected.into_iter().map(|port| (Tcp, port)).collect(), "{interface}");
+        assert_eq!(cluster.node(1).verify().await.unwrap(), []);
+    }
     assert_eq!(cluster.node(2).apply(cluster.overlay(2)).await.unwrap(), BTreeSet::new());
     let seen = cluster.outside().run(|| fetch(cluster.host(2).address, 9000)).unwrap().unwrap();
     assert_eq!(seen, "web saw 10.77.0.4");
@@ -242,11 +251,10 @@ async fn a_port_answers_by_the_interface_that_was_asked_for() {
     needs_kernel!();
     let mut cluster = meshed().await;
     let node = cluster.host(1).address;
-    let datagrams = cluster.outside().run(|| udp(Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-    assert_eq!(ask(&datagrams, (node, 5353)), "task2 saw 10.77.0.4");
+    let early = cluster.outside().run(|| udp(Ipv4Addr::UNSPECIFIED, 0)).unwrap();
     // What the node sends to itself comes by its loopback.
     for (interface, from_outside, from_itself) in
-        [("eth0", true, false), ("lo", false, true), ("gone0", false, false)]
+        [("lo", false, true), ("eth0", true, false), ("gone0", false, false)]
     {
         for key in [(Tcp, 8080), (Udp, 5353)] {
             cluster.published.get_mut(&key).unwrap().at = BTreeSet::from([Place::interface(interface)]);
@@ -258,6 +266,12 @@ async fn a_port_answers_by_the_interface_that_was_asked_for() {
         for own in [node, Ipv4Addr::LOCALHOST] {
             let seen = cluster.host(1).run(|| fetch(own, 8080)).unwrap().ok();
             assert_eq!(seen, from_itself.then(|| "web saw 10.77.0.1".to_owned()), "{interface}, {own}");
+        }
+        // What came before the port answered there is no hindrance to what comes then.
+        if from_outside {
+            assert_eq!(ask(&early, (node, 5353)), "task2 saw 10.77.0.4");
+        } else {
+            early.send_to(b"too early", (node, 5353)).unwrap();
         }
     }
 }
@@ -277,7 +291,8 @@ async fn a_port_of_one_task_leads_to_it_from_its_node_alone() {
     assert_eq!(outside.run(|| fetch(first, 8000)).unwrap().unwrap(), "task saw 10.77.0.3");
     assert!(outside.run(|| fetch(second, 8000)).unwrap().is_err());
     cluster.assert_settled().await;
-    let bound = HostPort { at: Some(Place::Address(Ipv4Addr::LOCALHOST)), ..endpoint.ports[0].clone() };
+    let bound =
+        HostPort { at: Some(Place::Address(Ipv4Addr::LOCALHOST.into())), ..endpoint.ports[0].clone() };
     cluster.node(1).publish(&endpoint.id, std::slice::from_ref(&bound)).await.unwrap();
     assert!(outside.run(|| fetch(first, 8000)).unwrap().is_err());
     let own = cluster.host(1).run(|| fetch(Ipv4Addr::LOCALHOST, 8000)).unwrap().unwrap();

@@ -178,12 +178,12 @@ async fn ports_and_addresses_are_not_given_twice() {
     // At one address of the node, while another process has the port at another.
     let his = rig.node().run(move || TcpListener::bind((node, 9001)).unwrap()).unwrap();
     serve(his, "his");
-    let bound = HostPort { at: Some(Place::Address(Ipv4Addr::LOCALHOST)), ..port(Tcp, 9001, 80) };
+    let bound = HostPort { at: Some(Place::Address(Ipv4Addr::LOCALHOST.into())), ..port(Tcp, 9001, 80) };
     rig.net.publish("a", std::slice::from_ref(&bound)).await.unwrap();
     let own = rig.node().run(|| fetch(Ipv4Addr::LOCALHOST, 9001)).unwrap().unwrap();
     assert!(own.starts_with("a saw "), "{own}");
     assert_eq!(rig.other().run(|| fetch(node, 9001)).unwrap().unwrap(), "his saw 10.77.0.2");
-    for at in [Place::Address(node), Place::interface("eth0"), Place::interface("lo")] {
+    for at in [Place::Address(node.into()), Place::interface("eth0"), Place::interface("lo")] {
         let taken = rig.net.publish("a", &[HostPort { at: Some(at), ..bound.clone() }]).await.unwrap_err();
         assert!(matches!(taken, NetError::PortInUse { port: 9001, .. }), "{taken}");
     }

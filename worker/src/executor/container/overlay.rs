@@ -265,7 +265,7 @@ mod tests {
             target: 80,
             published: Some(8080),
             mode: PublishMode::Ingress,
-            host_ip: Some(Ipv4Addr::LOCALHOST),
+            host_ip: Some(Ipv4Addr::LOCALHOST.into()),
             interface: None,
         };
         let map_node = |n: u8| MapNode {
@@ -318,7 +318,7 @@ mod tests {
         let port = &overlay.published[&(rswarm_net::Protocol::Tcp, 8080)];
         let on_ingress = |last| Ipv4Addr::new(10, 0, 0, last);
         assert_eq!((port.target, &port.backends), (80, &BTreeSet::from([on_ingress(3), on_ingress(4)])));
-        assert_eq!(port.at, BTreeSet::from([Place::Address(Ipv4Addr::LOCALHOST)]));
+        assert_eq!(port.at, BTreeSet::from([Place::Address(Ipv4Addr::LOCALHOST.into())]));
         // Also those that take no new ones keep what they have.
         let elsewhere: Vec<_> = overlay.endpoints.keys().filter(|(vni, _)| *vni == 4097).collect();
         assert_eq!(elsewhere, [&(4097, address(4)), &(4097, address(5)), &(4097, address(6))]);

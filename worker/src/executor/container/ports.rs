@@ -3,7 +3,7 @@
 //! Source: swarm-parity 1.3, `--publish mode=host`; Linux's default `ip_local_port_range` for ports left open.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use rswarm_net::Place;
@@ -64,7 +64,7 @@ pub fn choose(
 }
 
 /// Where a published port answers, in the words of the data path.
-pub fn place(host_ip: Option<Ipv4Addr>, interface: Option<InterfaceName>) -> Option<Place> {
+pub fn place(host_ip: Option<IpAddr>, interface: Option<InterfaceName>) -> Option<Place> {
     let by = || interface.map(|name| Place::interface(name.as_str()));
     host_ip.map(Place::Address).or_else(by)
 }
