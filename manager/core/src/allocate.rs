@@ -121,7 +121,7 @@ impl Allocator<'_> {
 
 #[cfg(test)]
 mod tests {
-    use rswarm_types::{ServiceMode, TaskState};
+    use rswarm_types::{ServiceMode, ServiceSpec, TaskState};
 
     use crate::Write;
     use crate::testing::Fixture;
@@ -146,20 +146,28 @@ mod tests {
 
     #[test]
     fn a_full_network_leaves_tasks_new_with_the_numbers_until_one_is_freed() {
-        let mut f = Fixture::new(1);
+        let mut f = Fixture::new(3);
         let network = f.network("tiny", "10.1.0.0/29");
         let id = network.id;
         f.must(vec![Write::CreateNetwork(Box::new(network))]);
-        let web = f.create("web", 7, |spec| {
+        let on_tiny = |spec: &mut ServiceSpec| {
             spec.task.networks = vec![rswarm_types::task::NetworkAttachment { network: id, aliases: vec![] }];
+        };
+        let web = f.create("web", 2, on_tiny);
+        let everywhere = f.create("everywhere", 0, |spec| {
+            on_tiny(spec);
+            spec.mode = ServiceMode::Global;
         });
         f.run();
+        assert_eq!((f.running(web), f.running(everywhere)), (2, 3));
+        f.add_node(4, |_| {});
+        f.run();
         let waiting: Vec<_> = f.state.waiting_tasks().cloned().collect();
-        assert_eq!((f.running(web), waiting.len()), (5, 2));
+        assert_eq!((f.running(everywhere), waiting.len()), (3, 1));
         assert_eq!(waiting[0].status.state, TaskState::New);
         assert_eq!(waiting[0].status.error, "no free address in network `tiny` (10.1.0.0/29): 5 of 5 in use");
-        f.update(web, |spec| spec.mode = ServiceMode::Replicated { replicas: 5 });
+        f.update(web, |spec| spec.mode = ServiceMode::Replicated { replicas: 1 });
         f.run();
-        assert_eq!((f.running(web), f.state.waiting_tasks().count()), (5, 0));
+        assert_eq!((f.running(everywhere), f.state.waiting_tasks().count()), (4, 0));
     }
 }

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::State;
 use super::apply::{Writer, missing};
 use super::command::{ObjectRef, Rejected};
+use crate::allocate::DEFAULT_NETWORK;
 use crate::constraint;
 
 /// Where ports are taken from that are published in mode `ingress` and left open. Source: swarm-parity 3.8.
@@ -410,14 +411,16 @@ impl Writer {
     fn room_for_tasks(&self, id: ServiceId, spec: &ServiceSpec) -> Result<(), Rejected> {
         let held = self.state.service(id).map(|service| &service.spec);
         let on_ingress = self.state.indexes.ingress.filter(|_| on_mesh(&spec.endpoint.ports));
-        for network in attached(spec).chain(on_ingress).filter_map(|network| self.state.network(network)) {
+        let default = self.state.network_by_name(DEFAULT_NETWORK).map(|network| network.id);
+        let default = default.filter(|_| spec.task.networks.is_empty());
+        let networks = attached(spec).chain(on_ingress).chain(default);
+        for network in networks.filter_map(|network| self.state.network(network)) {
             let asked = self.addresses_asked(spec, network);
             let before = held.map_or(0, |held| self.addresses_asked(held, network));
-            if network.spec.driver != NetworkDriver::Overlay || asked <= before {
+            if network.ipam.is_none() || asked <= before {
                 continue;
             }
-            let others = self.state.services_on(network.id).filter(|other| *other != id);
-            let others = others.filter_map(|other| self.state.service(other));
+            let others = self.state.services().filter(|other| other.id != id);
             let others = others.map(|other| self.addresses_asked(&other.spec, network)).sum();
             let total = State::addresses_total(network);
             if asked + others > total {
@@ -429,21 +432,23 @@ impl Writer {
         Ok(())
     }
 
-    /// Addresses that a service takes on a network: one for each task, and one of its own.
+    /// Addresses that a service takes on a network: one for each task, and on an overlay one of its own.
     fn addresses_asked(&self, spec: &ServiceSpec, network: &Network) -> u64 {
         let named = attached(spec).any(|id| id == network.id);
         let published = network.spec.ingress && on_mesh(&spec.endpoint.ports);
-        if !(named || published) {
+        let by_default = spec.task.networks.is_empty() && network.spec.name == DEFAULT_NETWORK;
+        if !(named || published || by_default) {
             return 0;
         }
-        let constraints = constraint::parse_all(&spec.task.placement.constraints).unwrap_or_default();
         let tasks = match spec.mode {
             ServiceMode::Replicated { replicas } => replicas,
             ServiceMode::Global => {
+                let constraints = constraint::parse_all(&spec.task.placement.constraints).unwrap_or_default();
                 self.state.nodes().filter(|node| constraint::all_match(&constraints, node)).count() as u64
             }
         };
-        tasks + u64::from(named && spec.endpoint.mode == EndpointMode::Vip)
+        let overlay = network.spec.driver == NetworkDriver::Overlay;
+        tasks + u64::from(named && overlay && spec.endpoint.mode == EndpointMode::Vip)
     }
 
     /// One that no service has had yet: there are enough for a new service each second for 136 years.

@@ -238,6 +238,20 @@ fn a_full_network_refuses_a_service_with_the_numbers() {
 }
 
 #[test]
+fn services_without_a_network_share_the_addresses_of_the_default_one() {
+    let mut f = Fixture::new(1);
+    let web = f.create("web", 200, |_| {});
+    let front = make(&mut f, "front", |_| {});
+    f.create("elsewhere", 200, on(&[front]));
+    let write = create_write(&mut f, "more", |spec| spec.mode = ServiceMode::Replicated { replicas: 54 });
+    let expected =
+        "network `bridge` (10.0.0.0/24) has 253 addresses: other services ask for 200, service `more` for 54";
+    assert_eq!(refused(&mut f, write), expected);
+    f.update(web, |spec| spec.mode = ServiceMode::Replicated { replicas: 199 });
+    f.create("more", 54, |_| {});
+}
+
+#[test]
 fn ports_are_one_service_s_and_open_ones_stay() {
     let mut f = Fixture::new(1);
     let write = create_write(&mut f, "web", publish(&[port(None, 80, MESH)]));
