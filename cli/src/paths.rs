@@ -43,6 +43,11 @@ fn from_environment(variable: &str, otherwise: &str) -> PathBuf {
 }
 
 impl Paths {
+    /// Whether the daemon of these roots is the host's own, which its unit starts.
+    pub fn are_the_hosts(&self) -> bool {
+        self.run_root == Path::new(RUN_ROOT) && self.data_root == Path::new(DATA_ROOT)
+    }
+
     /// Whether these roots may be those of two daemons: enough to call the one, and not to touch what is the other's.
     pub fn only_run_root_is_named(&self) -> bool {
         self.run_root != Path::new(RUN_ROOT) && self.data_root == Path::new(DATA_ROOT)
@@ -132,6 +137,14 @@ mod tests {
         assert!(!named(DATA_ROOT, RUN_ROOT));
         assert!(!named("/a/data", "/a/run"));
         assert!(named(DATA_ROOT, "/a/run"));
+    }
+
+    #[test]
+    fn a_unit_starts_the_hosts_own_daemon_alone() {
+        let own =
+            |data: &str, run: &str| Paths { data_root: data.into(), run_root: run.into() }.are_the_hosts();
+        assert!(own(DATA_ROOT, RUN_ROOT));
+        assert!(!own("/a/data", RUN_ROOT) && !own(DATA_ROOT, "/a/run"));
     }
 
     #[test]

@@ -22,10 +22,14 @@ pub fn listen_addr(text: &str) -> anyhow::Result<SocketAddr> {
     }
 }
 
-/// The address told to other nodes: the one given, or the only one this host has.
-pub fn advertise_addr(text: &str, port: u16) -> anyhow::Result<SocketAddr> {
+/// The address told to other nodes: the one given, the one alone that this node listens at, or the only one this host has.
+pub fn advertise_addr(text: &str, listen: SocketAddr) -> anyhow::Result<SocketAddr> {
+    let port = listen.port();
     if !text.is_empty() {
         return parse_addr("--advertise-addr", text, port);
+    }
+    if !listen.ip().is_unspecified() {
+        return Ok(listen);
     }
     let addresses = facts::addresses();
     match addresses.as_slice() {
@@ -107,14 +111,22 @@ pub fn check(listen: &str, advertise: &str, manager: Option<&str>) -> anyhow::Re
         // Found out by reaching the manager.
         return Ok(());
     }
-    ensure_free(listen, advertise_addr(advertise, listen.port())?)
+    ensure_free(listen, advertise_addr(advertise, listen)?)
 }
 
-/// Whether this node could serve at its addresses: they are this host's and the port is free.
+/// Whether this node could serve at its addresses: they are this host's, others reach where it listens, and the port is
+/// free.
 pub fn ensure_free(listen: SocketAddr, advertise: SocketAddr) -> anyhow::Result<()> {
     ensure!(
         facts::has_address(advertise.ip()),
         "`{}` is not an address of this host: use one of its own as `--advertise-addr`",
+        advertise.ip()
+    );
+    ensure!(
+        listen.ip().is_unspecified() || listen.ip() == advertise.ip(),
+        "with --listen-addr `{listen}` nobody reaches this node at `{advertise}`, which it tells others: expected \
+         `0.0.0.0:{0}` or `{1}:{0}`",
+        listen.port(),
         advertise.ip()
     );
     std::net::TcpListener::bind(listen).map(drop).with_context(|| format!("cannot listen on `{listen}`"))
@@ -166,7 +178,9 @@ mod tests {
         );
         assert!(refusal("127.0.0.1:0", "192.0.2.1", None).contains("`192.0.2.1` is not an address"));
         assert!(refusal("nonsense", "", Some("10.77.0.1")).contains("--listen-addr `nonsense`"));
+        assert!(refusal("127.0.0.2:0", "127.0.0.1", None).contains("expected `0.0.0.0:0` or `127.0.0.1:0`"));
         check("127.0.0.1:0", "127.0.0.1", Some("10.77.0.1:2377")).unwrap();
+        check("127.0.0.1:0", "", None).unwrap();
         check("", "", Some("10.77.0.1")).unwrap();
     }
 

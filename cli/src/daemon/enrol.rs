@@ -121,7 +121,9 @@ fn unreachable(addr: &str, status: &tonic::Status) -> anyhow::Error {
     }
     match status.code() {
         tonic::Code::Unavailable | tonic::Code::Unknown => {
-            anyhow::anyhow!("cannot reach a manager at `{addr}`: {}", chain(status))
+            // A status that stands for an error prints that as its code would.
+            let reason = std::error::Error::source(status).map_or_else(|| status.message().to_owned(), chain);
+            anyhow::anyhow!("cannot reach a manager at `{addr}`: {reason}")
         }
         _ => anyhow::anyhow!(status.message().to_owned()),
     }

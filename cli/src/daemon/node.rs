@@ -168,7 +168,7 @@ impl Node {
         let spec = ClusterSpec::try_from(request.spec.unwrap_or_default())?;
         let availability = availability(request.availability)?;
         let listen_addr = listen_addr(&request.listen_addr)?;
-        let advertise_addr = advertise_addr(&request.advertise_addr, listen_addr.port())?;
+        let advertise_addr = advertise_addr(&request.advertise_addr, listen_addr)?;
         let data_path_addr = data_path_addr(&request.data_path_addr)?;
         ensure_free(listen_addr, advertise_addr)?;
 
@@ -234,7 +234,7 @@ impl Node {
         let listen_addr = listen_addr(&request.listen_addr)?;
         availability(request.availability)?;
         let data_path_addr = data_path_addr(&request.data_path_addr)?;
-        let advertise_addr = if request.advertise_addr.is_empty() {
+        let advertise_addr = if request.advertise_addr.is_empty() && listen_addr.ip().is_unspecified() {
             // The address by which this host reaches the manager is one by which the manager reaches this host.
             let ip = tokio::time::timeout(channel::CONNECT_TIMEOUT, local_address_to(&manager_addr))
                 .await
@@ -242,7 +242,7 @@ impl Node {
                 .with_context(|| format!("cannot reach a manager at `{manager_addr}`"))?;
             SocketAddr::new(ip, listen_addr.port())
         } else {
-            advertise_addr(&request.advertise_addr, listen_addr.port())?
+            advertise_addr(&request.advertise_addr, listen_addr)?
         };
         // Known before the cluster is asked, so that a node that cannot serve never becomes an entry there.
         ensure_free(listen_addr, advertise_addr)?;

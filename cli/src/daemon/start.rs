@@ -91,7 +91,7 @@ pub fn ensure_running(
 
 /// Starts the daemon and waits until it answers. Gives it if this process is its parent.
 fn start(paths: &Paths) -> anyhow::Result<Option<Child>> {
-    if unit_is_installed() && paths.socket() == Path::new("/run/rswarm/rswarm.sock") {
+    if unit_is_installed() && paths.are_the_hosts() {
         let status =
             Command::new("systemctl").args(["start", UNIT]).status().context("cannot run systemctl")?;
         if !status.success() {
