@@ -7,6 +7,7 @@ mod show;
 mod value;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use rswarm_api::v1;
@@ -20,6 +21,9 @@ use crate::registry_auth::{self, AuthError};
 use flags::{CreateFlags, FlagError, Surroundings, UpdateFlags};
 
 pub use value::{boolean, label};
+
+/// A registry that answers does so sooner.
+const SILENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Subcommand)]
 pub enum ServiceCommand {
@@ -167,7 +171,9 @@ async fn create(client: &Client, flags: &CreateFlags) -> anyhow::Result<()> {
         no_resolve_image: flags.no_resolve_image(),
         registry_auth: credential(flags.with_registry_auth(), &spec)?,
     };
-    let created = call!(client, control.create_service(request))?;
+    let looks_up = !request.no_resolve_image;
+    let created = Box::pin(async { call!(client, control.create_service(request)) });
+    let created = patiently(looks_up.then_some(&spec), created).await?;
     warn(&created.warnings);
     let id = created.service.unwrap_or_default().id;
     println!("{id}");
@@ -195,8 +201,23 @@ async fn put(
         rollback: false,
         registry_auth,
     };
-    warn(&call!(client, control.update_service(request))?.warnings);
+    let updated = Box::pin(async { call!(client, control.update_service(request)) });
+    warn(&patiently(resolve_image.then_some(spec), updated).await?.warnings);
     Ok(())
+}
+
+/// Waits for an answer. If it takes long, and the image of `spec` is looked up for it, says so.
+async fn patiently<T>(spec: Option<&ServiceSpec>, mut answer: impl Future<Output = T> + Unpin) -> T {
+    if let Some(spec) = spec {
+        match tokio::time::timeout(SILENCE, &mut answer).await {
+            Ok(answer) => return answer,
+            Err(_) => eprintln!(
+                "Still looking up image `{}` at its registry; --no-resolve-image goes without",
+                spec.task.container.image
+            ),
+        }
+    }
+    answer.await
 }
 
 async fn update(client: &Client, flags: &UpdateFlags) -> anyhow::Result<()> {
