@@ -24,9 +24,12 @@ pub(crate) fn rejected(rejected: &Rejected) -> Status {
         | Rejected::NoSubnet { .. }
         | Rejected::NoVni
         | Rejected::TooManyNodes { .. } => Code::ResourceExhausted,
-        Rejected::Renamed { .. } | Rejected::ModeChanged(_) | Rejected::IngressByName { .. } => {
-            Code::InvalidArgument
-        }
+        Rejected::Renamed { .. }
+        | Rejected::ModeChanged(_)
+        | Rejected::IngressByName { .. }
+        | Rejected::NetworkFixed { .. }
+        | Rejected::SubnetFixed { .. }
+        | Rejected::SubnetTooNarrow { .. } => Code::InvalidArgument,
     };
     Status::new(code, rejected.to_string())
 }

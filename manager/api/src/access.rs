@@ -58,7 +58,8 @@ pub fn of_path(path: &str) -> Option<Access> {
             "GetCluster" | "GetJoinTokens" | "RotateJoinToken" | "ListNodes" | "GetNode" | "UpdateNode"
             | "RemoveNode" | "CreateService" | "ListServices" | "GetService" | "UpdateService"
             | "RemoveService" | "WatchService" | "ServiceLogs" | "ListTasks" | "GetTask" | "ListNetworks"
-            | "CreateNetwork" | "GetNetwork" | "RemoveNetwork" | "PruneNetworks" | "VerifyNetworks",
+            | "CreateNetwork" | "GetNetwork" | "UpdateNetwork" | "RemoveNetwork" | "PruneNetworks"
+            | "VerifyNetworks",
         ) => Access::Manager,
         (
             "Raft",

@@ -22,8 +22,8 @@ enum AllocateError {
     Missing(NetworkId),
     #[error("a port in mode `ingress` needs an ingress network, and the cluster has none")]
     NoIngress,
-    #[error("no free address in network `{name}` ({subnet}): {used} of {total} in use")]
-    Exhausted { name: String, subnet: String, used: usize, total: u64 },
+    #[error("no free address in network `{name}` ({subnet}): {used} of {total} in use{way_out}")]
+    Exhausted { name: String, subnet: String, used: usize, total: u64, way_out: String },
 }
 
 /// Gives each waiting `new` task its networks. One that gets none stays `new`, with the reason.
@@ -110,11 +110,13 @@ impl Allocator<'_> {
         }
         self.full.insert(network.id);
         let in_pass = self.given.iter().filter(|(id, _)| *id == network.id).count();
+        let total = State::addresses_total(network);
         Err(AllocateError::Exhausted {
             name: network.spec.name.clone(),
             subnet: ipam.subnet.to_string(),
             used: self.state.addresses_used(network.id) + in_pass,
-            total: State::addresses_total(network),
+            total,
+            way_out: self.state.way_to_grow(network, total + 1),
         })
     }
 }

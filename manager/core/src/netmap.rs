@@ -99,6 +99,11 @@ pub fn concerned(before: &State, after: &State) -> Concerned {
     if before.indexes.ingress != after.indexes.ingress {
         return Concerned::Everyone;
     }
+    // One that comes or goes has no tasks.
+    networks.extend(before.networks.diff(&after.networks).filter_map(|item| match item {
+        DiffItem::Update { new: (id, _), .. } => Some(*id),
+        DiffItem::Add(..) | DiffItem::Remove(..) => None,
+    }));
     let mut nodes = BTreeSet::new();
     for item in before.tasks.diff(&after.tasks) {
         let mut touch = |task: &Task| {
@@ -366,6 +371,33 @@ mod tests {
         let seen = maps[2].endpoints.values().next().unwrap();
         assert_eq!((seen.node, seen.state), (node_id(2), EndpointState::Ready));
         assert_eq!(seen.addresses.keys().collect::<Vec<_>>(), [&ingress]);
+    }
+
+    #[test]
+    fn a_network_that_grew_is_told_where_its_tasks_are() {
+        let (mut f, ingress, front) = fixture(3);
+        f.create("web", 1, on(front, 1));
+        f.run();
+        let mut mesh = (**f.state.network(ingress).unwrap()).clone();
+        (mesh.ipam, mesh.spec.ipam.subnet) = (None, Some("10.64.0.0/20".parse().unwrap()));
+        f.must(vec![Write::RemoveNetwork { id: ingress }, Write::CreateNetwork(Box::new(mesh))]);
+        let mut grow = |id: NetworkId, to: &str| {
+            let (before, held) = (f.state.clone(), f.state.network(id).unwrap().clone());
+            let mut spec = Box::new(held.spec.clone());
+            spec.ipam.subnet = Some(to.parse().unwrap());
+            f.must(vec![Write::UpdateNetwork { id, spec, expected: held.meta.version }]);
+            (before, f.state.clone())
+        };
+        let (before, after) = grow(front, "10.0.32.0/19");
+        assert_eq!(concerned(&before, &after), Concerned::Nodes([node_id(1)].into()));
+        let told = change(&before, &after, node_id(1));
+        assert_eq!(told.set.networks[&front].subnet.to_string(), "10.0.32.0/19");
+        assert_eq!((told.set.networks.len(), told.set.endpoints.len(), told.set.services.len()), (1, 0, 0));
+        assert!(change(&before, &after, node_id(2)).is_empty());
+        // All nodes are on the ingress network, also while it has no task.
+        let (before, after) = grow(ingress, "10.64.0.0/16");
+        assert_eq!(concerned(&before, &after), Concerned::Everyone);
+        assert!(change(&before, &after, node_id(3)).set.networks.contains_key(&ingress));
     }
 
     #[test]

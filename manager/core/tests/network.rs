@@ -12,6 +12,7 @@ use rswarm_types::netmap::NetworkMap;
 use rswarm_types::network::IpamSpec6;
 use rswarm_types::node::NodeNetworkFacts;
 use rswarm_types::service::{PortConfig, Protocol, PublishMode};
+use rswarm_types::subnet::Subnet;
 use rswarm_types::task::NetworkAttachment;
 use rswarm_types::*;
 
@@ -91,6 +92,7 @@ impl World {
                 NoSubnet { .. } => "subnet",
                 InUse { .. } => "in use",
                 NameTaken { .. } => "name",
+                SubnetTaken { .. } => "growth",
                 other => panic!("{other}"),
             };
             *self.refused.entry(kind).or_insert(0) += 1;
@@ -180,7 +182,23 @@ impl World {
 
     fn cycle(&mut self) {
         self.now = self.now.after(Duration::from_millis(self.rng.below(900)));
-        match self.rng.below(11) {
+        match self.rng.below(12) {
+            11 => {
+                let networks = self.state.networks().filter(|network| !network.spec.ingress);
+                let network = self.rng.pick(networks.cloned());
+                let Some((network, ipam)) =
+                    network.and_then(|network| Some((network.clone(), network.ipam?)))
+                else {
+                    return;
+                };
+                let mut spec = Box::new(network.spec.clone());
+                spec.ipam.subnet = Subnet::new(ipam.subnet.address, ipam.subnet.prefix_len - 1);
+                self.commit(vec![Write::UpdateNetwork {
+                    id: network.id,
+                    spec,
+                    expected: network.meta.version,
+                }]);
+            }
             10 => {
                 let id = node_id(1 + self.rng.below(3) as u8);
                 let held = (**self.state.node(id).unwrap()).clone();
@@ -301,7 +319,7 @@ fn ten_thousand_random_cycles_give_nothing_twice_and_leave_nothing_behind() {
     let kinds: Vec<_> = world.refused.keys().copied().collect();
     assert_eq!(
         kinds,
-        ["full", "in use", "name", "port", "subnet"],
+        ["full", "growth", "in use", "name", "port", "subnet"],
         "every refusal was met: {:?}",
         world.refused
     );

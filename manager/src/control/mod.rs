@@ -98,6 +98,8 @@ unary! {
     create_network(CreateNetworkRequest) -> CreateNetworkResponse =
         |this, request| Self::create_network(this, request);
     get_network(GetNetworkRequest) -> GetNetworkResponse = |this, request| this.network(&request);
+    update_network(UpdateNetworkRequest) -> UpdateNetworkResponse =
+        |this, request| Self::update_network(this, request);
     remove_network(RemoveNetworkRequest) -> RemoveNetworkResponse =
         |this, request| Self::remove_network(this, &request);
     prune_networks(PruneNetworksRequest) -> PruneNetworksResponse =

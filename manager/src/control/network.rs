@@ -7,7 +7,7 @@ use rswarm_core::State;
 use rswarm_core::state::Write;
 use rswarm_core::validate;
 use rswarm_types::error::chain;
-use rswarm_types::{Meta, Network, NetworkDriver, NetworkId, NetworkSpec, Task, Timestamp};
+use rswarm_types::{Meta, Network, NetworkDriver, NetworkId, NetworkSpec, Task, Timestamp, Version};
 use tonic::Status;
 
 use super::filter::Filters;
@@ -82,18 +82,30 @@ impl ControlService {
         Ok(response)
     }
 
+    pub(super) async fn update_network(
+        &self,
+        request: v1::UpdateNetworkRequest,
+    ) -> Result<v1::UpdateNetworkResponse, Status> {
+        let wire = request.spec.ok_or_else(|| Status::invalid_argument("expected a spec, found none"))?;
+        let mut spec = NetworkSpec::try_from(wire)?;
+        let state = self.context.read().await?;
+        let network = lookup::network(&state, &request.id)?;
+        refuse_built_in(network, "changed")?;
+        validate::network_spec(&mut spec).map_err(|error| Status::invalid_argument(chain(&error)))?;
+        let (id, expected) = (network.id, Version(request.version));
+        let write = Write::UpdateNetwork { id, spec: Box::new(spec), expected };
+        let state = self.context.write(vec![write]).await?;
+        let network = lookup::network(&state, &id.to_string())?;
+        Ok(v1::UpdateNetworkResponse { network: Some((&**network).into()) })
+    }
+
     pub(super) async fn remove_network(
         &self,
         request: &v1::RemoveNetworkRequest,
     ) -> Result<v1::RemoveNetworkResponse, Status> {
         let state = self.context.read().await?;
         let network = lookup::network(&state, &request.network)?;
-        if is_built_in(network) {
-            return Err(Status::failed_precondition(format!(
-                "network `{}` is one that every cluster has, and cannot be removed",
-                network.spec.name
-            )));
-        }
+        refuse_built_in(network, "removed")?;
         if let Some(user) = user(&state, network) {
             return Err(Status::failed_precondition(format!(
                 "network `{}` is in use by {user}; remove that first",
@@ -154,6 +166,12 @@ fn user(state: &State, network: &Network) -> Option<String> {
             state.tasks().find(on_it).map(|task| format!("task `{}`, which is about to stop", task.name()))
         }
     }
+}
+
+fn refuse_built_in(network: &Network, what: &str) -> Result<(), Status> {
+    let name = &network.spec.name;
+    let text = || format!("network `{name}` is one that every cluster has, and cannot be {what}");
+    if is_built_in(network) { Err(Status::failed_precondition(text())) } else { Ok(()) }
 }
 
 fn is_built_in(network: &Network) -> bool {

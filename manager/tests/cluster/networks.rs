@@ -19,6 +19,12 @@ async fn make(host: &Host, spec: v1::NetworkSpec) -> Result<v1::Network, Status>
     Ok(host.control().create_network(request).await?.into_inner().network.unwrap())
 }
 
+async fn update(host: &Host, held: &v1::Network, spec: v1::NetworkSpec) -> Result<v1::Network, Status> {
+    let version = held.meta.unwrap().version;
+    let request = v1::UpdateNetworkRequest { id: held.id.clone(), version, spec: Some(spec) };
+    Ok(host.control().update_network(request).await?.into_inner().network.unwrap())
+}
+
 async fn remove(host: &Host, network: &str) -> Result<(), Status> {
     let request = v1::RemoveNetworkRequest { network: network.to_owned() };
     host.control().remove_network(request).await.map(drop)
@@ -72,6 +78,25 @@ async fn nodes_learn_of_networks_with_their_tasks_and_of_endpoints_as_they_come_
         assert!(map.endpoints.values().all(|endpoint| endpoint.addresses.len() == 2));
         assert_eq!(worker.tasks()[0].networks[0].name, "ingress", "the way back to clients comes first");
     }
+
+    let grown = v1::NetworkSpec { subnet: "10.0.0.0/16".to_owned(), ..network.spec.clone().unwrap() };
+    let refused = update(&host, &network, grown).await.unwrap_err();
+    assert!(refused.message().contains("overlaps `10.0.0.0/20`, network `ingress`"), "{refused:?}");
+    let moved = v1::NetworkSpec { internal: true, ..network.spec.clone().unwrap() };
+    assert_eq!(update(&host, &network, moved).await.unwrap_err().code(), Code::InvalidArgument);
+    let bridge = v1::GetNetworkRequest { network: "bridge".to_owned(), verbose: false };
+    let bridge = host.control().get_network(bridge).await.unwrap().into_inner().network.unwrap();
+    let refused = update(&host, &bridge, bridge.spec.clone().unwrap()).await.unwrap_err();
+    assert!(refused.message().contains("every cluster has, and cannot be changed"), "{refused:?}");
+    let labels = [("a".to_owned(), "b".to_owned())].into();
+    let labelled = v1::NetworkSpec { labels, ..network.spec.clone().unwrap() };
+    let newer = update(&host, &network, labelled.clone()).await.unwrap();
+    assert_eq!((newer.spec, newer.subnet), (Some(labelled.clone()), network.subnet.clone()));
+    assert_eq!(
+        update(&host, &network, labelled).await.unwrap_err().code(),
+        Code::Aborted,
+        "of an old version"
+    );
 
     let seen = v1::GetNetworkRequest { network: "front".to_owned(), verbose: true };
     let seen = host.control().get_network(seen).await.unwrap().into_inner();

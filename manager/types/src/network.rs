@@ -127,6 +127,10 @@ pub struct Ipam6 {
     pub subnet: Subnet6,
     /// On each node the bridge's own address.
     pub gateway: Ipv6Addr,
+    /// The IPv4 address whose twin is the first of `subnet`, where that is not the first of the IPv4 subnet: so that everybody
+    /// keeps the twin he has when the network grows downwards.
+    #[serde(default)]
+    pub counted_from: Option<Ipv4Addr>,
 }
 
 /// Longest prefix of an IPv6 subnet, as is usual; there is a place for every IPv4 address.
@@ -134,15 +138,23 @@ pub const PREFIX6_MAX: u8 = 64;
 
 impl Ipam6 {
     /// The twin of an address of the IPv4 subnet `of`.
+    ///
+    /// Addresses before the one that is counted from have the last places of 2³², which no IPv4 subnet reaches from the front.
     pub fn twin(self, of: Subnet, address: Ipv4Addr) -> Ipv6Addr {
-        let place = u32::from(address).wrapping_sub(u32::from(of.address));
+        let place = u32::from(address).wrapping_sub(u32::from(self.first(of)));
         self.subnet.nth(place).unwrap_or(self.subnet.address)
     }
 
     /// The address of the IPv4 subnet `of` whose twin `twin` is.
     pub fn of_twin(self, of: Subnet, twin: Ipv6Addr) -> Option<Ipv4Addr> {
         let place = u128::from(twin).checked_sub(self.subnet.address.into())?;
-        of.nth(u32::try_from(place).ok()?)
+        let address = u32::from(self.first(of)).wrapping_add(u32::try_from(place).ok()?);
+        Some(Ipv4Addr::from(address)).filter(|address| of.contains(*address))
+    }
+
+    /// The address of the IPv4 subnet `of` whose twin is the first.
+    pub fn first(self, of: Subnet) -> Ipv4Addr {
+        self.counted_from.unwrap_or(of.address)
     }
 }
 
@@ -159,7 +171,8 @@ mod tests {
 
     #[test]
     fn twins_have_the_same_place_and_lead_back() {
-        let ipv6 = Ipam6 { subnet: "fd00:1::/64".parse().unwrap(), gateway: "fd00:1::1".parse().unwrap() };
+        let (subnet, gateway) = ("fd00:1::/64".parse().unwrap(), "fd00:1::1".parse().unwrap());
+        let ipv6 = Ipam6 { subnet, gateway, counted_from: None };
         let of: Subnet = "10.0.16.0/20".parse().unwrap();
         let address = Ipv4Addr::new(10, 0, 17, 2);
         let twin = ipv6.twin(of, address);
@@ -168,5 +181,23 @@ mod tests {
         for stranger in ["fd00:1::1000", "fd00:1:0:1::2", "fd00::2", "::"] {
             assert_eq!(ipv6.of_twin(of, stranger.parse().unwrap()), None, "{stranger}");
         }
+    }
+
+    #[test]
+    fn twins_stay_when_a_network_grows_downwards() {
+        let (subnet, gateway) = ("fd00:1::/64".parse().unwrap(), "fd00:1::1".parse().unwrap());
+        let (old, new): (Subnet, Subnet) = ("10.0.16.0/20".parse().unwrap(), "10.0.0.0/16".parse().unwrap());
+        let before = Ipam6 { subnet, gateway, counted_from: None };
+        let after = Ipam6 { counted_from: Some(old.address), ..before };
+        for address in ["10.0.16.0", "10.0.16.1", "10.0.31.255"] {
+            let address = address.parse().unwrap();
+            assert_eq!(after.twin(new, address), before.twin(old, address));
+        }
+        let all: std::collections::BTreeSet<_> =
+            (0..65_536).map(|n| after.twin(new, new.nth(n).unwrap())).collect();
+        assert_eq!(all.len(), 65_536, "no two have the same");
+        assert!(all.iter().all(|twin| subnet.contains(*twin) && after.of_twin(new, *twin).is_some()));
+        assert_eq!(after.twin(new, [10, 0, 15, 255].into()).to_string(), "fd00:1::ffff:ffff");
+        assert_eq!(after.of_twin(new, "fd00:1::fffe:ffff".parse().unwrap()), None);
     }
 }

@@ -28,6 +28,7 @@ impl From<&Network> for v1::Network {
             vni: network.vni,
             subnet6: text(ipv6.map(|ipv6| ipv6.subnet)),
             gateway6: text(ipv6.map(|ipv6| ipv6.gateway)),
+            counted_from6: text(ipv6.and_then(|ipv6| ipv6.counted_from)),
         }
     }
 }
@@ -39,7 +40,8 @@ impl TryFrom<v1::Network> for Network {
         let ipam = subnet
             .map(|subnet| {
                 let gateway = parse("gateway", &wire.gateway)?;
-                Ok::<_, WireError>(Ipam { subnet, gateway, ipv6: ipv6_side(&wire.subnet6, &wire.gateway6)? })
+                let ipv6 = ipv6_side(&wire.subnet6, &wire.gateway6, &wire.counted_from6)?;
+                Ok::<_, WireError>(Ipam { subnet, gateway, ipv6 })
             })
             .transpose()?;
         Ok(Self {
@@ -272,12 +274,14 @@ fn network_to_wire((id, network): (&NetworkId, &MapNetwork)) -> v1::MapNetwork {
         encrypted: network.encrypted,
         subnet6: text(network.ipv6.map(|ipv6| ipv6.subnet)),
         gateway6: text(network.ipv6.map(|ipv6| ipv6.gateway)),
+        counted_from6: text(network.ipv6.and_then(|ipv6| ipv6.counted_from)),
     }
 }
 
-fn ipv6_side(subnet: &str, gateway: &str) -> Result<Option<Ipam6>, WireError> {
-    let subnet = parse_optional("subnet6", subnet)?;
-    subnet.map(|subnet| Ok(Ipam6 { subnet, gateway: parse("gateway6", gateway)? })).transpose()
+fn ipv6_side(subnet: &str, gateway: &str, counted_from: &str) -> Result<Option<Ipam6>, WireError> {
+    let Some(subnet) = parse_optional("subnet6", subnet)? else { return Ok(None) };
+    let counted_from = parse_optional("counted_from6", counted_from)?;
+    Ok(Some(Ipam6 { subnet, gateway: parse("gateway6", gateway)?, counted_from }))
 }
 
 fn network_from_wire(wire: v1::MapNetwork) -> Result<(NetworkId, MapNetwork), WireError> {
@@ -286,7 +290,7 @@ fn network_from_wire(wire: v1::MapNetwork) -> Result<(NetworkId, MapNetwork), Wi
         vni: wire.vni,
         subnet: parse("subnet", &wire.subnet)?,
         gateway: parse("gateway", &wire.gateway)?,
-        ipv6: ipv6_side(&wire.subnet6, &wire.gateway6)?,
+        ipv6: ipv6_side(&wire.subnet6, &wire.gateway6, &wire.counted_from6)?,
         mtu: wire.mtu,
         internal: wire.internal,
         ingress: wire.ingress,
@@ -397,7 +401,11 @@ mod tests {
         spec.ipam.subnet = Some("10.9.0.0/16".parse().unwrap());
         spec.ipam.range = Some("10.9.1.0/24".parse().unwrap());
         spec.ipam.ipv6 = Some(IpamSpec6 { subnet: Some("fd00:1::/64".parse().unwrap()), gateway: None });
-        let ipv6 = Ipam6 { subnet: "fd00:1::/64".parse().unwrap(), gateway: "fd00:1::1".parse().unwrap() };
+        let ipv6 = Ipam6 {
+            subnet: "fd00:1::/64".parse().unwrap(),
+            gateway: "fd00:1::1".parse().unwrap(),
+            counted_from: Some([10, 9, 1, 0].into()),
+        };
         Network {
             id: NetworkId::from_bytes([3; 16]),
             meta: Meta { version: Version(7), created_at: Timestamp(1), updated_at: Timestamp(2) },
@@ -428,6 +436,7 @@ mod tests {
                 ipv6: Some(Ipam6 {
                     subnet: "fd00:1::/64".parse().unwrap(),
                     gateway: "fd00:1::1".parse().unwrap(),
+                    counted_from: Some([10, 9, 1, 0].into()),
                 }),
                 mtu: 1450,
                 internal: true,

@@ -47,7 +47,7 @@ pub(crate) fn takes_tasks(node: &Node) -> bool {
 /// Applies the writes of one command.
 pub(super) struct Writer {
     pub(super) state: State,
-    index: Version,
+    pub(super) index: Version,
     pub(super) at: Timestamp,
 }
 
@@ -76,6 +76,7 @@ impl Writer {
                 node.manager.clone_from(manager);
             }),
             Write::CreateNetwork(network) => self.create_network(network)?,
+            Write::UpdateNetwork { id, spec, expected } => self.update_network(*id, spec, *expected)?,
             Write::RemoveNetwork { id } => self.remove_network(*id)?,
             Write::CreateService { id, spec } => self.create_service(*id, spec)?,
             Write::UpdateService { id, spec, expected, change } => {
@@ -415,7 +416,7 @@ impl Writer {
     }
 
     /// Changes a task in place; `change` says whether it did anything.
-    fn change_task(&mut self, id: TaskId, change: impl FnOnce(&mut Task) -> bool) {
+    pub(super) fn change_task(&mut self, id: TaskId, change: impl FnOnce(&mut Task) -> bool) {
         let Some(held) = self.state.task(id).cloned() else { return };
         let mut task = Task::clone(&held);
         if change(&mut task) {
@@ -433,12 +434,15 @@ impl Writer {
         }
     }
 
+    /// Whether all networks are as when addresses were chosen, and nobody has these meanwhile.
     fn addresses_free(&self, networks: &[TaskNetwork]) -> bool {
-        networks.iter().all(|network| {
-            self.state.networks.contains_key(&network.network)
-                && network
-                    .address
-                    .is_none_or(|a| self.state.address_owner(network.network, a.address).is_none())
+        networks.iter().all(|TaskNetwork { network: id, address, .. }| {
+            self.state.network(*id).is_some_and(|network| {
+                address.is_none_or(|at| {
+                    network.ipam.is_some_and(|ipam| ipam.subnet.prefix_len == at.prefix_len)
+                        && self.state.address_owner(*id, at.address).is_none()
+                })
+            })
         })
     }
 
@@ -455,6 +459,6 @@ pub(super) fn missing(object: ObjectRef) -> Rejected {
     Rejected::Missing { object }
 }
 
-fn expect_version(object: ObjectRef, expected: Version, found: Version) -> Result<(), Rejected> {
+pub(super) fn expect_version(object: ObjectRef, expected: Version, found: Version) -> Result<(), Rejected> {
     if expected == found { Ok(()) } else { Err(Rejected::Stale { object, expected, found }) }
 }

@@ -188,9 +188,11 @@ impl State {
         let ipam = self.network(key.0).and_then(|network| network.ipam);
         let fits = |ipam: Ipam| {
             let twin = ipam.twin(key.1);
-            let twin_fits = ipam
-                .ipv6
-                .is_none_or(|ipv6| twin.is_some_and(|t| ipv6.subnet.contains(t) && t != ipv6.gateway));
+            let twin_fits = ipam.ipv6.is_none_or(|ipv6| {
+                twin.is_some_and(|t| {
+                    ipv6.subnet.contains(t) && ![ipv6.gateway, ipv6.subnet.address].contains(&t)
+                })
+            });
             ipam.subnet.contains(key.1) && ipam.gateway != key.1 && twin_fits
         };
         if !ipam.is_some_and(fits) {

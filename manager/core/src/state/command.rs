@@ -9,9 +9,9 @@ use std::time::Duration;
 use rswarm_types::service::{Protocol, PublishMode};
 use rswarm_types::task::TaskNetwork;
 use rswarm_types::{
-    Cluster, ClusterId, ManagerStatus, Network, NetworkId, Node, NodeDescription, NodeId, NodeSpec,
-    NodeStatus, Role, ServiceId, ServiceSpec, TaskId, TaskState, TaskStatus, Timestamp, UpdateStatus,
-    Version,
+    Cluster, ClusterId, ManagerStatus, Network, NetworkDriver, NetworkId, NetworkSpec, Node, NodeDescription,
+    NodeId, NodeSpec, NodeStatus, Role, ServiceId, ServiceSpec, TaskId, TaskState, TaskStatus, Timestamp,
+    UpdateStatus, Version,
 };
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +74,9 @@ pub enum Write {
     /// Refused if the id or the name is taken, if the subnet is not free or there is none, or for a second ingress
     /// network.
     CreateNetwork(Box<Network>),
+    /// Changes labels, subnet and range of a network. Refused if its version is not `expected`, if anything else differs, if
+    /// the subnet is another one of a network that is no overlay, and unless it contains the present one and is free.
+    UpdateNetwork { id: NetworkId, spec: Box<NetworkSpec>, expected: Version },
     /// Removes a network. Refused while a service names it or publishes through it, or a live task is attached to it.
     RemoveNetwork { id: NetworkId },
 
@@ -217,12 +220,40 @@ pub enum Rejected {
         INGRESS_PORTS.len(), INGRESS_PORTS.start(), INGRESS_PORTS.end()
     )]
     NoPort { protocol: Protocol },
-    #[error("no free address in network `{name}` ({subnet}): {used} of {total} in use")]
-    NetworkFull { name: String, subnet: String, used: usize, total: u64 },
+    #[error("no free address in network `{name}` ({subnet}): {used} of {total} in use{way_out}")]
+    NetworkFull {
+        name: String,
+        subnet: String,
+        used: usize,
+        total: u64,
+        #[serde(default)]
+        way_out: Box<str>,
+    },
     #[error(
-        "network `{name}` ({subnet}) has {total} addresses: other services ask for {others}, service `{service}` for {asked}"
+        "network `{name}` ({subnet}) has {total} addresses: other services ask for {others}, service `{service}` for \
+         {asked}{way_out}"
     )]
-    NetworkTooSmall { name: String, subnet: String, total: u64, others: u64, service: String, asked: u64 },
+    NetworkTooSmall {
+        name: String,
+        subnet: String,
+        total: u64,
+        others: u64,
+        service: String,
+        asked: u64,
+        #[serde(default)]
+        way_out: Box<str>,
+    },
+    #[error("of network `{name}` only labels, subnet and address range can be changed; make another network")]
+    NetworkFixed { name: String },
+    #[error(
+        "network `{name}` has driver `{driver}`, whose networks keep their subnet: only overlays can grow"
+    )]
+    SubnetFixed { name: String, driver: NetworkDriver },
+    #[error(
+        "subnet `{found}` does not contain all of `{subnet}`, where network `{name}` has given addresses; expected a \
+         larger one around it"
+    )]
+    SubnetTooNarrow { name: String, subnet: String, found: String },
     #[error("subnet `{subnet}` overlaps `{other}`, {by}; choose another one")]
     SubnetTaken { subnet: String, other: String, by: String },
     #[error(

@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -82,8 +83,11 @@ impl State {
         let range = range(network, ipam);
         let (first, size) = (u32::from(range.address), u32::try_from(range.size()).unwrap_or(u32::MAX));
         let start = last.filter(|last| range.contains(*last)).map_or(0, |last| u32::from(last) - first);
+        let reserved = reserved(ipam);
         let free = |address: &Ipv4Addr| {
-            usable(ipam, *address) && self.address_owner(network.id, *address).is_none() && !given(*address)
+            !reserved.contains(address)
+                && self.address_owner(network.id, *address).is_none()
+                && !given(*address)
         };
         let kept_back = |address: &Ipv4Addr| {
             let released = self.released.get(&(network.id, *address));
@@ -105,10 +109,7 @@ impl State {
     pub fn addresses_total(network: &Network) -> u64 {
         let Some(ipam) = network.ipam else { return 0 };
         let range = range(network, ipam);
-        let last = Ipv4Addr::from(u32::from(ipam.subnet.address) + (ipam.subnet.size() - 1) as u32);
-        let special = [ipam.subnet.address, last, ipam.gateway].into_iter().chain(twin_of_gateway(ipam));
-        let special: BTreeSet<Ipv4Addr> = special.collect();
-        range.size() - special.iter().filter(|address| range.contains(**address)).count() as u64
+        range.size() - reserved(ipam).iter().filter(|address| range.contains(**address)).count() as u64
     }
 
     /// What a node routes itself although networks of the cluster have those addresses, in words. Networks that are made
@@ -164,6 +165,24 @@ impl State {
         let around = VXLAN_BYTES + if encrypted { WIREGUARD_BYTES } else { 0 };
         least.saturating_sub(around).max(MTU_MIN)
     }
+
+    /// What a subnet overlaps: a network's other than `own`, or what a node routes itself.
+    fn overlap<A: Routed>(&self, subnet: Subnet<A>, own: Option<NetworkId>) -> Option<(Subnet<A>, String)> {
+        let others = self.networks().filter(|network| Some(network.id) != own);
+        let mut others = others.filter_map(|network| Some((network, A::subnet_of(network.ipam?)?)));
+        if let Some((network, other)) = others.find(|(_, other)| other.overlaps(subnet)) {
+            return Some((other, format!("network `{}`", network.spec.name)));
+        }
+        self.nodes().find_map(|node| {
+            let routes = A::routes_of(&node.description.as_ref()?.network);
+            let route = routes.iter().find(|route| route.overlaps(subnet))?;
+            Some((*route, format!("a route of node `{}`", node.display_name())))
+        })
+    }
+}
+
+fn taken<A: Routed>(subnet: Subnet<A>, other: Subnet<A>, by: String) -> Rejected {
+    Rejected::SubnetTaken { subnet: subnet.to_string(), other: other.to_string(), by }
 }
 
 /// The subnet of a network with each route of a node that overlaps it.
@@ -179,18 +198,14 @@ fn range(network: &Network, ipam: Ipam) -> Subnet {
     network.spec.ipam.range.unwrap_or(ipam.subnet)
 }
 
-/// Neither the network's own address, nor the broadcast address, nor the gateway's.
-fn usable(ipam: Ipam, address: Ipv4Addr) -> bool {
-    let last = u64::from(u32::from(ipam.subnet.address)) + ipam.subnet.size() - 1;
-    address != ipam.subnet.address
-        && u64::from(u32::from(address)) != last
-        && address != ipam.gateway
-        && Some(address) != twin_of_gateway(ipam)
-}
-
-/// The address that nobody can have because its twin is the gateway's.
-fn twin_of_gateway(ipam: Ipam) -> Option<Ipv4Addr> {
-    ipam.ipv6.and_then(|ipv6| ipv6.of_twin(ipam.subnet, ipv6.gateway))
+/// What nobody is given: the network's own address, the broadcast address, the gateway's, and those whose twins are the IPv6
+/// network's own or its gateway's.
+fn reserved(ipam: Ipam) -> BTreeSet<Ipv4Addr> {
+    let last = Ipv4Addr::from(u32::from(ipam.subnet.address) + (ipam.subnet.size() - 1) as u32);
+    let twins =
+        ipam.ipv6.map(|ipv6| [Some(ipv6.first(ipam.subnet)), ipv6.of_twin(ipam.subnet, ipv6.gateway)]);
+    let twins = twins.into_iter().flatten().flatten();
+    [ipam.subnet.address, last, ipam.gateway].into_iter().chain(twins).collect()
 }
 
 /// Where subnets of a family are found that another one may overlap.
@@ -269,26 +284,10 @@ impl Writer {
     }
 
     fn not_taken<A: Routed>(&self, subnet: Subnet<A>) -> Result<Subnet<A>, Rejected> {
-        match self.overlap(subnet) {
-            Some((other, by)) => {
-                Err(Rejected::SubnetTaken { subnet: subnet.to_string(), other: other.to_string(), by })
-            }
+        match self.state.overlap(subnet, None) {
+            Some((other, by)) => Err(taken(subnet, other, by)),
             None => Ok(subnet),
         }
-    }
-
-    /// What a subnet overlaps: another network's, or what a node routes itself.
-    fn overlap<A: Routed>(&self, subnet: Subnet<A>) -> Option<(Subnet<A>, String)> {
-        let mut networks =
-            self.state.networks().filter_map(|network| Some((network, A::subnet_of(network.ipam?)?)));
-        if let Some((network, other)) = networks.find(|(_, other)| other.overlaps(subnet)) {
-            return Some((other, format!("network `{}`", network.spec.name)));
-        }
-        self.state.nodes().find_map(|node| {
-            let routes = A::routes_of(&node.description.as_ref()?.network);
-            let route = routes.iter().find(|route| route.overlaps(subnet))?;
-            Some((*route, format!("a route of node `{}`", node.display_name())))
-        })
     }
 
     /// What is asked for of IPv6, the rest chosen: the first /64 of the cluster's pool that overlaps nothing.
@@ -304,7 +303,7 @@ impl Writer {
                     prefix_len: PREFIX_LEN,
                 };
                 let mut all = (1..=u16::MAX).map(nth);
-                let free = all.find(|subnet| self.overlap(*subnet).is_none());
+                let free = all.find(|subnet| self.state.overlap(*subnet, None).is_none());
                 free.ok_or_else(|| Rejected::NoSubnet {
                     prefix_len: PREFIX_LEN,
                     pools: format!("`{pool}`"),
@@ -312,8 +311,9 @@ impl Writer {
                 })?
             }
         };
-        let gateway = Ipam6 { subnet, gateway: subnet.address }.twin(ipam.subnet, ipam.gateway);
-        Ok(Ipam6 { subnet, gateway: asked.gateway.unwrap_or(gateway) })
+        let ipv6 = Ipam6 { subnet, gateway: subnet.address, counted_from: None };
+        let gateway = asked.gateway.unwrap_or(ipv6.twin(ipam.subnet, ipam.gateway));
+        Ok(Ipam6 { gateway, ..ipv6 })
     }
 
     /// The first subnet of the pools that overlaps nothing.
@@ -336,7 +336,7 @@ impl Writer {
                 .filter(|_| next < end)
                 .and_then(|first| Subnet::new(first.into(), prefix_len))
             {
-                let Some((other, by)) = self.overlap(subnet) else { return Ok(subnet) };
+                let Some((other, by)) = self.state.overlap(subnet, None) else { return Ok(subnet) };
                 // On behind whichever of the two ends later; both are aligned to their size.
                 let of = |subnet: Subnet| u64::from(u32::from(subnet.address)) + subnet.size();
                 next = of(subnet).max(of(other));
@@ -426,7 +426,16 @@ impl Writer {
             if asked + others > total {
                 let subnet = network.ipam.map(|ipam| ipam.subnet.to_string()).unwrap_or_default();
                 let (name, service) = (network.spec.name.clone(), spec.name.clone());
-                return Err(Rejected::NetworkTooSmall { name, subnet, total, others, service, asked });
+                let way_out = self.state.way_to_grow(network, asked + others).into();
+                return Err(Rejected::NetworkTooSmall {
+                    name,
+                    subnet,
+                    total,
+                    others,
+                    service,
+                    asked,
+                    way_out,
+                });
             }
         }
         Ok(())
@@ -568,10 +577,12 @@ fn key(port: &PortConfig) -> (u16, rswarm_types::service::Protocol, PublishMode)
 }
 
 fn full(state: &State, network: &Network) -> Rejected {
+    let (used, total) = (state.addresses_used(network.id), State::addresses_total(network));
     Rejected::NetworkFull {
         name: network.spec.name.clone(),
         subnet: network.ipam.map(|ipam| ipam.subnet.to_string()).unwrap_or_default(),
-        used: state.addresses_used(network.id),
-        total: State::addresses_total(network),
+        used,
+        total,
+        way_out: state.way_to_grow(network, total + 1).into(),
     }
 }

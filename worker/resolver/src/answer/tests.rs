@@ -179,13 +179,44 @@ fn each_kind_of_name_has_its_answer() {
     ptr(front, "in-addr.arpa", "forwarded");
 }
 
+/// A network that has grown downwards: new addresses are ours forwards and backwards, and twins are where they were.
+#[test]
+fn names_have_addresses_of_a_larger_subnet() {
+    let mut map = map();
+    let front = map.networks.get_mut(&network(1)).unwrap();
+    let counted_from = Some(front.subnet.address);
+    front.subnet = "8.0.0.0/6".parse().unwrap();
+    front.ipv6 = Some(Ipam6 {
+        subnet: "fd00:1::/64".parse().unwrap(),
+        gateway: "fd00:1::1".parse().unwrap(),
+        counted_from,
+    });
+    let new = Ipv4Addr::new(9, 255, 255, 255);
+    for endpoint in map.endpoints.values_mut().filter(|endpoint| endpoint.slot == 2) {
+        endpoint.addresses.entry(network(1)).and_modify(|at| *at = new);
+    }
+    let names = Names::new(&map);
+    let front = address(1, 61);
+    assert_eq!(shown(&names, front, "tasks.web", Rtype::A), "NOERROR 10.0.0.21 9.255.255.255");
+    assert_eq!(shown(&names, front, "1.web", Rtype::AAAA), "NOERROR fd00:1::15");
+    assert_eq!(shown(&names, front, "2.web", Rtype::AAAA), "NOERROR fd00:1::ffff:ffff");
+    let named = format!("NOERROR web.2.{}.front.", task(22));
+    assert_eq!(shown(&names, front, "255.255.255.9.in-addr.arpa", Rtype::PTR), named);
+    let twin = format!("f.f.f.f.f.f.f.f.{}1.0.0.0.0.0.d.f.ip6.arpa", "0.".repeat(16));
+    assert_eq!(shown(&names, front, &twin, Rtype::PTR), named);
+    assert_eq!(shown(&names, front, "2.0.0.9.in-addr.arpa", Rtype::PTR), "NXDOMAIN");
+}
+
 /// On a network with IPv6 whoever has an address has its twin too: forwards and backwards.
 #[test]
 fn names_have_ipv6_addresses_where_the_network_has_them() {
     let mut map = map();
     let front = map.networks.get_mut(&network(1)).unwrap();
-    front.ipv6 =
-        Some(Ipam6 { subnet: "fd00:1::/64".parse().unwrap(), gateway: "fd00:1::1".parse().unwrap() });
+    front.ipv6 = Some(Ipam6 {
+        subnet: "fd00:1::/64".parse().unwrap(),
+        gateway: "fd00:1::1".parse().unwrap(),
+        counted_from: None,
+    });
     let names = Names::new(&map);
     let (front, back, both) = (address(1, 61), address(2, 31), address(1, 21));
     let check = |asker, name: &str, qtype, expected: &str| {

@@ -14,7 +14,7 @@ use rswarm_types::{
 
 use super::AddressHolder;
 use crate::Write;
-use crate::state::{Rejected, ServiceChange};
+use crate::state::{Rejected, ServiceChange, State};
 use crate::testing::{Fixture, node_id};
 
 fn overlay(f: &mut Fixture, name: &str, change: impl FnOnce(&mut NetworkSpec)) -> (NetworkId, Write) {
@@ -148,7 +148,7 @@ fn a_network_with_ipv6_gives_everybody_a_twin() {
         spec.mode = ServiceMode::Replicated { replicas: 4 };
     });
     let text = refused(&mut f, write);
-    assert!(text.contains("has 4 addresses") && text.ends_with("service `more` for 5"), "{text}");
+    assert!(text.contains("has 4 addresses") && text.contains("service `more` for 5;"), "{text}");
     let web = f.create("web", 3, on(&[odd]));
     f.run();
     let vip = f.state.service(web).unwrap().endpoint.vips[&odd];
@@ -223,8 +223,8 @@ fn a_full_network_refuses_a_service_with_the_numbers() {
     assert_eq!(f.running(web), 1);
     let write = create_write(&mut f, "more", on(&[tiny]));
     let text = refused(&mut f, write);
-    let expected =
-        "network `tiny` (10.9.0.0/24) has 2 addresses: other services ask for 2, service `more` for 2";
+    let expected = "network `tiny` (10.9.0.0/24) has 2 addresses: other services ask for 2, service `more` for 2; make it larger: \
+         `rswarm network update --ip-range 10.9.0.0/24 tiny`";
     assert_eq!(text, expected);
     // So does a service that grows; one that shrinks never, nor one whose nodes become more.
     let held = f.state.service(web).unwrap().clone();
@@ -233,7 +233,7 @@ fn a_full_network_refuses_a_service_with_the_numbers() {
         let (id, expected) = (held.id, held.meta.version);
         Write::UpdateService { id, spec: Box::new(spec), expected, change: ServiceChange::Update }
     };
-    assert!(refused(&mut f, scaled(2)).ends_with("other services ask for 0, service `web` for 3"));
+    assert!(refused(&mut f, scaled(2)).contains("other services ask for 0, service `web` for 3;"));
     f.must(vec![scaled(0)]);
 }
 
@@ -395,4 +395,168 @@ fn services_have_numbers_of_their_own_and_whom_they_let_in_concerns_no_task() {
     f.must(vec![Write::RemoveService { id: b, expected: None }]);
     let c = f.create("c", 1, |_| {});
     assert_eq!(number(&f, c), 3, "no other service's rules may take it for `b`");
+}
+
+fn update_write(f: &Fixture, id: NetworkId, change: impl FnOnce(&mut NetworkSpec)) -> Write {
+    let held = network(f, id);
+    let mut spec = Box::new(held.spec.clone());
+    change(&mut spec);
+    Write::UpdateNetwork { id, spec, expected: held.meta.version }
+}
+
+fn grow(to: &str) -> impl FnOnce(&mut NetworkSpec) {
+    let subnet = to.parse().unwrap();
+    move |spec| spec.ipam.subnet = Some(subnet)
+}
+
+#[test]
+fn a_network_in_use_grows_and_everybody_stays() {
+    let mut f = Fixture::new(2);
+    let tiny = make(&mut f, "tiny", |spec| {
+        spec.ipam.subnet = Some("10.9.0.8/29".parse().unwrap());
+        spec.ipam.ipv6 = Some(IpamSpec6::default());
+    });
+    // Five are free: one of them is the service's.
+    let web = f.create("web", 4, on(&[tiny]));
+    f.run();
+    let held = |f: &Fixture| -> Vec<_> {
+        f.state.tasks().map(|task| (task.id, task.networks[0].address.unwrap())).collect()
+    };
+    let twins = |f: &Fixture| -> Vec<_> {
+        let ipam = network(f, tiny).ipam.unwrap();
+        (8..16).map(|last| ipam.twin([10, 9, 0, last].into()).unwrap()).collect()
+    };
+    let (before, twins_before, vip) =
+        (held(&f), twins(&f), f.state.service(web).unwrap().endpoint.vips[&tiny]);
+    let scaled = |f: &Fixture, replicas| {
+        let held = f.state.service(web).unwrap();
+        let spec = ServiceSpec { mode: ServiceMode::Replicated { replicas }, ..held.spec.clone() };
+        let (id, expected) = (held.id, held.meta.version);
+        Write::UpdateService { id, spec: Box::new(spec), expected, change: ServiceChange::Update }
+    };
+    let write = scaled(&f, 30);
+    let text = refused(&mut f, write);
+    let expected = "has 5 addresses: other services ask for 0, service `web` for 31; make it larger: \
+                    `rswarm network update --subnet 10.9.0.0/26 tiny`";
+    assert!(text.ends_with(expected), "{text}");
+
+    let write = update_write(&f, tiny, grow("10.9.0.0/26"));
+    f.must(vec![write.clone()]);
+    assert!(refused(&mut f, write).contains("update out of sequence"));
+    let ipam = network(&f, tiny).ipam.unwrap();
+    assert_eq!(
+        (ipam.subnet.to_string(), ipam.gateway.to_string()),
+        ("10.9.0.0/26".into(), "10.9.0.9".into())
+    );
+    assert_eq!((f.state.service(web).unwrap().endpoint.vips[&tiny], twins(&f)), (vip, twins_before.clone()));
+    for ((id, before), (same, after)) in before.into_iter().zip(held(&f)) {
+        assert_eq!((id, before.address, before.ipv6), (same, after.address, after.ipv6));
+        assert_eq!((before.prefix_len, after.prefix_len), (29, 26));
+    }
+    let (updates, write) = (f.state.service(web).unwrap().spec_version, scaled(&f, 30));
+    f.must(vec![write]);
+    f.run();
+    assert_eq!(f.running(web), 30);
+    assert_eq!(f.state.service(web).unwrap().spec_version, updates, "nobody is replaced");
+    // Nobody has the one whose twin is the IPv6 subnet's own; the former broadcast address is like any other now.
+    let write = scaled(&f, 59);
+    f.must(vec![write]);
+    f.run();
+    let owner = |last| f.state.address_owner(tiny, [10, 9, 0, last].into());
+    assert_eq!((f.running(web), owner(8), owner(15).is_some()), (59, None, true));
+    assert_eq!(
+        State::addresses_total(network(&f, tiny)),
+        60,
+        "64 less network, broadcast, gateway, and that one"
+    );
+    // Grown once more, twins still are where they were.
+    let write = update_write(&f, tiny, grow("10.8.0.0/15"));
+    f.must(vec![write]);
+    assert_eq!(twins(&f), twins_before);
+}
+
+#[test]
+fn growth_is_refused_by_name_where_something_else_is() {
+    let mut f = Fixture::new(1);
+    f.add_node(2, |node| {
+        let routes = vec!["10.20.0.0/16".parse().unwrap()];
+        let network = NodeNetworkFacts { routes, ..NodeNetworkFacts::default() };
+        node.description = Some(NodeDescription { hostname: "beta".into(), network, ..Default::default() });
+    });
+    let made = |f: &mut Fixture, name: &str, subnet: &str| make(f, name, grow(subnet));
+    let front = made(&mut f, "front", "10.16.16.0/20");
+    made(&mut f, "other", "10.17.0.0/16");
+    let bridge = f.state.network_by_name("bridge").unwrap().id;
+    for (id, to, expected) in [
+        (front, "10.16.16.0/21", "does not contain all of `10.16.16.0/20`, where network `front` has given"),
+        (front, "10.16.32.0/20", "does not contain all of"),
+        (front, "10.16.0.0/15", "`10.16.0.0/15` overlaps `10.17.0.0/16`, network `other`"),
+        (front, "10.0.0.0/8", "overlaps"),
+        (bridge, "10.0.0.0/8", "network `bridge` has driver `bridge`, whose networks keep their subnet"),
+    ] {
+        let write = update_write(&f, id, grow(to));
+        let text = refused(&mut f, write);
+        assert!(text.contains(expected), "{text}");
+    }
+    let far = made(&mut f, "far", "10.21.0.0/16");
+    let write = update_write(&f, far, grow("10.20.0.0/15"));
+    assert!(refused(&mut f, write).contains("overlaps `10.20.0.0/16`, a route of node `beta`"));
+    for change in [
+        (|spec| spec.internal = true) as fn(&mut NetworkSpec),
+        |spec| spec.name = "x".into(),
+        |spec| {
+            spec.ipam.gateway = Some([10, 16, 16, 9].into());
+        },
+    ] {
+        let write = update_write(&f, front, change);
+        let text = refused(&mut f, write);
+        assert_eq!(
+            text,
+            "of network `front` only labels, subnet and address range can be changed; make another network"
+        );
+    }
+    let write = update_write(&f, front, |spec| drop(spec.labels.insert("a".into(), "b".into())));
+    f.must(vec![write]);
+    assert_eq!((network(&f, front).spec.labels.len(), subnet(&f, front)), (1, "10.16.16.0/20".into()));
+    // A network that cannot grow says why; the range decides where addresses come from.
+    let write = create_write(&mut f, "web", |spec| {
+        on(&[far])(spec);
+        spec.mode = ServiceMode::Replicated { replicas: 70_000 };
+    });
+    let text = refused(&mut f, write);
+    assert!(
+        text.ends_with(
+            "; it cannot grow to `10.20.0.0/15`, which overlaps `10.20.0.0/16`, a route of node `beta`"
+        ),
+        "{text}"
+    );
+    let write = update_write(&f, front, |spec| {
+        spec.ipam.subnet = Some("10.16.0.0/16".parse().unwrap());
+        spec.ipam.range = Some("10.16.128.0/24".parse().unwrap());
+    });
+    f.must(vec![write]);
+    let web = f.create("web", 1, on(&[front]));
+    f.run();
+    let at = f.current(web)[0].networks[0].address.unwrap().address;
+    assert_eq!((at.octets()[2], State::addresses_total(network(&f, front))), (128, 256));
+}
+
+#[test]
+fn a_plan_made_before_its_network_grew_gives_no_address() {
+    let mut f = Fixture::new(1);
+    let front = make(&mut f, "front", grow("10.9.0.0/24"));
+    let web = f.create("web", 1, on(&[front]));
+    let plan = crate::pass::plan_all(&f.state, f.now, None);
+    let state = f.state.clone();
+    let command = plan.into_command(&state, f.now, &mut || f.mint());
+    let write = update_write(&f, front, grow("10.9.0.0/16"));
+    f.must(vec![write]);
+    f.must(command.writes);
+    let prefixes = |f: &Fixture| -> Vec<_> {
+        let networks = f.state.tasks().flat_map(|task| task.networks.clone());
+        networks.map(|network| network.address.unwrap().prefix_len).collect()
+    };
+    assert!(prefixes(&f).is_empty());
+    f.run();
+    assert_eq!((f.running(web), prefixes(&f)), (1, vec![16]));
 }
