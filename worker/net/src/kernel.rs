@@ -434,7 +434,8 @@ impl Kernel {
             }
             Operation::ConfigureInside { endpoint, gateway } => {
                 let mut socket = socket_inside(endpoint)?;
-                configure_inside(&mut socket, endpoint, *gateway).map_err(failed)
+                let (name, address) = (&endpoint.interface_name, endpoint.cidr());
+                configure_inside(&mut socket, name, address, *gateway).map_err(failed)
             }
             Operation::SetVeth { link, bridge, alias } => {
                 let master = Some(self.index_of(bridge)?);
@@ -512,20 +513,15 @@ pub(crate) fn socket_inside(endpoint: &Endpoint) -> Result<Socket, NetError> {
 
 pub(crate) fn configure_inside(
     socket: &mut Socket,
-    endpoint: &Endpoint,
+    name: &str,
+    address: Cidr,
     gateway: Option<std::net::Ipv4Addr>,
 ) -> Result<(), KernelError> {
-    let name = &endpoint.interface_name;
     let missing = KernelError { errno: libc::ENODEV, reason: None };
     let index = route::link_by_name(socket, name)?.ok_or(missing)?.index;
     let up = LinkChange { up: Some(true), ..LinkChange::default() };
     route::set_link(socket, "lo", &up)?;
-    for (_, surplus) in
-        route::addresses(socket)?.into_iter().filter(|(of, cidr)| *of == index && *cidr != endpoint.cidr())
-    {
-        route::delete_address(socket, index, surplus)?;
-    }
-    route::add_address(socket, index, endpoint.cidr())?;
+    route::set_addresses(socket, index, &BTreeSet::from([address]))?;
     route::set_link(socket, name, &up)?;
     gateway.map_or(Ok(()), |gateway| forwarding::set_default_route(socket, index, gateway))
 }

@@ -131,6 +131,7 @@ pub struct Endpoint {
     /// The container's init process, whose network namespace gets the interface.
     pub netns_pid: i32,
     pub address: Ipv4Addr,
+    /// Of the network when the address was given; on an overlay that of the network counts, which may have grown since.
     pub prefix_len: u8,
     pub gateway: Ipv4Addr,
     /// Whether the container's default route leads there; of a task's endpoints one should say so. Never of internal
@@ -357,8 +358,8 @@ impl Endpoint {
         Cidr { address: self.address, prefix_len: self.prefix_len }
     }
 
-    /// `net` is the gateway's address in the network.
-    fn check(&self, net: Cidr) -> Result<(), NetError> {
+    /// `own` is its address, `net` the gateway's in the network.
+    fn check(&self, own: Cidr, net: Cidr) -> Result<(), NetError> {
         let invalid =
             |reason: String| Err(NetError::Invalid { what: "endpoint", id: self.id.clone(), reason });
         if self.id.is_empty() || self.id.contains(char::is_whitespace) {
@@ -370,7 +371,6 @@ impl Endpoint {
         if self.netns_pid <= 0 {
             return invalid(format!("expected a process id, found {}", self.netns_pid));
         }
-        let own = self.cidr();
         if own.prefix_len != net.prefix_len || own.subnet() != net.subnet() {
             return invalid(format!(
                 "expected an address in `{}/{}`, found `{own}`",
@@ -447,13 +447,13 @@ impl NodeNetwork {
         let mut ports: BTreeMap<_, _> = published.map(|key| (*key, &mesh)).collect();
         for endpoint in &self.endpoints {
             let id = &endpoint.id;
-            let network = self.network(&endpoint.network).map(BridgeNetwork::cidr);
-            let overlay = || self.local(endpoint).map(|local| local.network.cidr());
-            let cidr = network.or_else(overlay).ok_or_else(|| NetError::UnknownNetwork {
+            let network = self.network(&endpoint.network).map(|network| (endpoint.cidr(), network.cidr()));
+            let overlay = || self.local(endpoint).map(|local| (local.cidr(), local.network.cidr()));
+            let (own, net) = network.or_else(overlay).ok_or_else(|| NetError::UnknownNetwork {
                 endpoint: id.clone(),
                 network: endpoint.network.clone(),
             })?;
-            endpoint.check(cidr)?;
+            endpoint.check(own, net)?;
             if !ids.insert(id) {
                 return Err(NetError::Invalid {
                     what: "endpoint",

@@ -3,6 +3,7 @@
 //! Source: Linux `include/uapi/linux/{rtnetlink,if_link,if_addr}.h`, rtnetlink(7).
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, BorrowedFd},
 };
@@ -378,13 +379,33 @@ fn add<A: Ip>(
     }
 }
 
-/// Removes an address; that it is gone already is fine.
+/// Gives a link these IPv4 addresses and no others. One whose prefix changes is there all the time, and so is what goes on
+/// by it.
+pub(crate) fn set_addresses(
+    socket: &mut Socket,
+    index: u32,
+    wanted: &BTreeSet<Cidr>,
+) -> Result<(), KernelError> {
+    let add_all = |socket: &mut Socket| wanted.iter().try_for_each(|one| add_address(socket, index, *one));
+    add_all(socket)?;
+    let all = addresses(socket)?.into_iter().filter(|(of, _)| *of == index).map(|(_, cidr)| cidr);
+    let surplus: Vec<Cidr> = all.filter(|cidr| !wanted.contains(cidr)).collect();
+    for cidr in &surplus {
+        delete_address(socket, index, *cidr)?;
+    }
+    // The first address of a subnet may have taken the others there along.
+    if surplus.is_empty() { Ok(()) } else { add_all(socket) }
+}
+
+/// Removes an address with just this prefix; that it is gone already is fine.
 pub(crate) fn delete_address<A: Ip>(
     socket: &mut Socket,
     index: u32,
     cidr: Cidr<A>,
 ) -> Result<(), KernelError> {
-    let attributes = Attributes::new().bytes(IFA_LOCAL, &cidr.address.bytes());
+    // By IFA_LOCAL alone the kernel would take whichever prefix comes first.
+    let bytes = cidr.address.bytes();
+    let attributes = Attributes::new().bytes(IFA_LOCAL, &bytes).bytes(IFA_ADDRESS, &bytes);
     let header = address_header::<A>(cidr.prefix_len, index);
     match socket.execute(&Message::new(libc::RTM_DELADDR, &header, attributes)) {
         Err(error) if error.errno == libc::EADDRNOTAVAIL => Ok(()),

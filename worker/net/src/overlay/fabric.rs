@@ -216,6 +216,13 @@ pub(crate) struct Local<'a> {
     pub endpoint: &'a Endpoint,
 }
 
+impl Local<'_> {
+    /// The address inside, with the network's prefix.
+    pub fn cidr(&self) -> Cidr {
+        Cidr { address: self.endpoint.address, prefix_len: self.network.prefix_len }
+    }
+}
+
 /// The pieces of the namespace itself in one family, in which the host has this address.
 fn base_pieces(host: IpAddr) -> [Piece; 4] {
     let ipv6 = host.is_ipv6();

@@ -442,9 +442,9 @@ impl Helper {
 
     /// Performs one step that is no change of the firewall.
     pub fn perform(&mut self, host: &mut Socket, step: &Step) -> Result<(), NetError> {
-        if let Action::ConfigureInside { endpoint, gateway } = &step.0 {
+        if let Action::ConfigureInside { endpoint, address, gateway } = &step.0 {
             let mut socket = socket_inside(endpoint)?;
-            return configure_inside(&mut socket, endpoint, *gateway)
+            return configure_inside(&mut socket, &endpoint.interface_name, *address, *gateway)
                 .map_err(|error| NetError::kernel(step.to_string(), error));
         }
         if let Action::ConfigureInside6 { endpoint, inside } = &step.0 {
@@ -517,15 +517,7 @@ impl Helper {
                 route::make_plain(&mut self.route, name)?;
                 let index = self.index(name)?;
                 forwarding::answer_at_once(&mut self.route, index)?;
-                for (_, surplus) in route::addresses(&mut self.route)?
-                    .into_iter()
-                    .filter(|(of, cidr)| *of == index && !addresses.contains(cidr))
-                {
-                    route::delete_address(&mut self.route, index, surplus)?;
-                }
-                for address in addresses {
-                    route::add_address(&mut self.route, index, *address)?;
-                }
+                route::set_addresses(&mut self.route, index, addresses)?;
                 // A bridge forgets its neighbours when it is given an address, even if it has it already.
                 let mac = found.as_ref().is_some_and(|link| link.mac != Some(*mac)).then_some(*mac);
                 let change = LinkChange { up: Some(true), mac, mtu: Some(*mtu), ..LinkChange::default() };

@@ -49,14 +49,14 @@ pub struct Overlay {
 pub struct OverlayNetwork {
     /// What [`Endpoint::network`](crate::Endpoint::network) calls it.
     pub id: String,
-    /// The first address of all.
-    pub subnet: Ipv4Addr,
-    pub prefix_len: u8,
     /// The address of every node on its bridge.
     pub gateway: Ipv4Addr,
+    /// Of the subnet, and so of all addresses in it, whatever their endpoints say: it may become shorter while tasks run.
+    pub prefix_len: u8,
     /// The address of every node there in IPv6, if the network has it: then each address of the IPv4 subnet has a twin in
-    /// the same place of the IPv6 one.
+    /// the IPv6 one, in the same place from `twins_from` on, whose twin is the first.
     pub ipv6: Option<Cidr6>,
+    pub twins_from: Ipv4Addr,
     /// Bytes of a packet inside.
     pub mtu: u32,
     /// No way out.
@@ -136,7 +136,7 @@ impl OverlayNetwork {
 
     /// The IPv6 address of whoever has this one.
     pub(crate) fn twin(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
-        let place = u32::from(address).wrapping_sub(u32::from(self.subnet));
+        let place = u32::from(address).wrapping_sub(u32::from(self.twins_from));
         self.ipv6.map(|ipv6| Ipv6Addr::from(u128::from(ipv6.subnet()).wrapping_add(place.into())))
     }
 
@@ -220,8 +220,8 @@ impl Overlay {
             if !(1..=0x00ff_ffff).contains(vni) {
                 return invalid("network", id(), "expected a VNI of 1 to 16777215");
             }
-            if !(1..=30).contains(&network.prefix_len) || network.cidr().subnet() != network.subnet {
-                return invalid("network", id(), "expected its gateway in its subnet");
+            if !(1..=30).contains(&network.prefix_len) {
+                return invalid("network", id(), "expected a prefix of 1 to 30");
             }
             if network.ipv6.is_some_and(|ipv6| !(1..=64).contains(&ipv6.prefix_len)) {
                 return invalid("network", id(), "expected an IPv6 prefix of 1 to 64");

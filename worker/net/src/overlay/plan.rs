@@ -45,6 +45,7 @@ pub(crate) enum Action {
     },
     ConfigureInside {
         endpoint: Endpoint,
+        address: Cidr,
         gateway: Option<Ipv4Addr>,
     },
     /// Gives a task's end its IPv6 address, and what it takes to reach others by it.
@@ -269,8 +270,9 @@ fn plan_port(
     if pair.is_none_or(|(port, _)| !port.closed || port.bridge.as_ref() != Some(&bridge)) {
         actions.push(Action::PlugPort { link: link.clone(), bridge });
     }
-    if pair.is_none_or(|(_, inside)| !inside.is_configured(endpoint, gateway)) {
-        actions.push(Action::ConfigureInside { endpoint: endpoint.clone(), gateway });
+    let address = local.cidr();
+    if pair.is_none_or(|(_, inside)| !inside.is_configured(address, gateway)) {
+        actions.push(Action::ConfigureInside { endpoint: endpoint.clone(), address, gateway });
     }
     if let Some(wanted) = inside_of(local)
         && pair.is_none_or(|(_, inside)| !wanted.is_in(&inside.ipv6))

@@ -104,11 +104,11 @@ impl Inside6 {
 }
 
 impl Inside {
-    /// Whether it has the endpoint's address alone, and leads to this gateway if there is one.
-    pub(crate) fn is_configured(&self, endpoint: &Endpoint, gateway: Option<Ipv4Addr>) -> bool {
+    /// Whether it has this address alone, and leads to this gateway if there is one.
+    pub(crate) fn is_configured(&self, address: Cidr, gateway: Option<Ipv4Addr>) -> bool {
         self.up
             && self.loopback_up
-            && self.addresses == BTreeSet::from([endpoint.cidr()])
+            && self.addresses == BTreeSet::from([address])
             && (gateway.is_none() || self.gateway == gateway)
     }
 }
@@ -383,7 +383,7 @@ pub(crate) fn plan_endpoint(
         }
         steps.before.push(Operation::CreateVeth { link: name.clone(), endpoint: endpoint.clone() });
     }
-    let configured = pair.is_some_and(|(_, inside)| inside.is_configured(endpoint, gateway));
+    let configured = pair.is_some_and(|(_, inside)| inside.is_configured(endpoint.cidr(), gateway));
     if !configured {
         steps.before.push(Operation::ConfigureInside { endpoint: endpoint.clone(), gateway });
     }

@@ -266,7 +266,7 @@ fn large(cluster: &Cluster) -> Overlay {
     overlay.peers = (2..52).map(|number| (number, Ipv4Addr::new(10, 77, 1, number as u8))).collect();
     let at = |number: u32| Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 128, 0, 2)) + number);
     let network = overlay.networks.get_mut(&APP).unwrap();
-    (network.subnet, network.gateway, network.prefix_len) =
+    (network.twins_from, network.gateway, network.prefix_len) =
         (Ipv4Addr::new(10, 128, 0, 0), Ipv4Addr::new(10, 128, 0, 1), 12);
     overlay.endpoints = (0..10_000).map(|number| ((APP, at(number)), 2 + (number % 50) as u16)).collect();
     overlay.services = (0..1_000u32)

@@ -49,12 +49,14 @@ pub struct Task {
     pub container: Container,
     pub networks: Vec<u32>,
     pub last: u8,
+    /// Instead of the one that `last` tells.
+    pub given: Option<Ipv4Addr>,
     pub ports: Vec<HostPort>,
 }
 
 impl Task {
     pub fn address(&self, vni: u32) -> Ipv4Addr {
-        address(vni, self.last)
+        self.given.unwrap_or(address(vni, self.last))
     }
 
     /// One for each network, `eth0` on; the default route is by the first.
@@ -84,6 +86,8 @@ pub struct Cluster {
     /// What encrypts.
     pub program: Option<PathBuf>,
     pub networks: Vec<u32>,
+    /// Prefixes of those of `networks` that have grown.
+    pub grown: BTreeMap<u32, u8>,
     /// Those of `networks` that have IPv6 too.
     pub ipv6: Vec<u32>,
     pub tasks: Vec<Task>,
@@ -129,6 +133,7 @@ impl Cluster {
             ends: BTreeMap::new(),
             program,
             networks: vec![INGRESS, APP, OTHER, INNER],
+            grown: BTreeMap::new(),
             ipv6: Vec::new(),
             tasks: Vec::new(),
             services: BTreeMap::new(),
@@ -164,8 +169,8 @@ impl Cluster {
         let network = |vni: &u32| {
             let network = OverlayNetwork {
                 id: vni.to_string(),
-                subnet: subnet(*vni),
-                prefix_len: 20,
+                twins_from: subnet(*vni),
+                prefix_len: *self.grown.get(vni).unwrap_or(&20),
                 gateway: address(*vni, 1),
                 ipv6: self.ipv6.contains(vni).then(|| Cidr { address: address6(*vni, 1), prefix_len: 64 }),
                 mtu: self.mtu - if self.encrypted.contains(vni) { 60 } else { 0 },
@@ -213,8 +218,19 @@ impl Cluster {
 
     /// Starts a task and attaches it. The networks must have been told.
     pub async fn start(&mut self, node: usize, last: u8, networks: &[u32]) -> usize {
-        let (id, networks) = (format!("task{last}"), networks.to_vec());
-        let task = Task { id, node, container: Container::start(), networks, last, ports: Vec::new() };
+        self.start_at(node, last, networks, None).await
+    }
+
+    /// The same with an address of choice.
+    pub async fn start_at(
+        &mut self,
+        node: usize,
+        last: u8,
+        networks: &[u32],
+        given: Option<Ipv4Addr>,
+    ) -> usize {
+        let (id, networks, container) = (format!("task{last}"), networks.to_vec(), Container::start());
+        let task = Task { id, node, container, networks, last, given, ports: Vec::new() };
         for endpoint in task.endpoints() {
             self.node(node).attach(&endpoint).await.unwrap();
         }

@@ -7,6 +7,7 @@ mod bench;
 mod cluster;
 mod direct;
 mod fabric;
+mod growth;
 mod ipv6;
 mod lab;
 mod mesh;

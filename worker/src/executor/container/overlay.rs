@@ -52,13 +52,13 @@ pub fn of(
         let vni = network.vni;
         let network = OverlayNetwork {
             id: id.to_string(),
-            subnet: network.subnet.address,
             prefix_len: network.subnet.prefix_len,
             gateway: network.gateway,
             ipv6: network
                 .ipv6
                 .filter(|_| has_ipv6(network))
                 .map(|ipv6| Cidr { address: ipv6.gateway, prefix_len: ipv6.subnet.prefix_len }),
+            twins_from: network.ipv6.map_or(network.subnet.address, |ipv6| ipv6.first(network.subnet)),
             mtu: network.mtu,
             internal: network.internal,
             ingress: network.ingress,
@@ -328,13 +328,23 @@ mod tests {
     #[test]
     fn a_network_has_ipv6_here_where_its_packets_are_large_enough() {
         let mut map = map();
-        let ipv6 = Ipam6 { subnet: "fd00:1::/64".parse().unwrap(), gateway: "fd00:1::1".parse().unwrap() };
+        let ipv6 = Ipam6 {
+            subnet: "fd00:1::/64".parse().unwrap(),
+            gateway: "fd00:1::1".parse().unwrap(),
+            counted_from: None,
+        };
         map.networks.get_mut(&FRONT).unwrap().ipv6 = Some(ipv6);
         let of = |map: &NetworkMap| of(map, node(1), &Guarded::new(), |_| None).unwrap().networks[&4097].ipv6;
         let expected = Cidr { address: ipv6.gateway, prefix_len: 64 };
         assert_eq!(of(&map), Some(expected).filter(|_| rswarm_net::has_ipv6()));
         map.networks.get_mut(&FRONT).unwrap().mtu = 1279;
         assert_eq!(of(&map), None);
+        // Twins are counted from where the network began before it grew.
+        let grown = map.networks.get_mut(&FRONT).unwrap();
+        grown.subnet = "10.0.0.0/16".parse().unwrap();
+        grown.ipv6 = Some(Ipam6 { counted_from: Some([10, 0, 16, 0].into()), ..ipv6 });
+        let seen = super::of(&map, node(1), &Guarded::new(), |_| None).unwrap().networks[&4097].clone();
+        assert_eq!((seen.prefix_len, seen.twins_from), (16, [10, 0, 16, 0].into()));
     }
 
     #[test]

@@ -10,7 +10,7 @@ fn network(vni: u32, ingress: bool) -> OverlayNetwork {
     let third = (vni - 4096) as u8 * 16;
     OverlayNetwork {
         id: vni.to_string(),
-        subnet: Ipv4Addr::new(10, 0, third, 0),
+        twins_from: Ipv4Addr::new(10, 0, third, 0),
         prefix_len: 20,
         gateway: Ipv4Addr::new(10, 0, third, 1),
         ipv6: (vni != 4098)
