@@ -1,5 +1,6 @@
 //! `rswarm network …`. Source: swarm-parity 1.8.
 
+mod update;
 mod verify;
 
 use std::net::IpAddr;
@@ -27,6 +28,8 @@ pub enum NetworkCommand {
     Ls(LsArgs),
     /// Show networks in full
     Inspect(InspectArgs),
+    /// Change a network while it is in use: a larger subnet, its address range, its labels
+    Update(update::UpdateArgs),
     /// Remove networks
     #[command(visible_alias = "remove")]
     Rm(RmArgs),
@@ -276,6 +279,7 @@ pub async fn run(client: &Client, command: NetworkCommand) -> anyhow::Result<()>
         NetworkCommand::Create(args) => create(client, &args).await,
         NetworkCommand::Ls(args) => ls(client, args).await,
         NetworkCommand::Inspect(args) => inspect(client, args).await,
+        NetworkCommand::Update(args) => update::run(client, &args).await,
         NetworkCommand::Rm(args) => rm(client, args).await,
         NetworkCommand::Prune(args) => prune(client, args).await,
         NetworkCommand::Verify(args) => verify::run(client, args).await,
@@ -493,6 +497,7 @@ mod tests {
                 ipv6: Some(Ipam6 {
                     subnet: "fd00:1::/64".parse().unwrap(),
                     gateway: "fd00:1::1".parse().unwrap(),
+                    counted_from: None,
                 }),
             }),
             spec,

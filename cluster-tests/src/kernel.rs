@@ -250,12 +250,17 @@ impl Cluster {
         self.networks.get(network)?.vni
     }
 
-    /// The IPv6 address of whoever has this one: in the same place of its subnet. Of a network with both families.
+    /// The IPv6 address of whoever has this one: in the same place of its subnet, counted from the first address that the
+    /// network had before it grew. Of a network with both families.
     fn twin(&self, network: &str, address: Ipv4Addr) -> Option<Ipv6Addr> {
         let network = self.networks.get(network)?;
-        let first: Ipv4Addr = network.subnet.split('/').next()?.parse().ok()?;
+        let first = match network.counted_from6.as_str() {
+            "" => network.subnet.split('/').next()?,
+            first => first,
+        };
+        let first: Ipv4Addr = first.parse().ok()?;
         let first6: Ipv6Addr = network.subnet6.split('/').next()?.parse().ok()?;
-        Some((u128::from(first6) + u128::from(u32::from(address) - u32::from(first))).into())
+        Some((u128::from(first6) + u128::from(u32::from(address).wrapping_sub(u32::from(first)))).into())
     }
 
     /// An address and its twin.

@@ -36,7 +36,12 @@ fn namespaces(lab: &ClusterLab, service: &str) -> Vec<(String, PathBuf)> {
 
 /// A network and on it `web`, which is published on every node, and `client`.
 fn form(lab: &ClusterLab, replicas: usize) {
-    lab.ok(1, &["network", "create", "front"]);
+    form_on(lab, replicas, &[]);
+}
+
+/// The same with flags of the network.
+fn form_on(lab: &ClusterLab, replicas: usize, flags: &[&str]) {
+    lab.ok(1, &[&["network", "create"][..], flags, &["front"]].concat());
     let publish = format!("{PUBLISHED}:80");
     lab.create(1, "web", replicas, &["--network", "front", "--publish", &publish, MONITOR], &["serve", "80"]);
     lab.create(1, "client", 3, &["--network", "front"], &[]);
@@ -69,7 +74,7 @@ fn gateway(lab: &ClusterLab, network: &str) -> Ipv4Addr {
 #[test]
 fn services_are_found_and_published_with_the_clients_address() {
     let Some(mut lab) = ClusterLab::form("network", 1, 2) else { return };
-    form(&lab, 2);
+    form_on(&lab, 2, &["--ipv6", "--subnet", "10.64.16.0/28"]);
     let wire = lab.config().wire_netns();
     let everyone: BTreeSet<String> = ["web.1".to_owned(), "web.2".to_owned()].into();
     let check_all = |lab: &ClusterLab| {
@@ -101,10 +106,20 @@ fn services_are_found_and_published_with_the_clients_address() {
         let seen = pages(&netns, address, 80, 20);
         assert_eq!(seen.into_iter().map(|(task, _)| task).collect::<BTreeSet<_>>(), everyone);
     }
+    // It is too small for more, and grows while the daemon of a node is away.
+    let way_out = "rswarm network update --subnet 10.64.16.0/27 front";
+    lab.refused(1, &["service", "scale", "web=20"], &["has 13 addresses", "`web` for 21", way_out]);
+    lab.refused(
+        1,
+        &["network", "update", "--subnet", "10.64.16.0/29", "front"],
+        &["does not contain all of"],
+    );
+    lab.crash(3);
+    let flags = ["--subnet", "10.64.0.0/16", "--ip-range", "10.64.2.0/24", "--label-add", "a=b"];
+    lab.ok(1, &[&["network", "update"][..], &flags, &["front"]].concat());
     // Nothing of it needs the daemons.
-    for number in 1..=3 {
-        lab.crash(number);
-    }
+    lab.crash(1);
+    lab.crash(2);
     for host in lab.hosts() {
         let seen = pages(&wire, host.address, PUBLISHED, 20);
         assert_eq!(seen.into_iter().map(|(task, _)| task).collect::<BTreeSet<_>>(), everyone);
@@ -114,6 +129,32 @@ fn services_are_found_and_published_with_the_clients_address() {
     }
     lab.until_ready(3);
     check_all(&lab);
+    lab.until_kernels_are_exact(1, SOON);
+    let verified = lab.ok(1, &["network", "verify"]);
+    assert_eq!(verified.matches("as it should be").count(), 3, "{verified}");
+    let shown = "{{(index .IPAM.Config 0).Subnet}} {{.Labels.a}}";
+    assert_eq!(lab.ok(1, &["network", "inspect", "--format", shown, "front"]).trim(), "10.64.0.0/16 b");
+    // A new task is beyond what the old ones had: they reach each other by each family, by name and published.
+    lab.ok(1, &["service", "scale", "--detach", "web=3"]);
+    for (_, netns) in namespaces(&lab, "client") {
+        let found = lab.wait("the new task has a name", SOON, || {
+            let found = resolve(&netns, server, "tasks.web").unwrap_or_default();
+            let found = found.into_iter().find(|at| at.octets()[..3] == [10, 64, 2]);
+            let all6 = resolve6(&netns, server, "tasks.web").unwrap_or_default();
+            // Its twin is counted from what was the first address.
+            let twin = all6.into_iter().find(|at| at.segments()[6] == 0xffff);
+            found.zip(twin).ok_or_else(|| "none yet".to_owned())
+        });
+        let seen = pages(&netns, found.0, 80, 1).into_iter().map(|(task, _)| task);
+        let seen6 = pages(&netns, found.1, 80, 1).into_iter().map(|(task, _)| task);
+        assert_eq!(seen.chain(seen6).collect::<Vec<_>>(), ["web.3", "web.3"]);
+    }
+    let third = namespaces(&lab, "web").into_iter().find(|(task, _)| task == "web.3").expect("it runs");
+    let virtual_ip = *resolve(&third.1, server, "web").expect("a known name").first().expect("one");
+    let reached =
+        |seen: Vec<(String, Ipv4Addr)>| seen.into_iter().map(|(task, _)| task).collect::<BTreeSet<_>>();
+    assert_eq!(reached(pages(&third.1, virtual_ip, 80, 30)).len(), 3);
+    assert_eq!(reached(pages(&wire, lab.host(1).address, PUBLISHED, 30)).len(), 3);
     lab.refused(1, &["network", "rm", "front"], &["front", "in use"]);
     for service in ["web", "client"] {
         lab.ok(1, &["service", "rm", service]);
