@@ -26,10 +26,10 @@ pub struct InitArgs {
     #[arg(long, default_value = "active")]
     availability: Availability,
     /// Life of a node's certificate
-    #[arg(long, default_value = "2160h", value_parser = parse_duration)]
+    #[arg(long, default_value = "2160h", value_parser = lasting)]
     cert_expiry: std::time::Duration,
     /// How often a node says that it lives; it counts as down after five times this
-    #[arg(long, default_value = "1s", value_parser = parse_duration)]
+    #[arg(long, default_value = "1s", value_parser = lasting)]
     dispatcher_heartbeat: std::time::Duration,
     /// Tasks kept per slot
     #[arg(long, default_value_t = 5)]
@@ -115,6 +115,12 @@ pub struct InfoArgs {
     /// `json` or a Go template
     #[arg(short, long)]
     format: Option<String>,
+}
+
+/// A time that is not none at all: on the wire that would mean the default.
+fn lasting(text: &str) -> Result<std::time::Duration, String> {
+    let time = parse_duration(text).map_err(|error| error.to_string())?;
+    if time.is_zero() { Err("expected more than none".to_owned()) } else { Ok(time) }
 }
 
 pub async fn init(paths: &Paths, client: &Client, args: InitArgs) -> anyhow::Result<()> {
@@ -398,4 +404,16 @@ fn nanos(span: std::time::Duration) -> u64 {
 
 fn duration(nanos: u64) -> String {
     rswarm_types::quantity::format_duration(std::time::Duration::from_nanos(nanos))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_not_none_at_all() {
+        assert_eq!(lasting("5s"), Ok(std::time::Duration::from_secs(5)));
+        assert!(lasting("0s").is_err_and(|error| error.contains("more than none")));
+        assert!(lasting("5").is_err_and(|error| error.contains("duration")));
+    }
 }

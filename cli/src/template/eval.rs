@@ -1,5 +1,8 @@
 //! Carrying a parsed template out.
 
+use std::iter::Peekable;
+use std::str::Chars;
+
 use serde_json::Value;
 
 use super::parse::{Command, Node, Operand, Pipeline};
@@ -266,7 +269,7 @@ fn index(value: &Value, key: &Value) -> Result<Value, String> {
     }
 }
 
-/// `%s %d %v %q %x %%` with an optional width.
+/// `%s %d %v %t %f %q %x %%`, each with `-` or `0`, a width and a precision as in Go.
 fn printf(format: &str, args: &[Value]) -> String {
     let mut out = String::new();
     let mut args = args.iter();
@@ -276,10 +279,13 @@ fn printf(format: &str, args: &[Value]) -> String {
             out.push(c);
             continue;
         }
-        let mut flags = String::new();
-        while let Some(c) = chars.next_if(|c| c.is_ascii_digit() || *c == '-' || *c == '.') {
-            flags.push(c);
-        }
+        let digits = |chars: &mut Peekable<Chars<'_>>| -> Option<usize> {
+            std::iter::from_fn(|| chars.next_if(char::is_ascii_digit)).collect::<String>().parse().ok()
+        };
+        let left = chars.next_if_eq(&'-').is_some();
+        let zeros = !left && chars.next_if_eq(&'0').is_some();
+        let width = digits(&mut chars).unwrap_or(0);
+        let precision = chars.next_if_eq(&'.').map(|_| digits(&mut chars).unwrap_or(0));
         let Some(verb) = chars.next() else {
             out.push_str("%!(NOVERB)");
             break;
@@ -288,18 +294,27 @@ fn printf(format: &str, args: &[Value]) -> String {
             out.push('%');
             continue;
         }
-        let text = match (verb, args.next()) {
+        let shown = |value: &Value| -> String { display(value).chars().take(precision.unwrap_or(usize::MAX)).collect() };
+        let text: String = match (verb, args.next()) {
             (_, None) => format!("%!{verb}(MISSING)"),
-            ('q', Some(value)) => format!("{:?}", display(value)),
+            ('q', Some(value)) => format!("{:?}", shown(value)),
             ('x', Some(Value::Number(n))) => format!("{:x}", n.as_u64().unwrap_or(0)),
-            ('s' | 'd' | 'v' | 't' | 'f' | 'x', Some(value)) => display(value),
+            ('f', Some(Value::Number(n))) => {
+                format!("{:.*}", precision.unwrap_or(6), n.as_f64().unwrap_or(f64::NAN))
+            }
+            ('d' | 't', Some(value)) => display(value),
+            ('s' | 'v' | 'x', Some(value)) => shown(value),
             (_, Some(value)) => format!("%!{verb}({})", display(value)),
         };
-        let width: usize = flags.trim_start_matches('-').parse().unwrap_or(0);
-        if flags.starts_with('-') {
-            out.push_str(&format!("{text:<width$}"));
-        } else {
-            out.push_str(&format!("{text:>width$}"));
+        let number = verb == 'd' || verb == 'f' || verb == 'x';
+        match (left, zeros && number) {
+            (true, _) => out.push_str(&format!("{text:<width$}")),
+            (_, true) => {
+                // The sign stands before the zeros.
+                let (sign, digits) = text.strip_prefix('-').map_or(("", &*text), |digits| ("-", digits));
+                out.push_str(&format!("{sign}{digits:0>0$}", width.saturating_sub(sign.len())));
+            }
+            _ => out.push_str(&format!("{text:>width$}")),
         }
     }
     out
