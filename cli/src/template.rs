@@ -89,7 +89,10 @@ mod tests {
         check(r#"{{if and .On (eq .Name "web" "db") (gt .Replicas 2)}}yes{{end}}"#, "yes");
         check(r#"{{or .Empty "alt"}} {{not .On}} {{ne 1 2}} {{le 1 1}}"#, "alt false true true");
         check(r#"{{printf "%s-%d-%v-%q-%5s|" .Name .Replicas .On .Name "x"}}"#, "web-3-true-\"web\"-    x|");
-        check(r#"{{printf "%.2s|%-4.1s|%03d|%5.2f|%05d" .Name .Name .Replicas 2.5 -7}}"#, "we|w   |003| 2.50|-0007");
+        check(
+            r#"{{printf "%.2s|%-4.1s|%03d|%5.2f|%05d" .Name .Name .Replicas 2.5 -7}}"#,
+            "we|w   |003| 2.50|-0007",
+        );
         check(r#"{{truncate .Name 2}} {{pad .Name 1 2}}|"#, "we  web  |");
         check("{{println .Name}}", "web\n");
     }

@@ -1,9 +1,10 @@
-//! systemd as the manager of containers' cgroups, in a virtual machine whose first process it is, on pure cgroup v2.
+//! systemd as the manager of containers' cgroups and of the daemon, in a virtual machine whose first process it is, on pure
+//! cgroup v2.
 
 use std::time::Duration;
 
 use rswarm_cluster_tests::programs;
-use rswarm_cluster_tests::vm::{Size, VmTest, can_run};
+use rswarm_cluster_tests::vm::{Size, VmTest, can_run, node_payload};
 use rswarm_lab::Machine as _;
 use rswarm_lab::vm::{Payload, Vm};
 use serde_json::{Value, json};
@@ -38,14 +39,16 @@ fn containers_are_units_of_systemd() {
     the_bus_will_do_where_systemds_own_socket_does_not_answer(&host);
     a_user_has_scopes_of_the_users_own_manager(&host);
     host.nothing_is_left();
+    the_daemon_is_started_by_its_unit(&host);
 }
 
 fn payload() -> Result<Payload, String> {
     can_run()?;
     let missing = |error: rswarm_lab::LabError| error.to_string();
     // systemd's root comes first, for others' libraries are added to it.
-    let mut payload = Payload::new().systemd().and_then(Payload::busybox).map_err(missing)?;
+    let mut payload = Payload::new().systemd().map_err(missing)?;
     // By a name that busybox has no program of its own for.
+    payload = node_payload(payload).map_err(|error| format!("{error:#}"))?;
     payload = payload.host_program("/usr/bin/setpriv", "as-user").map_err(missing)?;
     payload = payload.host_program(PEER, "runc").map_err(missing)?;
     let programs = programs("runtime").map_err(|error| format!("{error:#}"))?;
@@ -93,8 +96,11 @@ impl Host<'_> {
     fn change(&self, change: impl FnOnce(&mut Value)) {
         let mut config = serde_json::from_str(&self.ok("cat /b/config.json")).expect("a configuration");
         change(&mut config);
-        let text = config.to_string();
-        let words = ["/init", "write", "/b/config.json"];
+        self.write("/b/config.json", &config.to_string());
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let words = ["/init", "write", path];
         let written = self.vm.run_with_input(&words, &mut text.as_bytes(), PATIENCE);
         assert_eq!(written.expect("the machine answers").code, Some(0));
     }
@@ -330,4 +336,19 @@ fn a_user_has_scopes_of_the_users_own_manager(host: &Host<'_>) {
     host.ok(&format!("{within} {OURS} exec mine busybox true && {user} {OURS} delete -f mine"));
     assert_eq!(host.ok(&format!("{user} systemctl --user list-units --all --no-legend 'rswarm-*'")), "");
     host.ok("systemctl stop lab-user");
+}
+
+fn the_daemon_is_started_by_its_unit(host: &Host<'_>) {
+    host.write("/etc/systemd/system/rswarm.service", include_str!("../../docs/rswarm.service"));
+    host.ok("systemctl daemon-reload");
+    let said = host.ok("rswarm init --advertise-addr 127.0.0.1 2>&1");
+    assert!(said.contains("through its systemd unit (rswarm.service)"), "{said}");
+    assert_eq!(host.property("rswarm.service", "ActiveState"), "active");
+    host.ok("kill -9 $(systemctl show rswarm.service -p MainPID --value)");
+    host.until("rswarm node ls | grep -q Leader");
+    host.ok("rswarm leave --force && systemctl stop rswarm.service");
+    // Another node of this host is not the unit's.
+    let said = host.ok("rswarm --data-root /srv/a --run-root /srv/b init --advertise-addr 127.0.0.1 2>&1");
+    assert!(said.contains("Started the rswarm daemon (process"), "{said}");
+    assert_eq!(host.property("rswarm.service", "ActiveState"), "inactive");
 }

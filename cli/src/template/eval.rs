@@ -294,7 +294,9 @@ fn printf(format: &str, args: &[Value]) -> String {
             out.push('%');
             continue;
         }
-        let shown = |value: &Value| -> String { display(value).chars().take(precision.unwrap_or(usize::MAX)).collect() };
+        let shown = |value: &Value| -> String {
+            display(value).chars().take(precision.unwrap_or(usize::MAX)).collect()
+        };
         let text: String = match (verb, args.next()) {
             (_, None) => format!("%!{verb}(MISSING)"),
             ('q', Some(value)) => format!("{:?}", shown(value)),
