@@ -32,7 +32,7 @@ fn three_managers_and_two_workers_form() {
         let nodes = lab.api(asked).nodes().expect("every manager answers");
         assert_eq!(nodes.len(), 5, "host {asked}");
         assert_eq!(nodes.iter().filter(|node| node.manager.is_some()).count(), 3);
-        assert_eq!(lab.leader(asked), lab.leader(1), "they agree on the leader");
+        assert_eq!(lab.until_leader(asked), lab.until_leader(1), "they agree on the leader");
     }
     lab.create(2, "web", 5, &[], &[]);
     lab.until_running(3, "web", 5, SOON);

@@ -139,7 +139,7 @@ fn leader_with_a_full_disk_hands_over_and_catches_up_when_there_is_room() {
     lab.join(2, "manager", 1);
     lab.join(3, "manager", 1);
     lab.until_ready(3);
-    assert_eq!(lab.leader(2), Some(1));
+    assert_eq!(lab.until_leader(2), 1);
     let pid = lab.host_mut(1).daemon_pid();
 
     let label = format!("big={}", "x".repeat(60 << 10));
@@ -147,7 +147,7 @@ fn leader_with_a_full_disk_hands_over_and_catches_up_when_there_is_room() {
     {
         let _full = Filler::new(&root);
         // Each through another manager, and none is lost while the leadership moves.
-        while lab.leader(2) == Some(1) {
+        while lab.until_leader(2) == 1 {
             let name = format!("s{created}");
             // An answer may get lost with the leadership; the change then was made, or is asked for again.
             let create = ["service", "create", "-d", "--no-resolve-image", "--replicas", "0"];
