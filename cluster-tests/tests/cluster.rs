@@ -38,9 +38,11 @@ fn three_managers_and_two_workers_form() {
     lab.until_running(3, "web", 5, SOON);
     assert_eq!(hosts_of(&lab, 1, "web"), ["host-1", "host-2", "host-3", "host-4", "host-5"], "spread evenly");
     lab.refused(4, &["node", "ls"], &["not a manager"]);
-    let shown = lab.ok(2, &["node", "ls"]);
-    assert_eq!(shown.matches("Leader").count(), 1, "{shown}");
-    assert_eq!(shown.matches("Reachable").count(), 2, "{shown}");
+    lab.wait("one leads and two are reachable", SOON, || {
+        let shown = lab.ok(2, &["node", "ls"]);
+        let managers = ["Leader", "Reachable"].map(|standing| shown.matches(standing).count());
+        if managers == [1, 2] { Ok(()) } else { Err(shown) }
+    });
     // Logs of all nodes are to be had from any manager.
     lab.wait("a line of every task", SOON, || {
         let logs = lab.ok(3, &["service", "logs", "--raw", "web"]);
