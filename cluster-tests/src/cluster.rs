@@ -298,8 +298,7 @@ impl ClusterLab {
         self.number_of(leader)
     }
 
-    /// Waits until `asked` knows who leads, which for the length of an election it does not: a busy machine has
-    /// elections of its own accord.
+    /// Waits until `asked` knows who leads, which it does not during an election, nor before a new manager is listed as one.
     pub fn until_leader(&self, asked: usize) -> usize {
         self.wait(&format!("host {asked} knows a leader"), READY_DEADLINE, || {
             self.leader(asked).ok_or_else(|| "it knows none".to_owned())

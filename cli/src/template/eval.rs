@@ -269,6 +269,11 @@ fn index(value: &Value, key: &Value) -> Result<Value, String> {
     }
 }
 
+/// The number that comes next, if one does.
+fn digits(chars: &mut Peekable<Chars<'_>>) -> Option<usize> {
+    std::iter::from_fn(|| chars.next_if(char::is_ascii_digit)).collect::<String>().parse().ok()
+}
+
 /// `%s %d %v %t %f %q %x %%`, each with `-` or `0`, a width and a precision as in Go.
 fn printf(format: &str, args: &[Value]) -> String {
     let mut out = String::new();
@@ -279,9 +284,6 @@ fn printf(format: &str, args: &[Value]) -> String {
             out.push(c);
             continue;
         }
-        let digits = |chars: &mut Peekable<Chars<'_>>| -> Option<usize> {
-            std::iter::from_fn(|| chars.next_if(char::is_ascii_digit)).collect::<String>().parse().ok()
-        };
         let left = chars.next_if_eq(&'-').is_some();
         let zeros = !left && chars.next_if_eq(&'0').is_some();
         let width = digits(&mut chars).unwrap_or(0);

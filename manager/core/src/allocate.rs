@@ -12,9 +12,6 @@ use rswarm_types::{Network, NetworkId, Task, TaskState, Timestamp};
 use crate::plan::{Action, Outcome, Plan};
 use crate::state::{State, on_mesh};
 
-/// The network of a task that names none.
-pub const DEFAULT_NETWORK: &str = "bridge";
-
 /// Why a task cannot be given its networks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum AllocateError {
@@ -67,7 +64,7 @@ impl Allocator<'_> {
             networks.push(self.attach(ingress, &[])?);
         }
         if task.spec.networks.is_empty() {
-            let default = self.state.network_by_name(DEFAULT_NETWORK);
+            let default = self.state.default_network();
             networks.extend(default.map(|network| self.attach(network, &[])).transpose()?);
         }
         for attachment in &task.spec.networks {

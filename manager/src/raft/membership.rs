@@ -11,8 +11,8 @@ use openraft::ChangeMembers;
 use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use rswarm_api::v1::ReadIndexRequest;
-use rswarm_core::state::{Command, Write};
-use rswarm_types::{ManagerStatus, NodeId, Timestamp};
+use rswarm_core::state::{Command, State, Write};
+use rswarm_types::{ManagerStatus, Node, NodeId, Timestamp};
 use tokio::time::Instant;
 
 use super::leadership::{Leadership, silence};
@@ -111,6 +111,53 @@ struct Group {
     settled: bool,
     /// Learners that have what was committed when they were added, and nearly all since.
     caught_up: BTreeSet<u64>,
+}
+
+/// What brings a group nearer to being settled.
+#[derive(Debug, PartialEq)]
+enum Step {
+    /// Nothing yet: a change is under way, or a learner is not ready.
+    Wait,
+    /// Ends a joint configuration that an interrupted change has left.
+    Resolve,
+    /// Makes the node objects say which member each node is.
+    Describe(Vec<Write>),
+    /// Makes a learner a voter. One at a time: each step keeps the largest overlap with the group before it.
+    Promote(u64),
+    Rest,
+}
+
+impl Group {
+    fn next_step(&self, state: &State) -> Step {
+        if !self.settled {
+            return Step::Wait;
+        }
+        if self.joint {
+            return Step::Resolve;
+        }
+        // Before the promotions, which may take their time: until then nobody is listed as a manager.
+        let writes = self.undescribed(state);
+        if !writes.is_empty() {
+            return Step::Describe(writes);
+        }
+        match self.caught_up.first() {
+            Some(learner) => Step::Promote(*learner),
+            None if self.learners.is_empty() => Step::Rest,
+            None => Step::Wait,
+        }
+    }
+
+    /// What the node objects say wrongly.
+    fn undescribed(&self, state: &State) -> Vec<Write> {
+        let described = |node: &Node| {
+            let mut voters = self.peers.iter().filter(|(id, _)| self.voters.contains(id));
+            let member = voters.find(|(_, peer)| peer.node_id == node.id)?;
+            Some(ManagerStatus { raft_id: member.0, addr: member.1.addr.clone() })
+        };
+        let all = state.nodes().map(|node| (node, described(node)));
+        let wrong = all.filter(|(node, manager)| node.manager != *manager);
+        wrong.map(|(node, manager)| Write::SetNodeManager { id: node.id, manager }).collect()
+    }
 }
 
 impl RaftNode {
@@ -320,51 +367,34 @@ impl RaftNode {
     /// Takes one step towards a settled group. Returns whether more may be to do soon.
     async fn settle(&self) -> bool {
         let _changing = self.changing().lock().await;
-        let group = self.group();
-        if !group.settled {
-            return true;
+        let mut step = self.group().next_step(&self.store().snapshot());
+        if let Step::Describe(writes) = step {
+            if let Err(error) = self.propose(Command { at: Timestamp::now(), writes }).await {
+                tracing::warn!("failed to record the members of the group: {error}; trying again");
+                return true;
+            }
+            step = self.group().next_step(&self.store().snapshot());
         }
-        if group.joint {
-            self.try_change("resolve a joint configuration", ChangeMembers::AddVoterIds(BTreeSet::new()))
-                .await;
-            return true;
+        match step {
+            Step::Resolve => {
+                let resolve = ChangeMembers::AddVoterIds(BTreeSet::new());
+                self.try_change("resolve a joint configuration", resolve).await;
+            }
+            Step::Promote(learner) => {
+                let promote = ChangeMembers::AddVoterIds(BTreeSet::from([learner]));
+                self.try_change("make a learner a voter", promote).await;
+            }
+            // A node object may have come since.
+            Step::Wait | Step::Describe(_) => {}
+            Step::Rest => return false,
         }
-        // One at a time: each step keeps the largest overlap with the group before it.
-        if let Some(learner) = group.caught_up.first() {
-            let promote = ChangeMembers::AddVoterIds(BTreeSet::from([*learner]));
-            self.try_change("make a learner a voter", promote).await;
-            return true;
-        }
-        self.describe(&group).await || !group.learners.is_empty()
+        true
     }
 
     async fn try_change(&self, what: &str, change: ChangeMembers<u64, Peer>) {
         if let Err(error) = self.change(change).await {
             tracing::warn!("failed to {what}: {error}; trying again");
         }
-    }
-
-    /// Makes the node objects say which member each node is. Returns whether a write failed.
-    async fn describe(&self, group: &Group) -> bool {
-        let state = self.store().snapshot();
-        let mut writes = Vec::new();
-        for node in state.nodes() {
-            let member =
-                group.peers.iter().find(|(id, peer)| peer.node_id == node.id && group.voters.contains(id));
-            let manager =
-                member.map(|(raft_id, peer)| ManagerStatus { raft_id: *raft_id, addr: peer.addr.clone() });
-            if node.manager != manager {
-                writes.push(Write::SetNodeManager { id: node.id, manager });
-            }
-        }
-        if writes.is_empty() {
-            return false;
-        }
-        let written = self.propose(Command { at: Timestamp::now(), writes }).await;
-        if let Err(error) = &written {
-            tracing::warn!("failed to record the members of the group: {error}; trying again");
-        }
-        written.is_err()
     }
 }
 
@@ -424,4 +454,62 @@ pub(super) async fn hand_over_when_full(node: RaftNode) {
         }
     };
     cancelled.run_until_cancelled(work).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use rswarm_core::state::apply;
+    use rswarm_types::{Meta, NodeSpec, NodeStatus, Role, Version};
+
+    use super::*;
+
+    #[test]
+    fn members_are_listed_before_others_become_voters() {
+        let node_id = |n: u64| NodeId::from_bytes([n as u8; 16]);
+        let peer = |n: u64| (n, Peer { node_id: node_id(n), addr: format!("10.0.0.{n}:2377") });
+        let mut state = State::default();
+        let write = |state: &mut State, writes| {
+            let command = Command { at: Timestamp(1), writes };
+            let (next, result) = apply(state, Version(state.index.0 + 1), &command);
+            result.unwrap();
+            *state = next;
+        };
+        let node = |n| Node {
+            id: node_id(n),
+            meta: Meta::default(),
+            number: 0,
+            spec: NodeSpec::default(),
+            role: Role::Manager,
+            role_since: Version::default(),
+            description: None,
+            status: NodeStatus::default(),
+            manager: None,
+        };
+        let nodes = [1, 2].map(|n| Write::CreateNode(Box::new(node(n))));
+        write(&mut state, nodes.into());
+        let mut group = Group {
+            voters: [1].into(),
+            learners: [2].into(),
+            peers: vec![peer(1), peer(2)],
+            joint: false,
+            settled: true,
+            caught_up: [2].into(),
+        };
+        let status = |n: u64| ManagerStatus { raft_id: n, addr: peer(n).1.addr };
+        let list = |n: u64| vec![Write::SetNodeManager { id: node_id(n), manager: Some(status(n)) }];
+        assert_eq!(group.next_step(&state), Step::Describe(list(1)));
+        write(&mut state, list(1));
+        assert_eq!(group.next_step(&state), Step::Promote(2));
+        group.caught_up.clear();
+        assert_eq!(group.next_step(&state), Step::Wait);
+        (group.voters, group.learners) = ([1, 2].into(), BTreeSet::new());
+        group.settled = false;
+        assert_eq!(group.next_step(&state), Step::Wait);
+        group.settled = true;
+        assert_eq!(group.next_step(&state), Step::Describe(list(2)));
+        write(&mut state, list(2));
+        assert_eq!(group.next_step(&state), Step::Rest);
+        group.joint = true;
+        assert_eq!(group.next_step(&state), Step::Resolve);
+    }
 }

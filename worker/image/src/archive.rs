@@ -20,6 +20,7 @@ use crate::{
     digest::Digest,
     error::ImageError,
     index::Origin,
+    layers::Layers,
     manifest::{self, Descriptor, Document, MAX_DOCUMENT, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST},
     names::familiar,
     platform::Platform,
@@ -150,7 +151,7 @@ impl ImageStore {
                 origin: Origin::Local,
                 tags: image.tags.iter().map(Reference::to_string).collect(),
                 digests: BTreeSet::new(),
-                layers: self.unpack_all(&layers)?,
+                layers: self.unpack_all(&layers, Layers::admit)?,
             });
         }
         let commit = |new: NewImage| {

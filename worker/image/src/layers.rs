@@ -41,7 +41,7 @@ pub(crate) struct LayerInfo {
     pub entries: u64,
     /// Length of the files within, in bytes.
     pub bytes: u64,
-    /// A blob that was found to hold it.
+    /// The blob that was last found to hold it.
     #[serde(default)]
     blob: Option<Digest>,
 }
@@ -72,23 +72,28 @@ impl Layers {
         slot.try_lock().is_ok_and(|known| known.is_some())
     }
 
-    /// Unpacks the layer from its blob unless that has been done, from this blob or another: that holds the layer, too, then,
-    /// or is refused. Concurrent callers wait for one another.
+    /// Unpacks the layer from its blob unless that has been done; concurrent callers wait for one another.
     pub fn ensure(&self, blobs: &Blobs, diff_id: &Digest, blob: &Digest) -> Result<LayerInfo, ImageError> {
         let slot = self.slot(diff_id);
         let mut known = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if known.is_none() {
             *known = self.read_info(diff_id)?;
         }
-        let info = match *known {
-            Some(info) if info.blob == Some(*blob) => info,
-            Some(info) => {
-                self.check(blobs, diff_id, blob)?;
-                LayerInfo { blob: Some(*blob), ..info }
-            }
-            None => self.unpack(blobs, diff_id, blob)?,
-        };
+        let info = known.map_or_else(|| self.unpack(blobs, diff_id, blob), Ok)?;
         *known = Some(info);
+        Ok(info)
+    }
+
+    /// The same for a blob that is said to hold the layer by someone who may be wrong: if the layer is here from another one,
+    /// this one is read, too, and refused if it holds something else.
+    pub fn admit(&self, blobs: &Blobs, diff_id: &Digest, blob: &Digest) -> Result<LayerInfo, ImageError> {
+        let info = self.ensure(blobs, diff_id, blob)?;
+        if info.blob != Some(*blob) {
+            self.check(blobs, diff_id, blob)?;
+            if let Some(known) = &mut *self.slot(diff_id).lock().unwrap_or_else(PoisonError::into_inner) {
+                known.blob = Some(*blob);
+            }
+        }
         Ok(info)
     }
 

@@ -18,7 +18,7 @@ use crate::{
     digest::Digest,
     error::ImageError,
     index::{Index, LayerRecord, Origin, Record},
-    layers::Layers,
+    layers::{LayerInfo, Layers},
     manifest::{self, MAX_DOCUMENT},
     names::familiar,
     partial::Partials,
@@ -220,7 +220,7 @@ impl ImageStore {
     pub fn rootfs(&self, image: &Image) -> Result<Vec<PathBuf>, ImageError> {
         let layers: Vec<(Digest, Digest)> =
             image.layers.iter().copied().zip(image.blobs.iter().copied()).collect();
-        self.unpack_all(&layers)?;
+        self.unpack_all(&layers, Layers::ensure)?;
         Ok(image.layers.iter().rev().map(|diff_id| self.inner.layers.path(diff_id)).collect())
     }
 
@@ -397,10 +397,14 @@ impl ImageStore {
         Pins { store: self.clone(), digests }
     }
 
-    /// Unpacks layers, given by diff id and blob, a few at a time; the first error wins.
-    pub(crate) fn unpack_all(&self, layers: &[(Digest, Digest)]) -> Result<Vec<LayerRecord>, ImageError> {
+    /// Unpacks layers, given by diff id and blob, a few at a time and each by `one`; the first error wins.
+    pub(crate) fn unpack_all(
+        &self,
+        layers: &[(Digest, Digest)],
+        one: fn(&Layers, &Blobs, &Digest, &Digest) -> Result<LayerInfo, ImageError>,
+    ) -> Result<Vec<LayerRecord>, ImageError> {
         let unpack = |(diff_id, blob): &(Digest, Digest)| {
-            let info = self.inner.layers.ensure(&self.inner.blobs, diff_id, blob)?;
+            let info = one(&self.inner.layers, &self.inner.blobs, diff_id, blob)?;
             Ok(LayerRecord { diff_id: *diff_id, blob: *blob, unpacked: info.bytes })
         };
         if layers.iter().all(|(diff_id, _)| self.inner.layers.is_known(diff_id)) {

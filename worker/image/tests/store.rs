@@ -299,6 +299,12 @@ fn other_content_under_a_known_layers_name_is_refused() {
     assert!(matches!(error, ImageError::DigestMismatch { .. }), "{error}");
     let kept = store.find("demo:1").unwrap();
     assert_eq!(kept.manifest_digest, image.manifest_digest, "the name stays");
+    // What was let in once is not read again for each container.
+    let images = ["demo:1", "again:1"].map(|name| store.find(name).unwrap());
+    fs::remove_dir_all(store.root.path().join("blobs/sha256")).unwrap();
+    for image in images {
+        assert_eq!(store.rootfs(&image).unwrap().len(), 2);
+    }
 }
 
 #[test]

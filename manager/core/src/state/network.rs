@@ -19,19 +19,20 @@ use rswarm_types::node::NodeNetworkFacts;
 use rswarm_types::service::{EndpointMode, PortConfig, PublishMode, ServiceEndpoint};
 use rswarm_types::subnet::Address;
 use rswarm_types::{
-    Cluster, ClusterId, ClusterSpec, Network, NetworkDriver, NetworkId, Node, NodeId, NodeState, ServiceId,
-    ServiceMode, ServiceSpec, Task, TaskId, Timestamp,
+    Cluster, ClusterId, ClusterSpec, Network, NetworkDriver, NetworkId, Node, NodeId, NodeState, Service,
+    ServiceId, ServiceMode, ServiceSpec, Task, TaskId, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
 use super::State;
 use super::apply::{Writer, missing};
 use super::command::{ObjectRef, Rejected};
-use crate::allocate::DEFAULT_NETWORK;
 use crate::constraint;
 
 /// Where ports are taken from that are published in mode `ingress` and left open. Source: swarm-parity 3.8.
 pub const INGRESS_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+/// The network of a task that names none.
+const DEFAULT_NETWORK: &str = "bridge";
 /// What fits in twelve bits of a mark: 0 is no node, and the last number means "this host" in the data path.
 const NODE_NUMBERS: RangeInclusive<u16> = 1..=4094;
 /// How long an address is kept back once it is free: neighbours, connections and name caches forget it meanwhile.
@@ -68,6 +69,11 @@ impl State {
     /// The network of the routing mesh.
     pub fn ingress(&self) -> Option<&Arc<Network>> {
         self.indexes.ingress.and_then(|id| self.network(id))
+    }
+
+    /// The network of tasks that name none.
+    pub(crate) fn default_network(&self) -> Option<&Arc<Network>> {
+        self.network_by_name(DEFAULT_NETWORK)
     }
 
     /// A free address of a network, the first one after `last`, around the range once. An address that was just freed
@@ -411,17 +417,15 @@ impl Writer {
     fn room_for_tasks(&self, id: ServiceId, spec: &ServiceSpec) -> Result<(), Rejected> {
         let held = self.state.service(id).map(|service| &service.spec);
         let on_ingress = self.state.indexes.ingress.filter(|_| on_mesh(&spec.endpoint.ports));
-        let default = self.state.network_by_name(DEFAULT_NETWORK).map(|network| network.id);
-        let default = default.filter(|_| spec.task.networks.is_empty());
-        let networks = attached(spec).chain(on_ingress).chain(default);
+        let default = self.state.default_network().filter(|_| spec.task.networks.is_empty());
+        let networks = attached(spec).chain(on_ingress).chain(default.map(|network| network.id));
         for network in networks.filter_map(|network| self.state.network(network)) {
             let asked = self.addresses_asked(spec, network);
             let before = held.map_or(0, |held| self.addresses_asked(held, network));
             if network.ipam.is_none() || asked <= before {
                 continue;
             }
-            let others = self.state.services().filter(|other| other.id != id);
-            let others = others.map(|other| self.addresses_asked(&other.spec, network)).sum();
+            let others = self.asked_by_others(id, network);
             let total = State::addresses_total(network);
             if asked + others > total {
                 let subnet = network.ipam.map(|ipam| ipam.subnet.to_string()).unwrap_or_default();
@@ -439,6 +443,17 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    /// Addresses that services but for this one take on a network. Who is on the default one is not indexed, as it is not
+    /// named.
+    fn asked_by_others(&self, id: ServiceId, network: &Network) -> u64 {
+        let asked = |other: &Arc<Service>| self.addresses_asked(&other.spec, network);
+        if network.spec.name == DEFAULT_NETWORK {
+            return self.state.services().filter(|other| other.id != id).map(asked).sum();
+        }
+        let others = self.state.services_on(network.id).filter(|other| *other != id);
+        others.filter_map(|other| self.state.service(other)).map(asked).sum()
     }
 
     /// Addresses that a service takes on a network: one for each task, and on an overlay one of its own.

@@ -6,7 +6,6 @@ use std::net::{IpAddr, Ipv6Addr};
 use rswarm_types::service::{EndpointMode, PortConfig, Protocol, PublishMode, UpdateOrder};
 use rswarm_types::{Network, NetworkDriver, ServiceMode, ServiceSpec};
 
-use crate::allocate::DEFAULT_NETWORK;
 use crate::state::{State, on_mesh};
 
 /// What is wrong with a published port.
@@ -115,9 +114,8 @@ pub(super) fn on_networks(state: &State, spec: &ServiceSpec, networks: &[&Networ
 /// The network of a task that its ports lead to: the one with its way out, as nodes see it, else the first.
 fn reached_by<'a>(state: &'a State, spec: &ServiceSpec, networks: &[&'a Network]) -> Option<&'a Network> {
     let ingress = state.ingress().filter(|_| on_mesh(&spec.endpoint.ports));
-    let default = || state.network_by_name(DEFAULT_NETWORK);
     let open = networks.iter().find(|network| !network.spec.internal).or(networks.first()).copied();
-    ingress.map(|network| &**network).or(open).or_else(|| default().map(|network| &**network))
+    ingress.map(|network| &**network).or(open).or_else(|| state.default_network().map(|network| &**network))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::{
     digest::Digest,
     error::ImageError,
     index::Origin,
+    layers::Layers,
     manifest::{self, Descriptor, Document, Manifest},
     partial::Partial,
     platform::Platform,
@@ -101,7 +102,7 @@ impl ImageStore {
                 pairs.iter().map(|(layer, diff_id)| (*diff_id, layer.digest)).collect();
             let id = store.inner.blobs.put(&config)?;
             let manifest = store.inner.blobs.put(&bytes)?;
-            let layers = store.unpack_all(&pairs)?;
+            let layers = store.unpack_all(&pairs, Layers::admit)?;
             store.commit(NewImage { id, manifest, origin: Origin::Registry, tags, digests, layers })
         })
         .await

@@ -68,11 +68,11 @@
 //! }
 //! ```
 //!
-//! - TCP by IPv4 between tasks of two nodes is switched, not routed (`from-elsewhere` and `to-elsewhere`): the frame gets the MAC of the other's node,
-//!   and there that of the task. Only a connection's first segment is routed, and so checked by `forward`. Answers of a
-//!   service's address have to be translated back, so what comes from elsewhere for a port from 32768 on, where clients
-//!   have theirs, is routed and tracked as well; a call to a service's address from a lower port gets a higher one
-//!   (`postrouting`).
+//! - TCP by IPv4 between tasks of two nodes is switched, not routed (`from-elsewhere` and `to-elsewhere`): the frame gets
+//!   the MAC of the other's node, and there that of the task. Only a connection's first segment is routed, and so checked
+//!   by `forward`. Answers of a service's address have to be translated back, so what comes from elsewhere for a port from
+//!   32768 on, where clients have theirs, is routed and tracked as well; a call to a service's address from a lower port
+//!   gets a higher one (`postrouting`).
 //! - A first packet's segment size is enough to clamp: what a task offers is never more than its network carries.
 //! - Of the chains for translation only the first packet of a connection is shown, and of those in front every one; so
 //!   what is to be noted of a connection is noted there.

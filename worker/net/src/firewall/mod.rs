@@ -116,9 +116,7 @@ impl Set {
             other => other,
         }
     }
-}
 
-impl Set {
     /// Whether it leads ports of the node away.
     fn publishes(self) -> bool {
         matches!(
