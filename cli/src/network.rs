@@ -1,5 +1,6 @@
 //! `rswarm network …`. Source: swarm-parity 1.8.
 
+mod connect;
 mod update;
 mod verify;
 
@@ -37,12 +38,10 @@ pub enum NetworkCommand {
     Prune(PruneArgs),
     /// Compare every node's kernel with what its networks should be: `-N` are missing, `+N` stale
     Verify(verify::VerifyArgs),
-    /// Attach a container to a network
-    #[command(hide = true)]
-    Connect(ConnectArgs),
-    /// Detach a container from a network
-    #[command(hide = true)]
-    Disconnect(ConnectArgs),
+    /// Connect one task to a network that its service is not on, for as long as the task lives
+    Connect(connect::ConnectArgs),
+    /// Disconnect a task from a network that it was connected to
+    Disconnect(connect::DisconnectArgs),
 }
 
 #[derive(Debug, Args)]
@@ -50,7 +49,7 @@ pub struct CreateArgs {
     /// overlay (one network across all nodes) or bridge (one on each node)
     #[arg(short, long, default_value = "overlay")]
     driver: NetworkDriver,
-    /// Let containers join that are no tasks of services
+    /// Let single tasks be connected to it, beside whole services
     #[arg(long)]
     attachable: bool,
     /// Make it the network of the routing mesh, of which there is one
@@ -144,13 +143,6 @@ pub struct PruneArgs {
     /// `until=24h`, `label=KEY[=VALUE]`, `label!=KEY[=VALUE]`
     #[arg(long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct ConnectArgs {
-    /// Whatever flags Docker has for it
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    words: Vec<String>,
 }
 
 const COLUMNS: Columns = Columns {
@@ -283,12 +275,8 @@ pub async fn run(client: &Client, command: NetworkCommand) -> anyhow::Result<()>
         NetworkCommand::Rm(args) => rm(client, args).await,
         NetworkCommand::Prune(args) => prune(client, args).await,
         NetworkCommand::Verify(args) => verify::run(client, args).await,
-        NetworkCommand::Connect(_) => anyhow::bail!(
-            "only tasks of services are on networks so far: use `rswarm service update --network-add NETWORK SERVICE`"
-        ),
-        NetworkCommand::Disconnect(_) => anyhow::bail!(
-            "only tasks of services are on networks so far: use `rswarm service update --network-rm NETWORK SERVICE`"
-        ),
+        NetworkCommand::Connect(args) => connect::connect(client, args).await,
+        NetworkCommand::Disconnect(args) => connect::disconnect(client, args).await,
     }
 }
 

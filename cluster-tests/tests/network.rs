@@ -398,6 +398,98 @@ fn a_service_lets_in_whom_it_names() {
     assert!(lab.ok(1, &["network", "verify"]).contains("as it should be"));
 }
 
+/// The one task of `solo` is on no network that has names; `web` is on `front`. Both come to `tools` and go again.
+#[test]
+fn single_tasks_are_connected_to_a_network_and_leave_it() {
+    let Some(mut lab) = ClusterLab::form("connect", 1, 1) else { return };
+    for network in [&["front"][..], &["--attachable", "--ipv6", "tools"]] {
+        lab.ok(1, &[&["network", "create"][..], network].concat());
+    }
+    lab.create(1, "web", 2, &["--network", "front", MONITOR], &["serve", "80"]);
+    lab.create(1, "solo", 1, &["--constraint", "node.role==worker", MONITOR], &["serve", "80"]);
+    lab.create(1, "probe", 2, &["--network", "tools", MONITOR], &["serve", "80"]);
+    for (service, replicas) in [("web", 2), ("solo", 1), ("probe", 2)] {
+        lab.until_running(1, service, replicas, SOON);
+    }
+    lab.refused(1, &["network", "connect", "front", "solo.1"], &["solo.1", "front", "--attachable"]);
+    lab.refused(1, &["network", "connect", "tools", "solo.7"], &["no such task: solo.7"]);
+    lab.refused(
+        1,
+        &["network", "connect", "--ip", "10.9.9.9", "tools", "solo.1"],
+        &["10.9.9.9", "expected one of"],
+    );
+    lab.refused(1, &["network", "disconnect", "front", "web.1"], &["service update --network-rm front web"]);
+    lab.ok(1, &["network", "connect", "--alias", "db", "tools", "solo.1"]);
+    lab.ok(1, &["network", "connect", "tools", "web.1"]);
+    let server = gateway(&lab, "tools");
+    let found = |netns: &Path, name: &str| -> Result<(String, Ipv4Addr), String> {
+        let found = resolve(netns, server, name).unwrap_or_default();
+        let address = *found.first().ok_or_else(|| format!("no address for `{name}`"))?;
+        let body = page(netns, address, 80).map_err(|error| format!("{name}: {error}"))?;
+        Ok((body.split(' ').next().unwrap_or_default().to_owned(), address))
+    };
+    let expect = |lab: &ClusterLab, netns: &Path, name: &str, task: &str| {
+        lab.wait(&format!("{name} is {task}"), SOON, || match found(netns, name)? {
+            (answered, address) if answered == task => Ok(address),
+            other => Err(format!("{other:?}")),
+        })
+    };
+    let of = |lab: &ClusterLab, service: &str, n: usize| namespaces(lab, service).swap_remove(n).1;
+    for (_, netns) in namespaces(&lab, "probe") {
+        expect(&lab, &netns, "db", "solo.1");
+        expect(&lab, &netns, "solo.1", "solo.1");
+        expect(&lab, &netns, "web.1.tools", "web.1");
+        assert_eq!(resolve6(&netns, server, "db").map(|all| all.len()), Some(1));
+    }
+    // They see who is there, and go on with what they had.
+    let solo = of(&lab, "solo", 0);
+    let inside = |netns: &Path, file: &str| {
+        let root = netns.parent().and_then(Path::parent).expect("/proc/PID/ns/net").join("root");
+        std::fs::read_to_string(root.join(file)).expect("a file of the task")
+    };
+    assert!(inside(&solo, "etc/resolv.conf").contains(&format!("nameserver {server}\n")));
+    let at = expect(&lab, &solo, "web.1", "web.1");
+    expect(&lab, &solo, "solo.1", "solo.1");
+    let web = namespaces(&lab, "web");
+    let first = &web.iter().find(|(name, _)| name == "web.1").expect("it runs").1;
+    assert!(inside(first, "etc/hosts").lines().any(|line| line.starts_with(&format!("{at}\t"))));
+    let front = *resolve(first, gateway(&lab, "front"), "web").expect("a known name").first().expect("one");
+    assert_eq!(
+        pages(first, front, 80, 20).into_iter().map(|(task, _)| task).collect::<BTreeSet<_>>().len(),
+        2
+    );
+    lab.until_kernels_are_exact(1, SOON);
+    lab.refused(1, &["network", "rm", "tools"], &["tools", "in use"]);
+
+    // A daemon that was away makes up for it, also for what it had been told and not done.
+    lab.crash(2);
+    lab.ok(1, &["network", "disconnect", "tools", "solo.1"]);
+    lab.ok(1, &["network", "disconnect", "tools", "web.1"]);
+    lab.restart(2);
+    lab.until_ready(2);
+    let probe = of(&lab, "probe", 0);
+    lab.wait("nobody is connected any more", SOON, || {
+        let links = output(&solo, "ip -brief link");
+        let reached = run_in_netns(&probe, || get((at, 80).into(), PATIENCE)).expect("its namespace");
+        let asks = inside(&solo, "etc/resolv.conf").contains(&server.to_string());
+        match (links.matches("eth").count(), reached, asks) {
+            (1, Err(_), false) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    assert_eq!(
+        pages(&probe, *resolve(&probe, server, "probe").expect("known").first().expect("one"), 80, 4).len(),
+        4
+    );
+    lab.until_kernels_are_exact(1, SOON);
+    assert_eq!(lab.ok(1, &["network", "verify"]).matches("as it should be").count(), 2);
+    lab.ok(1, &["service", "rm", "probe"]);
+    lab.wait("the network can be removed", SOON, || {
+        let output = lab.rswarm(1, &["network", "rm", "tools"]);
+        if output.code == Some(0) { Ok(()) } else { Err(output.stderr) }
+    });
+}
+
 #[test]
 fn a_filtered_data_path_is_told_and_a_changed_mtu_is_followed() {
     if let Some(program) = missing_program() {
@@ -465,7 +557,7 @@ fn planted_entries_vanish_and_are_counted() {
     form(&lab, 3);
     lab.until_kernels_are_exact(1, SOON);
     let before = mended(&lab);
-    // On host-1, so `…:01` is its own and `…:02` a peer's; 10.0.16.2 is the first virtual address on `front`.
+    // On host-1, so `…:01` is its own and `…:02` a peer's; 10.1.0.2 is the first virtual address on `front`.
     let planted = [
         "bridge fdb replace 02:52:00:00:00:02 dev rsx4097 dst 10.79.0.99 self permanent",
         "bridge fdb append 00:00:00:00:00:00 dev rsx4097 dst 10.79.0.99 self permanent",
@@ -473,14 +565,14 @@ fn planted_entries_vanish_and_are_counted() {
         "bridge fdb add 02:52:00:00:00:77 dev rsx4097 master static",
         "bridge fdb add 02:52:00:00:00:78 dev rsx4097 master permanent",
         "bridge fdb replace 02:52:00:00:00:03 dev rsx4097 master permanent",
-        "ip neigh add 10.0.16.200 lladdr 02:52:00:00:00:02 dev rsb4097 nud permanent",
-        "ip neigh add 10.0.16.201 lladdr 02:52:00:00:00:02 dev rsb4097 nud noarp",
-        "ip neigh add 10.0.16.202 lladdr 02:52:00:00:00:02 dev rsb4097 nud reachable",
+        "ip neigh add 10.1.0.200 lladdr 02:52:00:00:00:02 dev rsb4097 nud permanent",
+        "ip neigh add 10.1.0.201 lladdr 02:52:00:00:00:02 dev rsb4097 nud noarp",
+        "ip neigh add 10.1.0.202 lladdr 02:52:00:00:00:02 dev rsb4097 nud reachable",
         "ip neigh replace 169.254.128.2 lladdr 02:52:00:00:00:03 dev rsb4096 nud permanent",
         "ip route replace default via 169.254.128.3 dev rsb4096 table 1002 onlink",
         "ip rule del fwmark 0x3/0xfff",
-        "nft add element inet rswarm members { rsb4097 . 10.0.16.200 }",
-        "nft delete element inet rswarm services { rsb4097 . 10.0.16.2 }",
+        "nft add element inet rswarm members { rsb4097 . 10.1.0.200 }",
+        "nft delete element inet rswarm services { rsb4097 . 10.1.0.2 }",
     ];
     let kernel = helper(lab.host(1));
     for words in planted {

@@ -15,6 +15,8 @@ pub(crate) fn rejected(rejected: &Rejected) -> Status {
         | Rejected::NodeRemoved(_)
         | Rejected::PortTaken { .. }
         | Rejected::SubnetTaken { .. }
+        | Rejected::NotConnected { .. }
+        | Rejected::NotDisconnected { .. }
         | Rejected::IngressExists { .. }
         | Rejected::NoIngress
         | Rejected::OtherCluster { .. } => Code::FailedPrecondition,

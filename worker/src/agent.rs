@@ -111,6 +111,8 @@ struct Held {
     assigned: bool,
     busy: Option<(Operation, u64)>,
     retry: Option<(Operation, Timestamp)>,
+    /// Its networks may be others than those that its container was given.
+    reconnect: bool,
     drain: Option<Drain>,
     report: Report,
 }
@@ -234,8 +236,12 @@ impl Agent {
 
     /// When to give the next [`Input::Tick`], if at all.
     pub fn wake_at(&self) -> Option<Timestamp> {
-        let retries =
-            self.tasks.values().filter(|held| held.busy.is_none()).filter_map(|held| Some(held.retry?.1));
+        let retries = self.tasks.values().filter_map(|held| match (held.retry?, held.busy) {
+            ((_, at), None) => Some(at),
+            // It goes on meanwhile.
+            ((Operation::Connect, at), Some((Operation::Wait, _))) => Some(at),
+            _ => None,
+        });
         let drains = self.tasks.values().filter_map(|held| Some(held.drain?.until));
         retries.chain(drains).min()
     }
@@ -269,12 +275,15 @@ impl Agent {
 
     fn hold(&mut self, task: Task, status: &TaskStatus, assigned: bool, now: Timestamp) {
         let found = self.strays.remove(&task.id);
+        let status = task::adopt(status, found.as_ref(), now);
         let held = Held {
-            status: task::adopt(status, found.as_ref(), now),
             task: Arc::new(task),
             assigned,
             busy: None,
             retry: None,
+            // The daemon before may have heard of a change, and no more.
+            reconnect: status.state == TaskState::Running,
+            status,
             drain: None,
             report: Report::Unsent,
         };
@@ -347,6 +356,7 @@ impl Agent {
                         outputs.push(Output::AskSettled(index));
                     }
                     held.assigned = true;
+                    held.reconnect |= held.task.networks != task.networks;
                     held.task = Arc::new(task);
                 }
                 None => {
@@ -377,6 +387,7 @@ impl Agent {
         };
         held.busy = None;
         held.retry = None;
+        held.reconnect |= operation == Operation::Connect && result.is_err();
         dirty.insert(id);
         match task::conclude(&held.status, operation, result, now) {
             Conclusion::Status(status) => {
@@ -413,6 +424,7 @@ impl Agent {
                     state: held.status.state,
                     busy: held.busy.map(|(operation, _)| operation),
                     retry: held.retry,
+                    reconnect: held.reconnect,
                     drain: held.drain.map(|drain| drain.until),
                 };
                 match task::step(Wish::of(held.task.desired, held.assigned), observed, now) {
@@ -429,7 +441,9 @@ impl Agent {
                         held.drain = held.drain.filter(|_| operation != Operation::Shutdown);
                         self.attempt += 1;
                         held.busy = Some((operation, self.attempt));
-                        held.retry = None;
+                        held.reconnect &= operation != Operation::Connect;
+                        held.retry =
+                            held.retry.filter(|(failed, _)| *failed == Operation::Connect && held.reconnect);
                         outputs.push(Output::Perform {
                             task: held.task.clone(),
                             operation,

@@ -161,6 +161,8 @@ pub trait Executor: Send + Sync + 'static {
     fn prepare(&self, task: Arc<Task>, progress: Progress) -> BoxFuture<'_, Result<Done, Failure>>;
     /// Starts the container; one that was started before is left as it is.
     fn start(&self, task: Arc<Task>) -> BoxFuture<'_, Result<Done, Failure>>;
+    /// Gives a running container the networks that the task has, and takes away those it has no more.
+    fn connect(&self, task: Arc<Task>) -> BoxFuture<'_, Result<Done, Failure>>;
     /// Waits for the container's end.
     fn wait(&self, task: Arc<Task>) -> BoxFuture<'_, Result<Done, Failure>>;
     /// Ends the container: stop signal, grace period, kill. What is left stays for its log.

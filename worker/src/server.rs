@@ -304,6 +304,7 @@ impl Server {
             match operation {
                 Operation::Prepare => executor.prepare(task, progress).await,
                 Operation::Start => executor.start(task).await,
+                Operation::Connect => executor.connect(task).await,
                 Operation::Wait => executor.wait(task).await,
                 Operation::Shutdown => executor.shutdown(task).await,
                 Operation::Remove => executor.remove(id).await,

@@ -55,6 +55,8 @@ impl Wish {
 pub enum Operation {
     Prepare,
     Start,
+    /// Give what runs the networks that the task has by now.
+    Connect,
     Wait,
     Shutdown,
     Remove,
@@ -68,6 +70,7 @@ pub enum Done {
         pid: Option<i32>,
         ports: Vec<PortStatus>,
     },
+    Connected,
     /// Of `Wait`: it ended by itself. Of `Shutdown`: it ended on request, or had ended before.
     Ended(Option<Exit>),
     /// It ended or was ended, and nobody knows how: its shim did not answer and was killed.
@@ -82,6 +85,8 @@ pub struct Observed {
     pub busy: Option<Operation>,
     /// This operation failed for a passing reason and is not to be tried before then.
     pub retry: Option<(Operation, Timestamp)>,
+    /// Its networks may be others than those that its container was given.
+    pub reconnect: bool,
     /// Other nodes may still send it new connections: it is not to be stopped before then.
     pub drain: Option<Timestamp>,
 }
@@ -100,9 +105,11 @@ pub enum Step {
 /// The next step of a task.
 pub fn step(wish: Wish, observed: Observed, now: Timestamp) -> Step {
     use TaskState as S;
+    let failed_just_now =
+        |operation| observed.retry.is_some_and(|(failed, at)| failed == operation && at > now);
     let perform = |operation| match observed.retry {
         _ if observed.busy == Some(operation) => Step::Idle,
-        Some((failed, at)) if failed == operation && at > now => Step::IdleUntil(at),
+        Some((_, at)) if failed_just_now(operation) => Step::IdleUntil(at),
         _ => Step::Perform(operation),
     };
     let draining = observed.drain.filter(|until| *until > now);
@@ -122,6 +129,9 @@ pub fn step(wish: Wish, observed: Observed, now: Timestamp) -> Step {
         (S::Preparing, _) => perform(Operation::Prepare),
         (S::Ready, Wish::Run) => Step::Report(S::Starting, "starting"),
         (S::Starting, _) => perform(Operation::Start),
+        (S::Running, _) if observed.reconnect && !failed_just_now(Operation::Connect) => {
+            perform(Operation::Connect)
+        }
         (S::Running, _) => perform(Operation::Wait),
         // Parked until it is wanted running.
         _ => Step::Idle,
@@ -158,6 +168,7 @@ pub fn conclude(
             next.container = Some(ContainerStatus { pid, ..ContainerStatus::default() });
             next.ports = ports;
         }
+        (_, Ok(Done::Connected)) => next.error.clear(),
         (Operation::Wait, Ok(Done::Ended(Some(exit)))) => end_by_itself(&mut next, &exit),
         (Operation::Wait, Ok(Done::Ended(None))) => lose(&mut next, SHIM_ENDED, now),
         (Operation::Wait, Ok(Done::EndedByForce)) => lose(&mut next, SHIM_SILENT, now),
@@ -175,7 +186,7 @@ pub fn conclude(
             return Conclusion::Retry(next, now.after(REMOVE_RETRY_DELAY));
         }
         // Whatever the reason: as long as its process is there, the task has not ended.
-        (Operation::Wait | Operation::Shutdown, Err(failure)) => {
+        (Operation::Connect | Operation::Wait | Operation::Shutdown, Err(failure)) => {
             next.error = failure.text;
             return Conclusion::Retry(next, now.after(RETRY_DELAY));
         }

@@ -107,6 +107,10 @@ impl Executor for FakeExecutor {
         .boxed()
     }
 
+    fn connect(&self, _task: Arc<Task>) -> BoxFuture<'_, Result<Done, Failure>> {
+        async { Ok(Done::Connected) }.boxed()
+    }
+
     fn wait(&self, task: Arc<Task>) -> BoxFuture<'_, Result<Done, Failure>> {
         async move { self.ended(task.id).await }.boxed()
     }

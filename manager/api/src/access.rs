@@ -59,7 +59,7 @@ pub fn of_path(path: &str) -> Option<Access> {
             | "RemoveNode" | "CreateService" | "ListServices" | "GetService" | "UpdateService"
             | "RemoveService" | "WatchService" | "ServiceLogs" | "ListTasks" | "GetTask" | "ListNetworks"
             | "CreateNetwork" | "GetNetwork" | "UpdateNetwork" | "RemoveNetwork" | "PruneNetworks"
-            | "VerifyNetworks",
+            | "VerifyNetworks" | "ConnectTask" | "DisconnectTask",
         ) => Access::Manager,
         (
             "Raft",

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use rswarm_types::network::Ipam;
-use rswarm_types::task::{TaskAddress, TaskAddress6, TaskNetwork};
+use rswarm_types::task::{TaskAddress, TaskNetwork};
 use rswarm_types::{Network, NetworkId, Task, TaskState, Timestamp};
 
 use crate::plan::{Action, Outcome, Plan};
-use crate::state::{State, on_mesh};
+use crate::state::{State, on_mesh, task_address};
 
 /// Why a task cannot be given its networks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,6 +89,7 @@ impl Allocator<'_> {
             driver: network.spec.driver,
             address: network.ipam.map(|ipam| self.address(network, ipam)).transpose()?,
             aliases: aliases.to_vec(),
+            joined: false,
         })
     }
 
@@ -97,12 +98,7 @@ impl Allocator<'_> {
         if !self.full.contains(&network.id) {
             let given = |address| self.given.contains(&(network.id, address));
             if let Some(address) = self.state.free_address(network, last, self.now, given) {
-                let prefix_len = ipam.subnet.prefix_len;
-                let ipv6 = ipam.ipv6.map(|ipv6| TaskAddress6 {
-                    address: ipv6.twin(ipam.subnet, address),
-                    prefix_len: ipv6.subnet.prefix_len,
-                });
-                return Ok(TaskAddress { address, prefix_len, gateway: ipam.gateway, ipv6 });
+                return Ok(task_address(ipam, address));
             }
         }
         self.full.insert(network.id);

@@ -276,7 +276,7 @@ pub fn diff(old: &Assignments, state: &State, node: NodeId) -> Changes {
             DiffItem::Update { old: (_, before), new: (id, after) } => {
                 match (is_told(before), is_told(after)) {
                     // Its own report of a state is no news to the worker.
-                    (true, true) if before.desired == after.desired => {}
+                    (true, true) if before.desired == after.desired && before.networks == after.networks => {}
                     (_, true) => changes.set.push(Arc::clone(after)),
                     (true, false) => changes.removed.push(*id),
                     (false, false) => {}
@@ -452,6 +452,13 @@ mod tests {
         f.report(tasks[0], TaskState::Running);
         f.report(tasks[1], TaskState::Running);
         assert!(diff(&held, &f.state, node_id(1)).is_empty());
+        let mut tools = f.network("tools", "10.9.0.0/24");
+        (tools.ipam, tools.spec.attachable) = (None, true);
+        let (network, id) = (tools.id, tasks[0]);
+        let connect = Write::ConnectTask { id, network, aliases: vec![], address: None };
+        f.must(vec![Write::CreateNetwork(Box::new(tools)), connect]);
+        let changes = diff(&held, &f.state, node_id(1));
+        assert_eq!(changes.set.iter().map(|t| (t.id, t.networks.len())).collect::<Vec<_>>(), [(id, 2)]);
         f.must(vec![Write::RemoveService { id: web, expected: None }]);
         f.pass();
         let changes = diff(&held, &f.state, node_id(1));

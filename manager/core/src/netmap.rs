@@ -3,14 +3,15 @@
 //! A change costs what changed on the networks of that node, not the cluster: tables and indexes of two states share
 //! what they have in common, and only the rest is looked at.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use rswarm_types::netmap::{
-    EndpointState, MapAttachment, MapEndpoint, MapNetwork, MapNode, MapService, NetworkChange, NetworkMap,
+    EndpointState, Joined, MapAttachment, MapEndpoint, MapNetwork, MapNode, MapService, NetworkChange,
+    NetworkMap,
 };
 use rswarm_types::service::PublishMode;
 use rswarm_types::{
@@ -214,8 +215,15 @@ impl<'a> View<'a> {
                 true => task.spec.container.dns.nameservers.iter().filter_map(|at| at.parse().ok()).collect(),
                 false => Vec::new(),
             },
+            joined: self.joined(task),
         };
         (!endpoint.addresses.is_empty()).then_some(endpoint)
+    }
+
+    fn joined(&self, task: &Task) -> Option<Joined> {
+        let joined = task.networks.iter().filter(|one| one.joined && self.networks.contains(&one.network));
+        let aliases: BTreeMap<_, _> = joined.map(|one| (one.network, one.aliases.clone())).collect();
+        (!aliases.is_empty()).then(|| Joined { service: task.service_name.clone(), aliases })
     }
 }
 
@@ -388,10 +396,10 @@ mod tests {
             f.must(vec![Write::UpdateNetwork { id, spec, expected: held.meta.version }]);
             (before, f.state.clone())
         };
-        let (before, after) = grow(front, "10.0.32.0/19");
+        let (before, after) = grow(front, "10.2.0.0/19");
         assert_eq!(concerned(&before, &after), Concerned::Nodes([node_id(1)].into()));
         let told = change(&before, &after, node_id(1));
-        assert_eq!(told.set.networks[&front].subnet.to_string(), "10.0.32.0/19");
+        assert_eq!(told.set.networks[&front].subnet.to_string(), "10.2.0.0/19");
         assert_eq!((told.set.networks.len(), told.set.endpoints.len(), told.set.services.len()), (1, 0, 0));
         assert!(change(&before, &after, node_id(2)).is_empty());
         // All nodes are on the ingress network, also while it has no task.

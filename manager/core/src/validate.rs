@@ -86,6 +86,8 @@ pub enum SpecError {
     IngressByName(String),
     #[error("invalid environment variable `{0}`: expected `NAME=value`")]
     Env(String),
+    #[error("invalid alias `{0}`: expected a host name like `db` or `db.internal`")]
+    Alias(String),
     #[error("duplicate network `{0}`")]
     DuplicateNetwork(String),
     #[error(
@@ -147,9 +149,25 @@ pub fn service_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
         if !networks.insert(attachment.network) {
             return Err(SpecError::DuplicateNetwork(attachment.network.to_string()));
         }
+        aliases(&attachment.aliases)?;
     }
     spec.endpoint.allow_from.iter().try_for_each(|caller| name(caller))?;
     Ok(port::ports(spec)?)
+}
+
+/// Checks the names that someone is to have on a network: labels of 1 to 63 bytes with dots between them, 253 in all.
+///
+/// # Errors
+/// Names the first one that no resolver would find.
+pub fn aliases(aliases: &[String]) -> Result<(), SpecError> {
+    let label = |label: &str| {
+        let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        (1..=63).contains(&label.len()) && label.bytes().all(inner)
+    };
+    match aliases.iter().find(|alias| alias.len() > 253 || !alias.split('.').all(label)) {
+        Some(odd) => Err(SpecError::Alias(odd.clone())),
+        None => Ok(()),
+    }
 }
 
 /// Checks a change of a service: the new spec itself, and what cannot be changed.

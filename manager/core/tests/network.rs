@@ -93,6 +93,7 @@ impl World {
                 InUse { .. } => "in use",
                 NameTaken { .. } => "name",
                 SubnetTaken { .. } => "growth",
+                NotConnected { .. } => "not connected",
                 other => panic!("{other}"),
             };
             *self.refused.entry(kind).or_insert(0) += 1;
@@ -106,7 +107,7 @@ impl World {
 
     fn create_network(&mut self, name: &str, ingress: bool) {
         let mut spec = NetworkSpec::new(name, NetworkDriver::Overlay);
-        spec.ingress = ingress;
+        (spec.ingress, spec.attachable) = (ingress, !ingress && self.rng.below(2) == 0);
         spec.ipam.ipv6 = self.minted.is_multiple_of(2).then(IpamSpec6::default);
         let id = NetworkId::from_bytes(self.id());
         let network = Network { id, meta: Meta::default(), spec, ipam: None, vni: None };
@@ -182,7 +183,23 @@ impl World {
 
     fn cycle(&mut self) {
         self.now = self.now.after(Duration::from_millis(self.rng.below(900)));
-        match self.rng.below(12) {
+        match self.rng.below(14) {
+            12 => {
+                let task = self.rng.pick(self.state.tasks().map(|task| task.id));
+                let network = self.rng.pick(self.state.networks().map(|network| network.id));
+                if let Some((id, network)) = task.zip(network) {
+                    self.commit(vec![Write::ConnectTask { id, network, aliases: vec![], address: None }]);
+                }
+            }
+            13 => {
+                let joined = self.state.tasks().flat_map(|task| {
+                    let joined = task.networks.iter().filter(|one| one.joined);
+                    joined.map(|one| (task.id, one.network)).collect::<Vec<_>>()
+                });
+                if let Some((id, network)) = self.rng.pick(joined) {
+                    self.must(vec![Write::DisconnectTask { id, network }]);
+                }
+            }
             11 => {
                 let networks = self.state.networks().filter(|network| !network.spec.ingress);
                 let network = self.rng.pick(networks.cloned());
@@ -319,7 +336,7 @@ fn ten_thousand_random_cycles_give_nothing_twice_and_leave_nothing_behind() {
     let kinds: Vec<_> = world.refused.keys().copied().collect();
     assert_eq!(
         kinds,
-        ["full", "growth", "in use", "name", "port", "subnet"],
+        ["full", "growth", "in use", "name", "not connected", "port", "subnet"],
         "every refusal was met: {:?}",
         world.refused
     );

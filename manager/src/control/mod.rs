@@ -102,6 +102,10 @@ unary! {
         |this, request| Self::update_network(this, request);
     remove_network(RemoveNetworkRequest) -> RemoveNetworkResponse =
         |this, request| Self::remove_network(this, &request);
+    connect_task(ConnectTaskRequest) -> ConnectTaskResponse =
+        |this, request| Self::connect_task(this, request);
+    disconnect_task(DisconnectTaskRequest) -> DisconnectTaskResponse =
+        |this, request| Self::disconnect_task(this, &request);
     prune_networks(PruneNetworksRequest) -> PruneNetworksResponse =
         |this, request| Self::prune_networks(this, &request);
 }

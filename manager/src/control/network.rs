@@ -7,7 +7,7 @@ use rswarm_core::State;
 use rswarm_core::state::Write;
 use rswarm_core::validate;
 use rswarm_types::error::chain;
-use rswarm_types::{Meta, Network, NetworkDriver, NetworkId, NetworkSpec, Task, Timestamp, Version};
+use rswarm_types::{Meta, Network, NetworkDriver, NetworkId, NetworkSpec, Timestamp, Version};
 use tonic::Status;
 
 use super::filter::Filters;
@@ -116,6 +116,37 @@ impl ControlService {
         Ok(v1::RemoveNetworkResponse {})
     }
 
+    pub(super) async fn connect_task(
+        &self,
+        request: v1::ConnectTaskRequest,
+    ) -> Result<v1::ConnectTaskResponse, Status> {
+        let invalid = |error: &dyn std::error::Error| Status::invalid_argument(chain(error));
+        validate::aliases(&request.aliases).map_err(|error| invalid(&error))?;
+        let address = match request.address.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| {
+                Status::invalid_argument(format!("expected an IPv4 address, found `{text}`"))
+            })?),
+        };
+        let state = self.context.read().await?;
+        let network = lookup::network(&state, &request.network)?.id;
+        let id = lookup::task(&state, &request.task)?.id;
+        let write = Write::ConnectTask { id, network, aliases: request.aliases, address };
+        let state = self.context.write(vec![write]).await?;
+        Ok(v1::ConnectTaskResponse { task: state.task(id).map(|task| (&**task).into()) })
+    }
+
+    pub(super) async fn disconnect_task(
+        &self,
+        request: &v1::DisconnectTaskRequest,
+    ) -> Result<v1::DisconnectTaskResponse, Status> {
+        let state = self.context.read().await?;
+        let network = lookup::network(&state, &request.network)?.id;
+        let id = lookup::task(&state, &request.task)?.id;
+        let state = self.context.write(vec![Write::DisconnectTask { id, network }]).await?;
+        Ok(v1::DisconnectTaskResponse { task: state.task(id).map(|task| (&**task).into()) })
+    }
+
     pub(super) async fn prune_networks(
         &self,
         request: &v1::PruneNetworksRequest,
@@ -157,14 +188,15 @@ fn one_of(filters: &Filters<'_>, key: &str, known: &[&str]) -> Result<(), Status
 /// Who keeps a network from being removed, by name. Its removal is refused all the same should there be one by then.
 fn user(state: &State, network: &Network) -> Option<String> {
     let service = state.services_on(network.id).find_map(|id| state.service(id));
-    let on_it = |task: &&Arc<Task>| {
-        !task.status.state.is_terminal() && task.networks.iter().any(|one| one.network == network.id)
-    };
+    let live = state.tasks().filter(|task| !task.status.state.is_terminal());
+    let mut on_it = live
+        .filter_map(|task| Some((task, task.networks.iter().find(|one| one.network == network.id)?.joined)));
     match service {
         Some(service) => Some(format!("service `{}`", service.spec.name)),
-        None => {
-            state.tasks().find(on_it).map(|task| format!("task `{}`, which is about to stop", task.name()))
-        }
+        None => on_it.next().map(|(task, joined)| {
+            let why = if joined { "connected to it" } else { "about to stop" };
+            format!("task `{}`, which is {why}", task.name())
+        }),
     }
 }
 

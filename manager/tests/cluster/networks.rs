@@ -59,7 +59,7 @@ async fn nodes_learn_of_networks_with_their_tasks_and_of_endpoints_as_they_come_
     assert_eq!(numbers.iter().max(), Some(&3), "{numbers:?}");
 
     let network = make(&host, overlay("front")).await.unwrap();
-    assert_eq!((network.vni, network.subnet.as_str()), (Some(4097), "10.0.16.0/20"));
+    assert_eq!((network.vni, network.subnet.as_str()), (Some(4097), "10.1.0.0/20"));
     let service = create(&host, publishing("web", None, "front")).await.service.unwrap();
     let endpoint = service.endpoint.unwrap();
     assert_eq!((endpoint.ports[0].published, endpoint.vips.len()), (Some(30_000), 1));
@@ -134,13 +134,9 @@ async fn clashes_are_refused_by_name_and_what_is_unused_is_pruned() {
 
     let status = make(&host, overlay("front")).await.unwrap_err();
     refused(status, Code::AlreadyExists, "name `front` is in use");
-    let clash = v1::NetworkSpec { subnet: "10.0.16.0/24".to_owned(), ..overlay("back") };
+    let clash = v1::NetworkSpec { subnet: "10.1.0.0/24".to_owned(), ..overlay("back") };
     let status = make(&host, clash).await.unwrap_err();
-    refused(
-        status,
-        Code::FailedPrecondition,
-        "subnet `10.0.16.0/24` overlaps `10.0.16.0/20`, network `front`",
-    );
+    refused(status, Code::FailedPrecondition, "subnet `10.1.0.0/24` overlaps `10.1.0.0/20`, network `front`");
     let options = [("encrypted".to_owned(), "maybe".to_owned())].into();
     let status = make(&host, v1::NetworkSpec { options, ..overlay("back") }).await.unwrap_err();
     refused(status, Code::InvalidArgument, "invalid option `encrypted=maybe`");

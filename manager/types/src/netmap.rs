@@ -99,6 +99,18 @@ pub struct MapEndpoint {
     /// servers.
     #[serde(default)]
     pub nameservers: Vec<IpAddr>,
+    /// Of a task that was connected to one of the map's networks, which its service is not on.
+    #[serde(default)]
+    pub joined: Option<Joined>,
+}
+
+/// What must be known of a task where its service is not.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Joined {
+    /// Name of its service.
+    pub service: String,
+    /// The networks, and the names that the task was given there beside its own.
+    pub aliases: BTreeMap<NetworkId, Vec<String>>,
 }
 
 /// What may be sent to a task.

@@ -268,6 +268,9 @@ pub struct TaskNetwork {
     /// Present for drivers that give addresses.
     pub address: Option<TaskAddress>,
     pub aliases: Vec<String>,
+    /// This task alone was connected to it by a user; its service is not on the network.
+    #[serde(default)]
+    pub joined: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

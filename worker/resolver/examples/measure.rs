@@ -97,6 +97,7 @@ fn map() -> NetworkMap {
                 state: EndpointState::Ready,
                 hostname: String::new(),
                 nameservers: Vec::new(),
+                joined: None,
             };
             map.endpoints.insert(TaskId::from_bytes(id(place)), endpoint);
         }

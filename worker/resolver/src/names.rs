@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rswarm_types::cluster::{Subnet, Subnet6};
 use rswarm_types::id::{ID_TEXT_LEN, from_base36};
-use rswarm_types::netmap::{EndpointState, MapService, NetworkMap};
+use rswarm_types::netmap::{EndpointState, Joined, MapEndpoint, MapService, NetworkMap};
 use rswarm_types::network::Ipam6;
 use rswarm_types::service::{EndpointMode, PortConfig, Protocol};
 use rswarm_types::subnet::Address;
@@ -37,7 +37,7 @@ struct Network {
     names: HashMap<String, Vec<usize>>,
     /// In the order of their ids, each with its places in `services` and `Service::backends`.
     tasks: Vec<(TaskId, usize, usize)>,
-    /// Places in `tasks`, by the hostname that the user chose.
+    /// Places in `tasks`, by the hostname that the user chose, and the names of a task that was connected.
     hostnames: HashMap<String, Vec<usize>>,
 }
 
@@ -132,24 +132,32 @@ impl Names {
             let task = names.tasks.len();
             let members = services.get(&endpoint.service);
             let mut task_places = Vec::with_capacity(endpoint.addresses.len());
-            for (network, &address) in &endpoint.addresses {
+            for (on, &address) in &endpoint.addresses {
                 names.owners.insert(address, Owner::Task(task));
-                let Some(&network) = places.get(network) else { continue };
+                let Some(&network) = places.get(on) else { continue };
+                let network_names = &mut names.networks[network];
+                let joined = endpoint
+                    .joined
+                    .as_ref()
+                    .and_then(|joined| Some((joined, joined.aliases.get(on)?.as_slice())));
                 let member = members.and_then(|all| all.iter().find(|(at, _)| *at == network));
-                let Some(&(_, service)) = member else { continue };
+                let service = match (member, joined) {
+                    (Some(&(_, service)), _) => service,
+                    (None, Some((joined, _))) => network_names.add_unnamed(&joined.service),
+                    (None, None) => continue,
+                };
                 let ready = endpoint.state == EndpointState::Ready;
                 let (slot, node) = (endpoint.slot, endpoint.node);
-                let network_names = &mut names.networks[network];
                 let backends = &mut network_names.services[service].backends;
                 let place = (network, service, backends.len());
                 backends.push(Backend { task: *id, slot, node, address, ready });
-                if !endpoint.hostname.is_empty() {
-                    let at = network_names.tasks.len();
-                    network_names
-                        .hostnames
-                        .entry(endpoint.hostname.to_ascii_lowercase())
-                        .or_default()
-                        .push(at);
+                let at = network_names.tasks.len();
+                let own = Some(endpoint.hostname.clone()).filter(|name| !name.is_empty());
+                for name in own
+                    .into_iter()
+                    .chain(joined.into_iter().flat_map(|joined| joined_names(endpoint, joined)))
+                {
+                    network_names.hostnames.entry(name.to_ascii_lowercase()).or_default().push(at);
                 }
                 network_names.tasks.push((*id, place.1, place.2));
                 task_places.push(place);
@@ -364,17 +372,18 @@ impl Network {
         let id: TaskId = id.parse().ok()?;
         let (service, part) = rest.rsplit_once('.')?;
         let part = Part::read(part)?;
-        if !self.names.contains_key(service) {
+        let place = self.tasks.binary_search_by_key(&id, |(task, ..)| *task).ok();
+        let task = place.map(|place| self.task(place));
+        let task = task.filter(|(of, backend)| of.name == service && part.is_of(backend));
+        if task.is_none() && !self.names.contains_key(service) {
             return None;
         }
-        let mut found = Vec::new();
-        if let Ok(place) = self.tasks.binary_search_by_key(&id, |(task, ..)| *task) {
-            let (of, backend) = self.task(place);
-            if backend.ready && of.name == service && part.is_of(backend) {
-                found.push(backend.address);
-            }
-        }
-        Some(found)
+        Some(
+            task.into_iter()
+                .filter(|(_, backend)| backend.ready)
+                .map(|(_, backend)| backend.address)
+                .collect(),
+        )
     }
 
     /// The name that a container calls itself by: the user's choice, or the beginning of the task's id.
@@ -416,6 +425,13 @@ impl Network {
         Some(found)
     }
 
+    /// For a task whose service is not on the network, and not known there by its name.
+    fn add_unnamed(&mut self, service: &str) -> usize {
+        let name = service.to_ascii_lowercase();
+        self.services.push(Service { name, vip: None, ports: Vec::new(), backends: Vec::new() });
+        self.services.len() - 1
+    }
+
     fn task(&self, place: usize) -> (&Service, &Backend) {
         let (_, service, backend) = self.tasks[place];
         let service = &self.services[service];
@@ -429,6 +445,19 @@ impl Network {
             slot => format!("{service}.{slot}.{task}.{network}"),
         }
     }
+}
+
+/// What a task that was connected to a network is called there: as tables show it, and by its aliases.
+fn joined_names<'a>(
+    endpoint: &MapEndpoint,
+    (joined, aliases): (&Joined, &'a [String]),
+) -> impl Iterator<Item = String> + use<'a> {
+    let place = match endpoint.slot {
+        0 => endpoint.node.to_string(),
+        slot => slot.to_string(),
+    };
+    let name = format!("{}.{place}", joined.service);
+    std::iter::once(name).chain(aliases.iter().cloned())
 }
 
 /// As [`TaskId::short`] has it.

@@ -241,12 +241,12 @@ fn a_new_daemon_takes_up_what_it_finds() {
         found(7, running),
     ];
     let (agent, outputs) = Agent::restore(entries, 3, NetworkMap::default(), found, NOW);
-    assert_eq!(shown(&outputs), ["wait 1", "wait 2", "shutdown 5"]);
+    assert_eq!(shown(&outputs), ["connect 1", "connect 2", "shutdown 5"]);
     let mut h = Harness { agent, attempts: BTreeMap::new(), now: NOW };
     assert_eq!(h.agent.entry(id(3)).unwrap().status.state, TaskState::Failed, "its container is gone");
     // Nothing is taken from a container that the ledger lost until a manager has said what is assigned.
     h.check(Input::Connected, &["send 1=running 2=running 3=failed 4=complete 5=running"]);
-    h.check(full(3, &[1, 2, 3, 4, 6]), &["discard 7", "save 6", "wait 6", "send 6=running"]);
+    h.check(full(3, &[1, 2, 3, 4, 6]), &["discard 7", "save 6", "connect 6", "send 6=running"]);
 }
 
 #[test]
@@ -317,6 +317,7 @@ fn a_task_on_an_overlay_is_stopped_once_no_node_sends_it_connections() {
             driver: NetworkDriver::Overlay,
             address: None,
             aliases: vec![],
+            joined: false,
         };
         Task { desired, networks: vec![network], ..task(1) }
     };
@@ -349,6 +350,46 @@ fn a_task_on_an_overlay_is_stopped_once_no_node_sends_it_connections() {
     let exit = Exit { code: 0, oom_killed: false, at: NOW };
     h.done(1, Operation::Wait, Ok(Done::Ended(Some(exit))), &["save 1"]);
     h.check(Input::Settled(2), &[]);
+}
+
+#[test]
+fn a_running_task_is_connected_to_what_it_is_given_and_tried_again() {
+    let on = |networks: &[u8]| {
+        let network = |n: &u8| rswarm_types::task::TaskNetwork {
+            network: rswarm_types::NetworkId::from_bytes([*n; 16]),
+            name: format!("n{n}"),
+            driver: NetworkDriver::Bridge,
+            address: None,
+            aliases: vec![],
+            joined: true,
+        };
+        Task { desired: TaskState::Running, networks: networks.iter().map(network).collect(), ..task(1) }
+    };
+    let mut h = Harness::new();
+    h.check(change(1, vec![on(&[])], &[]), &["index 1", "save 1", "prepare 1"]);
+    h.done(1, Operation::Prepare, Ok(Done::Prepared), &["start 1"]);
+    // Heard of while it starts: what `start` was asked for had none.
+    h.check(change(2, vec![on(&[1])], &[]), &["index 2", "save 1"]);
+    let started = Done::Started { pid: None, ports: vec![] };
+    h.done(1, Operation::Start, Ok(started), &["save 1", "connect 1"]);
+    // And another while it is connected.
+    h.check(change(3, vec![on(&[1, 2])], &[]), &["index 3", "save 1"]);
+    h.done(1, Operation::Connect, Ok(Done::Connected), &["save 1", "connect 1"]);
+    let failure = Failure { text: "no room".to_owned(), kind: FailureKind::Final };
+    h.done(1, Operation::Connect, Err(failure), &["wait 1"]);
+    assert_eq!(h.agent.tasks().next().unwrap().1.error, "no room");
+    h.now = h.agent.wake_at().unwrap();
+    assert_eq!(h.now, NOW.after(task::RETRY_DELAY));
+    h.check(Input::Tick, &["connect 1"]);
+    h.done(1, Operation::Connect, Ok(Done::Connected), &["save 1", "wait 1"]);
+    assert_eq!((h.agent.wake_at(), h.agent.tasks().next().unwrap().1.error.as_str()), (None, ""));
+    // The next daemon does not know how far this one came.
+    let (entry, running) = (h.agent.entry(id(1)).unwrap(), FoundState::Running { pid: 7 });
+    let found = Found { task: id(1), state: running, ports: vec![] };
+    let (agent, outputs) = Agent::restore(vec![entry], 3, NetworkMap::default(), vec![found], NOW);
+    let mut h = Harness { agent, attempts: BTreeMap::new(), now: NOW };
+    assert_eq!(h.take(&outputs), ["connect 1"]);
+    h.done(1, Operation::Connect, Ok(Done::Connected), &["save 1", "wait 1"]);
 }
 
 #[test]

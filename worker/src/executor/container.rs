@@ -8,6 +8,7 @@ mod create;
 mod end;
 mod files;
 mod keys;
+mod links;
 mod logs;
 mod network;
 mod overlay;
@@ -271,6 +272,29 @@ impl ContainerExecutor {
         Ok(result?)
     }
 
+    async fn connect(&self, task: Arc<Task>) -> Result<Done, Failure> {
+        let guard = self.lock(task.id).await;
+        let (node, id) = (self.node.clone(), task.id);
+        let record = blocking(move || node.read_record(id)).await??;
+        let Some(mut record) = record.filter(|record| !links::has_its_links(&task, record)) else {
+            return Ok(Done::Connected);
+        };
+        let node = self.node.clone();
+        let state = blocking(move || node.inspect(id).map(|(_, state, _)| state)).await??;
+        let State { status: Status::Running, pid: Some(pid), .. } = state else {
+            return Ok(Done::Connected);
+        };
+        self.networks.connect(&task, pid, &mut record).await?;
+        let node = self.node.clone();
+        blocking(move || {
+            let _held = guard;
+            node.write_record(id, &record)?;
+            node.rewrite_files(&task)
+        })
+        .await??;
+        Ok(Done::Connected)
+    }
+
     async fn remove(&self, task: TaskId) -> Result<Done, Failure> {
         let guard = self.lock(task).await;
         let node = self.node.clone();
@@ -291,6 +315,16 @@ impl Executor for ContainerExecutor {
 
     fn start(&self, task: Arc<Task>) -> BoxFuture<'_, Result<Done, Failure>> {
         self.start(task).boxed()
+    }
+
+    fn connect(&self, task: Arc<Task>) -> BoxFuture<'_, Result<Done, Failure>> {
+        async move {
+            let (id, result) = (task.id, self.connect(task).await);
+            result.inspect_err(|failure| {
+                tracing::warn!(task = %id, error = %failure.text, "a task is not connected as it should be");
+            })
+        }
+        .boxed()
     }
 
     fn wait(&self, task: Arc<Task>) -> BoxFuture<'_, Result<Done, Failure>> {

@@ -33,7 +33,7 @@ fn every_state_and_wish_has_its_step() {
     assert_eq!(table.map(|(state, _)| state), S::ALL);
     for (state, expected) in table {
         for (wish, expected) in [Wish::Park, Wish::Run, Wish::Stop, Wish::Gone].into_iter().zip(expected) {
-            let observed = Observed { state, busy: None, retry: None, drain: None };
+            let observed = Observed { state, busy: None, retry: None, reconnect: false, drain: None };
             assert_eq!(step(wish, observed, NOW), expected, "{state} {wish:?}");
         }
     }
@@ -46,10 +46,12 @@ fn work_under_way_is_begun_once_and_superseded() {
     let operations = [O::Prepare, O::Start, O::Wait, O::Shutdown, O::Remove];
     for state in TaskState::ALL {
         for wish in [Wish::Park, Wish::Run, Wish::Stop, Wish::Gone] {
-            let fresh = step(wish, Observed { state, busy: None, retry: None, drain: None }, NOW);
+            let fresh =
+                step(wish, Observed { state, busy: None, retry: None, reconnect: false, drain: None }, NOW);
             for busy in operations {
                 let expected = if fresh == Step::Perform(busy) { Step::Idle } else { fresh };
-                let observed = Observed { state, busy: Some(busy), retry: None, drain: None };
+                let observed =
+                    Observed { state, busy: Some(busy), retry: None, reconnect: false, drain: None };
                 assert_eq!(step(wish, observed, NOW), expected, "{state} {wish:?} {busy:?}");
             }
         }
@@ -63,11 +65,30 @@ fn a_retry_waits_for_its_time_and_delays_nothing_else() {
         state: TaskState::Preparing,
         busy: None,
         retry: Some((Operation::Prepare, later)),
+        reconnect: false,
         drain: None,
     };
     assert_eq!(step(Wish::Run, observed, NOW), Step::IdleUntil(later));
     assert_eq!(step(Wish::Run, observed, later), Step::Perform(Operation::Prepare));
     assert_eq!(step(Wish::Stop, observed, NOW), Step::Perform(Operation::Shutdown));
+}
+
+#[test]
+fn a_container_is_watched_also_while_it_cannot_be_connected() {
+    use Operation as O;
+    let later = NOW.after(RETRY_DELAY);
+    let observed = |state, busy, retry| Observed { state, busy, retry, reconnect: true, drain: None };
+    let running = |busy, retry| observed(TaskState::Running, busy, retry);
+    assert_eq!(step(Wish::Run, running(Some(O::Wait), None), NOW), Step::Perform(O::Connect));
+    assert_eq!(step(Wish::Run, running(Some(O::Connect), None), NOW), Step::Idle);
+    let failed = Some((O::Connect, later));
+    assert_eq!(step(Wish::Run, running(None, failed), NOW), Step::Perform(O::Wait));
+    assert_eq!(step(Wish::Run, running(Some(O::Wait), failed), NOW), Step::Idle);
+    assert_eq!(step(Wish::Run, running(Some(O::Wait), failed), later), Step::Perform(O::Connect));
+    assert_eq!(step(Wish::Stop, running(Some(O::Connect), None), NOW), Step::Perform(O::Shutdown));
+    // What does not run yet is given its networks when it starts.
+    let starting = observed(TaskState::Starting, None, None);
+    assert_eq!(step(Wish::Run, starting, NOW), Step::Perform(O::Start));
 }
 
 #[test]
@@ -260,7 +281,7 @@ fn states_only_move_forward() {
     for state in TaskState::ALL {
         for wish in [Wish::Park, Wish::Run, Wish::Stop, Wish::Gone] {
             let Step::Perform(operation) =
-                step(wish, Observed { state, busy: None, retry: None, drain: None }, NOW)
+                step(wish, Observed { state, busy: None, retry: None, reconnect: false, drain: None }, NOW)
             else {
                 continue;
             };
@@ -287,7 +308,8 @@ fn states_only_move_forward() {
 #[test]
 fn a_task_that_connections_may_still_come_to_is_stopped_when_its_time_is_over() {
     let until = NOW.after(DRAIN_MAX);
-    let observed = |state, drain| Observed { state, busy: Some(Operation::Wait), retry: None, drain };
+    let observed =
+        |state, drain| Observed { state, busy: Some(Operation::Wait), retry: None, reconnect: false, drain };
     for wish in [Wish::Stop, Wish::Gone] {
         assert_eq!(step(wish, observed(TaskState::Running, Some(until)), NOW), Step::IdleUntil(until));
         for (drain, now) in [(Some(until), until), (None, NOW)] {

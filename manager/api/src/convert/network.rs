@@ -5,14 +5,17 @@ use std::fmt::Display;
 use std::net::Ipv4Addr;
 
 use rswarm_types as types;
-use types::netmap::{MapAttachment, MapEndpoint, MapNetwork, MapNode, MapService, NetworkChange, NetworkMap};
+use types::netmap::{
+    Joined, MapAttachment, MapEndpoint, MapNetwork, MapNode, MapService, NetworkChange, NetworkMap,
+};
 use types::network::{Ipam, Ipam6, IpamSpec, IpamSpec6, Network, NetworkSpec};
 use types::node::{NodeNetworkFacts, TunnelKey, TunnelKeys};
 use types::service::{Protocol, ServiceEndpoint};
 use types::{NetworkId, NodeId, ServiceId, TaskId, Version};
 
 use super::{
-    WireError, all, each, exact_word, labels, narrow, or_default, parse, parse_optional, required, word,
+    Field, WireError, all, each, exact_word, labels, narrow, or_default, parse, parse_optional, required,
+    word,
 };
 use crate::v1;
 
@@ -336,6 +339,10 @@ fn endpoint_to_wire((id, endpoint): (&TaskId, &MapEndpoint)) -> v1::MapEndpoint 
         network: network.to_string(),
         address: address.to_string(),
     };
+    let joined_network = |(network, aliases): (&NetworkId, &Vec<String>)| v1::JoinedNetwork {
+        network: network.to_string(),
+        aliases: aliases.clone(),
+    };
     v1::MapEndpoint {
         task_id: id.to_string(),
         service_id: endpoint.service.to_string(),
@@ -345,6 +352,10 @@ fn endpoint_to_wire((id, endpoint): (&TaskId, &MapEndpoint)) -> v1::MapEndpoint 
         state: v1::EndpointState::from(endpoint.state).into(),
         hostname: endpoint.hostname.clone(),
         nameservers: endpoint.nameservers.iter().map(ToString::to_string).collect(),
+        joined: endpoint.joined.as_ref().map(|joined| v1::Joined {
+            service: joined.service.clone(),
+            networks: joined.aliases.iter().map(joined_network).collect(),
+        }),
     }
 }
 
@@ -359,8 +370,16 @@ fn endpoint_from_wire(wire: v1::MapEndpoint) -> Result<(TaskId, MapEndpoint), Wi
         state: exact_word::<v1::EndpointState, _>("state", wire.state)?,
         hostname: wire.hostname,
         nameservers: texts("nameservers", &wire.nameservers)?,
+        joined: wire.joined.map(|joined| joined_from_wire(joined).field("joined")).transpose()?,
     };
     Ok((parse("task_id", &wire.task_id)?, endpoint))
+}
+
+fn joined_from_wire(wire: v1::Joined) -> Result<Joined, WireError> {
+    let aliases = entries("networks", wire.networks, |at: v1::JoinedNetwork| {
+        Ok((parse("network", &at.network)?, at.aliases))
+    })?;
+    Ok(Joined { service: wire.service, aliases })
 }
 
 /// What is not given is empty.
@@ -473,6 +492,10 @@ mod tests {
                 state: EndpointState::Draining,
                 hostname: "h".into(),
                 nameservers: vec![[192, 0, 2, 53].into()],
+                joined: Some(Joined {
+                    service: "web".into(),
+                    aliases: [(network, vec!["a".to_owned()])].into(),
+                }),
             },
         );
         NetworkChange {

@@ -110,6 +110,10 @@ impl Writer {
             }),
             Write::SetTaskStatus { id, status } => self.set_task_status(*id, status),
             Write::RemoveTask { id } => self.remove_task(*id),
+            Write::ConnectTask { id, network, aliases, address } => {
+                self.connect_task(*id, *network, aliases, *address)?;
+            }
+            Write::DisconnectTask { id, network } => self.disconnect_task(*id, *network)?,
         }
         Ok(())
     }
@@ -446,7 +450,7 @@ impl Writer {
         })
     }
 
-    fn advance_cursors(&mut self, networks: &[TaskNetwork]) {
+    pub(super) fn advance_cursors(&mut self, networks: &[TaskNetwork]) {
         for network in networks {
             if let Some(address) = network.address {
                 self.state.address_cursors.insert(network.network, address.address);

@@ -211,9 +211,10 @@ impl State {
                 _ => {}
             }
             let mesh = usize::from(on_mesh(&task.ports));
-            if state > TaskState::New && task.networks.len() != task.spec.networks.len().max(1) + mesh {
+            let of_service = task.networks.iter().filter(|network| !network.joined).count();
+            if state > TaskState::New && of_service != task.spec.networks.len().max(1) + mesh {
                 // A task without networks of its own is on the default bridge, if the cluster has one.
-                if !(task.spec.networks.is_empty() && task.networks.len() == mesh) {
+                if !(task.spec.networks.is_empty() && of_service == mesh) {
                     found.push(Violation::NoNetworks(task.id, state));
                 }
             }

@@ -4,6 +4,7 @@
 //! and workers move tasks forward; those writes commute with each other and are never refused: one whose object is
 //! gone, or that would move something back, does nothing. So a plan never fails because a worker reported meanwhile.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use rswarm_types::service::{Protocol, PublishMode};
@@ -120,6 +121,18 @@ pub enum Write {
     SetTaskStatus { id: TaskId, status: TaskStatus },
     /// Deletes a task, which tells its worker to delete its container. Ignored if it is gone.
     RemoveTask { id: TaskId },
+
+    /// Connects a task to a network that its service is not on, under `address` or one that is free. Refused if the task has
+    /// no addresses yet or is about to end, if it is on the network, and if the network is not for single tasks.
+    ConnectTask {
+        id: TaskId,
+        network: NetworkId,
+        aliases: Vec<String>,
+        #[serde(default)]
+        address: Option<Ipv4Addr>,
+    },
+    /// Takes a task off a network that it was connected to. Refused if it was not.
+    DisconnectTask { id: TaskId, network: NetworkId },
 }
 
 /// What an update of a service is, seen by the one who asks for it: decides whose pace is kept and how it is told.
@@ -243,6 +256,10 @@ pub enum Rejected {
         #[serde(default)]
         way_out: Box<str>,
     },
+    #[error("task `{task}` cannot be connected to network `{network}`: {reason}")]
+    NotConnected { task: String, network: String, reason: Box<str> },
+    #[error("task `{task}` cannot be disconnected from network `{network}`: {reason}")]
+    NotDisconnected { task: String, network: String, reason: Box<str> },
     #[error("of network `{name}` only labels, subnet and address range can be changed; make another network")]
     NetworkFixed { name: String },
     #[error(

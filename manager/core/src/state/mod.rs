@@ -28,8 +28,8 @@ pub use check::Violation;
 pub use command::{Applied, Command, NewTask, ObjectRef, Rejected, ServiceChange, Write};
 pub use index::NodeUsage;
 pub(crate) use index::{fixed_host_ports, overlays};
-pub(crate) use network::on_mesh;
 pub use network::{AddressHolder, INGRESS_PORTS};
+pub(crate) use network::{on_mesh, task_address};
 
 /// Everything the managers agree on, as of `index`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

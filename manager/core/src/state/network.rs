@@ -3,6 +3,7 @@
 //! Given in the write that needs them, always the next free one in an order that follows from the state alone; what is
 //! taken or used up refuses the write, by name and numbers.
 
+mod join;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -18,6 +19,7 @@ use rswarm_types::network::{FIRST_VNI, Ipam, Ipam6, IpamSpec6, LAST_VNI};
 use rswarm_types::node::NodeNetworkFacts;
 use rswarm_types::service::{EndpointMode, PortConfig, PublishMode, ServiceEndpoint};
 use rswarm_types::subnet::Address;
+use rswarm_types::task::{TaskAddress, TaskAddress6};
 use rswarm_types::{
     Cluster, ClusterId, ClusterSpec, Network, NetworkDriver, NetworkId, Node, NodeId, NodeState, Service,
     ServiceId, ServiceMode, ServiceSpec, Task, TaskId, Timestamp,
@@ -35,6 +37,8 @@ pub const INGRESS_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 const DEFAULT_NETWORK: &str = "bridge";
 /// What fits in twelve bits of a mark: 0 is no node, and the last number means "this host" in the data path.
 const NODE_NUMBERS: RangeInclusive<u16> = 1..=4094;
+/// How often the subnet of a network that was given none can be doubled, as long as there is room for that.
+const GROWTH_BITS: u8 = 4;
 /// How long an address is kept back once it is free: neighbours, connections and name caches forget it meanwhile.
 const QUARANTINE: Duration = Duration::from_secs(5);
 
@@ -199,6 +203,15 @@ fn overlapping<A: Routed>(ipam: Ipam, facts: &NodeNetworkFacts) -> impl Iterator
     routes.map(|(subnet, route)| (subnet.to_string(), route.to_string()))
 }
 
+/// An address of a network as a task is given it.
+pub(crate) fn task_address(ipam: Ipam, address: Ipv4Addr) -> TaskAddress {
+    let ipv6 = ipam.ipv6.map(|ipv6| TaskAddress6 {
+        address: ipv6.twin(ipam.subnet, address),
+        prefix_len: ipv6.subnet.prefix_len,
+    });
+    TaskAddress { address, prefix_len: ipam.subnet.prefix_len, gateway: ipam.gateway, ipv6 }
+}
+
 /// The part of a subnet that addresses are taken from.
 fn range(network: &Network, ipam: Ipam) -> Subnet {
     network.spec.ipam.range.unwrap_or(ipam.subnet)
@@ -322,7 +335,8 @@ impl Writer {
         Ok(Ipam6 { gateway, ..ipv6 })
     }
 
-    /// The first subnet of the pools that overlaps nothing.
+    /// The first subnet of the pools that overlaps nothing, and has room to grow where there is any: up to 2^[`GROWTH_BITS`]
+    /// times its size are free around it, in the first pool that has one. Source: the idea is that of RFC 3531.
     fn free_subnet(&self) -> Result<Subnet, Rejected> {
         let default;
         let spec = match self.state.cluster() {
@@ -335,23 +349,38 @@ impl Writer {
         let mut example = None;
         for pool in &spec.overlay_pools {
             let prefix_len = spec.overlay_prefix_len.max(pool.prefix_len);
-            let end = u64::from(u32::from(pool.address)) + pool.size();
-            let mut next = u64::from(u32::from(pool.address));
-            while let Some(subnet) = u32::try_from(next)
-                .ok()
-                .filter(|_| next < end)
-                .and_then(|first| Subnet::new(first.into(), prefix_len))
-            {
-                let Some((other, by)) = self.state.overlap(subnet, None) else { return Ok(subnet) };
-                // On behind whichever of the two ends later; both are aligned to their size.
-                let of = |subnet: Subnet| u64::from(u32::from(subnet.address)) + subnet.size();
-                next = of(subnet).max(of(other));
-                example = Some(format!("`{other}` is {by}'s"));
+            let widest = prefix_len.saturating_sub(GROWTH_BITS).max(pool.prefix_len);
+            for room in widest..=prefix_len {
+                match self.free_block(*pool, room) {
+                    Ok(block) => return Ok(Subnet { prefix_len, ..block }),
+                    Err(taken) => {
+                        example = taken.map(|(other, by)| format!("`{other}` is {by}'s")).or(example)
+                    }
+                }
             }
         }
         let pools = spec.overlay_pools.iter().map(|pool| format!("`{pool}`")).collect::<Vec<_>>().join(", ");
         let example = example.unwrap_or_else(|| "there is no pool".to_owned());
         Err(Rejected::NoSubnet { prefix_len: spec.overlay_prefix_len, pools, example })
+    }
+
+    /// The first block of a pool that overlaps nothing, else the last thing that is in the way.
+    fn free_block(&self, pool: Subnet, prefix_len: u8) -> Result<Subnet, Option<(Subnet, String)>> {
+        let end = u64::from(u32::from(pool.address)) + pool.size();
+        let mut next = u64::from(u32::from(pool.address));
+        let mut in_the_way = None;
+        while let Some(block) = u32::try_from(next)
+            .ok()
+            .filter(|_| next < end)
+            .and_then(|first| Subnet::new(first.into(), prefix_len))
+        {
+            let Some((other, by)) = self.state.overlap(block, None) else { return Ok(block) };
+            // On behind whichever of the two ends later; both are aligned to their size.
+            let of = |subnet: Subnet| u64::from(u32::from(subnet.address)) + subnet.size();
+            next = of(block).max(of(other));
+            in_the_way = Some((other, by));
+        }
+        Err(in_the_way)
     }
 
     fn free_vni(&mut self) -> Result<u32, Rejected> {

@@ -83,8 +83,9 @@ pub(crate) fn map() -> NetworkMap {
     let mut run = |number: u8, slot, on: &[u8], state, hostname: &str| {
         let addresses = on.iter().map(|&at| (network(at), address(at, number))).collect();
         let (service, hostname) = (service(u16::from(number / 10)), hostname.to_owned());
-        let nameservers = Vec::new();
-        let endpoint = MapEndpoint { service, slot, node: NODE, addresses, state, hostname, nameservers };
+        let (nameservers, joined) = (Vec::new(), None);
+        let endpoint =
+            MapEndpoint { service, slot, node: NODE, addresses, state, hostname, nameservers, joined };
         map.endpoints.insert(task(number.into()), endpoint);
     };
     run(21, 1, &[1, 2, 3], EndpointState::Ready, "");
@@ -109,6 +110,31 @@ pub(crate) fn address(network: u8, host: u8) -> Ipv4Addr {
 
 fn found(address: Ipv4Addr) -> Found {
     Found { address, twin: None }
+}
+
+/// Task 31 of `db`, which is on network 2, connected to network 1 with the alias `Replica`.
+#[test]
+fn a_connected_task_is_found_by_its_own_names_and_its_service_is_not() {
+    let mut map = map();
+    let endpoint = map.endpoints.get_mut(&task(31)).unwrap();
+    endpoint.addresses.insert(network(1), address(1, 31));
+    let aliases = [(network(1), vec!["Replica".to_owned()])].into();
+    endpoint.joined = Some(Joined { service: "db".to_owned(), aliases });
+    // That network's map may not know the service at all.
+    map.services.remove(&service(3));
+    map.endpoints.remove(&task(32));
+    let names = Names::new(&map);
+    let asker = address(1, 61);
+    let full = format!("db.1.{}", task(31));
+    for name in ["replica", "primary", "db.1", "db.1.front", "replica.front", &full, &task(31).short()] {
+        assert_eq!(names.addresses(asker, name), Some(vec![found(address(1, 31))]), "{name}");
+    }
+    for name in ["db", "tasks.db", "1.db", "db.2"] {
+        assert_eq!(names.addresses(asker, name), None, "{name}");
+    }
+    assert_eq!(names.name_of(asker, address(1, 31).into()), Reverse::Name(format!("{full}.front")));
+    // It sees both networks itself.
+    assert_eq!(names.addresses(address(1, 31), "other"), Some(vec![found(address(1, 6))]));
 }
 
 /// A task's short id is enough for its name, and no text beside it.
@@ -144,6 +170,7 @@ pub(crate) fn large_map(services: u16, tasks_each: u16) -> NetworkMap {
                 state: EndpointState::Ready,
                 hostname: format!("host-{place}"),
                 nameservers: Vec::new(),
+                joined: None,
             };
             map.endpoints.insert(task(place), endpoint);
         }

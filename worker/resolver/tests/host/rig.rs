@@ -152,6 +152,7 @@ pub fn map(backends: &[u8]) -> NetworkMap {
             state: EndpointState::Ready,
             hostname: String::new(),
             nameservers: Vec::new(),
+            joined: None,
         };
         map.endpoints.insert(TaskId::from_bytes([host; 16]), endpoint);
     }

@@ -114,6 +114,17 @@ impl Node {
     }
 }
 
+impl Node {
+    /// Brings the files of a running container in line with the networks of its task. What it wrote there itself is lost,
+    /// as with Docker.
+    pub(super) fn rewrite_files(&self, task: &Task) -> Result<(), Error> {
+        let mode = spec::network_mode(task)?;
+        let hostname = spec::hostname(task, mode, &self.hostname);
+        write_files(&self.directory(task.id), task, mode, &hostname)?;
+        Ok(())
+    }
+}
+
 fn resolve_user(task: &Task, image: &Image, layers: &[PathBuf]) -> Result<users::User, Error> {
     let read = |path: &'static str| -> Result<String, Error> {
         let content = rootfs::read_file(layers, path, users::FILE_BYTES_MAX)

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rswarm_api::v1;
 use rswarm_net::{
-    BridgeNetwork, Check, Endpoint, Facts, Finding, HostPort, NetError, Network, NodeNetwork, Overlay, Part,
+    BridgeNetwork, Check, Endpoint, Facts, Finding, NetError, Network, NodeNetwork, Overlay, Part,
     PeerAnswers, PeerQuestions,
 };
 use rswarm_resolver::{MapReader, MapWriter};
@@ -20,6 +20,7 @@ use rswarm_types::task::{PortStatus, TaskAddress, TaskNetwork};
 use rswarm_types::{NetworkDriver, NetworkId, NodeId, Task, TaskId, Timestamp, Version};
 
 use super::keys::Keys;
+use super::links::{Link, endpoints, fresh_endpoints, host_port, links};
 use super::overlay::{self, Guarded};
 use super::ports::{self, NodePort};
 use super::record::Record;
@@ -169,6 +170,7 @@ impl TaskNetworks {
             return Ok(());
         }
         let former = std::mem::replace(&mut state.map, announced);
+        self.leave_lost_networks(state, &former).await;
         if let Err(failure) = self.set_overlay(state).await {
             // Whoever asks next tries again.
             state.map = former;
@@ -180,6 +182,20 @@ impl TaskNetworks {
         };
         written.map_err(|error| Failure::new(FailureKind::Temporary, &error))?;
         self.resolve(state)
+    }
+
+    /// Disconnects containers from overlays that are no longer this node's: a task that was disconnected is told of only
+    /// after this.
+    async fn leave_lost_networks(&self, state: &mut State, former: &NetworkMap) {
+        let gone = former.networks.keys().filter(|id| !state.map.networks.contains_key(*id));
+        let gone: BTreeSet<String> = gone.map(ToString::to_string).collect();
+        let mut lost = Vec::new();
+        for attached in state.attached.values_mut() {
+            lost.extend(attached.endpoints.extract_if(.., |endpoint| gone.contains(&endpoint.network)));
+        }
+        for endpoint in lost {
+            self.detach_endpoint(&endpoint.id).await;
+        }
     }
 
     /// Sees to it that names resolve on a node that takes part in overlays.
@@ -232,15 +248,8 @@ impl TaskNetworks {
         let mut state = self.state.lock().await;
         // What an attempt before left, as of a daemon that ended between this and the start.
         self.detach(&mut state, task.id).await;
-        if task.networks.iter().any(|network| network.driver == NetworkDriver::Overlay) {
-            self.catch_up(&mut state).await?;
-            overlay::check(&state.map, task)?;
-            if let Encryption::Without(obstacle) = &self.encryption {
-                overlay::check_clear(&state.map, task, obstacle)?;
-            }
-        }
-        let links: Vec<(&TaskNetwork, TaskAddress)> =
-            task.networks.iter().filter_map(|network| Some((network, network.address?))).collect();
+        self.prepare_overlays(&mut state, task).await?;
+        let links = links(task);
         let in_node = task.networks.iter().any(|network| network.driver == NetworkDriver::Host);
         let has_host_ports = task.ports.iter().any(|port| port.mode == PublishMode::Host);
         if has_host_ports && links.is_empty() && !in_node {
@@ -264,14 +273,13 @@ impl TaskNetworks {
             ports::choose(&task.ports, &taken, is_free, random)
                 .map_err(|error| Failure::new(FailureKind::Unfit, &error))?
         };
-        let bridges = links.iter().filter(|(network, _)| network.driver == NetworkDriver::Bridge);
-        record.networks = bridges.map(|(network, address)| self.bridge(network, *address)).collect();
+        record.networks = self.bridges(&links);
         let host_ports = if in_node { Vec::new() } else { record.ports.iter().map(host_port).collect() };
         record.endpoints = endpoints(task.id, pid, &links, &state.map, host_ports);
         let present = Attached::of(record, in_node);
         // Before the kernel has it: should this be given up half-way, the release must know of it.
         state.attached.insert(task.id, present);
-        if let Err(error) = self.connect(record).await {
+        if let Err(error) = self.make_links(record).await {
             let failure = explain(&error, &state.attached);
             self.detach(&mut state, task.id).await;
             return Err(failure);
@@ -279,7 +287,53 @@ impl TaskNetworks {
         Ok(())
     }
 
-    async fn connect(&self, record: &Record) -> Result<(), NetError> {
+    /// Makes this node know the overlays of `task` before it is connected to them.
+    async fn prepare_overlays(&self, state: &mut State, task: &Task) -> Result<(), Failure> {
+        if task.networks.iter().any(|network| network.driver == NetworkDriver::Overlay) {
+            self.catch_up(state).await?;
+            overlay::check(&state.map, task)?;
+            if let Encryption::Without(obstacle) = &self.encryption {
+                overlay::check_clear(&state.map, task, obstacle)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the running container of `task` the links that its networks call for, and takes away what no network calls
+    /// for any more; those it keeps are not touched.
+    ///
+    /// # Errors
+    /// As [`Self::attach`]; then nothing new stays attached.
+    pub async fn connect(&self, task: &Task, pid: i32, record: &mut Record) -> Result<(), Failure> {
+        let mut state = self.state.lock().await;
+        self.prepare_overlays(&mut state, task).await?;
+        let links = links(task);
+        let gone = record.endpoints.extract_if(.., |endpoint| {
+            !links.iter().any(|(network, _)| endpoint.network == network.network.to_string())
+        });
+        let gone: Vec<Endpoint> = gone.collect();
+        let kept = record.endpoints.len();
+        let fresh = fresh_endpoints(task.id, pid, &links, &record.endpoints, &state.map);
+        record.endpoints.extend(fresh);
+        record.networks = self.bridges(&links);
+        let Some(former) = state.attached.insert(task.id, Attached::of(record, false)) else {
+            // It has ended meanwhile.
+            state.attached.remove(&task.id);
+            return Ok(());
+        };
+        let result = self.make_links(record).await;
+        let unwanted = if result.is_ok() { &gone } else { &record.endpoints[kept..] };
+        for endpoint in unwanted {
+            self.detach_endpoint(&endpoint.id).await;
+        }
+        result.map_err(|error| {
+            let failure = explain(&error, &state.attached);
+            state.attached.insert(task.id, former);
+            failure
+        })
+    }
+
+    async fn make_links(&self, record: &Record) -> Result<(), NetError> {
         for network in &record.networks {
             self.network.ensure_network(network).await?;
         }
@@ -307,10 +361,14 @@ impl TaskNetworks {
     async fn detach(&self, state: &mut State, task: TaskId) {
         let Some(gone) = state.attached.remove(&task) else { return };
         for endpoint in &gone.endpoints {
-            if let Err(error) = self.network.detach(&endpoint.id).await {
-                let error = rswarm_types::error::chain(&error);
-                tracing::warn!(endpoint = %endpoint.id, %error, "endpoint stays until the next repair");
-            }
+            self.detach_endpoint(&endpoint.id).await;
+        }
+    }
+
+    async fn detach_endpoint(&self, endpoint: &str) {
+        if let Err(error) = self.network.detach(endpoint).await {
+            let error = rswarm_types::error::chain(&error);
+            tracing::warn!(endpoint, %error, "endpoint stays until the next repair");
         }
     }
 
@@ -446,6 +504,11 @@ impl TaskNetworks {
         }
     }
 
+    fn bridges(&self, links: &[Link<'_>]) -> Vec<BridgeNetwork> {
+        let bridges = links.iter().filter(|(network, _)| network.driver == NetworkDriver::Bridge);
+        bridges.map(|(network, address)| self.bridge(network, *address)).collect()
+    }
+
     fn bridge(&self, network: &TaskNetwork, address: TaskAddress) -> BridgeNetwork {
         let subnet =
             Subnet::new(address.gateway, address.prefix_len).map_or(address.gateway, |subnet| subnet.address);
@@ -517,40 +580,6 @@ fn desired(attached: &BTreeMap<TaskId, Attached>) -> NodeNetwork {
         desired.endpoints.extend(present.endpoints.iter().cloned());
     }
     desired
-}
-
-/// One endpoint for each network with addresses, `eth0` on. Ports lead to the one with the way out.
-fn endpoints(
-    task: TaskId,
-    pid: i32,
-    links: &[(&TaskNetwork, TaskAddress)],
-    map: &NetworkMap,
-    mut ports: Vec<HostPort>,
-) -> Vec<Endpoint> {
-    let networks: Vec<_> = links.iter().map(|(network, _)| *network).collect();
-    let way_out = overlay::way_out(map, &networks);
-    let open = way_out.or(networks.first().map(|network| network.network));
-    let endpoint = |(n, (network, address)): (usize, &(&TaskNetwork, TaskAddress))| Endpoint {
-        id: if n == 0 { task.to_string() } else { format!("{task}.{n}") },
-        network: network.network.to_string(),
-        netns_pid: pid,
-        address: address.address,
-        prefix_len: address.prefix_len,
-        gateway: address.gateway,
-        default_route: way_out == Some(network.network),
-        interface_name: format!("eth{n}"),
-        ports: if open == Some(network.network) { std::mem::take(&mut ports) } else { Vec::new() },
-    };
-    links.iter().enumerate().map(endpoint).collect()
-}
-
-fn host_port(port: &PortStatus) -> HostPort {
-    HostPort {
-        protocol: protocol(port.protocol),
-        published: port.published,
-        target: port.target,
-        at: ports::place(port.host_ip, port.interface),
-    }
 }
 
 pub fn protocol(protocol: Protocol) -> rswarm_net::Protocol {

@@ -259,6 +259,7 @@ mod tests {
             state,
             hostname: String::new(),
             nameservers: Vec::new(),
+            joined: None,
         };
         let port = PortConfig {
             protocol: Protocol::Tcp,
@@ -405,6 +406,7 @@ mod tests {
             driver,
             address: None,
             aliases: Vec::new(),
+            joined: false,
         };
         let (front, ingress) =
             (task_network(FRONT, NetworkDriver::Overlay), task_network(INGRESS, NetworkDriver::Overlay));

@@ -261,6 +261,7 @@ fn the_hosts_network_is_shared_and_not_mixed() {
         driver,
         address: None,
         aliases: vec![],
+        joined: false,
     };
     let has_own = |task: &Task| {
         let spec = built(task, &nginx()).unwrap();

@@ -9,7 +9,7 @@ use rswarm_types::service::{EndpointMode, FailureAction, PortConfig, Protocol, P
 use rswarm_types::task::NetworkAttachment;
 use rswarm_types::{
     Cluster, ClusterId, Network, NetworkDriver, NetworkId, NetworkSpec, NodeDescription, ServiceId,
-    ServiceMode, ServiceSpec, TaskState,
+    ServiceMode, ServiceSpec, TaskId, TaskState,
 };
 
 use super::AddressHolder;
@@ -79,17 +79,18 @@ fn overlays_get_vnis_and_subnets_that_overlap_nothing() {
     });
     let front = make(&mut f, "front", |_| {});
     let back = make(&mut f, "back", |_| {});
-    assert_eq!([subnet(&f, front), subnet(&f, back)], ["10.0.32.0/20", "10.0.48.0/20"]);
+    // Each has room to grow, up to sixteen times; neither what is routed nor another network is in the way.
+    assert_eq!([subnet(&f, front), subnet(&f, back)], ["10.1.0.0/20", "10.2.0.0/20"]);
     assert_eq!((network(&f, front).vni, network(&f, back).vni), (Some(4096), Some(4097)));
     // A subnet is used again, a VNI not so soon: packets of the network that had it may still be under way.
     f.must(vec![Write::RemoveNetwork { id: front }]);
     let third = make(&mut f, "third", |_| {});
-    assert_eq!((subnet(&f, third).as_str(), network(&f, third).vni), ("10.0.32.0/20", Some(4098)));
+    assert_eq!((subnet(&f, third).as_str(), network(&f, third).vni), ("10.1.0.0/20", Some(4098)));
 
     let of = |text: &str| Some(text.parse::<Subnet>().unwrap());
-    let (_, write) = overlay(&mut f, "a", |spec| spec.ipam.subnet = of("10.0.48.0/24"));
+    let (_, write) = overlay(&mut f, "a", |spec| spec.ipam.subnet = of("10.2.15.0/24"));
     let text = refused(&mut f, write);
-    assert_eq!(text, "subnet `10.0.48.0/24` overlaps `10.0.48.0/20`, network `back`; choose another one");
+    assert_eq!(text, "subnet `10.2.15.0/24` overlaps `10.2.0.0/20`, network `back`; choose another one");
     let (_, write) = overlay(&mut f, "a", |spec| spec.ipam.subnet = of("10.0.18.0/24"));
     let text = refused(&mut f, write);
     assert!(text.contains("overlaps `10.0.16.0/22`, a route of node `alpha`"), "{text}");
@@ -165,14 +166,27 @@ fn a_node_that_comes_with_a_route_to_a_network_is_told() {
     let mut f = Fixture::new(0);
     make(&mut f, "front", |_| {});
     f.add_node(1, |node| {
-        let routes = vec!["10.0.20.0/24".parse().unwrap(), "192.0.2.0/24".parse().unwrap()];
+        let routes = vec!["10.1.4.0/24".parse().unwrap(), "192.0.2.0/24".parse().unwrap()];
         let network = NodeNetworkFacts { routes, ..NodeNetworkFacts::default() };
         node.description = Some(NodeDescription { hostname: "beta".into(), network, ..Default::default() });
     });
     let conflicts = f.state.route_conflicts(f.state.node(node_id(1)).unwrap());
-    let expected = "network `front` has the addresses `10.0.16.0/20`, and node `beta` has a route of its own to \
-                    `10.0.20.0/24`: ";
+    let expected = "network `front` has the addresses `10.1.0.0/20`, and node `beta` has a route of its own to \
+                    `10.1.4.0/24`: ";
     assert!(conflicts.len() == 1 && conflicts[0].starts_with(expected), "{conflicts:?}");
+}
+
+#[test]
+fn networks_stand_apart_as_long_as_there_is_room() {
+    let mut f = Fixture::new(0);
+    let mut cluster = (**f.state.cluster().unwrap()).clone();
+    cluster.spec.overlay_pools = vec!["10.64.0.0/20".parse().unwrap(), "10.96.0.0/22".parse().unwrap()];
+    cluster.spec.overlay_prefix_len = 22;
+    let expected = Some(cluster.meta.version);
+    f.must(vec![Write::PutCluster { cluster: Box::new(cluster), expected }]);
+    let made: Vec<_> = (0..5).map(|n| make(&mut f, &format!("n{n}"), |_| {})).collect();
+    let subnets: Vec<_> = made.iter().map(|id| subnet(&f, *id)).collect();
+    assert_eq!(subnets, ["10.64.0.0/22", "10.64.8.0/22", "10.64.4.0/22", "10.64.12.0/22", "10.96.0.0/22"]);
 }
 
 #[test]
@@ -559,4 +573,90 @@ fn a_plan_made_before_its_network_grew_gives_no_address() {
     assert!(prefixes(&f).is_empty());
     f.run();
     assert_eq!((f.running(web), prefixes(&f)), (1, vec![16]));
+}
+
+fn connect(id: TaskId, network: NetworkId, address: Option<&str>) -> Write {
+    let address = address.map(|text| text.parse().unwrap());
+    Write::ConnectTask { id, network, aliases: vec!["db".to_owned()], address }
+}
+
+#[test]
+fn a_task_is_connected_to_a_network_and_taken_off_again() {
+    let mut f = Fixture::new(1);
+    let front = make(&mut f, "front", |_| {});
+    let tools = make(&mut f, "tools", |spec| {
+        spec.attachable = true;
+        spec.ipam.subnet = Some("10.9.0.0/29".parse().unwrap());
+        spec.ipam.ipv6 = Some(IpamSpec6::default());
+    });
+    let web = f.create("web", 1, on(&[front]));
+    f.run();
+    let id = f.current(web)[0].id;
+    let networks = |f: &Fixture| f.state.task(id).unwrap().networks.clone();
+    let refused = |f: &mut Fixture, write: Write, expected: &str| {
+        let text = refused(f, write);
+        assert!(text.starts_with("task `web.1` cannot be ") && text.contains(expected), "{text}");
+    };
+    refused(&mut f, connect(id, front, None), "it is on that network already");
+    refused(&mut f, connect(id, tools, Some("10.9.0.1")), "address 10.9.0.1 is not for tasks");
+    refused(&mut f, connect(id, tools, Some("10.9.1.2")), "expected one of `10.9.0.0/29`");
+    f.must(vec![connect(id, tools, Some("10.9.0.6"))]);
+    let joined = networks(&f).pop().unwrap();
+    let ipv6 = network(&f, tools).ipam.unwrap().twin([10, 9, 0, 6].into());
+    assert_eq!(joined.address.unwrap().ipv6.map(|ipv6| ipv6.address), ipv6);
+    assert_eq!((networks(&f).len(), joined.joined, joined.aliases), (2, true, vec!["db".to_owned()]));
+    assert_eq!(f.state.check(), []);
+    refused(&mut f, connect(id, tools, None), "it is on that network already");
+    assert!(f.commit(vec![Write::RemoveNetwork { id: tools }]).is_err());
+
+    let api = f.create("api", 1, on(&[front]));
+    f.run();
+    let other = f.current(api)[0].id;
+    let text = super::tests::refused(&mut f, connect(other, tools, Some("10.9.0.6")));
+    assert!(text.ends_with(&format!("address 10.9.0.6 is in use by task `{id}`")), "{text}");
+    // A service is taken off a network with all its tasks, and is no reason for them to stay connected.
+    let write = |network| Write::DisconnectTask { id, network };
+    refused(&mut f, write(front), "`rswarm service update --network-rm front web`");
+    f.must(vec![write(tools)]);
+    assert_eq!((networks(&f).len(), f.state.address_owner(tools, [10, 9, 0, 6].into())), (1, None));
+    refused(&mut f, write(tools), "it is not on that network");
+
+    // A replacement comes without.
+    f.must(vec![connect(id, tools, None)]);
+    f.update(web, |spec| spec.task.force_update += 1);
+    f.run();
+    let next = f.current(web)[0].clone();
+    assert!(next.id != id && next.networks.len() == 1);
+    refused(&mut f, connect(id, tools, None), "it has ended or is about to");
+    assert_eq!((f.state.addresses_used(tools), f.state.check()), (0, vec![]));
+}
+
+#[test]
+fn tasks_are_connected_only_to_networks_that_are_for_single_ones() {
+    let mut f = Fixture::new(1);
+    let closed = make(&mut f, "closed", |_| {});
+    let ingress = make(&mut f, "mesh", |spec| spec.ingress = true);
+    let open = make(&mut f, "open", |spec| spec.attachable = true);
+    let named = |f: &mut Fixture, name: &str| f.state.network_by_name(name).map(|network| network.id);
+    let bridge = named(&mut f, "bridge").unwrap();
+    let mut host = f.network("host", "10.9.0.0/24");
+    (host.ipam, host.spec.driver) = (None, NetworkDriver::Host);
+    let host_id = host.id;
+    f.must(vec![Write::CreateNetwork(Box::new(host))]);
+    let web = f.create("web", 1, |_| {});
+    let node_own = f.create("agent", 1, on(&[host_id]));
+    f.run();
+    let (id, agent) = (f.current(web)[0].id, f.current(node_own)[0].id);
+    for (task, network, expected) in [
+        (id, closed, "only whole services come to it; make a network with `--attachable`"),
+        (id, ingress, "only for published ports"),
+        (id, host_id, "only networks of driver `overlay` or `bridge`"),
+        (id, bridge, "it is on that network already"),
+        (agent, open, "the node's own network"),
+    ] {
+        let text = refused(&mut f, connect(task, network, None));
+        assert!(text.contains(expected), "{text}");
+    }
+    let unknown = NetworkId::from_bytes([0xee; 16]);
+    assert!(refused(&mut f, connect(id, unknown, None)).ends_with("not found"));
 }

@@ -1,0 +1,150 @@
+//! The links of one container: which it has to have, and how they are numbered. Pure.
+
+use std::collections::BTreeSet;
+
+use rswarm_net::{Endpoint, HostPort};
+use rswarm_types::netmap::NetworkMap;
+use rswarm_types::task::{PortStatus, TaskAddress, TaskNetwork};
+use rswarm_types::{NetworkId, Task, TaskId};
+
+use super::network::protocol;
+use super::record::Record;
+use super::{overlay, ports};
+
+/// A network of a task that gives addresses.
+pub type Link<'a> = (&'a TaskNetwork, TaskAddress);
+
+pub fn links(task: &Task) -> Vec<Link<'_>> {
+    task.networks.iter().filter_map(|network| Some((network, network.address?))).collect()
+}
+
+/// Whether a container was given a link for each network of its task, and no other.
+pub fn has_its_links(task: &Task, record: &Record) -> bool {
+    let wanted: BTreeSet<String> =
+        links(task).iter().map(|(network, _)| network.network.to_string()).collect();
+    let held = record.endpoints.iter().map(|endpoint| endpoint.network.clone());
+    held.collect::<BTreeSet<_>>() == wanted
+}
+
+/// Endpoints for the networks that a running container is not on yet. Its way out stays where it is; one that has none
+/// gets the first that there is.
+pub fn fresh_endpoints(
+    task: TaskId,
+    pid: i32,
+    links: &[Link<'_>],
+    held: &[Endpoint],
+    map: &NetworkMap,
+) -> Vec<Endpoint> {
+    let fresh = links.iter().filter(|(network, _)| {
+        let id = network.network.to_string();
+        held.iter().all(|endpoint| endpoint.network != id)
+    });
+    let fresh: Vec<_> = fresh.collect();
+    let networks: Vec<_> = fresh.iter().map(|(network, _)| *network).collect();
+    let has_way_out = held.iter().any(|endpoint| endpoint.default_route);
+    let way_out = overlay::way_out(map, &networks).filter(|_| !has_way_out);
+    let is_held = |n: &usize| held.iter().any(|endpoint| endpoint.interface_name == interface_name(*n));
+    let numbers = (0..).filter(|n| !is_held(n));
+    let pairs = fresh.iter().zip(numbers);
+    pairs.map(|(link, n)| endpoint(task, pid, link, n, way_out)).collect()
+}
+
+fn interface_name(n: usize) -> String {
+    format!("eth{n}")
+}
+
+/// The `n`-th link of a task's container.
+fn endpoint(
+    task: TaskId,
+    pid: i32,
+    (network, address): &Link<'_>,
+    n: usize,
+    way_out: Option<NetworkId>,
+) -> Endpoint {
+    Endpoint {
+        id: if n == 0 { task.to_string() } else { format!("{task}.{n}") },
+        network: network.network.to_string(),
+        netns_pid: pid,
+        address: address.address,
+        prefix_len: address.prefix_len,
+        gateway: address.gateway,
+        default_route: way_out == Some(network.network),
+        interface_name: interface_name(n),
+        ports: Vec::new(),
+    }
+}
+
+/// One endpoint for each network with addresses, `eth0` on. Ports lead to the one with the way out.
+pub fn endpoints(
+    task: TaskId,
+    pid: i32,
+    links: &[Link<'_>],
+    map: &NetworkMap,
+    mut ports: Vec<HostPort>,
+) -> Vec<Endpoint> {
+    let networks: Vec<_> = links.iter().map(|(network, _)| *network).collect();
+    let way_out = overlay::way_out(map, &networks);
+    let open = way_out.or(networks.first().map(|network| network.network));
+    let with_ports = |(n, link): (usize, &Link<'_>)| Endpoint {
+        ports: if open == Some(link.0.network) { std::mem::take(&mut ports) } else { Vec::new() },
+        ..endpoint(task, pid, link, n, way_out)
+    };
+    links.iter().enumerate().map(with_ports).collect()
+}
+
+pub fn host_port(port: &PortStatus) -> HostPort {
+    HostPort {
+        protocol: protocol(port.protocol),
+        published: port.published,
+        target: port.target,
+        at: ports::place(port.host_ip, port.interface),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rswarm_types::NetworkDriver;
+
+    use super::*;
+
+    fn network(n: u8, joined: bool) -> TaskNetwork {
+        let address = TaskAddress {
+            address: [10, n, 0, 2].into(),
+            prefix_len: 16,
+            gateway: [10, n, 0, 1].into(),
+            ipv6: None,
+        };
+        TaskNetwork {
+            network: NetworkId::from_bytes([n; 16]),
+            name: format!("n{n}"),
+            driver: NetworkDriver::Bridge,
+            address: Some(address),
+            aliases: vec![],
+            joined,
+        }
+    }
+
+    #[test]
+    fn what_is_connected_later_takes_the_next_free_name_and_leaves_the_way_out() {
+        let (map, task) = (NetworkMap::default(), TaskId::from_bytes([7; 16]));
+        let all: Vec<TaskNetwork> = (1..=3).map(|n| network(n, n > 1)).collect();
+        let links: Vec<Link<'_>> = all.iter().filter_map(|one| Some((one, one.address?))).collect();
+        let shown = |endpoints: &[Endpoint]| -> Vec<_> {
+            let one = |endpoint: &Endpoint| {
+                (endpoint.interface_name.clone(), endpoint.address.octets()[1], endpoint.default_route)
+            };
+            endpoints.iter().map(one).collect()
+        };
+        let eth = |n: u8| format!("eth{n}");
+        let mut held = endpoints(task, 1, &links[..1], &map, vec![]);
+        assert_eq!(shown(&held), [(eth(0), 1, true)]);
+        held.extend(fresh_endpoints(task, 1, &links, &held, &map));
+        assert_eq!(shown(&held), [(eth(0), 1, true), (eth(1), 2, false), (eth(2), 3, false)]);
+        assert_eq!(held[2].id, format!("{task}.2"));
+        held.remove(1);
+        assert_eq!(shown(&fresh_endpoints(task, 1, &links, &held, &map)), [(eth(1), 2, false)]);
+        // One without a way out gets it with the first network that has one.
+        let fresh = fresh_endpoints(task, 1, &links[1..], &[], &map);
+        assert_eq!(shown(&fresh), [(eth(0), 2, true), (eth(1), 3, false)]);
+    }
+}
