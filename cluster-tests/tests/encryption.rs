@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rswarm_api::v1;
 use rswarm_cluster_tests::ClusterLab;
+use rswarm_cluster_tests::kernel::output;
 use rswarm_lab::page;
 use rswarm_net::lab::Witness;
 
@@ -81,7 +82,7 @@ fn what_tasks_send_each_other_on_an_encrypted_network_is_nowhere_to_be_read() {
     lab.until_ready(NODES);
     lab.refused(1, &["network", "create", "--opt", "encrypted=perhaps", "x"], &["encrypted=perhaps"]);
     lab.ok(1, &["network", "create", "open"]);
-    lab.ok(1, &["network", "create", "--opt", "encrypted", "secret"]);
+    lab.ok(1, &["network", "create", "--opt", "encrypted", "--subnet", "10.64.0.0/27", "secret"]);
     assert!((1..=NODES).all(|number| !encrypts(&lab, number)), "only nodes with tasks there need it");
     let networks = ["--network", "open", "--network", "secret"];
     lab.create(1, "web", NODES, &networks, &["serve", "80"]);
@@ -98,7 +99,8 @@ fn what_tasks_send_each_other_on_an_encrypted_network_is_nowhere_to_be_read() {
     assert!(!Witness::reads(&frames, IN_THE_CLEAR));
     assert!(Witness::datagrams_to(&frames, 4790) > NODES * NODES);
 
-    // Every node changes its key several times meanwhile, and no page fails.
+    // The network grows and every node changes its key several times meanwhile, and no page fails.
+    lab.ok(1, &["network", "update", "--subnet", "10.64.0.0/20", "secret"]);
     let mut seen = vec![keys(&lab)];
     let end = Instant::now() + KEY_PERIOD * 6;
     let mut longest = Duration::ZERO;
@@ -117,6 +119,8 @@ fn what_tasks_send_each_other_on_an_encrypted_network_is_nowhere_to_be_read() {
         assert!(of_node.len() > 2, "node {} has had {} keys", node + 1, of_node.len());
     }
     assert!(!Witness::reads(&witness.frames(), IN_THE_CLEAR));
+    let grown = output(&secret.0[0].0, "ip -brief -4 addr");
+    assert!(grown.contains(&format!("{}/20", secret.0[0].1)), "{grown}");
     lab.wait("every kernel is as it was told", SOON, || {
         let output = lab.rswarm(1, &["network", "verify"]);
         if output.code == Some(0) { Ok(()) } else { Err(output.stdout + &output.stderr) }
