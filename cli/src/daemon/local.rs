@@ -212,40 +212,7 @@ fn import_config(header: &v1::import_image_request::Header) -> Result<ImportConf
     if !header.message.is_empty() {
         config.message = Some(header.message.clone());
     }
-    for change in &header.changes {
-        let (instruction, rest) = change.trim().split_once(char::is_whitespace).unwrap_or((change, ""));
-        let rest = rest.trim();
-        let words = || -> Vec<String> {
-            serde_json::from_str(rest)
-                .unwrap_or_else(|_| vec!["/bin/sh".to_owned(), "-c".to_owned(), rest.to_owned()])
-        };
-        match instruction.to_ascii_uppercase().as_str() {
-            "CMD" => config.cmd = Some(words()),
-            "ENTRYPOINT" => config.entrypoint = Some(words()),
-            "ENV" => config.env.push(match rest.split_once('=') {
-                Some(_) => rest.to_owned(),
-                None => rest.replacen(char::is_whitespace, "=", 1),
-            }),
-            "WORKDIR" => config.workdir = Some(rest.to_owned()),
-            "USER" => config.user = Some(rest.to_owned()),
-            "STOPSIGNAL" => config.stop_signal = Some(rest.to_owned()),
-            "EXPOSE" => config.exposed_ports.extend(
-                rest.split_whitespace()
-                    .map(|port| if port.contains('/') { port.to_owned() } else { format!("{port}/tcp") }),
-            ),
-            "VOLUME" => config.volumes.extend(rest.split_whitespace().map(str::to_owned)),
-            "LABEL" => {
-                let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
-                config.labels.insert(key.to_owned(), value.trim_matches('"').to_owned());
-            }
-            other => {
-                return Err(format!(
-                    "invalid change `{change}`: `{other}` is not one of CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, \
-                     STOPSIGNAL, USER, VOLUME, WORKDIR"
-                ));
-            }
-        }
-    }
+    header.changes.iter().try_for_each(|change| config.change(change))?;
     Ok(config)
 }
 

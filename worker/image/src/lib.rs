@@ -15,6 +15,7 @@ mod ahead;
 mod archive;
 mod blobs;
 pub mod builder;
+mod changes;
 mod compress;
 mod digest;
 mod error;
