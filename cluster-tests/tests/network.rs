@@ -557,6 +557,7 @@ fn planted_entries_vanish_and_are_counted() {
     form(&lab, 3);
     lab.until_kernels_are_exact(1, SOON);
     let before = mended(&lab);
+    assert_eq!(before, [0, 0, 0], "nothing differs in health");
     // On host-1, so `…:01` is its own and `…:02` a peer's; 10.1.0.2 is the first virtual address on `front`.
     let planted = [
         "bridge fdb replace 02:52:00:00:00:02 dev rsx4097 dst 10.79.0.99 self permanent",
@@ -571,6 +572,8 @@ fn planted_entries_vanish_and_are_counted() {
         "ip neigh replace 169.254.128.2 lladdr 02:52:00:00:00:03 dev rsb4096 nud permanent",
         "ip route replace default via 169.254.128.3 dev rsb4096 table 1002 onlink",
         "ip rule del fwmark 0x3/0xfff",
+        "ip rule add from 10.1.0.3 lookup 1002 pref 50",
+        "ip route add blackhole 10.1.0.3",
         "nft add element inet rswarm members { rsb4097 . 10.1.0.200 }",
         "nft delete element inet rswarm services { rsb4097 . 10.1.0.2 }",
     ];
@@ -583,4 +586,14 @@ fn planted_entries_vanish_and_are_counted() {
     assert!(after[0] >= before[0] + planted.len() as u64, "{before:?} {after:?}");
     assert_eq!(after[1..], before[1..], "nothing was planted there");
     assert!(lab.ok(1, &["network", "verify"]).contains("as it should be"));
+    // What ends is no difference either, also of the bridges that only this service was on.
+    lab.create(1, "local", 3, &[MONITOR], &["serve", "80"]);
+    lab.until_running(1, "local", 3, SOON);
+    lab.ok(1, &["service", "rm", "web", "client", "local"]);
+    lab.wait("all tasks are gone", SOON, || {
+        let left = lab.ok(1, &["task", "ls", "-q"]);
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+    lab.until_kernels_are_exact(1, SOON);
+    assert_eq!(mended(&lab), after);
 }

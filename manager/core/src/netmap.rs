@@ -231,7 +231,14 @@ impl<'a> View<'a> {
 fn map_node(node: &Node) -> Option<MapNode> {
     let network = &node.description.as_ref()?.network;
     let (addr, tunnel) = (network.data_path_addr?, network.tunnel);
-    (node.number != 0).then(|| MapNode { number: node.number, name: node.display_name(), addr, tunnel })
+    let addresses = network.addresses.clone();
+    (node.number != 0).then(|| MapNode {
+        number: node.number,
+        name: node.display_name(),
+        addr,
+        addresses,
+        tunnel,
+    })
 }
 
 fn is_reachable(node: &Node) -> bool {

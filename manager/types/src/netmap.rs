@@ -39,6 +39,9 @@ pub struct MapNode {
     pub name: String,
     /// Its data path address.
     pub addr: IpAddr,
+    /// [`NodeNetworkFacts::addresses`](crate::node::NodeNetworkFacts::addresses).
+    #[serde(default)]
+    pub addresses: BTreeSet<IpAddr>,
     /// Without keys nothing can be sent to it on encrypted networks.
     #[serde(default)]
     pub tunnel: Option<TunnelKeys>,

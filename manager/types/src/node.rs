@@ -97,6 +97,8 @@ pub struct NodeNetworkFacts {
     pub routes: Vec<Subnet>,
     /// The same of IPv6.
     pub routes6: Vec<Subnet6>,
+    /// All addresses of the node but those of its loopback, of its links alone and of its networks for tasks.
+    pub addresses: BTreeSet<IpAddr>,
     /// Ports of the mesh on which other processes of the node listen: it leaves them to those.
     pub ports_in_use: BTreeSet<(Protocol, u16)>,
     /// By which others know it on encrypted networks; `None` of a node that cannot take part in these.
@@ -108,6 +110,8 @@ pub struct NodeNetworkFacts {
 impl NodeNetworkFacts {
     /// Routes that are told at most: a description has a bounded size.
     pub const ROUTES_MAX: usize = 512;
+    /// Addresses that are told at most: every other node minds them.
+    pub const ADDRESSES_MAX: usize = 64;
 }
 
 /// The public X25519 keys of a node. There are two places for them, each with an address of the node inside the tunnel,

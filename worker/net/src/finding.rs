@@ -67,7 +67,7 @@ impl Finding {
             Operation::RemoveLink { link: name } => link(false, name)?,
             Operation::CreateBridge { bridge: name, .. }
             | Operation::SetBridge { bridge: name, .. }
-            | Operation::RouteLocalnet { bridge: name }
+            | Operation::SettleBridge { bridge: name }
             | Operation::CreateVeth { link: name, .. }
             | Operation::SetVeth { link: name, .. } => link(true, name)?,
             Operation::AddAddress { link, address } => {
@@ -118,6 +118,7 @@ fn of_piece(missing: bool, piece: &Piece) -> (Part, bool, String, Option<String>
         // The ways back of published ports, and the way out of all.
         Piece::Route { .. } => (Part::Route, None),
         Piece::Rule(_) => (Part::Rule, None),
+        Piece::Stranger(stranger) => (if stranger.is_rule { Part::Rule } else { Part::Route }, None),
         Piece::Element(element) => (Part::Map, element.of_link()),
         Piece::Balancer(_) => (Part::Map, None),
     };

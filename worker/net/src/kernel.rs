@@ -42,6 +42,17 @@ fn route_localnet(bridge: &str) -> PathBuf {
     PathBuf::from(format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"))
 }
 
+/// Absent where the kernel has no IPv6.
+fn disable_ipv6(bridge: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/sys/net/ipv6/conf/{bridge}/disable_ipv6"))
+}
+
+/// The settings of a bridge of this node alone: published ports answer at 127.0.0.1, and no container is its router.
+fn settle_bridge(bridge: &str) -> Result<(), NetError> {
+    switch_on(&route_localnet(bridge))?;
+    if has_ipv6() { switch_on(&disable_ipv6(bridge)) } else { Ok(()) }
+}
+
 /// Whether a sysctl of this thread's network namespace is on. One that cannot be read counts as off: writing it then
 /// gives the error that names it.
 fn is_on(path: &Path) -> bool {
@@ -193,11 +204,19 @@ impl Kernel {
                 && !ours.contains(&route.link)
                 && route.link != LOOPBACK
         });
+        let addresses6 = route::addresses6(&mut self.route).map_err(failed)?;
+        let all = addresses.iter().map(|(index, cidr)| (*index, IpAddr::from(cidr.address)));
+        let all = all.chain(addresses6.iter().map(|(index, cidr)| (*index, cidr.address.into())));
+        let known = all.filter(|(index, address)| {
+            let of_link = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+            !ours.contains(index) && !address.is_loopback() && !of_link
+        });
         let holder = addresses.iter().find(|(_, cidr)| cidr.address == source).map(|(index, _)| *index);
         let carrier = links.iter().find(|link| Some(link.index) == holder);
         Ok(Facts {
             routes: wanted.map(|route| route.to).collect(),
             routes6: wanted6.map(|route| route.to).collect(),
+            addresses: known.map(|(_, address)| address).collect(),
             mtu: carrier.map(|link| link.mtu),
         })
     }
@@ -400,7 +419,7 @@ impl Kernel {
         match operation {
             Operation::EnableForwarding6 => enable_forwarding6(),
             Operation::EnableForwarding => switch_on(Path::new(FORWARDING)),
-            Operation::RouteLocalnet { bridge } => switch_on(&route_localnet(bridge)),
+            Operation::SettleBridge { bridge } => settle_bridge(bridge),
             Operation::RemoveLink { link } => route::delete_link(socket, link).map(drop).map_err(failed),
             Operation::CreateBridge { bridge, mac } => {
                 route::create_bridge(socket, bridge, *mac).map_err(failed)
@@ -500,6 +519,7 @@ fn observed_link(link: &Link, master: Option<String>) -> ObservedLink {
         master,
         addresses: BTreeSet::new(),
         route_localnet: (is_bridge || link.alias.is_some()) && is_on(&route_localnet(&link.name)),
+        ipv6: is_bridge && has_ipv6() && !is_on(&disable_ipv6(&link.name)),
         hairpin: link.hairpin,
         peer: link.peer,
     }

@@ -8,7 +8,7 @@
 //!
 //! [`plan`] decides and is pure; the kernel adapters act and decide nothing; [`Network`] is the handle a daemon
 //! holds. No external program is run, and nothing but our own links, our own nft tables and two sysctls
-//! (`net.ipv4.ip_forward`, `route_localnet` of our bridges) is changed.
+//! (`ip_forward` and its like of IPv6) is changed, beside those of our links.
 //!
 //! [`lab`] makes hosts out of network namespaces, for tests and for the playground.
 //!

@@ -2,7 +2,13 @@
 
 mod overlays;
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::mpsc, thread, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
 use tokio::sync::oneshot;
 
@@ -13,6 +19,7 @@ use crate::{
     kernel::Kernel,
     listeners::listens,
     model::{BridgeNetwork, Cidr, Cidr6, Endpoint, HostPort, Mac, NetworkConfig, NodeNetwork, Protocol},
+    netns,
     overlay::Overlay,
     peers::PeerQuestions,
     plan::{self, Mesh, Operation, plan},
@@ -46,6 +53,8 @@ pub struct Facts {
     pub routes: BTreeSet<Cidr>,
     /// The same of IPv6.
     pub routes6: BTreeSet<Cidr6>,
+    /// Its addresses, but those of the loopback, of links alone and of our own links.
+    pub addresses: BTreeSet<IpAddr>,
     /// MTU of the link that has the address asked for; `None` if no link has.
     pub mtu: Option<u32>,
 }
@@ -64,6 +73,13 @@ pub struct Report {
 }
 
 impl Report {
+    /// There was nothing of ours, and nothing was wanted yet but the rules that are always there.
+    pub fn begins(&self) -> bool {
+        let rules =
+            |operation: &Operation| matches!(operation, Operation::BuildRules(shape) if shape.is_empty());
+        self.repaired.iter().all(rules)
+    }
+
     /// Nothing was different.
     pub fn clean(&self) -> bool {
         self.repaired.is_empty() && self.failed.is_empty()
@@ -398,7 +414,15 @@ impl Node {
         let observed = self.kernel.observe(desired)?;
         self.mesh = observed.mesh.clone();
         self.facts = observed.facts.clone();
-        Ok(plan(&self.kernel.config, desired, &observed))
+        // The kernel takes the links of a container that has ended, and whoever attached it takes the rest: it is no
+        // difference until then.
+        let config = &self.kernel.config;
+        let ended =
+            desired.endpoints.iter().filter(|endpoint| !netns::of_process(endpoint.netns_pid).exists());
+        let ended: BTreeSet<String> = ended.map(|endpoint| config.link_name(&endpoint.id)).collect();
+        let mut operations = plan(config, desired, &observed);
+        operations.retain(|operation| operation.port(config).is_none_or(|link| !ended.contains(&link)));
+        Ok(operations)
     }
 
     fn reconcile(&mut self, desired: NodeNetwork) -> Result<Report, NetError> {

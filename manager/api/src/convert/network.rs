@@ -116,6 +116,7 @@ impl From<&NodeNetworkFacts> for v1::NodeNetworkFacts {
             routes6: facts.routes6.iter().map(ToString::to_string).collect(),
             tunnel: facts.tunnel.as_ref().map(Into::into),
             silent_peers: facts.silent_peers.iter().map(ToString::to_string).collect(),
+            addresses: facts.addresses.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -131,6 +132,7 @@ impl TryFrom<v1::NodeNetworkFacts> for NodeNetworkFacts {
             ports_in_use: each("ports_in_use", wire.ports_in_use)?.into_iter().collect(),
             tunnel: tunnel(wire.tunnel)?,
             silent_peers: texts("silent_peers", &wire.silent_peers)?.into_iter().collect(),
+            addresses: texts("addresses", &wire.addresses)?.into_iter().collect(),
         })
     }
 }
@@ -254,6 +256,7 @@ fn node_to_wire((id, node): (&NodeId, &MapNode)) -> v1::MapNode {
         number: node.number.into(),
         name: node.name.clone(),
         addr: node.addr.to_string(),
+        addresses: node.addresses.iter().map(ToString::to_string).collect(),
         tunnel: node.tunnel.as_ref().map(Into::into),
     }
 }
@@ -261,7 +264,8 @@ fn node_to_wire((id, node): (&NodeId, &MapNode)) -> v1::MapNode {
 fn node_from_wire(wire: v1::MapNode) -> Result<(NodeId, MapNode), WireError> {
     let (number, addr) = (narrow("number", wire.number)?, parse("addr", &wire.addr)?);
     let tunnel = tunnel(wire.tunnel)?;
-    Ok((parse("id", &wire.id)?, MapNode { number, name: wire.name, addr, tunnel }))
+    let addresses = texts("addresses", &wire.addresses)?.into_iter().collect();
+    Ok((parse("id", &wire.id)?, MapNode { number, name: wire.name, addr, addresses, tunnel }))
 }
 
 fn network_to_wire((id, network): (&NetworkId, &MapNetwork)) -> v1::MapNetwork {
@@ -444,7 +448,8 @@ mod tests {
         let mut set = NetworkMap { index: Version(9), data_path_port: 4789, ..NetworkMap::default() };
         let keys = TunnelKeys { place: 1, current: TunnelKey([1; 32]), next: Some(TunnelKey([2; 32])) };
         let (addr, tunnel) = ([192, 0, 2, 7].into(), Some(keys));
-        set.nodes.insert(node, MapNode { number: 7, name: "n7".into(), addr, tunnel });
+        set.nodes
+            .insert(node, MapNode { number: 7, name: "n7".into(), addr, addresses: [addr].into(), tunnel });
         set.networks.insert(
             network,
             MapNetwork {
@@ -520,6 +525,7 @@ mod tests {
             mtu: 1500,
             routes: vec!["192.0.2.0/24".parse().unwrap()],
             routes6: vec!["2001:db8::/32".parse().unwrap()],
+            addresses: ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()].into(),
             ports_in_use: [(Protocol::Udp, 53)].into(),
             tunnel: Some(TunnelKeys { place: 0, current: TunnelKey([3; 32]), next: None }),
             silent_peers: [NodeId::from_bytes([5; 16])].into(),

@@ -354,7 +354,7 @@ impl Writer {
                 match self.free_block(*pool, room) {
                     Ok(block) => return Ok(Subnet { prefix_len, ..block }),
                     Err(taken) => {
-                        example = taken.map(|(other, by)| format!("`{other}` is {by}'s")).or(example)
+                        example = taken.map(|(other, by)| format!("`{other}` is {by}'s")).or(example);
                     }
                 }
             }

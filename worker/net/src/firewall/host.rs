@@ -14,18 +14,19 @@
 //!                       then @bound6, @entered6 and @published6 as above, for ip6 daddr != ::1 }
 //!   chain output      { the same, for connections made on the node itself, with oifname for iifname }
 //!   chain input       { type filter hook input priority filter
-//!                       iifname . meta l4proto . th dport @guarded reject }
+//!                       iifname @bridges meta l4proto . th dport @guarded reject }
 //!   chain operator    { }                          # yours: see below
 //!   chain forward     { type filter hook forward priority filter
 //!                       jump operator
 //!                       ct state established,related accept
-//!                       ip daddr @peers iifname . meta l4proto . th dport @guarded reject
-//!                       meta nfproto ipv6 iifname . meta l4proto . th dport @guarded reject
+//!                       ip daddr @peers iifname @bridges meta l4proto . th dport @guarded reject
+//!                       ip6 daddr @peers6 iifname @bridges meta l4proto . th dport @guarded reject
 //!                       iifname . oifname @within accept
 //!                       iifname @internal drop
 //!                       oifname @internal drop
-//!                       iifname @bridges accept
-//!                       oifname @bridges accept }
+//!                       iifname @bridges oifname != @bridges accept
+//!                       oifname @bridges ct status dnat accept
+//!                       oifname @bridges reject }
 //!   chain postrouting { type nat hook postrouting priority srcnat
 //!                       oifname . ip saddr @members ct status dnat masquerade
 //!                       iifname @bridges snat ip to oifname map @uplinks
@@ -38,9 +39,9 @@
 //!   chain prerouting  { type filter hook prerouting priority dstnat
 //!                       iifname . ether saddr . ip saddr @sources accept
 //!                       iifname != @ports accept
-//!                       ether type ip drop
 //!                       iifname . ether saddr != @macs drop
-//!                       iifname . arp saddr ether . arp saddr ip != @sources drop }
+//!                       iifname . arp saddr ether . arp saddr ip @sources accept
+//!                       drop }
 //! }
 //! ```
 //!
@@ -54,7 +55,8 @@
 //! - Hairpin: a container that calls a published port of its own node may be sent back to its own bridge. Its peer
 //!   would answer it directly, past the translation, so there (and for 127.0.0.1) the source becomes the gateway.
 //!   Every other caller is seen with its own address.
-//! - Which IPv6 addresses the other nodes have is not known: what tasks must not reach there is closed towards all.
+//! - Containers are reached by published ports alone, from other networks of this node as from outside, and reach no port
+//!   that nodes have for each other (`guarded`), at whichever address of this node or another (`peers`).
 //! - Nothing here depends on `bridge-nf-call-iptables`. Where that is on, traffic between containers of one bridge
 //!   passes `forward` too (hence `@within`), and a hairpin is translated inside the bridge without ever being routed:
 //!   its incoming device is not known then (hence `@members` rather than a pair of devices), and it may have to leave
@@ -93,6 +95,7 @@ pub(crate) static HOST: Layout = Layout {
         Set::Uplinks,
         Set::Guarded,
         Set::Peers,
+        Set::Peers6,
         Set::Tunnels,
         Set::Ports,
         Set::Macs,
@@ -131,22 +134,22 @@ fn publish(by: Meta) -> Vec<Vec<Expr>> {
 }
 
 /// The destination is another node.
-fn to_peer() -> [Expr; 2] {
-    [
-        Expr::Payload { base: Base::Network, offset: 16, len: 4, to: REG_1 },
-        Expr::Lookup { set: Set::Peers, absent: false },
-    ]
+fn to_peer(set: Set, offset: u32, len: u32) -> [Expr; 2] {
+    let address = Expr::Payload { base: Base::Network, offset, len, to: REG_1 };
+    [address, Expr::Lookup { set, absent: false }]
 }
 
 /// Refuses what containers have no business with.
 fn guard() -> Vec<Expr> {
-    vec![
-        Expr::Meta { key: Meta::Iifname, to: REG_1 },
-        Expr::Meta { key: Meta::L4proto, to: REG_2 },
-        Expr::Payload { base: Base::Transport, offset: 2, len: 2, to: WORD_5 },
-        Expr::Lookup { set: Set::Guarded, absent: false },
-        Expr::Unreachable,
-    ]
+    rule([
+        &in_set(Meta::Iifname, Set::Bridges),
+        &[
+            Expr::Meta { key: Meta::L4proto, to: REG_1 },
+            Expr::Payload { base: Base::Transport, offset: 2, len: 2, to: WORD_1 },
+            Expr::Lookup { set: Set::Guarded, absent: false },
+            Expr::Unreachable,
+        ],
+    ])
 }
 
 /// The encapsulated packets of the overlays.
@@ -181,8 +184,8 @@ fn chains() -> Vec<ChainSpec> {
             vec![
                 vec![Expr::Verdict(Verdict::Jump(OPERATOR))],
                 rule([&state(CT_ESTABLISHED | CT_RELATED), accept]),
-                rule([&ipv4(), &to_peer(), &guard()]),
-                rule([&ipv6(), &guard()]),
+                rule([&ipv4(), &to_peer(Set::Peers, 16, 4), &guard()]),
+                rule([&ipv6(), &to_peer(Set::Peers6, 24, 16), &guard()]),
                 vec![
                     Load { key: Meta::Iifname, to: REG_1 },
                     Load { key: Meta::Oifname, to: REG_2 },
@@ -191,8 +194,13 @@ fn chains() -> Vec<ChainSpec> {
                 ],
                 rule([&in_set(Meta::Iifname, Set::Internal), drop]),
                 rule([&in_set(Meta::Oifname, Set::Internal), drop]),
-                rule([&in_set(Meta::Iifname, Set::Bridges), accept]),
-                rule([&in_set(Meta::Oifname, Set::Bridges), accept]),
+                rule([
+                    &in_set(Meta::Iifname, Set::Bridges),
+                    &not_in_set(Meta::Oifname, Set::Bridges),
+                    accept,
+                ]),
+                rule([&in_set(Meta::Oifname, Set::Bridges), &translated(), accept]),
+                rule([&in_set(Meta::Oifname, Set::Bridges), &[Expr::Unreachable]]),
             ],
         ),
         inet(

@@ -111,6 +111,11 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// There is none of our tables.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tables.is_empty()
+    }
+
     /// Nothing is missing, changed or besides.
     pub(crate) fn intact(&self, layout: &Layout) -> bool {
         self == &Self::wanted(layout)

@@ -50,10 +50,11 @@ pub enum Set {
     Entered6,
     /// `inet`: link to the overlays, to the address of the node that its own traffic takes there.
     Uplinks,
-    /// `inet`: link, protocol and port of a node that must not be reached by it.
+    /// `inet`: protocol and port of nodes that containers must not reach.
     Guarded,
     /// `inet`: addresses of the other nodes.
     Peers,
+    Peers6,
     /// `inet`: the UDP ports of the tunnels to other nodes.
     Tunnels,
     /// `inet`: bridges of overlays that have a way out.
@@ -103,6 +104,7 @@ impl Set {
         match self {
             _ if address.is_ipv4() => self,
             Self::Members => Self::Members6,
+            Self::Peers => Self::Peers6,
             Self::Hairpins => Self::Hairpins6,
             Self::Gateways => Self::Gateways6,
             Self::Services => Self::Services6,
@@ -232,13 +234,12 @@ impl Element {
         Some(Self { set: set.of(to.ip()), key: [place, key].concat(), data })
     }
 
-    pub(crate) fn guarded(link: &str, protocol: Protocol, port: u16) -> Self {
-        let key = join(&[&name_bytes(link), &[protocol.number()], &port.to_be_bytes()]);
-        Self::member(Set::Guarded, key)
+    pub(crate) fn guarded(protocol: Protocol, port: u16) -> Self {
+        Self::member(Set::Guarded, join(&[&[protocol.number()], &port.to_be_bytes()]))
     }
 
-    pub(crate) fn peer(address: Ipv4Addr) -> Self {
-        Self::member(Set::Peers, address.octets().to_vec())
+    pub(crate) fn peer(address: IpAddr) -> Self {
+        Self::member(Set::Peers.of(address), octets(address))
     }
 
     pub(crate) fn tunnel(port: u16) -> Self {
@@ -406,10 +407,9 @@ impl fmt::Display for Element {
                 let service = number(&key[32..]);
                 write!(f, "service {service} allowed to {} of {}", address6(&key[16..32]), name(key))
             }
-            (Set::Guarded, 24, 0) => {
-                write!(f, "guarded {}/{} from {}", protocol(key[16]), port(&key[20..]), name(key))
-            }
+            (Set::Guarded, 8, 0) => write!(f, "guarded {}/{}", protocol(key[0]), port(&key[4..])),
             (Set::Peers, 4, 0) => write!(f, "node at {}", address(key)),
+            (Set::Peers6, 16, 0) => write!(f, "node at {}", address6(key)),
             (Set::Tunnels, 2, 0) => write!(f, "tunnels at udp/{}", port(key)),
             (Set::Hairpins, 8, 0) => write!(f, "hairpin {}", address(key)),
             (Set::Nodes, 6, 4) => {
@@ -497,8 +497,8 @@ pub(crate) fn mesh_elements(
         Element::tunnel(overlay.data_path_port),
     ]);
     elements.extend(overlay.tunnel().map(|end| Element::tunnel(end.port)));
-    elements.extend(overlay.peers.values().map(|address| Element::peer(*address)));
-    elements.extend(overlay.guarded.iter().map(|(protocol, port)| Element::guarded(link, *protocol, *port)));
+    elements.extend(overlay.peer_addresses.iter().map(|address| Element::peer(*address)));
+    elements.extend(overlay.guarded.iter().map(|(protocol, port)| Element::guarded(*protocol, *port)));
     let ipv6 = overlay.published_by_ipv6();
     for ((protocol, published), to) in overlay.published.iter().filter(|(key, _)| !busy.contains(*key)) {
         let anywhere = HostPort { protocol: *protocol, published: *published, target: *published, at: None };

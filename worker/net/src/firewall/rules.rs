@@ -50,7 +50,7 @@ const fn map(set: Set, family: Family, name: &'static str, key: (u32, u32), data
     SetSpec { set, family, name, key_type: key.0, key_len: key.1, data: Some(data) }
 }
 
-pub(crate) const SETS: [SetSpec; 39] = [
+pub(crate) const SETS: [SetSpec; 40] = [
     plain(Set::Bridges, Family::Inet, "bridges", IFNAME, NAME_LEN),
     plain(Set::Masqueraded, Family::Inet, "masqueraded", IFNAME, NAME_LEN),
     plain(Set::Internal, Family::Inet, "internal", IFNAME, NAME_LEN),
@@ -100,8 +100,9 @@ pub(crate) const SETS: [SetSpec; 39] = [
         (pair(IPV6_ADDR, INET_SERVICE), 20),
     ),
     map(Set::Uplinks, Family::Inet, "uplinks", (IFNAME, NAME_LEN), (IPV4_ADDR, 4)),
-    plain(Set::Guarded, Family::Inet, "guarded", pair(pair(IFNAME, INET_PROTO), INET_SERVICE), 24),
+    plain(Set::Guarded, Family::Inet, "guarded", pair(INET_PROTO, INET_SERVICE), 8),
     plain(Set::Peers, Family::Inet, "peers", IPV4_ADDR, 4),
+    plain(Set::Peers6, Family::Inet, "peers6", IPV6_ADDR, 16),
     plain(Set::Tunnels, Family::Inet, "tunnels", INET_SERVICE, 2),
     plain(Set::Outbound, Family::Inet, "outbound", IFNAME, NAME_LEN),
     plain(Set::Ingress, Family::Inet, "ingress", IFNAME, NAME_LEN),
@@ -357,10 +358,11 @@ fn device_and_mac(base: Base, offset: u32) -> [Expr; 2] {
     [Expr::Meta { key: Meta::Iifname, to: REG_1 }, Expr::Payload { base, offset, len: 6, to: REG_2 }]
 }
 
-/// Device, MAC and IPv4 address are (or, `absent`, are not) those of a container; the address is at `offset`.
-fn source(mac: (Base, u32), offset: u32, absent: bool) -> Vec<Expr> {
+/// Device, MAC and IPv4 address are those of a container; the address is at `offset`.
+fn source(mac: (Base, u32), offset: u32) -> Vec<Expr> {
     let address = Expr::Payload { base: Base::Network, offset, len: 4, to: WORD_6 };
-    rule([&device_and_mac(mac.0, mac.1), &[address, Expr::Lookup { set: Set::Sources, absent }]])
+    let known = Expr::Lookup { set: Set::Sources, absent: false };
+    rule([&device_and_mac(mac.0, mac.1), &[address, known]])
 }
 
 /// The same of IPv6.
@@ -411,8 +413,8 @@ pub(super) struct Onward {
     pub checked: &'static str,
 }
 
-/// What a container sends must bear its own addresses. On overlays IPv6 is checked too, and neighbour discovery is
-/// nobody's business.
+/// What a container sends must bear its own addresses, and be IPv4, ARP or, on overlays, IPv6: anything else, tagged frames
+/// too, would be looked at by nobody. Neighbour discovery is nobody's business.
 pub(super) fn source_check(onward: Option<&Onward>) -> ChainSpec {
     let accept = &[Expr::Verdict(Verdict::Accept)];
     let goto = |chain| Expr::Verdict(Verdict::Goto(chain));
@@ -424,20 +426,20 @@ pub(super) fn source_check(onward: Option<&Onward>) -> ChainSpec {
     let of_ipv6 = |rules: &[Vec<Expr>]| if onward.is_some() { rules.to_vec() } else { Vec::new() };
     // By far the most packets are IPv4 and honest: one look-up lets them pass.
     let checks = [
-        vec![rule([&ether_type(0x0800), &source((Base::Link, 6), 12, false), checked])],
+        vec![rule([&ether_type(0x0800), &source((Base::Link, 6), 12), checked])],
         of_ipv6(&[rule([ipv6, &discovery(), drop]), rule([ipv6, &source6(), accept])]),
-        vec![rule([&not_in_set(Meta::Iifname, Set::Ports), accept]), rule([&ether_type(0x0800), drop])],
-        of_ipv6(&[rule([ipv6, drop])]),
-    ];
-    let others = [
-        rule([&device_and_mac(Base::Link, 6), &[Expr::Lookup { set: Set::Macs, absent: true }], drop]),
-        rule([&ether_type(0x0806), &source((Base::Network, 8), 14, true), drop]),
+        vec![
+            rule([&not_in_set(Meta::Iifname, Set::Ports), accept]),
+            rule([&device_and_mac(Base::Link, 6), &[Expr::Lookup { set: Set::Macs, absent: true }], drop]),
+            rule([&ether_type(0x0806), &source((Base::Network, 8), 14), accept]),
+            vec![Expr::Verdict(Verdict::Drop)],
+        ],
     ];
     ChainSpec {
         family: Family::Bridge,
         name: "prerouting",
         hook: Some(Hook { kind: "filter", number: 0, priority: -300 }),
-        rules: onward.map(trusted).into_iter().chain(checks.concat()).chain(others).collect(),
+        rules: onward.map(trusted).into_iter().chain(checks.concat()).collect(),
     }
 }
 

@@ -2,7 +2,10 @@
 //!
 //! Source: Linux `include/uapi/linux/{rtnetlink,neighbour,fib_rules}.h`, rtnetlink(7).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use super::{Attributes, Message, Socket, find, number};
 use crate::{
@@ -155,6 +158,71 @@ pub(crate) fn set_local_way(socket: &mut Socket, to: Cidr, link: u32) -> Result<
     (header[1], header[4]) = (to.prefix_len, libc::RT_TABLE_LOCAL);
     let attributes = Attributes::new().bytes(RTA_DST, &to.address.octets()).u32(RTA_OIF, link);
     socket.execute(&Message::new(libc::RTM_NEWROUTE, &header, attributes).flags(REPLACE))
+}
+
+/// A route or a rule of a kind that nobody but a stranger makes, as the kernel tells of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Stranger {
+    pub is_rule: bool,
+    /// `struct rtmsg` or `struct fib_rule_hdr`, and attributes: enough to have it deleted.
+    told: Vec<u8>,
+}
+
+impl fmt::Display for Stranger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (header, rest) = self.told.split_at(12);
+        let address = find(rest, RTA_DST).and_then(ip);
+        let table = find(rest, RTA_TABLE).and_then(number).unwrap_or(u32::from(header[4]));
+        match (self.is_rule, address) {
+            (true, _) => {
+                let priority = find(rest, FRA_PRIORITY).and_then(number).unwrap_or(0);
+                write!(f, "somebody's rule of priority {priority} to table {table}")
+            }
+            (false, Some(address)) => {
+                write!(f, "somebody's route to {address}/{} in table {table}", header[1])
+            }
+            (false, None) => write!(f, "somebody's route to everywhere in table {table}"),
+        }
+    }
+}
+
+/// Routes other than default ones and those that follow from addresses, and rules that do not look at the mark but for
+/// those that each namespace has.
+pub(crate) fn strangers(socket: &mut Socket) -> Result<Vec<Stranger>, KernelError> {
+    /// Priorities of the rules that lead to the tables `local`, `main` and `default`.
+    const OF_THE_KERNEL: [u32; 3] = [0, 32766, 32767];
+    const RTM_F_CLONED: u32 = 0x200;
+    let mut found = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut header = [0; 12];
+        header[0] = family as u8;
+        socket.dump(&Message::new(libc::RTM_GETROUTE, &header, Attributes::new()), |payload| {
+            let Some(rest) = payload.get(12..).filter(|_| i32::from(payload[0]) == family) else { return };
+            let table = find(rest, RTA_TABLE).and_then(number).unwrap_or(u32::from(payload[4]));
+            let cloned = number(&payload[8..12]).unwrap_or(0) & RTM_F_CLONED != 0;
+            let is_default = payload[1] == 0 && payload[7] == libc::RTN_UNICAST;
+            let follows = payload[5] == libc::RTPROT_KERNEL || table == u32::from(libc::RT_TABLE_LOCAL);
+            if !(cloned || is_default || follows) {
+                found.push(Stranger { is_rule: false, told: payload.to_vec() });
+            }
+        })?;
+    }
+    socket.dump(&Message::new(libc::RTM_GETRULE, &[0; 12], Attributes::new()), |payload| {
+        let Some(rest) = payload.get(12..) else { return };
+        let priority = find(rest, FRA_PRIORITY).and_then(number).unwrap_or(0);
+        let of_kernel = OF_THE_KERNEL.contains(&priority) && payload[1..3] == [0, 0];
+        if find(rest, FRA_MASK).is_none() && !of_kernel {
+            found.push(Stranger { is_rule: true, told: payload.to_vec() });
+        }
+    })?;
+    Ok(found)
+}
+
+/// Has a stranger's route or rule deleted; that it is gone already is fine.
+pub(crate) fn delete_stranger(socket: &mut Socket, stranger: &Stranger) -> Result<(), KernelError> {
+    let kind = if stranger.is_rule { libc::RTM_DELRULE } else { libc::RTM_DELROUTE };
+    let deleted = socket.execute(&Message::new(kind, &stranger.told, Attributes::new()));
+    fine_if(fine_if(deleted, libc::ESRCH), libc::ENOENT)
 }
 
 /// "Packets with this mark look into this table": a rule for policy routing.

@@ -72,7 +72,7 @@ impl Node {
         let mut operations: Vec<_> = steps.into_iter().map(Operation::Overlay).collect();
         let same = old.published == new.published
             && old.guarded == new.guarded
-            && old.peers == new.peers
+            && old.peer_addresses == new.peer_addresses
             && old.tunnel().is_some() == new.tunnel().is_some();
         if same && self.mesh.as_ref() == Some(mesh) {
             return operations;

@@ -19,7 +19,10 @@ use crate::{
         helper::{OWN_MARK, PUBLISHED, PUBLISHED6, SERVICE, SERVICE6, UPLINK},
     },
     model::{Cidr, Cidr6, Endpoint, Mac, NetworkConfig, Protocol},
-    netlink::{forwarding::MarkRule, route::Tunnel},
+    netlink::{
+        forwarding::{MarkRule, Stranger},
+        route::Tunnel,
+    },
     wireguard::{PrivateKey, PublicKey, VXLAN, WIREGUARD, inner_address},
 };
 
@@ -84,6 +87,8 @@ pub(crate) enum Piece {
         link: String,
     },
     Rule(MarkRule),
+    /// Never wanted.
+    Stranger(Stranger),
     Element(Element),
     Balancer(Balancer),
 }
@@ -113,6 +118,7 @@ impl fmt::Display for Piece {
                 let family = if *ipv6 { "IPv6 " } else { "" };
                 write!(f, "{family}rule of mark {mark:#x}/{mask:#x} to table {table}")
             }
+            Self::Stranger(stranger) => stranger.fmt(f),
             Self::Element(element) => write!(f, "nft element: {element}"),
             Self::Balancer(balancer) => write!(f, "nft {balancer}"),
         }
@@ -148,12 +154,12 @@ impl Piece {
             Self::Tunnel { .. } => Place::Link(WIREGUARD.to_owned()),
             Self::TunnelKey(_) => Place::TunnelKey,
             Self::TunnelPeer { key, .. } => Place::TunnelPeer(*key),
-            Self::Element(_) => return None,
+            Self::Element(_) | Self::Stranger(_) => return None,
         })
     }
 
     /// The link that takes the piece along when it goes.
-    pub(super) fn link(&self) -> Option<&str> {
+    pub(crate) fn link(&self) -> Option<&str> {
         match self {
             Self::Address { link, .. }
             | Self::Neighbour { link, .. }
@@ -162,6 +168,11 @@ impl Piece {
             Self::TunnelKey(_) | Self::TunnelPeer { .. } => Some(WIREGUARD),
             _ => None,
         }
+    }
+
+    /// The bridge that the piece is.
+    pub(super) fn bridge(&self) -> Option<&str> {
+        if let Self::Bridge { name, .. } = self { Some(name) } else { None }
     }
 
     /// The link that the piece is.

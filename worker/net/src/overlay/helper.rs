@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// Settings of the namespace. Some are of modules that may be absent: then there is nothing to set.
-const SETTINGS: [(&str, &str); 16] = [
+const SETTINGS: [(&str, &str); 17] = [
     ("net/ipv4/ip_forward", "1"),
     // Clients of the mesh come from anywhere.
     ("net/ipv4/conf/all/rp_filter", "0"),
@@ -51,8 +51,8 @@ const SETTINGS: [(&str, &str); 16] = [
     ("net/ipv4/conf/default/send_redirects", "0"),
     ("net/ipv4/conf/all/accept_redirects", "0"),
     ("net/ipv4/conf/default/accept_redirects", "0"),
-    // The bridge answers for all addresses of its subnet.
-    ("net/ipv4/conf/default/proxy_arp_pvlan", "1"),
+    ("net/ipv4/conf/all/arp_ignore", "0"),
+    ("net/ipv4/conf/all/arp_filter", "0"),
     ("net/ipv6/conf/all/disable_ipv6", "1"),
     ("net/ipv6/conf/default/disable_ipv6", "1"),
     // But for bridges of networks that have it, and the link to the host.
@@ -64,6 +64,16 @@ const SETTINGS: [(&str, &str); 16] = [
     ("net/netfilter/nf_conntrack_tcp_loose", "0"),
     // A segment that comes late must not be taken for a stranger's: the translation would be left out.
     ("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),
+];
+
+/// Settings of every bridge.
+const BRIDGE_SETTINGS: [(&str, &str); 4] = [
+    ("forwarding", "1"),
+    ("rp_filter", "0"),
+    // The bridge answers for all addresses of its subnet.
+    ("proxy_arp_pvlan", "1"),
+    // The gateway has one address on all nodes: what another node's says of an error comes from an own address.
+    ("accept_local", "1"),
 ];
 
 /// The sockets in the helper namespace.
@@ -82,13 +92,27 @@ fn sysctl(name: &str) -> PathBuf {
     Path::new("/proc/sys").join(name)
 }
 
-fn wrong_settings() -> Vec<(PathBuf, &'static str)> {
-    let wrong = |(name, value): &(&str, &'static str)| {
-        let path = sysctl(name);
+/// Those of `settings` that are not as they should be, without those of modules that are absent.
+fn wrong(settings: impl Iterator<Item = (String, &'static str)>) -> Vec<(PathBuf, &'static str)> {
+    let wrong = settings.filter_map(|(name, value)| {
+        let path = sysctl(&name);
         let now = fs::read_to_string(&path).ok()?;
-        (now.trim() != *value).then_some((path, *value))
-    };
-    SETTINGS.iter().filter_map(wrong).collect()
+        (now.trim() != value).then_some((path, value))
+    });
+    wrong.collect()
+}
+
+fn wrong_settings() -> Vec<(PathBuf, &'static str)> {
+    wrong(SETTINGS.iter().map(|(name, value)| ((*name).to_owned(), *value)))
+}
+
+fn wrong_settings_of(bridge: &str) -> Vec<(PathBuf, &'static str)> {
+    let of = |(name, value): &(&str, &'static str)| (format!("net/ipv4/conf/{bridge}/{name}"), *value);
+    wrong(BRIDGE_SETTINGS.iter().map(of))
+}
+
+fn write_settings(settings: Vec<(PathBuf, &'static str)>) -> Result<(), NetError> {
+    settings.into_iter().try_for_each(|(path, value)| write_setting(&path, value))
 }
 
 fn write_setting(path: &Path, value: &'static str) -> Result<(), NetError> {
@@ -132,12 +156,7 @@ impl Helper {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(NetError::Namespace { path: config.helper.clone(), source });
         };
-        helper.within(|| {
-            for (path, value) in wrong_settings() {
-                write_setting(&path, value)?;
-            }
-            Ok(())
-        })??;
+        helper.within(|| write_settings(wrong_settings()))??;
         let failed =
             |error| NetError::kernel(format!("make link `{}` to the overlays", config.uplink), error);
         helper.join(config, host, uplink).map_err(failed)?;
@@ -269,6 +288,7 @@ impl Helper {
         let tables = self.tables(config)?;
         let read = self.read_links(config);
         let mut observed = read.map_err(|error| NetError::kernel("read the helper namespace", error))?;
+        self.look_at_bridges(&mut observed)?;
         observed.exists = true;
         observed.connected &= settings && self.is_current();
         observed.shape = tables.shape;
@@ -277,6 +297,26 @@ impl Helper {
         let balancers = balancers.map(|(chain, backends)| Balancer { chain, backends });
         observed.pieces.extend(balancers.map(Piece::Balancer));
         Ok(observed)
+    }
+
+    /// Finds fault with the bridges whose settings are not as they should be.
+    fn look_at_bridges(&self, observed: &mut ObservedOverlay) -> Result<(), NetError> {
+        let names: Vec<&str> = observed.pieces.iter().filter_map(Piece::bridge).collect();
+        let odd: BTreeSet<String> = self.within(|| {
+            let odd = names.iter().filter(|name| !wrong_settings_of(name).is_empty());
+            odd.map(|name| (*name).to_owned()).collect()
+        })?;
+        if odd.is_empty() {
+            return Ok(());
+        }
+        let pieces = std::mem::take(&mut observed.pieces).into_iter().map(|piece| match piece {
+            Piece::Bridge { name, mac, addresses, mtu, .. } if odd.contains(&name) => {
+                Piece::Bridge { name, mac, addresses, mtu, sound: false }
+            }
+            other => other,
+        });
+        observed.pieces = pieces.collect();
+        Ok(())
     }
 
     fn read_links(&mut self, config: &NetworkConfig) -> Result<ObservedOverlay, KernelError> {
@@ -373,6 +413,7 @@ impl Helper {
             }
         }
         observed.pieces.extend(forwarding::rules(&mut self.route)?.into_iter().map(Piece::Rule));
+        observed.pieces.extend(forwarding::strangers(&mut self.route)?.into_iter().map(Piece::Stranger));
         Ok(observed)
     }
 
@@ -473,7 +514,13 @@ impl Helper {
             return wait_until_ready(&mut socket_inside(endpoint)?, &endpoint.interface_name)
                 .map_err(|error| NetError::kernel(step.to_string(), error));
         }
-        self.act(host, &step.0).map_err(|error| NetError::kernel(step.to_string(), error))
+        self.act(host, &step.0).map_err(|error| NetError::kernel(step.to_string(), error))?;
+        match &step.0 {
+            Action::Add(Piece::Bridge { name, .. }) => {
+                self.within(|| write_settings(wrong_settings_of(name)))?
+            }
+            _ => Ok(()),
+        }
     }
 
     fn act(&mut self, host: &mut Socket, action: &Action) -> Result<(), KernelError> {
@@ -583,7 +630,7 @@ impl Helper {
                 }
             }
             Piece::Rule(rule) => forwarding::add_rule(&mut self.route, rule),
-            Piece::Element(_) | Piece::Balancer(_) => Ok(()),
+            Piece::Element(_) | Piece::Balancer(_) | Piece::Stranger(_) => Ok(()),
         }
     }
 
@@ -622,6 +669,7 @@ impl Helper {
                 }
             }
             Piece::Rule(rule) => forwarding::delete_rule(&mut self.route, rule),
+            Piece::Stranger(stranger) => forwarding::delete_stranger(&mut self.route, stranger),
             Piece::Element(_) | Piece::Balancer(_) => Ok(()),
         }
     }

@@ -26,6 +26,8 @@ pub struct Overlay {
     pub guarded: BTreeSet<(Protocol, u16)>,
     /// The other nodes by number, with their addresses.
     pub peers: BTreeMap<u16, Ipv4Addr>,
+    /// All addresses of the other nodes, also those at which no packets are exchanged.
+    pub peer_addresses: BTreeSet<IpAddr>,
     /// This node's end of the tunnel to the others. Without it nothing leaves by encrypted networks.
     pub tunnel: Option<TunnelEnd>,
     /// The keys of the others. Nothing is sent by encrypted networks to a node without.

@@ -112,6 +112,7 @@ impl Action {
                 | Piece::Forward { .. }
                 | Piece::Route { .. }
                 | Piece::Rule(_)
+                | Piece::Stranger(_)
                 | Piece::TunnelKey(_)
                 | Piece::TunnelPeer { .. },
             ) => 7,
@@ -126,6 +127,7 @@ impl Action {
                 | Piece::Forward { .. }
                 | Piece::Route { .. }
                 | Piece::Rule(_)
+                | Piece::Stranger(_)
                 | Piece::TunnelKey(_)
                 | Piece::TunnelPeer { .. },
             ) => 14,

@@ -64,6 +64,8 @@ pub struct ObservedLink {
     pub addresses: BTreeSet<Cidr>,
     /// Whether packets for 127.0.0.0/8 may pass; only looked at for bridges.
     pub route_localnet: bool,
+    /// Whether a bridge has to do with IPv6.
+    pub ipv6: bool,
     /// Whether a port of a bridge may send back what came in by it.
     pub hairpin: bool,
     /// Index of a veth's other end.
@@ -140,7 +142,8 @@ pub enum Operation {
         link: String,
         address: Cidr,
     },
-    RouteLocalnet {
+    /// Lets published ports answer at 127.0.0.1, and keeps the bridge out of IPv6.
+    SettleBridge {
         bridge: String,
     },
     /// Makes the veth pair, the far end in the container.
@@ -186,7 +189,9 @@ impl fmt::Display for Operation {
             Self::SetBridge { bridge, .. } => write!(f, "bring up bridge `{bridge}`"),
             Self::AddAddress { link, address } => write!(f, "add address `{address}` to `{link}`"),
             Self::RemoveAddress { link, address } => write!(f, "remove address `{address}` from `{link}`"),
-            Self::RouteLocalnet { bridge } => write!(f, "enable route_localnet on `{bridge}`"),
+            Self::SettleBridge { bridge } => {
+                write!(f, "enable route_localnet and disable IPv6 on `{bridge}`")
+            }
             Self::CreateVeth { link, endpoint } => {
                 write!(
                     f,
@@ -204,6 +209,30 @@ impl fmt::Display for Operation {
             Self::Overlay(step) => step.fmt(f),
             Self::ForgetAddress { address } => write!(f, "forget connections of `{address}`"),
             Self::ForgetPort { protocol, port } => write!(f, "forget connections to {protocol} port {port}"),
+        }
+    }
+}
+
+impl Operation {
+    /// The node's end of the container's link that the operation is about, if it is about one.
+    pub(crate) fn port(&self, config: &NetworkConfig) -> Option<String> {
+        match self {
+            Self::RemoveLink { link } | Self::CreateVeth { link, .. } | Self::SetVeth { link, .. } => {
+                Some(link.clone())
+            }
+            Self::ConfigureInside { endpoint, .. } => Some(config.link_name(&endpoint.id)),
+            Self::Overlay(Step(action)) => match action {
+                Action::RemovePort { link }
+                | Action::CreatePort { link, .. }
+                | Action::PlugPort { link, .. }
+                | Action::OpenPort { link, .. } => Some(link.clone()),
+                Action::ConfigureInside { endpoint, .. } | Action::ConfigureInside6 { endpoint, .. } => {
+                    Some(config.link_name(&endpoint.id))
+                }
+                Action::Add(piece) => piece.link().map(str::to_owned),
+                _ => None,
+            },
+            _ => None,
         }
     }
 }
@@ -348,8 +377,8 @@ pub(crate) fn plan_network(
     if found.is_none_or(|link| !link.addresses.contains(&address)) {
         operations.push(Operation::AddAddress { link: bridge.clone(), address });
     }
-    if found.is_none_or(|link| !link.route_localnet) {
-        operations.push(Operation::RouteLocalnet { bridge: bridge.clone() });
+    if found.is_none_or(|link| !link.route_localnet || link.ipv6) {
+        operations.push(Operation::SettleBridge { bridge: bridge.clone() });
     }
     operations
 }

@@ -41,7 +41,7 @@ fn perform(config: &NetworkConfig, observed: &mut Observed, operation: &Operatio
         Operation::RemoveAddress { link, address } => {
             assert!(observed.links.get_mut(link).unwrap().addresses.remove(address));
         }
-        Operation::RouteLocalnet { bridge } => observed.links.get_mut(bridge).unwrap().route_localnet = true,
+        Operation::SettleBridge { bridge } => observed.links.get_mut(bridge).unwrap().route_localnet = true,
         Operation::CreateVeth { link, endpoint } => {
             let index = observed.links.len() as u32 + 10;
             let near = ObservedLink { kind: "veth".into(), peer: Some(index), ..ObservedLink::default() };
@@ -102,7 +102,7 @@ fn from_nothing_in_this_order() {
         "create bridge `rsw-br0`".into(),
         "bring up bridge `rsw-br0`".into(),
         "add address `10.90.0.1/24` to `rsw-br0`".into(),
-        "enable route_localnet on `rsw-br0`".into(),
+        "enable route_localnet and disable IPv6 on `rsw-br0`".into(),
         format!("create veth `{link}` to `eth0` of endpoint `a`"),
         "configure `eth0` of endpoint `a`".into(),
         "build the nft tables".into(),

@@ -42,6 +42,11 @@ fn subnet(vni: u32) -> Ipv4Addr {
     }
 }
 
+/// What a node may have beside the address that the others send to.
+pub fn second_address(number: usize) -> Ipv4Addr {
+    Ipv4Addr::new(198, 51, 100, number as u8)
+}
+
 /// A task: on a node, attached to networks.
 pub struct Task {
     pub id: String,
@@ -187,10 +192,14 @@ impl Cluster {
             node: number as u16,
             source: Some(self.host(number).address),
             data_path_port: 4789,
-            guarded: BTreeSet::from([(Protocol::Tcp, 2377)]),
+            guarded: BTreeSet::from([(Protocol::Tcp, 2377), (Protocol::Udp, 4789)]),
             peers: (1..=self.nodes.len())
                 .filter(|peer| *peer != number)
                 .map(|peer| (peer as u16, self.host(peer).address))
+                .collect(),
+            peer_addresses: (1..=self.nodes.len())
+                .filter(|peer| *peer != number)
+                .flat_map(|peer| [self.host(peer).address.into(), second_address(peer).into()])
                 .collect(),
             tunnel: self.ends.get(&number).map(|(end, _)| *end),
             keys: self.ends.iter().map(|(node, (_, keys))| (*node as u16, *keys)).collect(),

@@ -221,6 +221,26 @@ async fn planted_differences_in_the_overlays_are_mended_and_told() {
         ("ip", "rule add fwmark 0x9/0xfff table 1009".into(), "remove rule of mark 0x9"),
         ("ip", "route flush table 1002".into(), "add default route of table 1002"),
         ("ip", "route del default".into(), "add default route of table 254"),
+        (
+            "ip",
+            "route add blackhole 10.0.0.3/32".into(),
+            "remove somebody's route to 10.0.0.3/32 in table 254",
+        ),
+        (
+            "ip",
+            "route add 10.0.0.2 via 169.254.127.1 dev rsup table 1002".into(),
+            "remove somebody's route to 10.0.0.2/32 in table 1002",
+        ),
+        ("ip", "-6 route add unreachable fd00:9::/64".into(), "remove somebody's route to fd00:9::/64"),
+        (
+            "ip",
+            "rule add from 10.0.0.3 lookup 1002 pref 50".into(),
+            "remove somebody's rule of priority 50 to table 1002",
+        ),
+        ("sysctl", "net/ipv4/conf/rsb4097/proxy_arp_pvlan 0".into(), "add bridge `rsb4097`"),
+        ("sysctl", "net/ipv4/conf/rsb4097/forwarding 0".into(), "add bridge `rsb4097`"),
+        ("sysctl", "net/ipv4/conf/rsb4097/rp_filter 1".into(), "add bridge `rsb4097`"),
+        ("sysctl", "net/ipv4/conf/all/arp_ignore 8".into(), "make the namespace"),
         ("ip", "link del rsup".into(), "make the namespace"),
         ("sysctl", "net/ipv4/ip_forward".into(), "make the namespace"),
         ("nft", format!("flush chain {table} service-web-4097"), "add nft chain `service-web-4097`"),
@@ -237,8 +257,9 @@ async fn planted_differences_in_the_overlays_are_mended_and_told() {
     ];
     for (program, arguments, expected) in cases {
         if program == "sysctl" {
-            let path = std::path::Path::new("/proc/sys").join(&arguments);
-            let write = || std::fs::write(path, "0").unwrap();
+            let (name, value) = arguments.split_once(' ').unwrap_or((&arguments, "0"));
+            let path = std::path::Path::new("/proc/sys").join(name);
+            let write = || std::fs::write(path, value).unwrap();
             rswarm_net::run_in_netns(&helper(cluster.host(1)), write).unwrap();
         } else {
             let words: Vec<&str> =

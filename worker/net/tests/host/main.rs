@@ -8,6 +8,7 @@ mod cluster;
 mod direct;
 mod fabric;
 mod growth;
+mod hostile;
 mod ipv6;
 mod lab;
 mod mesh;

@@ -12,7 +12,7 @@ use rswarm_net::{Network, PeerAnswers, PeerQuestions};
 
 use crate::{
     cluster::{APP, Cluster, INNER, OTHER, Task, address, address6, helper},
-    rig::{fetch, output, receive, serve, stays_silent, udp},
+    rig::{DEADLINE, fetch, output, receive, serve, stays_silent, udp},
 };
 
 /// Sends bytes from one task to another, and compares.
@@ -205,6 +205,15 @@ async fn a_restricted_service_answers_none_but_the_allowed() {
     };
     send(stranger);
     assert!(stays_silent(&receiver));
+    // Here, too, it hears at once that it may not, and from the gateway, wherever that was said.
+    for closed in servers {
+        let socket = cluster.tasks[stranger].container.run(|| udp(Ipv4Addr::UNSPECIFIED, 0));
+        socket.connect((closed, 99)).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket.send(b"?").unwrap();
+        let error = socket.recv(&mut [0; 16]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{closed}");
+    }
     send(second);
     assert_eq!(receive(&receiver).0, b"?");
     // Another may call, one task of it more; then nobody is kept out any more.

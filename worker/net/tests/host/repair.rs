@@ -95,7 +95,16 @@ async fn planted_differences_are_mended_and_told() {
             vec!["addr", "add", "10.91.0.1/24", "dev", "rsw-br0"],
             "remove address `10.91.0.1/24` from `rsw-br0`",
         ),
-        (SYSCTL_OFF, vec!["net/ipv4/conf/rsw-br0/route_localnet"], "enable route_localnet on `rsw-br0`"),
+        (
+            SYSCTL_OFF,
+            vec!["net/ipv4/conf/rsw-br0/route_localnet"],
+            "enable route_localnet and disable IPv6 on `rsw-br0`",
+        ),
+        (
+            SYSCTL_OFF,
+            vec!["net/ipv6/conf/rsw-br0/disable_ipv6"],
+            "enable route_localnet and disable IPv6 on `rsw-br0`",
+        ),
         (SYSCTL_OFF, vec!["net/ipv4/ip_forward"], "enable IPv4 forwarding"),
         ("ip", vec!["link", "set", &link, "down"], "bring up veth"),
         ("ip", vec!["link", "set", &link, "nomaster"], "bring up veth"),

@@ -145,7 +145,13 @@ mod tests {
     const NODE: NodeId = NodeId::from_bytes([1; 16]);
 
     fn map(index: u64, tunnel: Option<TunnelKeys>) -> NetworkMap {
-        let node = MapNode { number: 1, name: "n1".into(), addr: [192, 0, 2, 1].into(), tunnel };
+        let node = MapNode {
+            number: 1,
+            name: "n1".into(),
+            addr: [192, 0, 2, 1].into(),
+            addresses: Default::default(),
+            tunnel,
+        };
         NetworkMap { index: Version(index), nodes: [(NODE, node)].into(), ..NetworkMap::default() }
     }
 

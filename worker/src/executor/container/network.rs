@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rswarm_api::v1;
@@ -46,6 +46,8 @@ pub struct TaskNetworks {
     state: tokio::sync::Mutex<State>,
     /// Differences that were mended since this daemon started.
     mended: AtomicU64,
+    /// Whether this daemon has looked at the kernel before.
+    looked: AtomicBool,
     seen: Mutex<Seen>,
     peers: tokio::sync::Mutex<Peers>,
 }
@@ -135,6 +137,7 @@ impl TaskNetworks {
             announced,
             state,
             mended: AtomicU64::new(0),
+            looked: AtomicBool::new(false),
             seen: Mutex::default(),
             peers: tokio::sync::Mutex::default(),
         })
@@ -326,6 +329,7 @@ impl TaskNetworks {
         for endpoint in unwanted {
             self.detach_endpoint(&endpoint.id).await;
         }
+        self.remove_unused(&state, former.networks.clone()).await;
         result.map_err(|error| {
             let failure = explain(&error, &state.attached);
             state.attached.insert(task.id, former);
@@ -362,6 +366,20 @@ impl TaskNetworks {
         let Some(gone) = state.attached.remove(&task) else { return };
         for endpoint in &gone.endpoints {
             self.detach_endpoint(&endpoint.id).await;
+        }
+        self.remove_unused(state, gone.networks).await;
+    }
+
+    /// Removes those of `networks` that no container is on any more.
+    async fn remove_unused(&self, state: &State, networks: Vec<BridgeNetwork>) {
+        let used = |network: &BridgeNetwork| {
+            state.attached.values().flat_map(|attached| &attached.networks).any(|held| held.id == network.id)
+        };
+        for network in networks.iter().filter(|network| !used(network)) {
+            if let Err(error) = self.network.remove_network(&network.id).await {
+                let error = rswarm_types::error::chain(&error);
+                tracing::warn!(bridge = network.bridge, %error, "bridge stays until the next repair");
+            }
         }
     }
 
@@ -472,11 +490,13 @@ impl TaskNetworks {
         let desired = NodeNetwork { overlay, ..desired(&state.attached) };
         let report =
             self.network.reconcile(&desired).await.map_err(|error| explain(&error, &state.attached))?;
+        // A node that never had a network before has nothing to mend.
+        let begins = !self.looked.swap(true, Ordering::Relaxed) && report.begins();
         self.note_in_use(&report.in_use);
         if report.facts.is_some() {
             self.seen().host = report.facts;
         }
-        if !report.repaired.is_empty() {
+        if !report.repaired.is_empty() && !begins {
             self.mended.fetch_add(report.repaired.len() as u64, Ordering::Relaxed);
             tracing::info!(operations = ?report.repaired, "the node's network differed and was mended");
         }
@@ -529,6 +549,7 @@ pub fn take_up(facts: &mut NodeNetworkFacts, host: &Facts) {
     facts.mtu = host.mtu.unwrap_or(facts.mtu);
     let routes = host.routes.iter().filter_map(|to| Subnet::new(to.address, to.prefix_len));
     facts.routes = routes.take(NodeNetworkFacts::ROUTES_MAX).collect();
+    facts.addresses = host.addresses.iter().take(NodeNetworkFacts::ADDRESSES_MAX).copied().collect();
     let routes = host.routes6.iter().filter_map(|to| Subnet::new(to.address, to.prefix_len));
     facts.routes6 = routes.take(NodeNetworkFacts::ROUTES_MAX).collect();
 }

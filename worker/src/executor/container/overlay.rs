@@ -46,6 +46,7 @@ pub fn of(
     };
     for peer in map.nodes.iter().filter(|(id, _)| **id != node).map(|(_, peer)| peer) {
         overlay.peers.extend(ipv4(peer.addr).map(|address| (peer.number, address)));
+        overlay.peer_addresses.extend(peer.addresses.iter().copied().chain([peer.addr]));
         overlay.keys.extend(peer.tunnel.map(|keys| (peer.number, peer_keys(&keys))));
     }
     for (id, network) in &map.networks {
@@ -273,6 +274,7 @@ mod tests {
             number: u16::from(n),
             name: format!("n{n}"),
             addr: IpAddr::V4(Ipv4Addr::new(192, 0, 2, n)),
+            addresses: BTreeSet::from([IpAddr::V4(Ipv4Addr::new(198, 51, 100, n))]),
             tunnel: None,
         };
         NetworkMap {
@@ -314,6 +316,8 @@ mod tests {
         let overlay = of(&map(), node(1), &Guarded::new(), end).unwrap();
         assert_eq!((overlay.node, overlay.source), (1, Some(Ipv4Addr::new(192, 0, 2, 1))));
         assert_eq!(overlay.peers, BTreeMap::from([(2, Ipv4Addr::new(192, 0, 2, 2))]));
+        let all = [[192, 0, 2, 2], [198, 51, 100, 2]].map(IpAddr::from);
+        assert_eq!(overlay.peer_addresses, all.into());
         let service = &overlay.services[&(4097, address(2))];
         assert_eq!(service.backends, BTreeSet::from([address(3), address(4)]));
         let port = &overlay.published[&(rswarm_net::Protocol::Tcp, 8080)];
