@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::time::Duration;
 
 use rswarm_cluster_tests::{ClusterLab, workload};
@@ -115,6 +115,9 @@ fn init_is_refused_on_foreign_addresses_and_roots() {
     lab.refused(1, &["init", "--default-addr-pool", "10.0.0.0/31"], &["10.0.0.0/31", "/29"]);
     is_outside(&lab, 1);
     lab.refused(1, &["service", "ls"], &["not a member", "init"]);
+    let other = lab.host(1).run(|| UdpSocket::bind("0.0.0.0:4789")).unwrap().unwrap();
+    lab.refused(1, &["init"], &["UDP port 4789 is in use", "--data-path-port"]);
+    drop(other);
     lab.refused(1, &["node", "ls"], &["not a member"]);
     // Nobody there to answer.
     lab.refused(2, &["service", "ls"], &["rswarm.sock", "daemon"]);

@@ -14,6 +14,7 @@ pub(crate) fn rejected(rejected: &Rejected) -> Status {
         | Rejected::NodeNotDown(_)
         | Rejected::NodeRemoved(_)
         | Rejected::PortTaken { .. }
+        | Rejected::PortOfNodes { .. }
         | Rejected::SubnetTaken { .. }
         | Rejected::NotConnected { .. }
         | Rejected::NotDisconnected { .. }

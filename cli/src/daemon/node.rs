@@ -171,6 +171,13 @@ impl Node {
         let advertise_addr = advertise_addr(&request.advertise_addr, listen_addr)?;
         let data_path_addr = data_path_addr(&request.data_path_addr)?;
         ensure_free(listen_addr, advertise_addr)?;
+        if rswarm_net::is_data_path_taken(spec.data_path_port).unwrap_or(false) {
+            anyhow::bail!(
+                "UDP port {} is in use by another process of this host: the packets of overlay networks go by it; end \
+                 that process, or choose another one by --data-path-port",
+                spec.data_path_port
+            );
+        }
 
         let now = Timestamp::now();
         let root = identity::RootCa::generate(now)?;

@@ -55,7 +55,8 @@ impl ControlService {
                     && (drivers.is_empty() || drivers.contains(&network.spec.driver))
                     && filters.any("scope", |wanted| wanted == scope(network))
                     && filters.any("type", |wanted| wanted == kind)
-                    && (dangling.is_empty() || dangling.contains(&user(&state, network).is_none()))
+                    && (dangling.is_empty()
+                        || dangling.contains(&(!is_built_in(network) && user(&state, network).is_none())))
             })
             .map(|network| (&**network).into())
             .collect();

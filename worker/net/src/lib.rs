@@ -46,6 +46,7 @@ pub use network::{Attachment, Facts, Network, Report, facts, missing_for_overlay
 pub use overlay::{MTU6_MIN, Overlay, OverlayNetwork, PublishedPort, Step, VirtualService};
 pub use peers::{PeerAnswers, PeerQuestions};
 pub use plan::{Inside, Observed, ObservedLink, Operation, plan};
+pub use probe::is_data_path_taken;
 
 #[cfg(test)]
 mod testing {

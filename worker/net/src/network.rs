@@ -3,7 +3,7 @@
 mod overlays;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     sync::mpsc,
     thread,
@@ -102,8 +102,13 @@ impl Network {
                 let opened = Kernel::open(config);
                 match opened {
                     Ok(kernel) => {
-                        let mut node =
-                            Node { kernel, current: NodeNetwork::default(), mesh: None, facts: None };
+                        let mut node = Node {
+                            kernel,
+                            current: NodeNetwork::default(),
+                            mesh: None,
+                            facts: None,
+                            obstacles: BTreeMap::new(),
+                        };
                         let _ = ready.send(Ok(()));
                         for job in queue {
                             job(&mut node);
@@ -206,6 +211,11 @@ impl Network {
             let operations = node.differences(&node.current.clone())?;
             let config = &node.kernel.config;
             let findings = operations.iter().filter_map(|one| Finding::of(config, &node.current, one));
+            let explained = |finding: Finding| match node.obstacles.get(&finding.what) {
+                Some(reason) => Finding { what: format!("{}: {reason}", finding.what), ..finding },
+                None => finding,
+            };
+            let findings = findings.map(explained);
             Ok(Check { findings: findings.collect(), in_use: node.in_use() })
         })
         .await
@@ -263,6 +273,8 @@ struct Node {
     mesh: Option<Mesh>,
     /// As found when all was last compared with the kernel.
     facts: Option<Facts>,
+    /// Why differences stayed when they were last to be mended, by what they are.
+    obstacles: BTreeMap<String, String>,
 }
 
 impl Node {
@@ -436,6 +448,12 @@ impl Node {
             }
             true
         });
+        let config = &self.kernel.config;
+        let obstacles = report.failed.iter().filter_map(|(operation, error)| {
+            let what = Finding::of(config, &desired, operation)?.what;
+            Some((what, std::error::Error::source(error).unwrap_or(error).to_string()))
+        });
+        self.obstacles = obstacles.collect();
         self.current = desired;
         Ok(report)
     }

@@ -12,7 +12,7 @@ use crate::{
     kernel::{Kernel, index_of},
     model::{Mac, NetworkConfig, Protocol},
     netlink::{
-        conntrack,
+        Socket, conntrack,
         forwarding::{self, Forward, MarkRule},
         route::{self, LinkChange},
     },
@@ -73,6 +73,27 @@ impl Need {
         let Self { feature, option, without } = self;
         Some(format!("this kernel lacks {feature} ({option}; it says: {error}): {without}"))
     }
+}
+
+/// Whether a process in the network namespace of this thread has this UDP port, so that no VXLAN can have it: one is tried.
+/// The VXLANs of others are not in its way.
+///
+/// # Errors
+/// `NotPermitted` or `Namespace` without privilege.
+pub fn is_data_path_taken(port: u16) -> Result<bool, NetError> {
+    let failed = |error| NetError::kernel("try the data path's port", error);
+    let mut host = Socket::open(libc::NETLINK_ROUTE).map_err(failed)?;
+    netns::in_new(|| {
+        let namespace = netns::open(Path::new("/proc/thread-self/ns/net"))?;
+        let mut inside = Socket::open(libc::NETLINK_ROUTE).map_err(failed)?;
+        let tunnel = route::Tunnel { vni: 0xff_ffff, local: Ipv4Addr::LOCALHOST, port };
+        route::create_vxlan(&mut host, "probe", &tunnel, 1450, namespace.as_fd()).map_err(failed)?;
+        // The port is bound when the link comes up.
+        let up = LinkChange { up: Some(true), ..LinkChange::default() };
+        let result = route::set_link(&mut inside, "probe", &up);
+        route::delete_link(&mut inside, "probe").map_err(failed)?;
+        Ok(result.is_err_and(|error| error.errno == libc::EADDRINUSE))
+    })?
 }
 
 /// Tries all that overlays rest on beside what [`probe`] has seen. Returns what is missing, and what will not work for

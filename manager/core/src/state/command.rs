@@ -228,6 +228,8 @@ pub enum Rejected {
     OtherCluster { expected: ClusterId, found: ClusterId },
     #[error("port {port}/{protocol} is published by service `{by}` already{}", in_mode(*.mode))]
     PortTaken { port: u16, protocol: Protocol, mode: PublishMode, by: String },
+    #[error("port {port}/{protocol} belongs to {user} on every node; publish another one")]
+    PortOfNodes { port: u16, protocol: Protocol, user: Box<str> },
     #[error(
         "no free {protocol} port: all {} from {} to {} are published; give one with `published=`",
         INGRESS_PORTS.len(), INGRESS_PORTS.start(), INGRESS_PORTS.end()

@@ -17,7 +17,7 @@ use std::time::Duration;
 use rswarm_types::cluster::{Subnet, Subnet6};
 use rswarm_types::network::{FIRST_VNI, Ipam, Ipam6, IpamSpec6, LAST_VNI};
 use rswarm_types::node::NodeNetworkFacts;
-use rswarm_types::service::{EndpointMode, PortConfig, PublishMode, ServiceEndpoint};
+use rswarm_types::service::{EndpointMode, PortConfig, Protocol, PublishMode, ServiceEndpoint};
 use rswarm_types::subnet::Address;
 use rswarm_types::task::{TaskAddress, TaskAddress6};
 use rswarm_types::{
@@ -519,6 +519,13 @@ impl Writer {
     ) -> Result<Vec<PortConfig>, Rejected> {
         let mut ports = spec.endpoint.ports.clone();
         for port in &ports {
+            if let Some((number, user)) = port.published.zip(self.used_by_nodes(port)) {
+                return Err(Rejected::PortOfNodes {
+                    port: number,
+                    protocol: port.protocol,
+                    user: user.into(),
+                });
+            }
             if let Some((by, mode)) = self.port_holder(port, id) {
                 let name = self.state.service(by).map_or_else(|| by.to_string(), |s| s.spec.name.clone());
                 let number = port.published.unwrap_or_default();
@@ -535,7 +542,9 @@ impl Writer {
                 let own = |port: &PortConfig| {
                     (port.published, port.protocol) == (wanted.published, wanted.protocol)
                 };
-                !ports.iter().any(own) && self.port_holder(&wanted, id).is_none()
+                !ports.iter().any(own)
+                    && self.port_holder(&wanted, id).is_none()
+                    && self.used_by_nodes(&wanted).is_none()
             };
             let had = held.ports.iter().filter(|port| (port.target, port.protocol, port.mode) == key(&open));
             let had = had.filter_map(|port| port.published).filter(|port| INGRESS_PORTS.contains(port));
@@ -543,6 +552,23 @@ impl Writer {
             ports[i].published = Some(number.ok_or(Rejected::NoPort { protocol: open.protocol })?);
         }
         Ok(ports)
+    }
+
+    /// What the nodes themselves need a port for.
+    fn used_by_nodes(&self, port: &PortConfig) -> Option<&'static str> {
+        let number = port.published?;
+        let data_path = self.state.cluster().map_or(0, |cluster| cluster.spec.data_path_port);
+        let is_managers = || {
+            let mut managers = self.state.nodes().filter_map(|node| node.manager.as_ref());
+            managers.any(|manager| manager.addr.rsplit(':').next() == Some(&number.to_string()))
+        };
+        match port.protocol {
+            Protocol::Udp if data_path > 0 && (data_path..=data_path + 1).contains(&number) => {
+                Some("the data path of overlay networks")
+            }
+            Protocol::Tcp if is_managers() => Some("the managers"),
+            _ => None,
+        }
     }
 
     /// Another service whose port excludes this one: on the mesh a number is one service's, in mode `host` any number

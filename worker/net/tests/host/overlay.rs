@@ -324,3 +324,26 @@ async fn hosts_do_not_track_what_tunnels_carry() {
         assert!(!flows.contains("dport=4789 "), "host {number}: {flows}");
     }
 }
+
+#[tokio::test]
+async fn a_data_path_port_that_a_process_has_is_told() {
+    needs_kernel!();
+    let cluster = Cluster::new(1);
+    let has =
+        |cluster: &Cluster| cluster.host(1).run(|| rswarm_net::is_data_path_taken(4789)).unwrap().unwrap();
+    assert!(!has(&cluster));
+    let other = cluster.host(1).run(|| udp(Ipv4Addr::UNSPECIFIED, 4789)).unwrap();
+    assert!(has(&cluster));
+    let report = cluster.node(1).reconcile(&cluster.desired(1)).await.unwrap();
+    assert!(!report.failed.is_empty());
+    let found = cluster.node(1).check().await.unwrap().findings;
+    let told = |finding: &rswarm_net::Finding| finding.to_string();
+    let all: Vec<String> = found.iter().map(told).collect();
+    let expected = "missing vxlan `rsx4097`: Address already in use";
+    assert!(all.iter().any(|one| one.starts_with(expected)), "{all:?}");
+    drop(other);
+    let report = cluster.node(1).reconcile(&cluster.desired(1)).await.unwrap();
+    assert!(report.failed.is_empty(), "{:?}", report.failed);
+    cluster.assert_settled().await;
+    assert!(!has(&cluster), "the kernel's own shares it");
+}

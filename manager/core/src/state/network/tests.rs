@@ -277,6 +277,20 @@ fn ports_are_one_service_s_and_open_ones_stay() {
 
     let write = create_write(&mut f, "other", publish(&[port(Some(30_002), 80, MESH)]));
     assert_eq!(refused(&mut f, write), "port 30002/tcp is published by service `api` already");
+    // What nodes have for each other.
+    let manager = Some(rswarm_types::ManagerStatus { raft_id: 1, addr: "192.0.2.1:2377".to_owned() });
+    f.must(vec![Write::SetNodeManager { id: node_id(1), manager }]);
+    for (number, protocol, expected) in [
+        (2377, Protocol::Tcp, "port 2377/tcp belongs to the managers on every node; publish another one"),
+        (4789, Protocol::Udp, "port 4789/udp belongs to the data path of overlay networks on every node"),
+        (4790, Protocol::Udp, "port 4790/udp belongs to the data path"),
+    ] {
+        for mode in [MESH, PublishMode::Host] {
+            let taken = PortConfig { protocol, ..port(Some(number), 80, mode) };
+            let write = create_write(&mut f, "other", publish(&[taken]));
+            assert!(refused(&mut f, write).starts_with(expected), "{number}");
+        }
+    }
     let write = create_write(&mut f, "other", publish(&[port(Some(30_000), 80, PublishMode::Host)]));
     assert_eq!(refused(&mut f, write), "port 30000/tcp is published by service `web` already");
     let host = [port(Some(9000), 80, PublishMode::Host)];
