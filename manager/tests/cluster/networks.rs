@@ -79,7 +79,7 @@ async fn nodes_learn_of_networks_with_their_tasks_and_of_endpoints_as_they_come_
         assert_eq!(worker.tasks()[0].networks[0].name, "ingress", "the way back to clients comes first");
     }
 
-    let grown = v1::NetworkSpec { subnet: "10.0.0.0/16".to_owned(), ..network.spec.clone().unwrap() };
+    let grown = v1::NetworkSpec { subnet: "10.0.0.0/15".to_owned(), ..network.spec.clone().unwrap() };
     let refused = update(&host, &network, grown).await.unwrap_err();
     assert!(refused.message().contains("overlaps `10.0.0.0/20`, network `ingress`"), "{refused:?}");
     let moved = v1::NetworkSpec { internal: true, ..network.spec.clone().unwrap() };
@@ -161,7 +161,8 @@ async fn clashes_are_refused_by_name_and_what_is_unused_is_pruned() {
     };
     assert_eq!(list("scope", "swarm").await, ["front", "idle", "ingress", "kept"]);
     assert_eq!(list("type", "builtin").await, ["bridge", "host", "none"]);
-    assert_eq!(list("dangling", "false").await, ["front", "ingress"]);
+    assert_eq!(list("dangling", "false").await, ["bridge", "front", "host", "ingress", "none"]);
+    assert_eq!(list("dangling", "true").await, ["idle", "kept"]);
     let filters = vec![v1::Filter { key: "label!".to_owned(), values: vec!["keep".to_owned()] }];
     let pruned = host.control().prune_networks(v1::PruneNetworksRequest { filters }).await.unwrap();
     assert_eq!(pruned.into_inner().removed, ["idle"]);
