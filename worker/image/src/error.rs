@@ -123,6 +123,8 @@ pub enum ImageError {
 
     #[error("no such image in its registry: `{reference}`")]
     NotInRegistry { reference: String },
+    #[error("its registry has lost `{digest}`, a part of `{reference}`: push that image again")]
+    BlobLost { reference: String, digest: String },
     #[error("unauthorized to {action} `{reference}` at `{registry}`: {detail}")]
     Unauthorized { action: &'static str, reference: String, registry: String, detail: String },
     #[error("registry `{registry}` refused the login: {detail}")]

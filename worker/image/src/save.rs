@@ -49,6 +49,8 @@ impl ImageStore {
         let _pinned = self.pin(images.iter().flat_map(|(image, _)| {
             [image.id, image.manifest_digest].into_iter().chain(image.blobs.iter().copied())
         }));
+        // One that was removed before that has no blobs to keep.
+        names.iter().try_for_each(|name| self.find(name).map(drop))?;
         let mut index = Vec::new();
         let mut docker = Vec::new();
         let mut blobs: BTreeMap<Digest, u64> = BTreeMap::new();

@@ -206,6 +206,12 @@ async fn misbehaving_registries_are_told_apart() {
             "digest mismatch of a layer",
         ),
         (
+            Box::new(|r: &server::Request, _: &Repository| {
+                r.path.contains("/blobs/").then(|| Answer::status(404))
+            }),
+            "its registry has lost `sha256:",
+        ),
+        (
             Box::new(|r: &server::Request, repo: &Repository| {
                 let layer = repo.layers[0];
                 let longer = || Answer::ok([repo.content[&layer].as_slice(), b"more"].concat());

@@ -215,7 +215,11 @@ impl<'a> Session<'a> {
         let detail = detail(response).await;
         match status {
             StatusCode::NOT_FOUND if self.purpose == Purpose::Read => {
-                ImageError::NotInRegistry { reference: self.title.clone() }
+                let reference = self.title.clone();
+                match url.path().rsplit_once("/blobs/") {
+                    Some((_, digest)) => ImageError::BlobLost { reference, digest: digest.to_owned() },
+                    None => ImageError::NotInRegistry { reference },
+                }
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.unauthorized(&detail),
             StatusCode::TOO_MANY_REQUESTS => ImageError::RateLimited { registry, detail, retry_after },
