@@ -1,5 +1,6 @@
 //! What a spec must satisfy before it is written. Source: swarm-parity 2.5.
 
+mod dns;
 mod network;
 mod port;
 
@@ -14,6 +15,7 @@ use rswarm_types::{ClusterSpec, NetworkDriver, Service, ServiceMode, ServiceSpec
 use crate::constraint::{Constraint, ConstraintError};
 use crate::state::State;
 
+pub use dns::aliases;
 pub use network::{NetworkError, POOL_PREFIX_MAX, POOL_PREFIX_MIN, network_spec};
 pub use port::PortError;
 
@@ -88,6 +90,12 @@ pub enum SpecError {
     Env(String),
     #[error("invalid alias `{0}`: expected a host name like `db` or `db.internal`")]
     Alias(String),
+    #[error("invalid search domain `{0}`: expected a domain like `example.org`, or `.` alone for none")]
+    Search(String),
+    #[error("invalid name server `{0}`: expected an address like `192.0.2.53`")]
+    Nameserver(String),
+    #[error("invalid DNS option `{0}`: expected one from resolv.conf(5) like `ndots:2`")]
+    DnsOption(String),
     #[error("duplicate network `{0}`")]
     DuplicateNetwork(String),
     #[error(
@@ -149,25 +157,10 @@ pub fn service_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
         if !networks.insert(attachment.network) {
             return Err(SpecError::DuplicateNetwork(attachment.network.to_string()));
         }
-        aliases(&attachment.aliases)?;
+        dns::aliases(&attachment.aliases)?;
     }
     spec.endpoint.allow_from.iter().try_for_each(|caller| name(caller))?;
     Ok(port::ports(spec)?)
-}
-
-/// Checks the names that someone is to have on a network: labels of 1 to 63 bytes with dots between them, 253 in all.
-///
-/// # Errors
-/// Names the first one that no resolver would find.
-pub fn aliases(aliases: &[String]) -> Result<(), SpecError> {
-    let label = |label: &str| {
-        let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-        (1..=63).contains(&label.len()) && label.bytes().all(inner)
-    };
-    match aliases.iter().find(|alias| alias.len() > 253 || !alias.split('.').all(label)) {
-        Some(odd) => Err(SpecError::Alias(odd.clone())),
-        None => Ok(()),
-    }
 }
 
 /// Checks a change of a service: the new spec itself, and what cannot be changed.
@@ -330,6 +323,7 @@ fn container(spec: &ServiceSpec) -> Result<(), SpecError> {
         }
     }
     mounts(&container.mounts)?;
+    dns::settings(&container.dns)?;
     kernel_settings(container)
 }
 

@@ -9,13 +9,15 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use domain::base::iana::Rcode;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::time::timeout;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 
 use crate::cache::Cache;
 use crate::host::HostConfig;
@@ -121,28 +123,41 @@ impl Place {
             forwarder.first.set((first + 1) % count.max(1));
         }
         let mut refusal = None;
+        // A try that has had its time is listened to until all have: late is better than never.
+        let mut tries = JoinSet::new();
         for attempt in 0..config.attempts as usize * count {
             let number = (first + attempt) % count;
             let server = servers[number];
-            match ask_server(server, question, config.timeout).await {
-                Ok(message) if matches!(message.rcode, Rcode::NOERROR | Rcode::NXDOMAIN) => {
-                    let message = Rc::new(message);
-                    forwarder.cache.borrow_mut().put(
-                        question,
-                        &self.servers,
-                        message.clone(),
-                        Instant::now(),
-                    );
-                    return message.reply(question, Duration::ZERO);
+            let Ok(id) = random_id() else { break };
+            let query = question.query(id);
+            tries.spawn_local(async move { (attempt, ask_udp(server, query).await) });
+            let mut time = pin!(sleep(config.timeout));
+            let moves_on = loop {
+                let (of, reply) = tokio::select! {
+                    Some(Ok(heard)) = tries.join_next() => heard,
+                    () = &mut time => break true,
+                };
+                match reply {
+                    Ok(message) if matches!(message.rcode, Rcode::NOERROR | Rcode::NXDOMAIN) => {
+                        let server = servers[(first + of) % count];
+                        let message = Rc::new(whole(server, question, message, config.timeout).await);
+                        let mut cache = forwarder.cache.borrow_mut();
+                        cache.put(question, &self.servers, message.clone(), Instant::now());
+                        return message.reply(question, Duration::ZERO);
+                    }
+                    Ok(message) => {
+                        refusal.get_or_insert(message);
+                        if of == attempt {
+                            break false;
+                        }
+                    }
+                    Err(_) if of == attempt => break true,
+                    Err(_) => {}
                 }
-                Ok(message) => {
-                    refusal.get_or_insert(message);
-                }
-                // Of all that wait for it the first moves on; the next question begins elsewhere.
-                Err(_) if of_host && forwarder.first.get() == number => {
-                    forwarder.first.set((number + 1) % count);
-                }
-                Err(_) => {}
+            };
+            // Of all that wait for it the first moves on; the next question begins elsewhere.
+            if moves_on && of_host && forwarder.first.get() == number {
+                forwarder.first.set((number + 1) % count);
             }
         }
         match refusal {
@@ -152,34 +167,34 @@ impl Place {
     }
 }
 
-/// Asks a server once: by UDP, and by TCP if the answer did not fit.
-async fn ask_server(server: SocketAddr, question: &Question, wait: Duration) -> io::Result<Relayed> {
-    let query = question.query(random_id()?);
-    let reply = timeout(wait, ask_udp(server, &query)).await??;
+/// The answer that did not fit, fetched by TCP.
+async fn whole(server: SocketAddr, question: &Question, reply: Relayed, wait: Duration) -> Relayed {
     if !reply.truncated {
-        return Ok(reply);
+        return reply;
     }
-    match timeout(wait, ask_tcp(server, &query)).await {
-        Ok(Ok(whole)) => Ok(whole),
+    let fetch = async { ask_tcp(server, &question.query(random_id()?)).await };
+    match timeout(wait, fetch).await {
+        Ok(Ok(whole)) => whole,
         // The client may have more luck; it gets to know that something is missing.
-        _ => Ok(reply),
+        _ => reply,
     }
 }
 
-async fn ask_udp(server: SocketAddr, query: &[u8]) -> io::Result<Relayed> {
+/// Asks a server by UDP and waits for its reply.
+async fn ask_udp(server: SocketAddr, query: Vec<u8>) -> io::Result<Relayed> {
     let any: IpAddr = match server {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(server).await?;
-    socket.send(query).await?;
+    socket.send(&query).await?;
     // Servers that know no EDNS limit send less, those that ignore it are cut, which makes their answer malformed.
     let mut buffer = vec![0; usize::from(MAX_UDP_LEN).max(4096)];
     loop {
         let len = socket.recv(&mut buffer).await?;
         // Somebody else's guess, or the answer to nothing we asked: the right one may still come.
-        if let Some(reply) = Relayed::read(buffer[..len].to_vec(), query) {
+        if let Some(reply) = Relayed::read(buffer[..len].to_vec(), &query) {
             return Ok(reply);
         }
     }

@@ -95,6 +95,16 @@ fn a_dead_or_failing_server_is_passed_over_and_the_next_question_does_not_wait_f
 }
 
 #[test]
+fn an_answer_that_comes_after_the_next_try_was_made_is_taken() {
+    needs_root!();
+    let mut rig = Rig::new("nameserver 127.0.0.1\noptions timeout:1 attempts:2\n");
+    World::start(rig.lab.host(1), loopback(1));
+    rig.start(&[]);
+    assert_eq!(rig.ask(3, "late.example"), "NOERROR 192.0.2.1/60");
+    assert_eq!(rig.ask(3, "silent.example"), "SERVFAIL", "both tries end");
+}
+
+#[test]
 fn a_change_of_the_host_s_servers_counts_for_the_next_question() {
     needs_root!();
     let mut rig = Rig::new("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n");

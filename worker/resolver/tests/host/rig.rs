@@ -227,6 +227,7 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 /// - `fail`, `refuse`: an error
 /// - `liar`: first three wrong answers, then the right one
 /// - `silent`: nothing
+/// - `late`: nothing until it is asked again, and then the answer to the first time
 /// - all others: 192.0.2.1 for 60 s
 pub struct World {
     asked: Arc<Mutex<Vec<String>>>,
@@ -241,7 +242,19 @@ impl World {
         let log = asked.clone();
         thread::spawn(move || {
             let mut buffer = [0; 4096];
+            let mut late = None;
             while let Ok((len, peer)) = udp.recv_from(&mut buffer) {
+                if buffer[..len].windows(5).any(|bytes| bytes == b"\x04late") {
+                    match late.take() {
+                        None => late = Some((buffer[..len].to_vec(), peer)),
+                        Some((query, peer)) => {
+                            for reply in Self::replies(&query, false, &log) {
+                                let _ = udp.send_to(&reply, peer);
+                            }
+                        }
+                    }
+                    continue;
+                }
                 for reply in Self::replies(&buffer[..len], false, &log) {
                     let _ = udp.send_to(&reply, peer);
                 }
