@@ -216,8 +216,14 @@ impl<'a> View<'a> {
                 false => Vec::new(),
             },
             joined: self.joined(task),
+            enclosed: node.id == self.node && self.is_enclosed(task),
         };
         (!endpoint.addresses.is_empty()).then_some(endpoint)
+    }
+
+    fn is_enclosed(&self, task: &Task) -> bool {
+        let mut networks = task.networks.iter().map(|one| self.state.network(one.network));
+        networks.all(|network| network.is_some_and(|network| network.spec.internal))
     }
 
     fn joined(&self, task: &Task) -> Option<Joined> {
@@ -386,6 +392,24 @@ mod tests {
         let seen = maps[2].endpoints.values().next().unwrap();
         assert_eq!((seen.node, seen.state), (node_id(2), EndpointState::Ready));
         assert_eq!(seen.addresses.keys().collect::<Vec<_>>(), [&ingress]);
+    }
+
+    #[test]
+    fn a_task_with_internal_networks_alone_is_enclosed_as_its_own_node_is_told() {
+        let (mut f, _, front) = fixture(2);
+        let mut network = f.network("inside", "10.0.0.0/24");
+        (network.ipam, network.spec.driver, network.spec.internal) = (None, NetworkDriver::Overlay, true);
+        let inside = network.id;
+        f.must(vec![Write::CreateNetwork(Box::new(network))]);
+        f.create("both", 1, |spec| {
+            on(front, 1)(spec);
+            spec.task.networks.push(NetworkAttachment { network: inside, aliases: vec![] });
+        });
+        let vault = f.create("vault", 1, on(inside, 1));
+        f.create("other", 1, on(inside, 2));
+        f.run();
+        let enclosed = map(&f.state, node_id(1)).endpoints.into_iter().filter(|(_, one)| one.enclosed);
+        assert_eq!(enclosed.map(|(_, one)| one.service).collect::<Vec<_>>(), [vault]);
     }
 
     #[test]

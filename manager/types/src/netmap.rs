@@ -105,6 +105,9 @@ pub struct MapEndpoint {
     /// Of a task that was connected to one of the map's networks, which its service is not on.
     #[serde(default)]
     pub joined: Option<Joined>,
+    /// Of a task of this node: none of its networks has a way out, so that it hears of nothing outside either.
+    #[serde(default)]
+    pub enclosed: bool,
 }
 
 /// What must be known of a task where its service is not.

@@ -98,6 +98,7 @@ fn map() -> NetworkMap {
                 hostname: String::new(),
                 nameservers: Vec::new(),
                 joined: None,
+                enclosed: false,
             };
             map.endpoints.insert(TaskId::from_bytes(id(place)), endpoint);
         }

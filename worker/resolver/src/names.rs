@@ -25,6 +25,8 @@ pub struct Names {
     owners: HashMap<Ipv4Addr, Owner>,
     /// Of all networks, ingress included.
     subnets: Vec<(Subnet, Option<Ipam6>)>,
+    /// Those of internal networks: who asks from there and is no task is as enclosed as the tasks are.
+    internal: Vec<Subnet>,
 }
 
 #[derive(Debug)]
@@ -64,6 +66,7 @@ struct Task {
     /// Its networks, with the place in `Network::services` and `Service::backends`.
     places: Vec<(usize, usize, usize)>,
     servers: Servers,
+    enclosed: bool,
 }
 
 /// Name servers of a task's own; those of the node if there are none.
@@ -107,6 +110,7 @@ impl Names {
     pub fn new(map: &NetworkMap) -> Self {
         let mut names = Self {
             subnets: map.networks.values().map(|network| (network.subnet, network.ipv6)).collect(),
+            internal: map.networks.values().filter(|one| one.internal).map(|one| one.subnet).collect(),
             owners: HashMap::with_capacity(map.endpoints.len() + map.services.len()),
             tasks: Vec::with_capacity(map.endpoints.len()),
             ..Self::default()
@@ -165,7 +169,7 @@ impl Names {
             let reachable = |at: &&IpAddr| !at.is_loopback();
             let servers =
                 endpoint.nameservers.iter().filter(reachable).map(|at| (*at, PORT).into()).collect();
-            names.tasks.push(Task { places: task_places, servers });
+            names.tasks.push(Task { places: task_places, servers, enclosed: endpoint.enclosed });
         }
         names
     }
@@ -212,11 +216,14 @@ impl Names {
         places.map(|(network, ..)| &self.networks[*network])
     }
 
-    /// Whom the task with the address `asker` wants asked for names that are not ours.
-    pub fn servers_of(&self, asker: Ipv4Addr) -> Servers {
+    /// Whom the task with the address `asker` wants asked for names that are not ours; `None` if nobody may be: a
+    /// question can carry as much out of an internal network as any packet.
+    pub fn servers_of(&self, asker: Ipv4Addr) -> Option<Servers> {
         match self.owners.get(&asker) {
-            Some(Owner::Task(task)) => self.tasks[*task].servers.clone(),
-            _ => Servers::default(),
+            Some(Owner::Task(task)) => {
+                Some(&self.tasks[*task]).filter(|task| !task.enclosed).map(|task| task.servers.clone())
+            }
+            _ => (!self.internal.iter().any(|subnet| subnet.contains(asker))).then(Servers::default),
         }
     }
 

@@ -65,7 +65,9 @@ impl Server {
             Answer::Reply(reply) => Decision::Reply(reply),
             Answer::Nothing => Decision::Nothing,
             Answer::Forward(question) => {
-                let servers = self.names.borrow().servers_of(asker);
+                let Some(servers) = self.names.borrow().servers_of(asker) else {
+                    return Decision::Reply(question.refuse(Rcode::SERVFAIL));
+                };
                 if let Some(reply) = self.forwarder.cached(&question, &servers) {
                     return Decision::Reply(reply);
                 }

@@ -360,6 +360,7 @@ fn endpoint_to_wire((id, endpoint): (&TaskId, &MapEndpoint)) -> v1::MapEndpoint 
             service: joined.service.clone(),
             networks: joined.aliases.iter().map(joined_network).collect(),
         }),
+        enclosed: endpoint.enclosed,
     }
 }
 
@@ -375,6 +376,7 @@ fn endpoint_from_wire(wire: v1::MapEndpoint) -> Result<(TaskId, MapEndpoint), Wi
         hostname: wire.hostname,
         nameservers: texts("nameservers", &wire.nameservers)?,
         joined: wire.joined.map(|joined| joined_from_wire(joined).field("joined")).transpose()?,
+        enclosed: wire.enclosed,
     };
     Ok((parse("task_id", &wire.task_id)?, endpoint))
 }
@@ -501,6 +503,7 @@ mod tests {
                     service: "web".into(),
                     aliases: [(network, vec!["a".to_owned()])].into(),
                 }),
+                enclosed: true,
             },
         );
         NetworkChange {

@@ -83,9 +83,18 @@ pub(crate) fn map() -> NetworkMap {
     let mut run = |number: u8, slot, on: &[u8], state, hostname: &str| {
         let addresses = on.iter().map(|&at| (network(at), address(at, number))).collect();
         let (service, hostname) = (service(u16::from(number / 10)), hostname.to_owned());
-        let (nameservers, joined) = (Vec::new(), None);
-        let endpoint =
-            MapEndpoint { service, slot, node: NODE, addresses, state, hostname, nameservers, joined };
+        let (nameservers, joined, enclosed) = (Vec::new(), None, false);
+        let endpoint = MapEndpoint {
+            service,
+            slot,
+            node: NODE,
+            addresses,
+            state,
+            hostname,
+            nameservers,
+            joined,
+            enclosed,
+        };
         map.endpoints.insert(task(number.into()), endpoint);
     };
     run(21, 1, &[1, 2, 3], EndpointState::Ready, "");
@@ -171,6 +180,7 @@ pub(crate) fn large_map(services: u16, tasks_each: u16) -> NetworkMap {
                 hostname: format!("host-{place}"),
                 nameservers: Vec::new(),
                 joined: None,
+                enclosed: false,
             };
             map.endpoints.insert(task(place), endpoint);
         }

@@ -7,7 +7,7 @@ use domain::base::iana::Rtype;
 use rswarm_types::TaskId;
 
 use crate::needs_root;
-use crate::rig::{Rig, World, ask, ask_tcp, map};
+use crate::rig::{Rig, World, ask, ask_tcp, map, wait_until};
 
 fn loopback(last: u8) -> IpAddr {
     Ipv4Addr::new(127, 0, 0, last).into()
@@ -76,6 +76,34 @@ fn a_task_with_name_servers_of_its_own_has_those_asked_and_no_others() {
     assert_eq!(rig.ask(4, "web"), "NOERROR 10.77.0.4/2", "our names stay ours");
     assert_eq!(rig.ask(4, "silent.example"), "SERVFAIL");
     assert_eq!(of_node.times("silent.example"), 0);
+}
+
+/// Source: moby, `libnetwork/resolver.go`, which fails as well when a container has internal networks alone.
+#[test]
+fn a_task_without_a_way_out_hears_of_its_networks_and_of_nothing_else() {
+    needs_root!();
+    let mut rig = Rig::new("nameserver 127.0.0.1\n");
+    let world = World::start(rig.lab.host(1), loopback(1));
+    let mut map = map(&[]);
+    let task = TaskId::from_bytes([4; 16]);
+    let endpoint = map.endpoints.get_mut(&task).unwrap();
+    (endpoint.enclosed, endpoint.nameservers) = (true, vec![rig.lab.host(1).address.into()]);
+    rig.write_map(&map);
+    rig.start(&[]);
+    // Also what others asked for, and is remembered.
+    assert_eq!(rig.ask(3, "plain.example"), "NOERROR 192.0.2.1/60");
+    for name in ["plain.example", "secret.example"] {
+        assert_eq!(rig.ask(4, name), "SERVFAIL");
+    }
+    assert_eq!(rig.ask(4, "web"), "NOERROR 10.77.0.4/2");
+    assert_eq!(world.all(), ["plain.example"]);
+    // Whoever asks from an internal network and is not known is no better off.
+    map.endpoints.remove(&task);
+    map.networks.values_mut().for_each(|network| network.internal = true);
+    rig.write_map(&map);
+    wait_until("the new map counts", || rig.ask(4, "web") == "SERVFAIL");
+    assert_eq!(rig.ask(4, "plain.example"), "SERVFAIL");
+    assert_eq!(rig.ask(3, "else.example"), "NOERROR 192.0.2.1/60", "it has another network");
 }
 
 #[test]

@@ -153,6 +153,7 @@ pub fn map(backends: &[u8]) -> NetworkMap {
             hostname: String::new(),
             nameservers: Vec::new(),
             joined: None,
+            enclosed: false,
         };
         map.endpoints.insert(TaskId::from_bytes([host; 16]), endpoint);
     }

@@ -261,6 +261,7 @@ mod tests {
             hostname: String::new(),
             nameservers: Vec::new(),
             joined: None,
+            enclosed: false,
         };
         let port = PortConfig {
             protocol: Protocol::Tcp,
