@@ -9,10 +9,13 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rswarm_api::v1;
 use rswarm_cluster_tests::ClusterLab;
 use rswarm_cluster_tests::kernel::{helper, missing_program, output, resolve, resolve6};
 use rswarm_lab::{get, page};
+use rswarm_net::lab::delete_named_netns;
 use rswarm_net::run_in_netns;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -544,6 +547,45 @@ fn verify(lab: &ClusterLab) -> Vec<serde_json::Value> {
 
 fn mended(lab: &ClusterLab) -> Vec<u64> {
     verify(lab).iter().map(|node| node["Mended"].as_u64().expect("a number")).collect()
+}
+
+#[test]
+fn a_resolver_that_hangs_or_was_left_behind_is_told_replaced_and_counted() {
+    let Some(lab) = ClusterLab::form("names", 1, 0) else { return };
+    lab.ok(1, &["network", "create", "front"]);
+    lab.create(1, "web", 1, &["--network", "front", MONITOR], &[]);
+    lab.until_running(1, "web", 1, SOON);
+    let (server, (_, netns)) = (gateway(&lab, "front"), namespaces(&lab, "web").remove(0));
+    let host = lab.host(1);
+    let resolver = || -> i32 {
+        let text = std::fs::read_to_string(host.run_root.join("resolver.pid")).expect("a resolver");
+        text.trim().parse().expect("a process id")
+    };
+    let until_answered = |first: i32| {
+        lab.wait("another one answers", SOON, || {
+            let missing = verify(&lab)[0]["Missing"]["Names"].clone();
+            if resolver() != first && missing == 0 { Ok(()) } else { Err(format!("missing: {missing}")) }
+        });
+        assert_eq!(resolve(&netns, server, "web").map(|found| found.len()), Some(1));
+    };
+    let before = mended(&lab)[0];
+    let told = (0..3).any(|_| {
+        // Another moment if the repair was there first.
+        let hanging = resolver();
+        kill(Pid::from_raw(hanging), Signal::SIGSTOP).expect("it runs");
+        let told = verify(&lab)[0]["Missing"]["Names"] == 1;
+        until_answered(hanging);
+        told
+    });
+    assert!(told, "a resolver that hangs is told");
+    assert!(mended(&lab)[0] > before);
+    assert!(lab.ok(1, &["network", "verify"]).contains("as it should be"));
+
+    let (former, before) = (resolver(), mended(&lab)[0]);
+    delete_named_netns(&helper(host)).expect("the helper namespace goes");
+    until_answered(former);
+    assert!(mended(&lab)[0] > before);
+    assert!(lab.ok(1, &["network", "verify"]).contains("as it should be"));
 }
 
 #[test]

@@ -20,13 +20,14 @@ pub struct VerifyArgs {
 }
 
 /// Field of the JSON shape and heading of each part.
-const PARTS: [(Part, &str, &str); 6] = [
+const PARTS: [(Part, &str, &str); 7] = [
     (Part::Link, "Links", "LINKS"),
     (Part::Forwarding, "FDB", "FDB"),
     (Part::Neighbour, "Neighbours", "NEIGHBOURS"),
     (Part::Route, "Routes", "ROUTES"),
     (Part::Rule, "Rules", "RULES"),
     (Part::Map, "Maps", "MAPS"),
+    (Part::Name, "Names", "NAMES"),
 ];
 
 pub async fn run(client: &Client, args: VerifyArgs) -> anyhow::Result<()> {
@@ -155,6 +156,7 @@ mod tests {
                 difference(Part::Neighbour, true, "neighbour 10.0.0.3"),
                 difference(Part::Neighbour, false, "neighbour 10.0.0.9"),
                 difference(Part::Map, false, "nft element"),
+                difference(Part::Name, true, "answers by name: resolver does not run"),
             ],
             mended: 3,
             ports_in_use: vec![v1::PortInUse { protocol: v1::Protocol::Udp.into(), port: 53 }],
@@ -176,16 +178,17 @@ mod tests {
     #[test]
     fn missing_and_stale_are_counted_and_named_by_node() {
         let expected = "\
-NODE   LINKS   FDB   NEIGHBOURS   ROUTES   RULES   MAPS   MENDED   STATUS
-a      0       0     0            0        0       0      0        as it should be
-b      0       0     -1 +1        0        0       +1     3        differs
-c      0       0     0            0        0       0      0        failed
-d      -       -     -            -        -       -      -        unreachable
-e      0       0     0            0        0       0      0        cut off
+NODE   LINKS   FDB   NEIGHBOURS   ROUTES   RULES   MAPS   NAMES   MENDED   STATUS
+a      0       0     0            0        0       0      0       0        as it should be
+b      0       0     -1 +1        0        0       +1     -1      3        differs
+c      0       0     0            0        0       0      0       0        failed
+d      -       -     -            -        -       -      -       -        unreachable
+e      0       0     0            0        0       0      0       0        cut off
 
 b: missing neighbour 10.0.0.3
 b: stale neighbour 10.0.0.9
 b: stale nft element
+b: missing answers by name: resolver does not run
 b: published port 53/udp is in use by another process there
 c: no memory
 d: unreachable: it is down

@@ -13,6 +13,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 pub const FILE_NAME: &str = "resolver.pid";
 /// How long the one before may take to end.
 const TAKE_OVER: Duration = Duration::from_secs(5);
+/// How long it may take to end by itself: it has nothing to do but to answer what it has received.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long the kernel may take to end it.
+const KILL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceError {
@@ -85,12 +89,11 @@ pub fn take_over(run_root: &Path) -> Result<Instance, InstanceError> {
             Claim::Ours(instance) => return Ok(instance),
             Claim::Taken(pid) => pid,
         };
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        if Instant::now() >= deadline {
             return Err(InstanceError::StillThere { path: run_root.join(FILE_NAME) });
         }
         if let Some(pid) = pid {
-            end(run_root, pid, left).map_err(|source| InstanceError::End { pid, source })?;
+            end(run_root, pid).map_err(|source| InstanceError::End { pid, source })?;
         }
     }
 }
@@ -102,23 +105,23 @@ pub fn runs(run_root: &Path) -> bool {
     })
 }
 
-/// Asks the resolver of the run root to end, if there is one, and waits until it has, or so long.
+/// Ends the resolver of the run root, if there is one.
 ///
 /// # Errors
 /// `End`.
-pub fn stop(run_root: &Path, patience: Duration) -> Result<(), InstanceError> {
+pub fn stop(run_root: &Path) -> Result<(), InstanceError> {
     let pid =
         std::fs::read_to_string(run_root.join(FILE_NAME)).ok().and_then(|text| text.trim().parse().ok());
     match pid {
         Some(pid) if runs(run_root) => {
-            end(run_root, pid, patience).map_err(|source| InstanceError::End { pid, source })
+            end(run_root, pid).map_err(|source| InstanceError::End { pid, source })
         }
         _ => Ok(()),
     }
 }
 
-/// Asks the process to end and waits until it has, or time is up.
-fn end(run_root: &Path, pid: i32, left: Duration) -> io::Result<()> {
+/// Asks the process to end, makes it if it hangs, and waits until it has, or time is up.
+fn end(run_root: &Path, pid: i32) -> io::Result<()> {
     let Some(id) = Pid::from_raw(pid).filter(|_| pid > 0) else { return Ok(()) };
     let process = match pidfd_open(id, PidfdFlags::empty()) {
         Ok(process) => process,
@@ -130,13 +133,18 @@ fn end(run_root: &Path, pid: i32, left: Duration) -> io::Result<()> {
         Ok(Claim::Taken(Some(holder))) if holder == pid => {}
         _ => return Ok(()),
     }
-    match pidfd_send_signal(&process, Signal::TERM) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-        Err(error) => return Err(error.into()),
+    for (signal, patience) in [(Signal::TERM, GRACE), (Signal::KILL, KILL)] {
+        match pidfd_send_signal(&process, signal) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::SRCH) => break,
+            Err(error) => return Err(error.into()),
+        }
+        let wait = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&wait)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => break,
+            Err(error) => return Err(error.into()),
+        }
     }
-    let wait = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-    match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&wait)) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    Ok(())
 }

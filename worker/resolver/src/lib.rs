@@ -5,8 +5,8 @@
 //! wire, `cache` and `host` know what the host's name servers are and said: all these are pure. `command`, `server`,
 //! `forward`, `shares`, `sockets`, `follow`, `map_file` and `instance` act.
 //!
-//! For the worker there are `files`, what a task's `/etc/resolv.conf` and `/etc/hosts` say, and `map_file`, by which it
-//! tells us of the networks.
+//! For the worker there are `files`, what a task's `/etc/resolv.conf` says, `map_file`, by which it tells us of the
+//! networks, and `health`, by which it knows whether tasks are answered.
 
 mod answer;
 mod cache;
@@ -14,6 +14,7 @@ mod command;
 mod files;
 mod follow;
 mod forward;
+mod health;
 mod host;
 mod instance;
 mod map_file;
@@ -27,6 +28,7 @@ mod sockets;
 pub use answer::{Answer, Rng, answer};
 pub use command::main;
 pub use files::resolv_conf;
+pub use health::{Asker, Health, health};
 pub use instance::{FILE_NAME as PID_FILE, InstanceError, runs, stop};
 pub use map_file::{FILE_NAME as MAP_FILE, MapError, MapReader, MapWriter};
 pub use message::{Question, Transport};

@@ -1,8 +1,11 @@
 //! Start, end, and the change from one resolver to the next.
 
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use domain::base::iana::Rtype;
+use rswarm_resolver::{Asker, Health, health};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::needs_root;
@@ -66,6 +69,30 @@ fn a_newer_one_takes_over_and_no_question_is_lost() {
         asker.join().unwrap();
     });
     wait_until("the first has ended", || rig.first().try_wait().unwrap().is_some());
+}
+
+#[test]
+fn one_that_hangs_or_listens_elsewhere_shows_and_gives_way() {
+    needs_root!();
+    let mut rig = Rig::new("");
+    rig.write_map(&map(&[]));
+    let address = rig.lab.host(3).address;
+    let asker = |server| Asker { netns: rig.lab.host(3).netns.clone(), address, server };
+    let (here, elsewhere) = (asker(rig.lab.host(2).address), asker(rig.lab.host(4).address));
+    let gone = Asker { address: Ipv4Addr::new(10, 77, 0, 99), ..here.clone() };
+    let seen = |asker: &Asker| health(std::slice::from_ref(asker), Duration::from_millis(500));
+    assert_eq!((seen(&here), seen(&gone)), (Some(Health::Unheard), None));
+    let first = rig.start(&[]);
+    assert_eq!((seen(&here), seen(&elsewhere)), (Some(Health::Answered), Some(Health::Unheard)));
+    assert_eq!(health(&[elsewhere, gone, here.clone()], Duration::from_millis(100)), Some(Health::Answered));
+    let stop = |pid: u32| kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::STOP).unwrap();
+    stop(first);
+    assert_eq!(seen(&here), Some(Health::Silent));
+    let next = rig.start(&["--replace"]);
+    assert_eq!((pid_file(&rig), seen(&here)), (next.to_string(), Some(Health::Answered)));
+    stop(next);
+    rswarm_resolver::stop(rig.run_root.path()).unwrap();
+    assert!(!rswarm_resolver::runs(rig.run_root.path()));
 }
 
 #[test]

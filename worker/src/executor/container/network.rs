@@ -11,7 +11,7 @@ use rswarm_net::{
     BridgeNetwork, Check, Endpoint, Facts, Finding, NetError, Network, NodeNetwork, Overlay, Part,
     PeerAnswers, PeerQuestions,
 };
-use rswarm_resolver::{MapReader, MapWriter};
+use rswarm_resolver::{Asker, MapReader, MapWriter};
 use rswarm_types::cluster::Subnet;
 use rswarm_types::netmap::NetworkMap;
 use rswarm_types::node::{NodeNetworkFacts, TunnelKeys};
@@ -25,7 +25,7 @@ use super::overlay::{self, Guarded};
 use super::ports::{self, NodePort};
 use super::record::Record;
 use super::resolver::Resolver;
-use super::{ContainerExecutorConfig, ContainerExecutorError};
+use super::{ContainerExecutorConfig, ContainerExecutorError, blocking};
 use crate::executor::{Failure, FailureKind};
 
 /// Differences that are told at most, of which each takes a hundred bytes.
@@ -39,7 +39,7 @@ pub struct TaskNetworks {
     node: NodeId,
     guarded: Guarded,
     run_root: PathBuf,
-    resolver: Resolver,
+    resolver: Arc<Resolver>,
     encryption: Encryption,
     /// The last map a manager sent.
     announced: Mutex<Arc<NetworkMap>>,
@@ -106,6 +106,25 @@ struct State {
     file: Option<MapWriter>,
 }
 
+impl State {
+    /// A task here on each overlay, but no more than a few: to hear whether tasks are answered.
+    fn askers(&self) -> Vec<Asker> {
+        const MAX: usize = 4;
+        let mut askers = BTreeMap::new();
+        for endpoint in self.attached.values().flat_map(|attached| &attached.endpoints) {
+            let known = endpoint.network.parse().is_ok_and(|id| self.map.networks.contains_key(&id));
+            if known && askers.len() < MAX {
+                askers.entry(&endpoint.network).or_insert_with(|| Asker {
+                    netns: format!("/proc/{}/ns/net", endpoint.netns_pid).into(),
+                    address: endpoint.address,
+                    server: endpoint.gateway,
+                });
+            }
+        }
+        askers.into_values().collect()
+    }
+}
+
 /// What one container has.
 struct Attached {
     name: String,
@@ -132,7 +151,7 @@ impl TaskNetworks {
             node,
             guarded: config.guarded.clone(),
             run_root: config.run_root.clone(),
-            resolver,
+            resolver: Arc::new(resolver),
             encryption,
             announced,
             state,
@@ -402,6 +421,27 @@ impl TaskNetworks {
         self.resolve(&state)?;
         drop(state);
         self.ask_around().await;
+        self.mend_resolver().await
+    }
+
+    /// What keeps the tasks here from being answered by name.
+    async fn resolver_fault(&self) -> Result<Option<String>, Failure> {
+        let askers = self.state.lock().await.askers();
+        let resolver = self.resolver.clone();
+        blocking(move || resolver.fault(&askers)).await
+    }
+
+    async fn mend_resolver(&self) -> Result<(), Failure> {
+        let Some(fault) = self.resolver_fault().await? else { return Ok(()) };
+        let state = self.state.lock().await;
+        if state.askers().is_empty() {
+            // The node has left meanwhile, or its last task is gone.
+            return Ok(());
+        }
+        let resolver = self.resolver.clone();
+        blocking(move || resolver.replace()).await??;
+        self.mended.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(fault, "the node's resolver was replaced");
         Ok(())
     }
 
@@ -463,7 +503,7 @@ impl TaskNetworks {
             Ok(found) => (found, String::new()),
             Err(failure) => (Check::default(), failure.text),
         };
-        let silent = overlay::without_key(&state.map, self.node).into_iter().map(|(network, node)| {
+        let keyless = overlay::without_key(&state.map, self.node).into_iter().map(|(network, node)| {
             v1::NetworkDifference {
                 part: v1::NetworkPart::Forwarding.into(),
                 missing: true,
@@ -471,12 +511,22 @@ impl TaskNetworks {
                 network: network.to_string(),
             }
         });
+        let keyless: Vec<_> = keyless.collect();
+        drop(state);
+        let fault = self.resolver_fault().await.unwrap_or_else(|failure| Some(failure.text));
+        let nameless = fault.map(|fault| v1::NetworkDifference {
+            part: v1::NetworkPart::Name.into(),
+            missing: true,
+            what: format!("answers by name: {fault}"),
+            network: String::new(),
+        });
         v1::NetworkCheck {
             differences: found
                 .findings
                 .into_iter()
                 .map(difference)
-                .chain(silent)
+                .chain(keyless)
+                .chain(nameless)
                 .take(DIFFERENCES_MAX)
                 .collect(),
             error,

@@ -8,11 +8,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use rswarm_resolver::{Asker, Health};
+
 use super::blocking;
 use crate::executor::{Failure, FailureKind};
 
-/// How long it has to let go of what it holds once told to end.
-const END_PATIENCE: Duration = Duration::from_secs(2);
+/// How long it may be silent: clients wait for 5 s.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How the resolver of a node is started and found again.
 #[derive(Debug)]
@@ -31,7 +33,7 @@ impl Resolver {
         Self { executable, run_root, netns, child: Mutex::default() }
     }
 
-    /// Starts it unless it runs.
+    /// Starts it unless it runs. Whether it answers is for [`Self::fault`].
     ///
     /// # Errors
     /// The program cannot be executed. What it fails at itself is in its log.
@@ -62,10 +64,38 @@ impl Resolver {
         })
     }
 
+    /// Why tasks are not answered, if they are not. Takes [`ANSWER_PATIENCE`] then, else no time.
+    pub fn fault(&self, tasks: &[Asker]) -> Option<String> {
+        let health = rswarm_resolver::health(tasks, ANSWER_PATIENCE)?;
+        if !rswarm_resolver::runs(&self.run_root) {
+            let log = self.run_root.join("resolver.log");
+            return Some(format!("resolver does not run; why is in `{}`", log.display()));
+        }
+        match health {
+            Health::Answered => None,
+            Health::Unheard => Some("resolver does not listen where the networks are".to_owned()),
+            Health::Silent => Some(format!("resolver has not answered for {ANSWER_PATIENCE:?}")),
+        }
+    }
+
+    /// Puts a new one in the place of one that does not answer, or not where tasks ask.
+    ///
+    /// # Errors
+    /// It cannot be ended, or as [`Self::ensure`].
+    pub fn replace(&self) -> Result<(), Failure> {
+        rswarm_resolver::stop(&self.run_root)
+            .map_err(|error| Failure::new(FailureKind::Temporary, &error))?;
+        if let Some(mut child) = self.child.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // One that hangs before it has the lock is nobody yet.
+            let _ = child.kill().and_then(|()| child.wait());
+        }
+        self.ensure()
+    }
+
     /// Ends it, if it runs.
     pub async fn end(&self) {
         let run_root = self.run_root.clone();
-        let ended = blocking(move || rswarm_resolver::stop(&run_root, END_PATIENCE)).await;
+        let ended = blocking(move || rswarm_resolver::stop(&run_root)).await;
         let failure = match ended {
             Ok(Ok(())) => return,
             Ok(Err(error)) => Failure::new(FailureKind::Temporary, &error),
