@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt};
 use nix::unistd::Pid;
 use rswarm_api::v1;
 use rswarm_cluster_tests::ClusterLab;
@@ -547,6 +549,50 @@ fn verify(lab: &ClusterLab) -> Vec<serde_json::Value> {
 
 fn mended(lab: &ClusterLab) -> Vec<u64> {
     verify(lab).iter().map(|node| node["Mended"].as_u64().expect("a number")).collect()
+}
+
+#[test]
+fn tasks_on_a_bridge_find_those_of_their_own_node() {
+    let Some(lab) = ClusterLab::form("bridge-names", 1, 1) else { return };
+    lab.ok(1, &["network", "create", "--driver", "bridge", "local"]);
+    let spread = ["--network", "name=local,alias=pages", "--replicas-max-per-node", "1", MONITOR];
+    lab.create(1, "web", 2, &spread, &[]);
+    lab.create(1, "plain", 1, &[MONITOR], &[]);
+    lab.until_running(1, "web", 2, SOON);
+    lab.until_running(1, "plain", 1, SOON);
+    let server = gateway(&lab, "local");
+    let resolv_conf = |netns: &Path| {
+        let root = netns.ancestors().nth(2).expect("a process").join("root");
+        std::fs::read_to_string(root.join("etc/resolv.conf")).expect("a resolv.conf")
+    };
+    for (_, netns) in namespaces(&lab, "web") {
+        let text = resolv_conf(&netns);
+        assert!(text.starts_with(&format!("nameserver {server}\n")), "{text}");
+        for name in ["web", "tasks.web", "pages", "web.local"] {
+            let found = resolve(&netns, server, name).expect("a known name");
+            let own = found.first().filter(|_| found.len() == 1).expect("one task");
+            run_in_netns(&netns, || UdpSocket::bind((*own, 0)).expect("its own address"))
+                .expect("a namespace");
+        }
+    }
+    let plain = resolv_conf(&namespaces(&lab, "plain")[0].1);
+    assert!(!plain.contains(&server.to_string()), "the default bridge has no names: {plain}");
+
+    // Where somebody else has the port, a task is left to the node's name servers.
+    let taken = || {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let fd = socket(AddressFamily::Inet, SockType::Datagram, flags, None).expect("a socket");
+        setsockopt(&fd, sockopt::IpFreebind, &true).expect("its option");
+        bind(fd.as_raw_fd(), &SockaddrIn::new(10, 99, 0, 1, 53)).expect("a free port");
+        fd
+    };
+    let _held = run_in_netns(&lab.host(1).netns, taken).expect("the host's namespace");
+    lab.ok(1, &["network", "create", "--driver", "bridge", "--subnet", "10.99.0.0/24", "taken"]);
+    let there = ["--network", "taken", "--constraint", "node.hostname==host-1", MONITOR];
+    lab.create(1, "late", 1, &there, &[]);
+    lab.until_running(1, "late", 1, SOON);
+    assert_eq!(resolv_conf(&namespaces(&lab, "late")[0].1), plain);
+    assert!(lab.ok(1, &["network", "verify"]).contains("as it should be"));
 }
 
 #[test]

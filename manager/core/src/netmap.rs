@@ -10,15 +10,15 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use rswarm_types::netmap::{
-    EndpointState, Joined, MapAttachment, MapEndpoint, MapNetwork, MapNode, MapService, NetworkChange,
-    NetworkMap,
+    EndpointState, Joined, MapAttachment, MapBridge, MapEndpoint, MapNetwork, MapNode, MapService,
+    NetworkChange, NetworkMap,
 };
 use rswarm_types::service::PublishMode;
 use rswarm_types::{
-    Network, NetworkId, Node, NodeId, NodeState, Service, ServiceId, Task, TaskId, TaskState,
+    Network, NetworkDriver, NetworkId, Node, NodeId, NodeState, Service, ServiceId, Task, TaskId, TaskState,
 };
 
-use crate::state::{State, overlays};
+use crate::state::{State, holds_resources, overlays};
 
 /// All that a node must know.
 pub fn full(state: &State, node: NodeId) -> NetworkChange {
@@ -29,13 +29,15 @@ pub fn full(state: &State, node: NodeId) -> NetworkChange {
 /// The map of one node.
 pub fn map(state: &State, node: NodeId) -> NetworkMap {
     let view = View::of(state, node);
-    let services: BTreeSet<ServiceId> = view.networks.iter().flat_map(|id| state.services_on(*id)).collect();
-    let endpoints = view.networks.iter().flat_map(|id| state.endpoints(*id));
+    let networks = view.networks.iter().chain(&view.bridges);
+    let services: BTreeSet<ServiceId> = networks.flat_map(|id| state.services_on(*id)).collect();
+    let endpoints = view.networks.iter().flat_map(|id| state.endpoints(*id)).chain(state.tasks_on(node));
     NetworkMap {
         index: state.index,
         data_path_port: view.data_path_port(),
         nodes: state.nodes().filter_map(|node| Some((node.id, map_node(node)?))).collect(),
         networks: view.networks.iter().filter_map(|id| Some((*id, view.network(*id)?))).collect(),
+        bridges: view.bridges.iter().filter_map(|id| Some((*id, view.bridge(*id)?))).collect(),
         services: services.into_iter().filter_map(|id| Some((id, view.service(id)?))).collect(),
         endpoints: endpoints.filter_map(|task| Some((task.id, view.endpoint(task.id)?))).collect(),
     }
@@ -54,6 +56,10 @@ pub fn change(before: &State, after: &State, node: NodeId) -> NetworkChange {
             touched.services.extend(state.services_on(*id));
         }
     }
+    for id in old.bridges.symmetric_difference(&new.bridges) {
+        touched.services.extend([before, after].into_iter().flat_map(|state| state.services_on(*id)));
+    }
+    touched.tasks_between(before.indexes.by_node.get(&node), after.indexes.by_node.get(&node));
     for id in old.networks.intersection(&new.networks) {
         touched.tasks_between(before.indexes.by_network.get(id), after.indexes.by_network.get(id));
     }
@@ -64,7 +70,7 @@ pub fn change(before: &State, after: &State, node: NodeId) -> NetworkChange {
 
     let mut change = NetworkChange { index: after.index, ..NetworkChange::default() };
     (change.set.index, change.set.data_path_port) = (after.index, new.data_path_port());
-    let NetworkMap { nodes, networks, services, endpoints, .. } = &mut change.set;
+    let NetworkMap { nodes, networks, bridges, services, endpoints, .. } = &mut change.set;
     for id in touched.nodes {
         let (before, after) = (before.node(id), after.node(id));
         let (before, after) = (before.and_then(|n| map_node(n)), after.and_then(|n| map_node(n)));
@@ -72,6 +78,9 @@ pub fn change(before: &State, after: &State, node: NodeId) -> NetworkChange {
     }
     for id in old.networks.union(&new.networks).copied() {
         compare(id, old.network(id), new.network(id), networks, &mut change.removed_networks);
+    }
+    for id in old.bridges.union(&new.bridges).copied() {
+        compare(id, old.bridge(id), new.bridge(id), bridges, &mut change.removed_networks);
     }
     for id in touched.services {
         compare(id, old.service(id), new.service(id), services, &mut change.removed_services);
@@ -120,7 +129,13 @@ pub fn concerned(before: &State, after: &State) -> Concerned {
         }
     }
     for item in before.services.diff(&after.services) {
-        let mut touch = |state: &State, service: &Service| networks.extend(state.networks_of(service));
+        let mut touch = |state: &State, service: &Service| {
+            let all = state.networks_of(service);
+            if all.iter().any(|id| named_bridge(state, *id).is_some()) {
+                nodes.extend(state.tasks_of(service.id).filter_map(|task| task.node_id));
+            }
+            networks.extend(all);
+        };
         match item {
             DiffItem::Add(_, service) => touch(after, service),
             DiffItem::Remove(_, service) => touch(before, service),
@@ -143,12 +158,29 @@ struct View<'a> {
     node: NodeId,
     /// Overlays with a task on the node, and the ingress network.
     networks: BTreeSet<NetworkId>,
+    /// Bridges with names and a task on the node.
+    bridges: BTreeSet<NetworkId>,
+}
+
+/// A network of driver `bridge` that has names: one made by a user. The default one has none, as Docker's.
+fn named_bridge(state: &State, id: NetworkId) -> Option<&Arc<Network>> {
+    let is_default = state.default_network().is_some_and(|default| default.id == id);
+    state.network(id).filter(|network| network.spec.driver == NetworkDriver::Bridge && !is_default)
+}
+
+/// The bridges with names on which a task can be reached.
+fn bridges(state: &State, task: &Task) -> impl Iterator<Item = (NetworkId, Ipv4Addr)> {
+    let there = holds_resources(task);
+    let bridges = task.networks.iter().filter(move |one| there && one.driver == NetworkDriver::Bridge);
+    let named = bridges.filter(|one| named_bridge(state, one.network).is_some());
+    named.filter_map(|one| Some((one.network, one.address?.address)))
 }
 
 impl<'a> View<'a> {
     fn of(state: &'a State, node: NodeId) -> Self {
         let own = state.tasks_on(node).flat_map(|task| overlays(task)).map(|(network, _)| network);
-        Self { state, node, networks: own.chain(state.indexes.ingress).collect() }
+        let bridges = state.tasks_on(node).flat_map(|task| bridges(state, task)).map(|(network, _)| network);
+        Self { state, node, networks: own.chain(state.indexes.ingress).collect(), bridges: bridges.collect() }
     }
 
     fn data_path_port(&self) -> u16 {
@@ -171,9 +203,19 @@ impl<'a> View<'a> {
         })
     }
 
+    fn bridge(&self, id: NetworkId) -> Option<MapBridge> {
+        let network = named_bridge(self.state, id).filter(|_| self.bridges.contains(&id))?;
+        let ipam = network.ipam?;
+        Some(MapBridge { name: network.spec.name.clone(), subnet: ipam.subnet, gateway: ipam.gateway })
+    }
+
+    fn knows(&self, network: NetworkId) -> bool {
+        self.networks.contains(&network) || self.bridges.contains(&network)
+    }
+
     fn service(&self, id: ServiceId) -> Option<MapService> {
         let Service { spec, endpoint, .. } = &**self.state.service(id)?;
-        let known = spec.task.networks.iter().filter(|at| self.networks.contains(&at.network));
+        let known = spec.task.networks.iter().filter(|at| self.knows(at.network));
         let attachment = |vip: Option<&Ipv4Addr>, aliases: &[String]| MapAttachment {
             vip: vip.copied(),
             aliases: aliases.to_vec(),
@@ -199,11 +241,13 @@ impl<'a> View<'a> {
             return None;
         }
         let known = overlays(task).filter(|(network, _)| self.networks.contains(network));
+        // Those of other nodes' tasks lead to nobody, or to somebody else.
+        let here = bridges(self.state, task).filter(|_| node.id == self.node);
         let endpoint = MapEndpoint {
             service: task.service_id,
             slot: task.slot,
             node: node.id,
-            addresses: known.collect(),
+            addresses: known.chain(here).collect(),
             state: match task.status.state {
                 _ if task.desired > TaskState::Running => EndpointState::Draining,
                 TaskState::Running => EndpointState::Ready,
@@ -227,7 +271,7 @@ impl<'a> View<'a> {
     }
 
     fn joined(&self, task: &Task) -> Option<Joined> {
-        let joined = task.networks.iter().filter(|one| one.joined && self.networks.contains(&one.network));
+        let joined = task.networks.iter().filter(|one| one.joined && self.knows(one.network));
         let aliases: BTreeMap<_, _> = joined.map(|one| (one.network, one.aliases.clone())).collect();
         (!aliases.is_empty()).then(|| Joined { service: task.service_name.clone(), aliases })
     }
@@ -410,6 +454,59 @@ mod tests {
         f.run();
         let enclosed = map(&f.state, node_id(1)).endpoints.into_iter().filter(|(_, one)| one.enclosed);
         assert_eq!(enclosed.map(|(_, one)| one.service).collect::<Vec<_>>(), [vault]);
+    }
+
+    #[test]
+    fn of_a_bridge_a_node_is_told_of_its_own_tasks_alone() {
+        let (mut f, _, front) = fixture(2);
+        let network = f.network("local", "10.9.0.0/24");
+        let local = network.id;
+        f.must(vec![Write::CreateNetwork(Box::new(network))]);
+        let plain = f.create("plain", 1, |spec| spec.task.networks.clear());
+        f.create("first", 1, on(local, 1));
+        f.run();
+        let before = f.state.clone();
+        let told = map(&f.state, node_id(1));
+        assert_eq!((told.bridges[&local].name.as_str(), told.bridges.len()), ("local", 1));
+        assert!(!told.endpoints.values().any(|one| one.service == plain), "the default bridge has no names");
+        assert!(map(&f.state, node_id(2)).bridges.is_empty());
+
+        let both = f.create("both", 2, |spec| {
+            on(front, 1)(spec);
+            spec.task.placement.constraints.clear();
+            spec.task.networks.push(NetworkAttachment { network: local, aliases: vec!["store".into()] });
+        });
+        f.run();
+        for n in [1, 2] {
+            let mut built = map(&before, node_id(n));
+            assert!(built.apply(change(&before, &f.state, node_id(n))));
+            assert_eq!(built, map(&f.state, node_id(n)));
+            let at = &built.services[&both].networks[&local];
+            assert_eq!((at.vip, at.aliases.as_slice()), (None, &["store".to_owned()][..]));
+            let (here, there): (Vec<_>, Vec<_>) = built
+                .endpoints
+                .values()
+                .filter(|one| one.service == both)
+                .partition(|one| one.node == node_id(n));
+            assert_eq!((here.len(), there.len()), (1, 1));
+            assert!(here[0].addresses.contains_key(&local) && !there[0].addresses.contains_key(&local));
+        }
+        // What is said of its services concerns the nodes with their tasks.
+        let before = f.state.clone();
+        let task = f.current(both)[0].clone();
+        f.update(both, |spec| spec.endpoint.allow_from = ["plain".to_owned()].into());
+        let Concerned::Nodes(nodes) = concerned(&before, &f.state) else { panic!("some nodes") };
+        assert!(nodes.contains(&task.node_id.unwrap()));
+        // The last task takes the bridge along.
+        let before = map(&f.state, node_id(2));
+        let (state, held) = (f.state.clone(), f.current(both));
+        for task in held.iter().filter(|task| task.node_id == Some(node_id(2))) {
+            f.report(task.id, TaskState::Failed);
+        }
+        let told = change(&state, &f.state, node_id(2));
+        let mut built = before;
+        built.apply(told);
+        assert!(built.bridges.is_empty() && built == map(&f.state, node_id(2)));
     }
 
     #[test]

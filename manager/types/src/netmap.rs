@@ -26,9 +26,11 @@ pub struct NetworkMap {
     pub nodes: BTreeMap<NodeId, MapNode>,
     /// Overlays with a task on this node, and the ingress network.
     pub networks: BTreeMap<NetworkId, MapNetwork>,
-    /// Services attached to one of `networks`, or published on the mesh.
+    /// Networks of driver `bridge`, made by users, with a task on this node. Nothing of them is elsewhere.
+    pub bridges: BTreeMap<NetworkId, MapBridge>,
+    /// Services attached to one of these networks, or published on the mesh.
     pub services: BTreeMap<ServiceId, MapService>,
-    /// Tasks on `networks`, this node's own included, from assigned until they have ended.
+    /// Tasks on `networks`, this node's own included, and its own on `bridges`, from assigned until they have ended.
     pub endpoints: BTreeMap<TaskId, MapEndpoint>,
 }
 
@@ -63,11 +65,18 @@ pub struct MapNetwork {
     pub encrypted: bool,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapBridge {
+    pub name: String,
+    pub subnet: Subnet,
+    pub gateway: Ipv4Addr,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct MapService {
     pub name: String,
     pub mode: EndpointMode,
-    /// Its address on each overlay that it is attached to and this map knows, `None` in mode `dnsrr`.
+    /// Its address on each network that it is attached to and this map knows, `None` in mode `dnsrr` and on bridges.
     pub networks: BTreeMap<NetworkId, MapAttachment>,
     /// Ports published on the mesh, `published` always set.
     pub ports: Vec<PortConfig>,
@@ -140,6 +149,7 @@ pub struct NetworkChange {
     /// What is new or different. Its `index` and `data_path_port` are those of the map after the change.
     pub set: NetworkMap,
     pub removed_nodes: Vec<NodeId>,
+    /// Bridges too.
     pub removed_networks: Vec<NetworkId>,
     pub removed_services: Vec<ServiceId>,
     pub removed_endpoints: Vec<TaskId>,
@@ -150,6 +160,7 @@ impl NetworkChange {
         !self.full
             && self.set.nodes.is_empty()
             && self.set.networks.is_empty()
+            && self.set.bridges.is_empty()
             && self.set.services.is_empty()
             && self.set.endpoints.is_empty()
             && self.removed_nodes.is_empty()
@@ -176,6 +187,7 @@ impl NetworkMap {
         }
         for id in &change.removed_networks {
             self.networks.remove(id);
+            self.bridges.remove(id);
         }
         for id in &change.removed_services {
             self.services.remove(id);
@@ -187,6 +199,7 @@ impl NetworkMap {
         self.data_path_port = change.set.data_path_port;
         self.nodes.extend(change.set.nodes);
         self.networks.extend(change.set.networks);
+        self.bridges.extend(change.set.bridges);
         self.services.extend(change.set.services);
         self.endpoints.extend(change.set.endpoints);
         true
@@ -202,11 +215,13 @@ impl NetworkMap {
                 data_path_port: self.data_path_port,
                 nodes: different(&before.nodes, &self.nodes),
                 networks: different(&before.networks, &self.networks),
+                bridges: different(&before.bridges, &self.bridges),
                 services: different(&before.services, &self.services),
                 endpoints: different(&before.endpoints, &self.endpoints),
             },
             removed_nodes: gone(&before.nodes, &self.nodes),
-            removed_networks: gone(&before.networks, &self.networks),
+            removed_networks: [gone(&before.networks, &self.networks), gone(&before.bridges, &self.bridges)]
+                .concat(),
             removed_services: gone(&before.services, &self.services),
             removed_endpoints: gone(&before.endpoints, &self.endpoints),
         }

@@ -3,21 +3,20 @@
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::rc::Rc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, Receiver};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::LocalSet;
 
 use crate::follow::follow;
 use crate::forward::Forwarder;
 use crate::instance::{self, Claim};
 use crate::names::Names;
+use crate::places::Places;
 use crate::server::Server;
-use crate::sockets::{Listeners, PORT, Udp, listen_on};
 
 /// Writes a line to standard error, which may be closed or full.
 #[macro_export]
@@ -30,13 +29,13 @@ macro_rules! log {
 }
 
 const USAGE: &str = "\
-Usage: rswarm resolver --run-root DIR [--netns PATH] [--listen ADDRESS]... [--resolv-conf PATH] [--replace]
+Usage: rswarm resolver --run-root DIR --netns PATH [--resolv-conf PATH] [--replace]
 
 Answers names of the cluster's networks, from `network-map` in the run root, and passes on all others.
 
   --run-root DIR       Run root of the daemon
-  --netns PATH         Listen on all addresses of this network namespace, port 53
-  --listen ADDRESS     Listen on this IPv4 address of the host, port 53
+  --netns PATH         Listen on all addresses of this network namespace, port 53, and in the host's on the gateways
+                       of its bridges
   --resolv-conf PATH   Whom to ask for other names (default: /etc/resolv.conf)
   --replace            Take over from a resolver that runs already
 ";
@@ -47,8 +46,7 @@ const EXIT_BAD_FLAG: i32 = 125;
 #[derive(Debug, PartialEq, Eq)]
 struct Options {
     run_root: PathBuf,
-    netns: Option<PathBuf>,
-    listen: Vec<Ipv4Addr>,
+    netns: PathBuf,
     resolv_conf: PathBuf,
     replace: bool,
 }
@@ -77,7 +75,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> i32 {
 
 /// `None` if help was asked for.
 fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Option<Options>, String> {
-    let (mut run_root, mut netns, mut listen, mut replace) = (None, None, Vec::new(), false);
+    let (mut run_root, mut netns, mut replace) = (None, None, false);
     let mut resolv_conf = PathBuf::from("/etc/resolv.conf");
     while let Some(word) = args.next() {
         let flag = word.to_string_lossy().into_owned();
@@ -86,24 +84,14 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Option<Options>, St
             "--run-root" => run_root = Some(value()?.into()),
             "--netns" => netns = Some(value()?.into()),
             "--resolv-conf" => resolv_conf = value()?.into(),
-            "--listen" => {
-                let word = value()?.to_string_lossy().into_owned();
-                let address = word.parse();
-                listen.push(
-                    address
-                        .map_err(|_| format!("expected an IPv4 address after `--listen`, found `{word}`"))?,
-                );
-            }
             "--replace" => replace = true,
             "--help" | "-h" => return Ok(None),
             _ => return Err(format!("unknown argument `{flag}`")),
         }
     }
     let run_root = run_root.ok_or("expected `--run-root`")?;
-    if netns.is_none() && listen.is_empty() {
-        return Err("expected `--netns` or `--listen`, else nobody could ask".to_owned());
-    }
-    Ok(Some(Options { run_root, netns, listen, resolv_conf, replace }))
+    let netns = netns.ok_or("expected `--netns`")?;
+    Ok(Some(Options { run_root, netns, resolv_conf, replace }))
 }
 
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {
@@ -115,49 +103,40 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     }
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let forwarder = Forwarder::new(options.resolv_conf.clone(), options.listen.clone());
+    let forwarder = Forwarder::new(options.resolv_conf.clone());
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
     let (sender, renewed) = mpsc::channel(1);
     let names = follow(&options.run_root, sender)?;
     let server = Rc::new(Server::new(names, forwarder, u64::from_ne_bytes(seed)));
-    let mut listeners = Vec::new();
-    if let Some(netns) = &options.netns {
-        listeners.push(listen_on(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT), Some(netns))?);
-    }
-    for address in &options.listen {
-        listeners.push(listen_on(SocketAddrV4::new(*address, PORT), None)?);
-    }
+    let places = Places::listen(&options.netns, &server)?;
     // Queries wait at our sockets from here on, so all that takes time has been done.
     let _instance = match claim {
         Claim::Ours(instance) => instance,
         Claim::Taken(_) => instance::take_over(&options.run_root)?,
     };
-    LocalSet::new().block_on(&runtime, serve(options, &server, renewed, listeners))
+    LocalSet::new().block_on(&runtime, serve(options, server, renewed, places))
 }
 
 async fn serve(
     options: &Options,
-    server: &Rc<Server>,
+    server: Rc<Server>,
     mut renewed: Receiver<Names>,
-    listeners: Vec<Listeners>,
+    places: Places,
 ) -> Result<(), Box<dyn Error>> {
     let mut end = signal(SignalKind::terminate())?;
-    let mut sockets = Vec::new();
-    for Listeners { udp, tcp } in listeners {
-        let udp = Rc::new(Udp::new(udp)?);
-        spawn_local(server.clone().serve_udp(udp.clone()));
-        spawn_local(server.clone().serve_tcp(tokio::net::TcpListener::from_std(tcp)?));
-        sockets.push(udp);
-    }
+    let mut served = places.serve(server.clone())?;
     log!("serving `{}`", options.run_root.display());
     loop {
         tokio::select! {
-            Some(names) = renewed.recv() => server.set_names(names),
+            Some(names) = renewed.recv() => {
+                server.set_names(names);
+                served.follow();
+            }
             _ = end.recv() => break,
         }
     }
-    sockets.iter().for_each(|socket| server.drain(socket));
+    served.drain();
     Ok(())
 }
 
@@ -182,11 +161,10 @@ mod tests {
     fn arguments_are_read_or_refused_by_name() {
         let read = |line: &str| parse(line.split_whitespace().map(OsString::from));
         assert_eq!(
-            read("--run-root /r --netns /n --listen 10.0.0.1 --listen 10.0.0.2 --resolv-conf /c --replace"),
+            read("--run-root /r --netns /n --resolv-conf /c --replace"),
             Ok(Some(Options {
                 run_root: "/r".into(),
-                netns: Some("/n".into()),
-                listen: vec![Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2)],
+                netns: "/n".into(),
                 resolv_conf: "/c".into(),
                 replace: true,
             }))
@@ -194,9 +172,8 @@ mod tests {
         assert_eq!(read("--run-root /r --help"), Ok(None));
         for (line, reason) in [
             ("", "expected `--run-root`"),
-            ("--run-root /r", "expected `--netns` or `--listen`"),
+            ("--run-root /r", "expected `--netns`"),
             ("--run-root", "expected a value after `--run-root`"),
-            ("--run-root /r --listen ::1", "found `::1`"),
             ("--run-root /r --port 53", "unknown argument `--port`"),
         ] {
             assert!(read(line).unwrap_err().contains(reason), "{line}");

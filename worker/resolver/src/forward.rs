@@ -34,8 +34,6 @@ const MAX_OUTSTANDING_OF_CLIENT: usize = 256;
 
 pub struct Forwarder {
     path: PathBuf,
-    /// Where we listen ourselves.
-    own: Vec<Ipv4Addr>,
     config: RefCell<Read>,
     cache: RefCell<Cache>,
     outstanding: Rc<Shares>,
@@ -53,11 +51,10 @@ struct Read {
 type FileVersion = (u64, u64, i64, i64);
 
 impl Forwarder {
-    pub fn new(path: PathBuf, own: Vec<Ipv4Addr>) -> Self {
-        let config = Rc::new(HostConfig::parse("", &own));
+    pub fn new(path: PathBuf) -> Self {
+        let config = Rc::new(HostConfig::parse(""));
         let forwarder = Self {
             path,
-            own,
             config: RefCell::new(Read { file: None, config }),
             cache: RefCell::default(),
             outstanding: Shares::new(MAX_OUTSTANDING, MAX_OUTSTANDING_OF_CLIENT),
@@ -76,7 +73,7 @@ impl Forwarder {
         if read.file != file {
             read.file = file;
             let text = fs::read(&self.path).unwrap_or_default();
-            read.config = Rc::new(HostConfig::parse(&String::from_utf8_lossy(&text), &self.own));
+            read.config = Rc::new(HostConfig::parse(&String::from_utf8_lossy(&text)));
             self.cache.borrow_mut().clear();
             self.first.set(0);
             log!("asking {:?} for names that are not ours", read.config.servers);

@@ -20,6 +20,8 @@ use crate::sockets::PORT;
 
 /// Between two looks at a port that nobody listens on yet.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long to connect before a new try: what is lost on a link that has just come up is sent again only after 1 s.
+const CONNECT: Duration = Duration::from_millis(100);
 /// The least that a socket can wait.
 const MOMENT: Duration = Duration::from_millis(1);
 
@@ -78,9 +80,9 @@ impl Asker {
     fn ask(&self, patience: Duration) -> io::Result<()> {
         let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(self.address, 0)))?;
-        let wait = TimeVal::new(patience.as_secs() as i64, patience.subsec_micros().into());
-        setsockopt(&fd, sockopt::SendTimeout, &wait)?;
-        setsockopt(&fd, sockopt::ReceiveTimeout, &wait)?;
+        let wait = |time: Duration| TimeVal::new(time.as_secs() as i64, time.subsec_micros().into());
+        setsockopt(&fd, sockopt::SendTimeout, &wait(patience.min(CONNECT)))?;
+        setsockopt(&fd, sockopt::ReceiveTimeout, &wait(patience))?;
         match connect(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(self.server, PORT))) {
             // So a connection is said to take too long.
             Err(Errno::EINPROGRESS) => return Err(ErrorKind::TimedOut.into()),

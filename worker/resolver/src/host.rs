@@ -24,11 +24,9 @@ pub struct HostConfig {
 impl HostConfig {
     /// Reads the text of `/etc/resolv.conf`. What is unknown or malformed is passed over, as the C library does.
     ///
-    /// Addresses in `own` are those we listen on, and never asked: that would be a circle.
-    ///
     /// Where the host says nothing we wait 2 s (the C library: 5), so that two dead servers are passed over before a
     /// client with the usual 5 s gives up.
-    pub fn parse(text: &str, own: &[Ipv4Addr]) -> Self {
+    pub fn parse(text: &str) -> Self {
         let mut config =
             Self { servers: Vec::new(), timeout: Duration::from_secs(2), attempts: 2, rotate: false };
         for line in text.lines() {
@@ -36,7 +34,6 @@ impl HostConfig {
             match words.next() {
                 Some("nameserver") => {
                     let server = words.next().and_then(server);
-                    let server = server.filter(|s| !own.iter().any(|own| s.ip() == IpAddr::V4(*own)));
                     if config.servers.len() < MAX_SERVERS {
                         config.servers.extend(server);
                     }
@@ -89,7 +86,7 @@ mod tests {
         let check = |text: &str, servers: &[&str], (timeout, attempts, rotate)| {
             let servers = servers.iter().map(|server| server.parse().unwrap()).collect();
             let expected = HostConfig { servers, timeout: Duration::from_secs(timeout), attempts, rotate };
-            assert_eq!(HostConfig::parse(text, &[Ipv4Addr::new(10, 213, 0, 1)]), expected, "{text}");
+            assert_eq!(HostConfig::parse(text), expected, "{text}");
         };
         check("", &["127.0.0.1:53"], (2, 2, false));
         check("search example.org\n", &["127.0.0.1:53"], (2, 2, false));
@@ -109,7 +106,7 @@ mod tests {
             &["127.0.0.53:53"],
             (1, 5, true),
         );
-        // The one that is ourselves, and nobody else.
-        check("nameserver 10.213.0.1\n", &[], (2, 2, false));
+        // Of servers that make no sense nothing is left, not even the default.
+        check("nameserver nonsense\n", &[], (2, 2, false));
     }
 }

@@ -3,7 +3,7 @@
 //! A process of its own (`rswarm resolver`), which outlives the daemon: all it knows of the cluster is the file
 //! `network-map` in the run root. `names` and `answer` decide, `message` and `relay` read and write what goes over the
 //! wire, `cache` and `host` know what the host's name servers are and said: all these are pure. `command`, `server`,
-//! `forward`, `shares`, `sockets`, `follow`, `map_file` and `instance` act.
+//! `forward`, `shares`, `places`, `sockets`, `follow`, `map_file` and `instance` act.
 //!
 //! For the worker there are `files`, what a task's `/etc/resolv.conf` says, `map_file`, by which it tells us of the
 //! networks, and `health`, by which it knows whether tasks are answered.
@@ -20,6 +20,7 @@ mod instance;
 mod map_file;
 mod message;
 mod names;
+mod places;
 mod relay;
 mod server;
 mod shares;

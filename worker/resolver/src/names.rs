@@ -23,6 +23,8 @@ pub struct Names {
     networks: Vec<Network>,
     tasks: Vec<Task>,
     owners: HashMap<Ipv4Addr, Owner>,
+    /// Where tasks on bridges ask: each one's gateway, and its subnet.
+    bridges: Vec<(Ipv4Addr, Subnet)>,
     /// Of all networks, ingress included.
     subnets: Vec<(Subnet, Option<Ipam6>)>,
     /// Those of internal networks: who asks from there and is no task is as enclosed as the tasks are.
@@ -109,19 +111,28 @@ pub enum Reverse {
 impl Names {
     pub fn new(map: &NetworkMap) -> Self {
         let mut names = Self {
-            subnets: map.networks.values().map(|network| (network.subnet, network.ipv6)).collect(),
+            bridges: map.bridges.values().map(|bridge| (bridge.gateway, bridge.subnet)).collect(),
+            subnets: map
+                .networks
+                .values()
+                .map(|network| (network.subnet, network.ipv6))
+                .chain(map.bridges.values().map(|bridge| (bridge.subnet, None)))
+                .collect(),
             internal: map.networks.values().filter(|one| one.internal).map(|one| one.subnet).collect(),
             owners: HashMap::with_capacity(map.endpoints.len() + map.services.len()),
             tasks: Vec::with_capacity(map.endpoints.len()),
             ..Self::default()
         };
         let mut places = HashMap::new();
-        for (id, network) in map.networks.iter().filter(|(_, network)| !network.ingress) {
+        let overlays = map.networks.iter().filter(|(_, network)| !network.ingress);
+        let overlays = overlays.map(|(id, network)| (id, &network.name, network.subnet, network.ipv6));
+        let bridges = map.bridges.iter().map(|(id, bridge)| (id, &bridge.name, bridge.subnet, None));
+        for (id, name, subnet, ipv6) in overlays.chain(bridges) {
             places.insert(*id, names.networks.len());
             names.networks.push(Network {
-                name: network.name.to_ascii_lowercase(),
-                subnet: network.subnet,
-                ipv6: network.ipv6,
+                name: name.to_ascii_lowercase(),
+                subnet,
+                ipv6,
                 services: Vec::new(),
                 names: HashMap::new(),
                 tasks: Vec::new(),
@@ -204,6 +215,11 @@ impl Names {
             members.push((network, place));
         }
         members
+    }
+
+    /// The gateways of the bridges on this node, and their subnets.
+    pub fn bridges(&self) -> &[(Ipv4Addr, Subnet)] {
+        &self.bridges
     }
 
     /// The networks of the task with this address; none for an address of no task.

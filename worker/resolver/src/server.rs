@@ -1,6 +1,7 @@
 //! The server: queries in, replies out, everything on one thread.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
@@ -18,7 +19,7 @@ use crate::log;
 use crate::message::{Question, Transport};
 use crate::names::Names;
 use crate::shares::Shares;
-use crate::sockets::{MAX_QUERY, Origin, Udp};
+use crate::sockets::{Audience, MAX_QUERY, Origin, Udp};
 
 /// Queries answered in a row before others have their turn.
 const BATCH: usize = 64;
@@ -55,6 +56,13 @@ impl Server {
         }
     }
 
+    /// Where tasks on bridges ask, as the names have it.
+    pub fn bridges(&self) -> BTreeSet<Audience> {
+        let names = self.names.borrow();
+        let bridges = names.bridges().iter();
+        bridges.map(|&(gateway, subnet)| Audience::Bridge { gateway, subnet }).collect()
+    }
+
     /// From now on these names count.
     pub fn set_names(&self, names: Names) {
         *self.names.borrow_mut() = names;
@@ -85,6 +93,7 @@ impl Server {
         loop {
             let ready = socket.readable().await.and_then(|()| {
                 (0..BATCH).try_for_each(|_| match socket.receive(&mut buffer)? {
+                    Some((_, origin)) if !socket.hears(origin) => Ok(()),
                     Some((len, origin)) => {
                         self.answer_udp(&socket, &buffer[..len], origin);
                         Ok(())
@@ -123,18 +132,23 @@ impl Server {
         let _ = socket.leave();
         let mut buffer = vec![0; MAX_QUERY];
         while let Ok(Some((len, origin))) = socket.receive_last(&mut buffer) {
-            if let Decision::Reply(reply) = self.decide(&buffer[..len], *origin.peer.ip(), Transport::Udp) {
+            if socket.hears(origin)
+                && let Decision::Reply(reply) = self.decide(&buffer[..len], *origin.peer.ip(), Transport::Udp)
+            {
                 socket.send(&reply, &origin);
             }
         }
     }
 
     /// Answers all that comes by TCP. A connection too many is closed at once.
-    pub async fn serve_tcp(self: Rc<Self>, listener: TcpListener) {
+    pub async fn serve_tcp(self: Rc<Self>, listener: TcpListener, audience: Audience) {
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
                     let IpAddr::V4(peer) = peer.ip() else { continue };
+                    if !audience.has(peer) {
+                        continue;
+                    }
                     let Some(share) = self.connections.take(peer) else { continue };
                     let server = self.clone();
                     spawn_local(async move {

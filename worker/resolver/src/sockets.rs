@@ -9,6 +9,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrIn,
     bind, connect, listen, recvmsg, sendmsg, setsockopt, socket, sockopt,
 };
+use rswarm_types::cluster::Subnet;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
@@ -68,10 +69,32 @@ fn open(address: SocketAddrV4) -> io::Result<Listeners> {
     Ok(Listeners { udp: udp.into(), tcp: tcp.into() })
 }
 
+/// Whose questions are heard at an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Audience {
+    All,
+    /// The tasks on a bridge. Its gateway can be reached from elsewhere too, for whom the node is no name server, and
+    /// the node itself has no questions.
+    Bridge {
+        gateway: Ipv4Addr,
+        subnet: Subnet,
+    },
+}
+
+impl Audience {
+    pub fn has(self, peer: Ipv4Addr) -> bool {
+        match self {
+            Self::All => true,
+            Self::Bridge { gateway, subnet } => subnet.contains(peer) && peer != gateway,
+        }
+    }
+}
+
 /// A UDP socket in the runtime.
 #[derive(Debug)]
 pub struct Udp {
     socket: UdpSocket,
+    audience: Audience,
 }
 
 /// Who asked, and at which address of ours.
@@ -82,8 +105,13 @@ pub struct Origin {
 }
 
 impl Udp {
-    pub fn new(socket: std::net::UdpSocket) -> io::Result<Self> {
-        Ok(Self { socket: UdpSocket::from_std(socket)? })
+    pub fn new(socket: std::net::UdpSocket, audience: Audience) -> io::Result<Self> {
+        Ok(Self { socket: UdpSocket::from_std(socket)?, audience })
+    }
+
+    /// Whether a question from there is to be answered.
+    pub fn hears(&self, origin: Origin) -> bool {
+        self.audience.has(*origin.peer.ip())
     }
 
     /// Waits until there is something to receive.

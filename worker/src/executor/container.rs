@@ -259,9 +259,12 @@ impl ContainerExecutor {
             State { pid, .. } => return Ok(Done::Started { pid, ports: record.ports }),
         };
         self.networks.attach(&task, pid, &mut record).await?;
+        record.name_server = self.networks.name_server(&task).await;
         let node = self.node.clone();
         let (guard, result) = blocking(move || {
-            let result = node.write_record(id, &record).and_then(|()| Ok(container.start()?));
+            let files = || record.name_server.map_or(Ok(()), |_| node.rewrite_files(&task, &record));
+            let result = node.write_record(id, &record).and_then(|()| files());
+            let result = result.and_then(|()| Ok(container.start()?));
             (guard, result.map(|()| Done::Started { pid: Some(pid), ports: record.ports }))
         })
         .await?;
@@ -285,11 +288,12 @@ impl ContainerExecutor {
             return Ok(Done::Connected);
         };
         self.networks.connect(&task, pid, &mut record).await?;
+        record.name_server = self.networks.name_server(&task).await;
         let node = self.node.clone();
         blocking(move || {
             let _held = guard;
             node.write_record(id, &record)?;
-            node.rewrite_files(&task)
+            node.rewrite_files(&task, &record)
         })
         .await??;
         Ok(Done::Connected)

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use rswarm_types as types;
 use types::netmap::{
-    Joined, MapAttachment, MapEndpoint, MapNetwork, MapNode, MapService, NetworkChange, NetworkMap,
+    Joined, MapAttachment, MapBridge, MapEndpoint, MapNetwork, MapNode, MapService, NetworkChange, NetworkMap,
 };
 use types::network::{Ipam, Ipam6, IpamSpec, IpamSpec6, Network, NetworkSpec};
 use types::node::{NodeNetworkFacts, TunnelKey, TunnelKeys};
@@ -210,13 +210,15 @@ impl TryFrom<v1::ServiceEndpoint> for ServiceEndpoint {
 
 impl From<&NetworkChange> for v1::NetworkChange {
     fn from(change: &NetworkChange) -> Self {
-        let NetworkMap { index: _, data_path_port, nodes, networks, services, endpoints } = &change.set;
+        let NetworkMap { index: _, data_path_port, nodes, networks, bridges, services, endpoints } =
+            &change.set;
         Self {
             index: change.index.0,
             full: change.full,
             data_path_port: (*data_path_port).into(),
             nodes: nodes.iter().map(node_to_wire).collect(),
             networks: networks.iter().map(network_to_wire).collect(),
+            bridges: bridges.iter().map(bridge_to_wire).collect(),
             services: services.iter().map(service_to_wire).collect(),
             endpoints: endpoints.iter().map(endpoint_to_wire).collect(),
             removed_node_ids: change.removed_nodes.iter().map(ToString::to_string).collect(),
@@ -239,6 +241,7 @@ impl TryFrom<v1::NetworkChange> for NetworkChange {
                 data_path_port: narrow("data_path_port", wire.data_path_port)?,
                 nodes: entries("nodes", wire.nodes, node_from_wire)?,
                 networks: entries("networks", wire.networks, network_from_wire)?,
+                bridges: entries("bridges", wire.bridges, bridge_from_wire)?,
                 services: entries("services", wire.services, service_from_wire)?,
                 endpoints: entries("endpoints", wire.endpoints, endpoint_from_wire)?,
             },
@@ -304,6 +307,20 @@ fn network_from_wire(wire: v1::MapNetwork) -> Result<(NetworkId, MapNetwork), Wi
         encrypted: wire.encrypted,
     };
     Ok((parse("id", &wire.id)?, network))
+}
+
+fn bridge_to_wire((id, bridge): (&NetworkId, &MapBridge)) -> v1::MapBridge {
+    v1::MapBridge {
+        id: id.to_string(),
+        name: bridge.name.clone(),
+        subnet: bridge.subnet.to_string(),
+        gateway: bridge.gateway.to_string(),
+    }
+}
+
+fn bridge_from_wire(wire: v1::MapBridge) -> Result<(NetworkId, MapBridge), WireError> {
+    let (subnet, gateway) = (parse("subnet", &wire.subnet)?, parse("gateway", &wire.gateway)?);
+    Ok((parse("id", &wire.id)?, MapBridge { name: wire.name, subnet, gateway }))
 }
 
 fn service_to_wire((id, service): (&ServiceId, &MapService)) -> v1::MapService {
@@ -470,6 +487,9 @@ mod tests {
                 encrypted: false,
             },
         );
+        let subnet = "10.8.0.0/24".parse().unwrap();
+        let bridge = MapBridge { name: "local".into(), subnet, gateway: [10, 8, 0, 1].into() };
+        set.bridges.insert(NetworkId::from_bytes([8; 16]), bridge);
         let at = MapAttachment { vip: Some([10, 9, 0, 2].into()), aliases: vec!["db".into()] };
         set.services.insert(
             service,

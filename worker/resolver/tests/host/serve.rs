@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Command, Stdio};
 
 use domain::base::iana::Rtype;
-use rswarm_types::Version;
+use rswarm_types::netmap::MapBridge;
+use rswarm_types::service::EndpointMode;
+use rswarm_types::{NetworkId, TaskId, Version};
 
 use crate::needs_root;
 use crate::rig::{Rig, ask, ask_tcp, map, wait_until};
@@ -16,18 +18,80 @@ fn a_task_hears_the_names_of_its_networks_from_the_address_it_asked() {
     rig.write_map(&map(&[9]));
     let second = ["addr", "add", "10.77.0.200/24", "dev", "eth0"];
     assert!(rig.lab.host(2).command("ip").unwrap().args(second).status().unwrap().success());
-    // An address of the node's own that comes later.
-    rig.start(&["--listen", "10.77.0.201"]);
+    rig.start(&[]);
     assert_eq!(rig.ask(3, "web"), "NOERROR 10.77.0.3/2 10.77.0.9/2");
     assert_eq!(rig.ask(4, "web"), "NOERROR 10.77.0.4/2");
     assert_eq!(rig.ask(4, "alias-two.two"), "NOERROR 10.77.0.4/2");
     let second = (Ipv4Addr::new(10, 77, 0, 200), 53).into();
     let heard = ask(rig.lab.host(3), second, "9.web", Rtype::A);
     assert_eq!(heard.as_deref(), Some("NOERROR 10.77.0.9/2"));
-    let own = ["addr", "add", "10.77.0.201/24", "dev", "eth0"];
-    assert!(rig.lab.host(1).command("ip").unwrap().args(own).status().unwrap().success());
-    let third = (Ipv4Addr::new(10, 77, 0, 201), 53).into();
-    assert_eq!(ask(rig.lab.host(3), third, "9.web", Rtype::A).as_deref(), Some("NOERROR 10.77.0.9/2"));
+}
+
+#[test]
+fn tasks_on_a_bridge_hear_each_others_names_at_its_gateway_and_others_hear_nothing() {
+    needs_root!();
+    let mut rig = Rig::new("nameserver 127.0.0.1\n");
+    crate::rig::World::start(rig.lab.host(1), Ipv4Addr::LOCALHOST.into());
+    // Host 3 is on it, host 4 is not; the gateway's address comes later than the resolver.
+    let mut map = map(&[]);
+    let (local, gateway) = (NetworkId::from_bytes([9; 16]), Ipv4Addr::new(10, 77, 0, 1));
+    assert_eq!(rig.lab.host(1).address, gateway);
+    let (name, subnet) = ("Local".to_owned(), "10.77.0.0/30".parse().unwrap());
+    let bridge = MapBridge { name, subnet, gateway };
+    for (id, endpoint) in &mut map.endpoints {
+        if *id == TaskId::from_bytes([3; 16]) {
+            endpoint.addresses = [(local, Ipv4Addr::new(10, 77, 0, 3))].into();
+        }
+    }
+    let web = map.services.values_mut().next().unwrap();
+    (web.mode, web.networks) = (EndpointMode::Vip, [(local, Default::default())].into());
+    rig.write_map(&map);
+    rig.start(&[]);
+    let server = std::net::SocketAddr::from((gateway, 53));
+    let connect = |host: usize| rig.lab.host(host).run(|| TcpStream::connect(server)).unwrap();
+    assert!(connect(3).is_err(), "no bridge, no name server");
+    map.bridges.insert(local, bridge);
+    rig.write_map(&map);
+    wait_until("the bridge has a name server", || connect(3).is_ok());
+    for name in ["web", "web.local", "tasks.web", "3.web"] {
+        assert_eq!(ask(rig.lab.host(3), server, name, Rtype::A).unwrap(), "NOERROR 10.77.0.3/2");
+    }
+    assert_eq!(ask(rig.lab.host(3), server, "2.0.77.10.in-addr.arpa", Rtype::PTR).unwrap(), "NXDOMAIN");
+    assert_eq!(ask(rig.lab.host(3), server, "plain.example", Rtype::A).unwrap(), "NOERROR 192.0.2.1/60");
+    assert_eq!(ask_tcp(&mut connect(3).unwrap(), "web").unwrap(), "NOERROR 10.77.0.3/2");
+    // Neither whom a route leads there, nor the node itself.
+    for host in [4, 1] {
+        ask_tcp(&mut connect(host).unwrap(), "plain.example").unwrap_err();
+        let heard = rig.lab.host(host).run(|| {
+            let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+            socket.set_read_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
+            socket.send_to(&crate::rig::query(1, "plain.example", Rtype::A), server).unwrap();
+            socket.recv(&mut [0; 512])
+        });
+        heard.unwrap().unwrap_err();
+    }
+    map.bridges.clear();
+    rig.write_map(&map);
+    wait_until("it is gone with its bridge", || connect(3).is_err());
+}
+
+#[test]
+fn a_bridge_whose_port_somebody_else_has_waits_and_keeps_no_other_from_its_names() {
+    needs_root!();
+    let mut rig = Rig::new("");
+    let gateway = rig.lab.host(1).address;
+    let taken = rig.lab.host(1).run(|| std::net::UdpSocket::bind((gateway, 53)).unwrap()).unwrap();
+    let mut map = map(&[]);
+    let (name, subnet) = ("local".to_owned(), "10.77.0.0/24".parse().unwrap());
+    map.bridges.insert(NetworkId::from_bytes([9; 16]), MapBridge { name, subnet, gateway });
+    rig.write_map(&map);
+    rig.start(&[]);
+    assert_eq!(rig.ask(3, "web"), "NOERROR 10.77.0.3/2");
+    drop(taken);
+    rig.write_map(&map);
+    wait_until("the next map brings it", || {
+        rig.lab.host(3).run(|| TcpStream::connect((gateway, 53))).unwrap().is_ok()
+    });
 }
 
 #[test]

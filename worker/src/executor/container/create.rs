@@ -1,12 +1,13 @@
 //! Making a task's container: its image, its files, its configuration.
 
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rswarm_image::{Digest, Hold, Image, ImageError, PullOptions};
 use rswarm_runtime::{CreateRequest, LogOptions, Rootfs, Status};
-use rswarm_types::task::{ContainerSpec, RegistryAuth, RegistrySecret, TaskAddress};
+use rswarm_types::task::{ContainerSpec, RegistryAuth, RegistrySecret};
 use rswarm_types::{NetworkDriver, Task};
 
 use super::record::Record;
@@ -82,7 +83,7 @@ impl Node {
         check_mount_sources(task)?;
         let mode = spec::network_mode(task)?;
         let hostname = spec::hostname(task, mode, &self.hostname);
-        let files = write_files(&directory, task, mode, &hostname)?;
+        let files = write_files(&directory, task, mode, &hostname, None)?;
         let spec = spec::build(&spec::Inputs {
             task,
             image: &image.config,
@@ -115,12 +116,12 @@ impl Node {
 }
 
 impl Node {
-    /// Brings the files of a running container in line with the networks of its task. What it wrote there itself is lost,
-    /// as with Docker.
-    pub(super) fn rewrite_files(&self, task: &Task) -> Result<(), Error> {
+    /// Brings the files of a container in line with the networks of its task. What it wrote there itself is lost, as with
+    /// Docker.
+    pub(super) fn rewrite_files(&self, task: &Task, record: &Record) -> Result<(), Error> {
         let mode = spec::network_mode(task)?;
         let hostname = spec::hostname(task, mode, &self.hostname);
-        write_files(&self.directory(task.id), task, mode, &hostname)?;
+        write_files(&self.directory(task.id), task, mode, &hostname, record.name_server)?;
         Ok(())
     }
 }
@@ -161,6 +162,7 @@ fn write_files(
     task: &Task,
     mode: spec::NetworkMode,
     hostname: &str,
+    name_server: Option<Ipv4Addr>,
 ) -> Result<Vec<(String, &'static str)>, Error> {
     // A node may lack either file; the container then gets what can be said without it.
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
@@ -179,10 +181,9 @@ fn write_files(
     }
     // On an overlay every gateway is this node, where the resolver listens.
     let overlay = task.networks.iter().find(|network| network.driver == NetworkDriver::Overlay);
-    let resolv_conf = match overlay.and_then(|network| network.address) {
-        Some(TaskAddress { gateway, .. }) => {
-            rswarm_resolver::resolv_conf(&resolv_conf, &[gateway.into()], &container.dns)
-        }
+    let gateway = overlay.and_then(|network| network.address).map(|address| address.gateway);
+    let resolv_conf = match gateway.or(name_server) {
+        Some(server) => rswarm_resolver::resolv_conf(&resolv_conf, &[server.into()], &container.dns),
         None => files::resolv_conf(&resolv_conf, &container.dns, of_node),
     };
     let mut written = Vec::new();

@@ -1,6 +1,7 @@
 //! What the adapter remembers of each task on disk, so that the next daemon can go on with its container.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use rswarm_image::Digest;
@@ -22,6 +23,8 @@ pub struct Record {
     pub networks: Vec<BridgeNetwork>,
     /// `netns_pid` is that of the container when it was started.
     pub endpoints: Vec<Endpoint>,
+    /// The gateway of a bridge, if the resolver answered there when the container was started.
+    pub name_server: Option<Ipv4Addr>,
 }
 
 impl Default for Record {
@@ -33,6 +36,7 @@ impl Default for Record {
             ports: Vec::new(),
             networks: Vec::new(),
             endpoints: Vec::new(),
+            name_server: None,
         }
     }
 }
