@@ -627,6 +627,25 @@ fn a_resolver_that_hangs_or_was_left_behind_is_told_replaced_and_counted() {
     assert!(mended(&lab)[0] > before);
     assert!(lab.ok(1, &["network", "verify"]).contains("as it should be"));
 
+    // One of another program, as after an upgrade.
+    let program = format!("/proc/{}/exe", resolver());
+    let copy = host.data_root.join("rswarm-of-before");
+    std::fs::copy(&program, &copy).expect("a copy");
+    let mut command = std::process::Command::new(&copy);
+    command
+        .args(["resolver", "--replace", "--run-root"])
+        .arg(&host.run_root)
+        .arg("--netns")
+        .arg(helper(host));
+    let mut of_before = run_in_netns(&host.netns, || command.spawn()).expect("the host").expect("it starts");
+    let former = i32::try_from(of_before.id()).expect("a process id");
+    let ended = lab.wait("another takes its place", SOON, || {
+        let ended = of_before.try_wait().expect("its end can be asked for");
+        ended.ok_or_else(|| "it still runs".to_owned())
+    });
+    assert!(ended.success());
+    until_answered(former);
+
     let (former, before) = (resolver(), mended(&lab)[0]);
     delete_named_netns(&helper(host)).expect("the helper namespace goes");
     until_answered(former);

@@ -105,18 +105,20 @@ pub fn runs(run_root: &Path) -> bool {
     })
 }
 
+/// The process id of the resolver of the run root, if there is one and it has written it.
+pub fn holder(run_root: &Path) -> Option<i32> {
+    let text = std::fs::read_to_string(run_root.join(FILE_NAME)).ok()?;
+    text.trim().parse().ok().filter(|_| runs(run_root))
+}
+
 /// Ends the resolver of the run root, if there is one.
 ///
 /// # Errors
 /// `End`.
 pub fn stop(run_root: &Path) -> Result<(), InstanceError> {
-    let pid =
-        std::fs::read_to_string(run_root.join(FILE_NAME)).ok().and_then(|text| text.trim().parse().ok());
-    match pid {
-        Some(pid) if runs(run_root) => {
-            end(run_root, pid).map_err(|source| InstanceError::End { pid, source })
-        }
-        _ => Ok(()),
+    match holder(run_root) {
+        Some(pid) => end(run_root, pid).map_err(|source| InstanceError::End { pid, source }),
+        None => Ok(()),
     }
 }
 

@@ -30,7 +30,7 @@ pub use answer::{Answer, Rng, answer};
 pub use command::main;
 pub use files::resolv_conf;
 pub use health::{Asker, Health, health};
-pub use instance::{FILE_NAME as PID_FILE, InstanceError, runs, stop};
+pub use instance::{FILE_NAME as PID_FILE, InstanceError, holder, runs, stop};
 pub use map_file::{FILE_NAME as MAP_FILE, MapError, MapReader, MapWriter};
 pub use message::{Question, Transport};
 pub use names::Names;

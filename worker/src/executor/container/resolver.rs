@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -33,12 +34,14 @@ impl Resolver {
         Self { executable, run_root, netns, child: Mutex::default() }
     }
 
-    /// Starts it unless it runs. Whether it answers is for [`Self::fault`].
+    /// Starts it unless it runs, and in the place of one that another program than this runs: that of before an upgrade.
+    /// Whether it answers is for [`Self::fault`].
     ///
     /// # Errors
     /// The program cannot be executed. What it fails at itself is in its log.
     pub fn ensure(&self) -> Result<(), Failure> {
-        if rswarm_resolver::runs(&self.run_root) {
+        let runs = rswarm_resolver::runs(&self.run_root);
+        if runs && !rswarm_resolver::holder(&self.run_root).is_some_and(|pid| self.is_another(pid)) {
             return Ok(());
         }
         let log = self.run_root.join("resolver.log");
@@ -53,6 +56,10 @@ impl Resolver {
             let log = File::options().create(true).append(true).open(&log)?;
             let mut command = Command::new(&self.executable);
             command.arg("resolver").arg("--run-root").arg(&self.run_root).arg("--netns").arg(&self.netns);
+            if runs {
+                tracing::info!("the resolver is another program's and is replaced");
+                command.arg("--replace");
+            }
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
             // Not of the daemon's group: what ends that one at a terminal leaves the resolver alone.
             *child = Some(command.process_group(0).spawn()?);
@@ -62,6 +69,13 @@ impl Resolver {
             text: format!("failed to start the resolver, whose log is `{}`: {error}", log.display()),
             kind: FailureKind::Temporary,
         })
+    }
+
+    /// Whether the process is known to run another file than ours; what was replaced on the disk is another one.
+    fn is_another(&self, pid: i32) -> bool {
+        let identity = |path: &Path| std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+        let (its, ours) = (identity(Path::new(&format!("/proc/{pid}/exe"))), identity(&self.executable));
+        its.is_some() && ours.is_some() && its != ours
     }
 
     /// Why tasks are not answered, if they are not. Takes [`ANSWER_PATIENCE`] then, else no time.
