@@ -247,7 +247,8 @@ mod tests {
     fn map(index: u64, nodes: &[(u128, u16)]) -> NetworkMap {
         let node = |&(id, number): &(u128, u16)| {
             let addr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-            let node = MapNode { number, name: format!("n{number}"), addr, tunnel: None };
+            let (name, addresses) = (format!("n{number}"), BTreeSet::new());
+            let node = MapNode { number, name, addr, addresses, tunnel: None };
             (NodeId::from_bytes(id.to_be_bytes()), node)
         };
         NetworkMap { index: Version(index), nodes: nodes.iter().map(node).collect(), ..NetworkMap::default() }
