@@ -256,9 +256,17 @@ mod tests {
 
     #[test]
     fn a_change_makes_the_later_map_of_the_earlier_and_an_old_one_is_ignored() {
-        let (old, new) = (map(1, &[(1, 1), (2, 2)]), map(2, &[(2, 7), (3, 3)]));
+        let (mut old, mut new) = (map(1, &[(1, 1), (2, 2)]), map(2, &[(2, 7), (3, 3)]));
+        let bridge = |n: u8| {
+            let subnet = Subnet::new(Ipv4Addr::new(10, n, 0, 0), 24).unwrap();
+            let bridge = MapBridge { name: format!("b{n}"), subnet, gateway: Ipv4Addr::new(10, n, 0, 1) };
+            (NetworkId::from_bytes([n; 16]), bridge)
+        };
+        old.bridges.extend([1, 2].map(bridge));
+        new.bridges.extend([2, 3].map(bridge));
         let change = new.since(&old);
         assert_eq!((change.set.nodes.len(), change.removed_nodes.len()), (2, 1));
+        assert_eq!((change.set.bridges.len(), change.removed_networks.len()), (1, 1));
         let mut built = old.clone();
         assert!(built.apply(change));
         assert_eq!(built, new);
