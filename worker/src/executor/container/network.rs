@@ -1,18 +1,19 @@
 //! The networks of the containers on this node: what each has, and keeping the kernel in line with it.
 
+mod names;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use rswarm_api::v1;
 use rswarm_net::{
     BridgeNetwork, Check, Endpoint, Facts, Finding, NetError, Network, NodeNetwork, Overlay, Part,
     PeerAnswers, PeerQuestions,
 };
-use rswarm_resolver::{Asker, Health, MapReader, MapWriter};
+use rswarm_resolver::{MapReader, MapWriter};
 use rswarm_types::cluster::Subnet;
 use rswarm_types::netmap::NetworkMap;
 use rswarm_types::node::{NodeNetworkFacts, TunnelKeys};
@@ -105,31 +106,6 @@ struct State {
     map: Arc<NetworkMap>,
     /// The file that says the same, for the resolver and the next daemon.
     file: Option<MapWriter>,
-}
-
-impl State {
-    /// A task here on each network with names, but no more than a few: to hear whether tasks are answered.
-    fn askers(&self) -> Vec<Asker> {
-        const MAX: usize = 4;
-        let mut askers = BTreeMap::new();
-        let all = self.attached.values().flat_map(|one| one.endpoints.iter().map(move |end| (one, end)));
-        for (attached, endpoint) in all {
-            let known = endpoint.network.parse().is_ok_and(|id| self.map.networks.contains_key(&id));
-            let asks = known || attached.name_server == Some(endpoint.gateway);
-            if asks && askers.len() < MAX {
-                askers.entry(&endpoint.network).or_insert_with(|| asker(endpoint));
-            }
-        }
-        askers.into_values().collect()
-    }
-}
-
-fn asker(endpoint: &Endpoint) -> Asker {
-    Asker {
-        netns: format!("/proc/{}/ns/net", endpoint.netns_pid).into(),
-        address: endpoint.address,
-        server: endpoint.gateway,
-    }
 }
 
 /// What one container has.
@@ -330,40 +306,6 @@ impl TaskNetworks {
         Ok(())
     }
 
-    /// The name server of a connected container that is on bridges alone: the gateway of the first that has names, if the
-    /// resolver answers there. What a node's own firewall drops, or somebody else serves, must not leave it without
-    /// any: it then has the node's name servers, as on the default bridge.
-    pub async fn name_server(&self, task: &Task) -> Option<Ipv4Addr> {
-        // The kernel may take 1 s to let the first packet of a new link pass.
-        const PATIENCE: Duration = Duration::from_secs(2);
-        if task.networks.iter().any(|network| network.driver == NetworkDriver::Overlay) {
-            return None;
-        }
-        let (asker, name) = {
-            let mut state = self.state.lock().await;
-            if let Err(failure) = self.catch_up(&mut state).await {
-                tracing::warn!(task = %task.id, error = %failure.text, "a task is without names");
-                return None;
-            }
-            // Without overlays no resolver runs.
-            let known = |network: &&TaskNetwork| state.map.bridges.contains_key(&network.network);
-            let bridge = task.networks.iter().find(known).filter(|_| !state.map.networks.is_empty())?;
-            let id = bridge.network.to_string();
-            let endpoint = state.attached.get(&task.id)?.endpoints.iter().find(|one| one.network == id)?;
-            (asker(endpoint), bridge.name.clone())
-        };
-        let server = asker.server;
-        let health = blocking(move || rswarm_resolver::health(&[asker], PATIENCE)).await.ok()?;
-        if health != Some(Health::Answered) {
-            tracing::warn!(task = %task.id, network = name, %server, ?health,
-                "a task has the node's name servers: the resolver is not to be reached from its bridge");
-            return None;
-        }
-        let mut state = self.state.lock().await;
-        state.attached.get_mut(&task.id)?.name_server = Some(server);
-        Some(server)
-    }
-
     /// Gives the running container of `task` the links that its networks call for, and takes away what no network calls
     /// for any more; those it keeps are not touched.
     ///
@@ -465,27 +407,6 @@ impl TaskNetworks {
         drop(state);
         self.ask_around().await;
         self.mend_resolver().await
-    }
-
-    /// What keeps the tasks here from being answered by name.
-    async fn resolver_fault(&self) -> Result<Option<String>, Failure> {
-        let askers = self.state.lock().await.askers();
-        let resolver = self.resolver.clone();
-        blocking(move || resolver.fault(&askers)).await
-    }
-
-    async fn mend_resolver(&self) -> Result<(), Failure> {
-        let Some(fault) = self.resolver_fault().await? else { return Ok(()) };
-        let state = self.state.lock().await;
-        if state.askers().is_empty() {
-            // The node has left meanwhile, or its last task is gone.
-            return Ok(());
-        }
-        let resolver = self.resolver.clone();
-        blocking(move || resolver.replace()).await??;
-        self.mended.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(fault, "the node's resolver was replaced");
-        Ok(())
     }
 
     /// Looks at who of the other nodes has answered since the last time, and asks again.
