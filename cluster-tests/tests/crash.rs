@@ -107,7 +107,8 @@ fn network(lab: &ClusterLab) -> Vec<String> {
         Ok::<_, anyhow::Error>(differences.iter().map(ToString::to_string).collect::<Vec<_>>())
     });
     let of_node = |text: &String| {
-        ["the namespace of the overlays", "rshost", "tunnels at"].iter().any(|part| text.contains(part))
+        let parts = ["the namespace of the overlays", "rshost", "tunnels at", "guarded", "node at"];
+        parts.iter().any(|part| text.contains(part))
     };
     match verified.expect("the host is there") {
         Ok(mut differences) => {

@@ -386,8 +386,10 @@ impl Helper {
             }
         }
         for Neighbour { link, address, mac, lasting } in forwarding::neighbours(&mut self.route)? {
-            // The kernel itself finds out who is at the other end of the link to the host.
-            if lasting || names.get(&link).is_some_and(|name| name != UPLINK) {
+            // The kernel itself finds out who is at the other end of the link to the host, and notes that nobody is on the
+            // loopback.
+            let known = names.get(&link).map(String::as_str);
+            if known != Some("lo") && (lasting || known.is_some_and(|name| name != UPLINK)) {
                 let (link, sound) = (name(link), lasting);
                 observed.pieces.insert(Piece::Neighbour { link, address, mac, sound });
             }

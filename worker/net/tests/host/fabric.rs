@@ -1,7 +1,7 @@
 //! What is in the helper namespace is what is documented, is mended when spoiled, and outlives the daemon. The
 //! witnesses are `ip`, `bridge` and `nft`.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use rswarm_net::{
     Finding, Part,
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{
     cluster::{APP, Cluster, INGRESS, INNER, helper},
-    rig::{fetch, output},
+    rig::{fetch, output, udp},
 };
 
 /// Two nodes, three tasks, a service and two published ports.
@@ -166,6 +166,10 @@ async fn planted_differences_in_the_overlays_are_mended_and_told() {
     let cluster = sample().await;
     cluster.tasks[0].container.serve(80, "near");
     cluster.tasks[1].container.serve(80, "far");
+    // Who talks to himself in there changes nothing.
+    let alone = || udp(Ipv4Addr::LOCALHOST, 0).send_to(b"?", (Ipv4Addr::LOCALHOST, 9)).unwrap();
+    rswarm_net::run_in_netns(&helper(cluster.host(1)), alone).unwrap();
+    cluster.assert_settled().await;
     let link = cluster.node(1).attach(&cluster.tasks[0].endpoints()[0]).await.unwrap().link;
     let table = "inet rswarm";
     let cases: Vec<(&str, String, &str)> = vec![
