@@ -770,7 +770,7 @@ fn users_without_privileges_have_containers_too() {
         (json!({ "cgroupsPath": "/of/nobody" }), "unable to apply cgroup configuration: permission denied"),
         (
             json!({ "resources": { "pids": { "limit": 5 } } }),
-            "cannot set `pids.limit`: rootless needs no limits",
+            "cannot set `linux.resources.pids.limit`: rootless needs no limits",
         ),
     ] {
         let mut changed = spec.clone();

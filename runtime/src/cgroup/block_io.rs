@@ -22,7 +22,6 @@ impl Files<'_> {
             return Err(CgroupError::NotSupported { name: "blockIO.leafWeight", reason });
         }
         if let Some(weight) = weight {
-            check(weight)?;
             let (file, value) = if self.is_v2("blockIO.weight", "blkio")? {
                 ("io.bfq.weight", weight.to_string())
             } else {
@@ -32,7 +31,6 @@ impl Files<'_> {
         }
         for device in devices {
             let Some(weight) = device.weight().filter(|weight| *weight != 0) else { continue };
-            check(weight)?;
             let name = "blockIO.weightDevice";
             let file = if self.is_v2(name, "blkio")? { "io.bfq.weight" } else { "blkio.bfq.weight_device" };
             self.write(name, "blkio", file, format!("{}:{} {weight}", device.major(), device.minor()))?;
@@ -56,12 +54,4 @@ impl Files<'_> {
         }
         Ok(())
     }
-}
-
-fn check(weight: u16) -> Result<(), CgroupError> {
-    if (10..=1000).contains(&weight) {
-        return Ok(());
-    }
-    let expected = "10 to 1000";
-    Err(CgroupError::Invalid { name: "blockIO.weight", value: weight.to_string(), expected })
 }

@@ -82,10 +82,7 @@ fn conditions(rule: &LinuxDeviceCgroup) -> Vec<(u8, i32)> {
         LinuxDeviceType::C | LinuxDeviceType::U => 2,
     };
     let number = |register, number: Option<i64>| {
-        number
-            .and_then(|number| i32::try_from(number).ok())
-            .filter(|number| *number >= 0)
-            .map(|n| (register, n))
+        number.and_then(|number| u32::try_from(number).ok()).map(|number| (register, number as i32))
     };
     [Some((KIND, kind)), number(MAJOR, rule.major()), number(MINOR, rule.minor())]
         .into_iter()
@@ -94,7 +91,7 @@ fn conditions(rule: &LinuxDeviceCgroup) -> Vec<(u8, i32)> {
 }
 
 fn access(rule: &LinuxDeviceCgroup) -> i32 {
-    let letters = rule.access().as_deref().filter(|access| !access.is_empty()).unwrap_or("rwm");
+    let letters = rule.access().as_deref().unwrap_or_default();
     [('m', 1), ('r', 2), ('w', 4)]
         .iter()
         .filter(|(letter, _)| letters.contains(*letter))

@@ -12,7 +12,7 @@ use oci_spec::runtime::{
 };
 
 use super::systemd::UnitPlan;
-use super::{Cgroup, Layout, Member};
+use super::{Cgroup, Layout, Member, check};
 
 /// The cgroup to make and what to write into it, in this order.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,28 +34,32 @@ pub struct CgroupPlan {
 pub struct Write {
     pub path: PathBuf,
     pub value: String,
+    /// The resource that asks for it, as `cpu.quota`.
+    pub name: Option<&'static str>,
 }
 
 /// Resources that cannot be had here.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CgroupError {
     #[error(
-        "invalid cgroup path `{path}`: expected an absolute path without `..`, such as `/rswarm/node/task`"
+        "`linux.cgroupsPath` has the invalid value `{path}`: expected a path of a cgroup without `..`, such as `/rswarm/node/task`"
     )]
     Path { path: String },
     #[error("`linux.cgroupsPath` has the invalid value `{path}`: expected {expected}")]
     UnitPath { path: String, expected: &'static str },
     #[error("the annotation `{key}` has the invalid value `{value}`: expected {expected}")]
     Annotation { key: String, value: String, expected: &'static str },
-    #[error("resource `{name}` is not supported: {reason}")]
+    #[error("`linux.resources.{name}` is not supported: {reason}")]
     NotSupported { name: &'static str, reason: &'static str },
-    #[error("resource `{name}` needs the cgroup controller `{controller}`, which this host does not have")]
+    #[error(
+        "`linux.resources.{name}` needs the cgroup controller `{controller}`, which this host does not have"
+    )]
     NoController { name: &'static str, controller: &'static str },
     #[error(
-        "invalid configuration: resource `unified` needs the cgroup controller `{controller}`, which the v2 tree of this host does not have"
+        "`linux.resources.unified` needs the cgroup controller `{controller}`, which the v2 tree of this host does not have"
     )]
     NotUnified { controller: String },
-    #[error("resource `{name}` has the invalid value `{value}`: expected {expected}")]
+    #[error("`linux.resources.{name}` has the invalid value `{value}`: expected {expected}")]
     Invalid { name: &'static str, value: String, expected: &'static str },
 }
 
@@ -63,6 +67,8 @@ pub enum CgroupError {
 const CONTROLLERS: [&str; 8] = ["cpu", "cpuset", "io", "memory", "pids", "hugetlb", "rdma", "misc"];
 /// Of these, as many as every container gets.
 const ALWAYS: usize = 5;
+/// Files of the tree itself that limit it. All others move processes, end them, stop them or change what the tree is.
+const TREE_LIMITS: [&str; 3] = ["cgroup.max.depth", "cgroup.max.descendants", "cgroup.pressure"];
 
 /// What to make and write for a container with `resources` in the cgroup `path`.
 ///
@@ -79,6 +85,7 @@ pub fn plan(
     if !ordinary {
         return Err(CgroupError::Path { path: path.to_owned() });
     }
+    resources.map_or(Ok(()), check::check_first)?;
     update(layout, Cgroup::at(layout, path), resources)
 }
 
@@ -95,14 +102,15 @@ pub fn update(
     let mut files = Files { cgroup: &cgroup, layout, controllers, writes: Vec::new() };
     let mut device_program = None;
     if let Some(resources) = resources {
+        check::check(resources)?;
         if let Some(memory) = resources.memory() {
             files.memory(memory)?;
         }
         if let Some(cpu) = resources.cpu() {
             files.cpu(cpu)?;
         }
-        if let Some(pids) = resources.pids() {
-            let limit = pids.limit();
+        // As with runc, 0 changes nothing.
+        if let Some(limit) = resources.pids().map(|pids| pids.limit()).filter(|limit| *limit != 0) {
             let value = if limit > 0 { limit.to_string() } else { "max".to_owned() };
             files.write("pids.limit", "pids", "pids.max", value)?;
         }
@@ -122,7 +130,7 @@ pub fn update(
             } else {
                 for rule in rules {
                     let file = if rule.allow() { "devices.allow" } else { "devices.deny" };
-                    files.write("devices", "devices", file, device_rule(rule)?)?;
+                    files.write("devices", "devices", file, device_rule(rule))?;
                 }
             }
         }
@@ -154,7 +162,7 @@ impl Files<'_> {
     ) -> Result<(), CgroupError> {
         let path = self.member(name, controller)?.directory.join(file);
         self.use_unified(controller);
-        self.writes.push(Write { path, value });
+        self.writes.push(Write { path, value, name: Some(name) });
         Ok(())
     }
 
@@ -184,16 +192,31 @@ impl Files<'_> {
         }
     }
 
-    /// A raw v2 file, as `memory.high`.
+    /// A raw v2 file, as `memory.high`: one of a controller. `cgroup.procs` and its like would reach processes that are
+    /// not the container's.
     fn unified(&mut self, key: &str, value: &str) -> Result<(), CgroupError> {
-        let expected = "the name of a v2 file, such as `memory.high`";
-        let invalid = || CgroupError::Invalid { name: "unified", value: key.to_owned(), expected };
-        let (controller, _) = key.split_once('.').ok_or_else(invalid)?;
-        if key.contains('/') || value.contains('\0') {
-            return Err(invalid());
+        const NAME: &str = "unified";
+        let invalid = |value: &str, expected| {
+            let value = value.escape_debug().to_string();
+            Err(CgroupError::Invalid { name: NAME, value, expected })
+        };
+        let ordinary = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        let controller = match key.split_once('.') {
+            Some((controller, file))
+                if !controller.is_empty() && !file.is_empty() && key.bytes().all(ordinary) =>
+            {
+                controller
+            }
+            _ => return invalid(key, "the name of a controller's v2 file, such as `memory.high`"),
+        };
+        if controller == "cgroup" && !(self.layout.is_v2() && TREE_LIMITS.contains(&key)) {
+            return invalid(key, "a controller's file, such as `memory.high`, and none of the tree itself");
+        }
+        if value.contains('\0') {
+            return invalid(value, "a value without a zero byte for each file");
         }
         let there = controller == "cgroup"
-            || self.layout.is_v2()
+            || self.layout.is_v2() && CONTROLLERS.contains(&controller)
             || self.layout.unified_controllers.iter().any(|found| found == controller);
         let member = self.cgroup.members.iter().find(|member| there && member.is_unified());
         let Some(member) = member else {
@@ -201,21 +224,15 @@ impl Files<'_> {
         };
         let path = member.directory.join(key);
         self.use_unified(controller);
-        self.writes.push(Write { path, value: value.to_owned() });
+        self.writes.push(Write { path, value: value.to_owned(), name: Some(NAME) });
         Ok(())
     }
 
     fn huge_pages(&mut self, limit: &LinuxHugepageLimit) -> Result<(), CgroupError> {
         let size = limit.page_size();
-        let expected = "a page size such as `2MB`";
-        if !size.ends_with('B') || !size.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            return Err(CgroupError::Invalid { name: "hugepageLimits", value: size.clone(), expected });
-        }
         let v2 = self.is_v2("hugepageLimits", "hugetlb")?;
         let file = if v2 { format!("hugetlb.{size}.max") } else { format!("hugetlb.{size}.limit_in_bytes") };
-        let none = if v2 { "max" } else { "-1" };
-        let value = if limit.limit() < 0 { none.to_owned() } else { limit.limit().to_string() };
-        self.write("hugepageLimits", "hugetlb", &file, value)
+        self.write("hugepageLimits", "hugetlb", &file, limit.limit().to_string())
     }
 
     fn network(&mut self, network: &LinuxNetwork) -> Result<(), CgroupError> {
@@ -260,14 +277,6 @@ impl Files<'_> {
             && memory.disable_oom_killer() != Some(true);
         if nothing {
             return Ok(());
-        }
-        if let Some(value) = swappiness.filter(|value| *value > 100) {
-            let expected = "0 to 100";
-            return Err(CgroupError::Invalid {
-                name: "memory.swappiness",
-                value: value.to_string(),
-                expected,
-            });
         }
         if self.is_v2("memory", "memory")? {
             if let Some(limit) = limit {
@@ -388,24 +397,17 @@ fn weight(shares: u64) -> u64 {
     1 + (shares - 2) * 9_999 / 262_142
 }
 
-fn device_rule(rule: &LinuxDeviceCgroup) -> Result<String, CgroupError> {
-    let kind = match rule.typ().unwrap_or(LinuxDeviceType::A) {
-        LinuxDeviceType::A => "a",
+/// As the files take it. Rules have been checked.
+fn device_rule(rule: &LinuxDeviceCgroup) -> String {
+    let kind = match rule.typ().unwrap_or_default() {
+        LinuxDeviceType::A | LinuxDeviceType::P => "a",
         LinuxDeviceType::B => "b",
         LinuxDeviceType::C | LinuxDeviceType::U => "c",
-        LinuxDeviceType::P => {
-            let expected = "the type `a`, `b` or `c`";
-            return Err(CgroupError::Invalid { name: "devices", value: "p".to_owned(), expected });
-        }
     };
     let number = |number: Option<i64>| match number {
         Some(number) if number >= 0 => number.to_string(),
         _ => "*".to_owned(),
     };
-    let access = rule.access().as_deref().filter(|access| !access.is_empty()).unwrap_or("rwm");
-    if !access.chars().all(|letter| "rwm".contains(letter)) {
-        let expected = "an access out of `r`, `w` and `m`";
-        return Err(CgroupError::Invalid { name: "devices", value: access.to_owned(), expected });
-    }
-    Ok(format!("{kind} {}:{} {access}", number(rule.major()), number(rule.minor())))
+    let access = rule.access().as_deref().unwrap_or_default();
+    format!("{kind} {}:{} {access}", number(rule.major()), number(rule.minor()))
 }

@@ -12,6 +12,7 @@
 //! Source: Linux `Documentation/admin-guide/cgroup-v1` and `cgroup-v2.rst`; OCI runtime-spec, "Control groups".
 
 mod block_io;
+mod check;
 mod devices;
 mod freezer;
 mod layout;
@@ -443,7 +444,7 @@ impl Member {
     /// Moves the calling process, which has one thread, into this directory, which is made if it is not there.
     fn make_and_join(&self) -> Result<(), Failure> {
         let file = if self.is_unified() { "cgroup.procs" } else { "tasks" };
-        let join = Write { path: self.directory.join(file), value: "0".to_owned() };
+        let join = Write { path: self.directory.join(file), value: "0".to_owned(), name: None };
         unless_pruned(|| self.make_missing().and_then(|()| join.perform()))
     }
 
@@ -479,7 +480,7 @@ impl CgroupPlan {
         if let (Some(pid), Some(member)) = (first, self.cgroup.unified_member()) {
             // Where systemd is on v1, or the unit is a slice, nobody has done so.
             let path = member.directory.join("cgroup.procs");
-            Write { path, value: pid.to_string() }.perform()?;
+            Write { path, value: pid.to_string(), name: None }.perform()?;
         }
         let Some(rules) = &self.device_program else { return Ok(()) };
         let step = || "control the devices of the cgroup".to_owned();
@@ -540,7 +541,8 @@ impl Write {
     }
 
     fn describe(&self) -> String {
-        format!("write `{}` to `{}`", self.value, self.path.display())
+        let field = self.name.map_or(String::new(), |name| format!(" for `linux.resources.{name}`"));
+        format!("write `{}` to `{}`{field}", self.value, self.path.display())
     }
 }
 
@@ -572,7 +574,7 @@ fn inherit_cpuset(directory: &Path) -> Result<(), Failure> {
             inherit_cpuset(parent)?;
             inherited = read()?;
         }
-        Write { path, value: inherited.trim().to_owned() }.perform()?;
+        Write { path, value: inherited.trim().to_owned(), name: None }.perform()?;
     }
     Ok(())
 }

@@ -58,7 +58,7 @@ pub(super) enum CommandError {
     )]
     CgroupNotPermitted { path: PathBuf },
     #[error(
-        "cannot set `{name}`: rootless needs no limits + no cgrouppath when no permission is granted for cgroups"
+        "cannot set `linux.resources.{name}`: rootless needs no limits + no cgrouppath when no permission is granted for cgroups"
     )]
     LimitNotPermitted { name: &'static str },
     #[error(

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
-use super::{Cgroup, CgroupError, CgroupPlan, Layout, Write, update};
+use super::{Cgroup, CgroupError, CgroupPlan, Layout, Write, check, update};
 use crate::error::{Cause, Failure};
 use bus::{Bus, BusError, Place};
 use wire::Property;
@@ -106,6 +106,7 @@ pub fn plan<'a>(
     let control_group = format!("{control_group}{}", place.control_group());
     let unit = Unit { name: place.unit, user: *user };
     let cgroup = Cgroup { unit: Some(unit.clone()), ..Cgroup::at(layout, &control_group) };
+    resources.map_or(Ok(()), check::check_first)?;
     let mut plan = update(layout, cgroup, resources)?;
     if *user {
         // What a user's part of the tree has was handed down to it, and is not the user's to change.

@@ -53,7 +53,7 @@ pub(super) fn first_process(pid: i32) -> Property {
 pub(super) fn of_limits(limits: &[Write], version: u32) -> Vec<Property> {
     let mut all = Vec::new();
     let mut cpu = Cpu::default();
-    for Write { path, value } in limits {
+    for Write { path, value, .. } in limits {
         let value = value.trim();
         let amount = || match value {
             "max" | "-1" => Some(INFINITY),
@@ -163,28 +163,23 @@ pub(super) fn of_devices(rules: &[LinuxDeviceCgroup]) -> Result<Vec<Property>, C
     let mut everything = true;
     let mut list: BTreeMap<String, String> = BTreeMap::new();
     for rule in rules {
-        let access = rule.access().as_deref().filter(|access| !access.is_empty()).unwrap_or("rwm");
+        let access = rule.access().as_deref().unwrap_or_default();
         let number = |number: Option<i64>| number.filter(|number| *number >= 0);
         let what = match rule.typ().unwrap_or(LinuxDeviceType::A) {
-            // All kinds, hence all numbers.
-            LinuxDeviceType::A | LinuxDeviceType::P
-                if ["r", "w", "m"].iter().all(|one| access.contains(one)) =>
-            {
+            // All kinds, hence all numbers and all access.
+            LinuxDeviceType::A | LinuxDeviceType::P => {
                 everything = rule.allow();
                 list.clear();
                 continue;
             }
-            LinuxDeviceType::A | LinuxDeviceType::P => vec!["block-*".to_owned(), "char-*".to_owned()],
-            LinuxDeviceType::B => vec![device("block", number(rule.major()), number(rule.minor()))?],
+            LinuxDeviceType::B => device("block", number(rule.major()), number(rule.minor()))?,
             LinuxDeviceType::C | LinuxDeviceType::U => {
-                vec![device("char", number(rule.major()), number(rule.minor()))?]
+                device("char", number(rule.major()), number(rule.minor()))?
             }
         };
         if rule.allow() && !everything {
-            for what in what {
-                let known = list.entry(what).or_default();
-                known.extend(access.chars().filter(|letter| !known.contains(*letter)).collect::<Vec<_>>());
-            }
+            let known = list.entry(what).or_default();
+            known.extend(access.chars().filter(|letter| !known.contains(*letter)).collect::<Vec<_>>());
         }
     }
     let policy = if everything { "auto" } else { "strict" };
@@ -214,7 +209,11 @@ mod tests {
 
     fn limits(list: &[(&str, &str)]) -> Vec<Write> {
         list.iter()
-            .map(|(file, value)| Write { path: format!("/c/{file}").into(), value: (*value).to_owned() })
+            .map(|(file, value)| Write {
+                path: format!("/c/{file}").into(),
+                value: (*value).to_owned(),
+                name: None,
+            })
             .collect()
     }
 
@@ -326,15 +325,17 @@ mod tests {
                 rule(true, C, 1, 3, "mw"),
                 rule(false, C, 1, 3, "w"),
                 rule(true, C, 136, -1, "rwm"),
-                rule(true, B, 8, 0, ""),
+                rule(true, B, 8, 0, "rwm"),
             ],
             "strict",
             &[("/dev/block/8:0", "rwm"), ("/dev/char/1:3", "rmw"), ("char-*", "m"), ("char-136", "rwm")],
         );
         check(&[nothing(), rule(true, A, -1, -1, "rwm"), rule(true, C, 1, 3, "r")], "auto", &[]);
-        check(&[nothing(), rule(true, A, -1, -1, "r")], "strict", &[("block-*", "r"), ("char-*", "r")]);
         check(&[rule(true, C, 1, 3, "r"), nothing()], "strict", &[]);
         let refused = of_devices(&[nothing(), rule(true, C, -1, 3, "r")]).unwrap_err().to_string();
-        assert!(refused.contains("`devices`") && refused.contains("one minor number"), "{refused}");
+        assert!(
+            refused.contains("`linux.resources.devices`") && refused.contains("one minor number"),
+            "{refused}"
+        );
     }
 }
