@@ -11,6 +11,7 @@ use super::create::NO_KERNEL_MEMORY;
 use super::error::{CommandError, During, OnFile};
 use super::options::{Parsed, UsageError};
 use crate::cgroup::{self, CgroupError, Layout};
+use crate::plan;
 
 /// `pause`.
 pub(super) fn pause(context: &Context, parsed: &Parsed) -> Result<(), CommandError> {
@@ -105,7 +106,7 @@ fn resources(parsed: &Parsed) -> Result<LinuxResources, CommandError> {
         } else {
             bytes = std::fs::read(&path).on("read", &path)?;
         }
-        return serde_json::from_slice(&bytes).map_err(|source| CommandError::Json { path, source });
+        return plan::parse_resources(&bytes).map_err(|source| CommandError::Spec { path, source });
     }
     for flag in ["l3-cache-schema", "mem-bw-schema"] {
         if let Some(value) = parsed.value(flag) {

@@ -127,10 +127,11 @@ fn process(context: &Context, container: &Container, parsed: &Parsed) -> Result<
     let mut added = Vec::new();
     for name in parsed.values("cap") {
         let full = if name.starts_with("CAP_") { name.to_owned() } else { format!("CAP_{name}") };
+        let plain = plan::is_plain_capability(&full);
         match serde_json::from_value::<Capability>(full.into()) {
-            Ok(capability) => added.push(capability),
+            Ok(capability) if plain => added.push(capability),
             // As in a configuration.
-            Err(_) => context.log.warn(&plan::unknown_capability(name)),
+            _ => context.log.warn(&plan::unknown_capability(name)),
         }
     }
     if !added.is_empty() {

@@ -350,6 +350,75 @@ fn each_wrong_field_is_named_with_its_value_and_the_rule() {
     }
 }
 
+/// A JSON pointer as errors name fields.
+fn field(pointer: &str) -> String {
+    pointer[1..].split('/').fold(String::new(), |path, part| match part.parse::<usize>() {
+        Ok(index) => format!("{path}[{index}]"),
+        Err(_) if path.is_empty() => part.to_owned(),
+        Err(_) => format!("{path}.{part}"),
+    })
+}
+
+#[test]
+fn a_list_is_no_object_and_an_object_no_word() {
+    let mut config = rich();
+    config["hooks"] = json!({ "poststop": [{ "path": "/x", "args": ["x"], "timeout": 1 }] });
+    config["linux"]["resources"] = json!({
+        "devices": [{ "allow": false, "access": "rwm" }],
+        "memory": { "limit": 1, "swap": 2 }, "cpu": { "shares": 2, "cpus": "0" }, "pids": { "limit": 3 },
+        "blockIO": { "weight": 10, "weightDevice": [{ "major": 8, "minor": 0, "weight": 10 }] },
+        "hugepageLimits": [{ "pageSize": "2MB", "limit": 1 }], "unified": { "memory.high": "1" },
+        "network": { "classID": 1, "priorities": [{ "name": "lo", "priority": 1 }] }, "rdma": { "a": { "hcaHandles": 1 } },
+    });
+    parse(config.to_string().as_bytes()).unwrap();
+    let mut all = Vec::new();
+    pointers(&config, "", &mut all);
+    let (mut objects, mut words) = (0, 0);
+    for pointer in &all {
+        let wrong = match config.pointer(pointer).unwrap() {
+            Value::Object(map) => {
+                objects += 1;
+                vec![json!([]), map.values().cloned().collect()]
+            }
+            Value::String(word) => {
+                words += 1;
+                vec![json!({ word: null })]
+            }
+            _ => continue,
+        };
+        for wrong in wrong {
+            let mut config = config.clone();
+            *config.pointer_mut(pointer).unwrap() = wrong;
+            let error = parse(config.to_string().as_bytes()).unwrap_err().to_string();
+            let name = if pointer.is_empty() { "document".to_owned() } else { field(pointer) };
+            let expected = format!("`{name}` has the invalid value `");
+            assert!(error.starts_with(&expected) && error.contains("expected"), "{pointer}: {error}");
+        }
+    }
+    assert!(objects > 30 && words > 50, "{objects} {words}");
+    let reason = |bytes: &[u8]| parse(bytes).unwrap_err().to_string();
+    assert_eq!(
+        reason(b"[]"),
+        "`document` has the invalid value `[]`: invalid type: sequence, expected an object"
+    );
+    let error = parse_process(br#"{ "cwd": "/", "user": [5, 6] }"#).unwrap_err().to_string();
+    assert_eq!(error, "`user` has the invalid value `[5,6]`: invalid type: sequence, expected an object");
+    let error = parse_resources(br#"{ "memory": [5] }"#).unwrap_err().to_string();
+    assert_eq!(error, "`memory` has the invalid value `[5]`: invalid type: sequence, expected an object");
+}
+
+#[test]
+fn capabilities_are_granted_only_by_their_whole_names() {
+    for name in ["chown", "CHOWN", "Cap_Chown", "cap_chown", "CAP_CAP_CHOWN", "CAP_chown", ""] {
+        let mut config = rich();
+        config["process"]["capabilities"]["bounding"] = json!(["CAP_KILL", name]);
+        let (spec, unknown) = parse(config.to_string().as_bytes()).unwrap();
+        assert_eq!(unknown, [name]);
+        let sets = spec.process().as_ref().unwrap().capabilities().as_ref().unwrap();
+        assert_eq!(program::bits(sets.bounding().as_ref()), 1 << 5, "{name}");
+    }
+}
+
 #[test]
 fn versions_from_1_0_to_1_3_are_accepted() {
     for version in ["1.0.0", "1.0.2-dev", "1.1.0+dev", "1.2.0-rc.1", "1.2.1", "1.3.0", "1.3.7"] {

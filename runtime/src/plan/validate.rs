@@ -3,13 +3,17 @@
 //!
 //! Source: OCI runtime-spec, "Configuration" and "Linux Container Configuration".
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::Path;
 
-use oci_spec::runtime::{Capability, LinuxDeviceType, PosixRlimit, Process, Spec};
+use oci_spec::runtime::{Capability, LinuxDeviceType, LinuxResources, PosixRlimit, Process, Spec};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::namespaces::{Namespaces, host_id};
+use super::objects::Objects;
 use super::{HostFacts, PlanError};
 
 /// A configuration that cannot be read.
@@ -32,12 +36,13 @@ const NAME_MAX: usize = 64;
 /// # Errors
 /// Field, value and rule of what has the wrong type; what is no JSON at all.
 pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>), ConfigError> {
-    if let Ok(spec) = serde_json::from_slice(bytes) {
+    if let Ok(spec) = read(bytes)
+        && has_plain_capabilities(bytes)
+    {
         return Ok((spec, Vec::new()));
     }
     // Something is wrong, and there is time to find out what.
-    let mut value: Value =
-        serde_json::from_slice(bytes).map_err(|error| ConfigError::Syntax { reason: error.to_string() })?;
+    let mut value = document(bytes)?;
     let mut unknown = Vec::new();
     if let Some(process) = value.get_mut("process") {
         complete_process(process);
@@ -52,11 +57,18 @@ pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>), ConfigError> {
 /// # Errors
 /// As [`parse`].
 pub fn parse_process(bytes: &[u8]) -> Result<Process, ConfigError> {
-    let mut value: Value =
-        serde_json::from_slice(bytes).map_err(|error| ConfigError::Syntax { reason: error.to_string() })?;
+    let mut value = document(bytes)?;
     complete_process(&mut value);
     leave_out_unknown_capabilities(&mut value);
     deserialize(&value)
+}
+
+/// The same for limits alone, as `update` is given them.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_resources(bytes: &[u8]) -> Result<LinuxResources, ConfigError> {
+    deserialize(&document(bytes)?)
 }
 
 /// What to say of a capability that [`parse`] left out.
@@ -66,15 +78,28 @@ pub fn unknown_capability(name: &str) -> String {
 
 /// Who is not named is root, as with runc.
 fn complete_process(process: &mut Value) {
-    if let Some(process) = process.as_object_mut() {
-        process.entry("user").or_insert_with(|| serde_json::json!({ "uid": 0, "gid": 0 }));
+    if let Some(process) = process.as_object_mut()
+        && process.get("user").is_none_or(Value::is_null)
+    {
+        process.insert("user".to_owned(), serde_json::json!({ "uid": 0, "gid": 0 }));
     }
 }
 
-fn deserialize<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T, ConfigError> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
+fn document(bytes: &[u8]) -> Result<Value, ConfigError> {
+    serde_json::from_slice(bytes).map_err(|error| ConfigError::Syntax { reason: error.to_string() })
+}
+
+fn read(bytes: &[u8]) -> serde_json::Result<Spec> {
+    let mut text = serde_json::Deserializer::from_slice(bytes);
+    let spec = Spec::deserialize(Objects(&mut text))?;
+    text.end().map(|()| spec)
+}
+
+fn deserialize<T: DeserializeOwned>(value: &Value) -> Result<T, ConfigError> {
+    serde_path_to_error::deserialize(Objects(value)).map_err(|error| {
         let path = error.path();
-        let field = path.to_string();
+        let field =
+            Some(path.to_string()).filter(|path| path != ".").unwrap_or_else(|| "document".to_owned());
         let found = path.iter().try_fold(value, |value, segment| match segment {
             serde_path_to_error::Segment::Seq { index } => value.get(index),
             serde_path_to_error::Segment::Map { key } => value.get(key),
@@ -90,13 +115,37 @@ fn deserialize<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T, Confi
     })
 }
 
+/// A capability as the specification writes it. The library also takes `chown` and `CAP_CAP_CHOWN`, which nobody means
+/// to grant.
+pub(crate) fn is_plain_capability(name: &str) -> bool {
+    let ordinary = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+    name.strip_prefix("CAP_").is_some_and(|rest| !rest.starts_with("CAP_") && rest.bytes().all(ordinary))
+}
+
+fn has_plain_capabilities(bytes: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Config<'a> {
+        #[serde(borrow)]
+        process: Option<Named<'a>>,
+    }
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow)]
+        capabilities: Option<BTreeMap<&'a str, Option<Vec<&'a str>>>>,
+    }
+    let Ok(config) = serde_json::from_slice::<Config<'_>>(bytes) else { return false };
+    let sets = config.process.and_then(|process| process.capabilities).unwrap_or_default();
+    sets.values().flatten().flatten().all(|name| is_plain_capability(name))
+}
+
 fn leave_out_unknown_capabilities(process: &mut Value) -> Vec<String> {
     let mut unknown = Vec::new();
     let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
     for set in sets.into_iter().flat_map(|sets| sets.values_mut()).filter_map(Value::as_array_mut) {
         set.retain(|name| {
             let Some(text) = name.as_str() else { return true };
-            let known = serde_json::from_value::<Capability>(name.clone()).is_ok();
+            let known =
+                is_plain_capability(text) && serde_json::from_value::<Capability>(name.clone()).is_ok();
             if !known && !unknown.iter().any(|other| other == text) {
                 unknown.push(text.to_owned());
             }
