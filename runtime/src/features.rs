@@ -155,9 +155,12 @@ mod tests {
         }
         for mode in strings("/linux/memoryPolicy/modes") {
             let nodes = if matches!(mode.as_str(), "MPOL_DEFAULT" | "MPOL_LOCAL") { "" } else { "0" };
-            let flags = strings("/linux/memoryPolicy/flags");
-            let policy = json!({ "mode": mode, "nodes": nodes, "flags": flags });
+            let policy = json!({ "mode": mode, "nodes": nodes });
             assert_eq!(accepted("/linux/memoryPolicy", policy), Ok(()), "{mode}");
+        }
+        for flag in strings("/linux/memoryPolicy/flags") {
+            let policy = json!({ "mode": "MPOL_BIND", "nodes": "0", "flags": [flag] });
+            assert_eq!(accepted("/linux/memoryPolicy", policy), Ok(()), "{flag}");
         }
         for version in ["ociVersionMin", "ociVersionMax"] {
             assert_eq!(accepted("/ociVersion", features()[version].clone()), Ok(()), "{version}");

@@ -32,7 +32,7 @@ pub(super) fn devices(linux: &Linux, mounts: &[Mount], inside: &mut Vec<Inside>)
         }));
         inside.extend(DEVICE_LINKS.iter().map(|(name, target)| Inside::DeviceLink { name, target }));
     }
-    for device in linux.devices().iter().flatten() {
+    for (at, device) in linux.devices().iter().flatten().enumerate() {
         // A privileged container is given all of the host's nodes; this one is the link into its own devpts.
         if device.path().as_path() == Path::new("/dev/ptmx") {
             continue;
@@ -42,9 +42,9 @@ pub(super) fn devices(linux: &Linux, mounts: &[Mount], inside: &mut Vec<Inside>)
             LinuxDeviceType::B => libc::S_IFBLK,
             LinuxDeviceType::P => libc::S_IFIFO,
             LinuxDeviceType::A => {
-                let value = device.path().display().to_string();
-                let reason = "type `a` is only for rules".to_owned();
-                return Err(PlanError::Invalid { field: "linux.devices", value, reason });
+                let field = format!("linux.devices[{at}].type").into();
+                let reason = "expected `c`, `u`, `b` or `p`: `a` is only for rules".to_owned();
+                return Err(PlanError::Invalid { field, value: "a".to_owned(), reason });
             }
         };
         inside.push(Inside::Device(Device {

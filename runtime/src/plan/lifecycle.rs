@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{Hook, Spec};
 
+use super::validate::{VARIABLE, is_variable};
 use super::{Inside, Outside, Plan, PlanError};
 
 /// Hooks of one kind, to be run one after the other until one fails.
@@ -148,18 +149,27 @@ pub(crate) fn hooks_of(spec: &Spec, kind: &'static str) -> Result<Vec<Hook>, Pla
         _ => ("hooks.poststop", all.poststop()),
     };
     let hooks = hooks.clone().unwrap_or_default();
-    for hook in &hooks {
-        let invalid =
-            |value: String, reason: &str| PlanError::Invalid { field, value, reason: reason.to_owned() };
-        if !hook.path().is_absolute() {
-            return Err(invalid(hook.path().display().to_string(), "expected an absolute path"));
+    for (at, hook) in hooks.iter().enumerate() {
+        let invalid = |part: &str, value: &str, reason: &str| {
+            let field = format!("{field}[{at}].{part}").into();
+            Err(PlanError::Invalid {
+                field,
+                value: value.escape_debug().to_string(),
+                reason: reason.to_owned(),
+            })
+        };
+        let path = hook.path().to_string_lossy();
+        if !hook.path().is_absolute() || path.contains('\0') {
+            return invalid("path", &path, "expected an absolute path without a zero byte");
         }
         if let Some(timeout) = hook.timeout().filter(|timeout| *timeout <= 0) {
-            return Err(invalid(timeout.to_string(), "expected a timeout of more than 0 seconds"));
+            return invalid("timeout", &timeout.to_string(), "expected more than 0 seconds");
         }
-        let texts = hook.args().iter().flatten().chain(hook.env().iter().flatten());
-        if let Some(bad) = texts.into_iter().find(|text| text.contains('\0')) {
-            return Err(invalid(bad.replace('\0', "\\0"), "it contains a zero byte"));
+        if let Some(bad) = hook.args().iter().flatten().find(|text| text.contains('\0')) {
+            return invalid("args", bad, "it contains a zero byte");
+        }
+        if let Some(bad) = hook.env().iter().flatten().find(|text| !is_variable(text)) {
+            return invalid("env", bad, VARIABLE);
         }
     }
     Ok(hooks)

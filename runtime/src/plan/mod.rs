@@ -23,6 +23,7 @@ mod validate;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use oci_spec::runtime::{Linux, LinuxResources, Process, Spec};
 
@@ -55,6 +56,8 @@ pub struct HostFacts {
     /// Security modules that are switched on.
     pub apparmor: bool,
     pub selinux: bool,
+    /// How long it has been running.
+    pub uptime: Duration,
 }
 
 /// Steps in the order of their execution. `outside` holds one [`Outside::SpawnInit`], which sets `inside` going.
@@ -309,7 +312,7 @@ pub enum PlanError {
     #[error("`{field}` is not supported yet")]
     NotSupported { field: String },
     #[error("`{field}` has the invalid value `{value}`: {reason}")]
-    Invalid { field: &'static str, value: String, reason: String },
+    Invalid { field: Cow<'static, str>, value: String, reason: String },
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
@@ -332,7 +335,7 @@ pub fn create(
     let process = spec.process().as_ref().ok_or(PlanError::Missing { field: "process" })?;
     let linux = spec.linux().as_ref().ok_or(PlanError::Missing { field: "linux" })?;
     refuse_unsupported(linux)?;
-    let namespaces = Namespaces::of(linux)?;
+    let namespaces = Namespaces::of(linux, host)?;
     validate::check_namespaces(spec, process, &namespaces, host)?;
     let limits = resources(linux, host);
     let cgroup = match &host.systemd {
@@ -389,15 +392,15 @@ pub fn create(
     if own_mounts {
         let shared = propagation.root == Some(libc::MS_SHARED);
         let mounts = spec.mounts().as_deref().unwrap_or_default();
-        for mount in mounts {
-            let mut mount = MountPlan::of(mount, &cgroup.cgroup, &namespaces)?;
+        for (at, mount) in mounts.iter().enumerate() {
+            let mut mount = MountPlan::of(at, mount, &cgroup.cgroup, &namespaces)?;
             if let MountKind::Bind { source, recursive, ids, given } = &mut mount.kind
                 && (far || (shared && !host.rootless) || ids.is_some())
             {
                 if host.rootless {
                     let reason = "without privileges on the host ids cannot be mapped".to_owned();
-                    let value = mount.target.display().to_string();
-                    return Err(PlanError::Invalid { field: "mounts", value, reason });
+                    let (field, value) = (format!("mounts[{at}].options"), "idmap".to_owned());
+                    return Err(PlanError::Invalid { field: field.into(), value, reason });
                 }
                 let (path, recursive, ids) = (source.clone(), *recursive, ids.clone());
                 // In a shared tree a mount stays what it is on the host.
@@ -537,7 +540,7 @@ fn mount_label(mount: &mut MountPlan, linux: &Linux, host: &HostFacts) -> Result
     let Some(label) = linux.mount_label().as_ref().filter(|label| !label.is_empty()) else { return Ok(()) };
     if !host.selinux {
         let reason = "this kernel has SELinux neither built in nor switched on".to_owned();
-        return Err(PlanError::Invalid { field: "linux.mountLabel", value: label.clone(), reason });
+        return Err(PlanError::Invalid { field: "linux.mountLabel".into(), value: label.clone(), reason });
     }
     if let MountKind::FileSystem { name, options, .. } = &mut mount.kind
         && matches!(name.as_str(), "tmpfs" | "devpts" | "mqueue")

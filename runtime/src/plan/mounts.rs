@@ -134,7 +134,7 @@ pub(super) fn root_propagation(option: Option<&str>) -> Result<Propagation, Plan
         "unbindable" => Propagation { tree: libc::MS_PRIVATE, root: Some(libc::MS_UNBINDABLE) },
         _ => {
             return Err(PlanError::Invalid {
-                field: "linux.rootfsPropagation",
+                field: "linux.rootfsPropagation".into(),
                 value: name.to_owned(),
                 reason: "expected private, slave, shared or unbindable, or one of them with an `r` in front"
                     .to_owned(),
@@ -161,7 +161,7 @@ struct Options {
 impl Options {
     fn add(&mut self, option: &str) -> Result<(), String> {
         if option.contains('\0') {
-            return Err("an option contains a zero byte".to_owned());
+            return Err("it contains a zero byte".to_owned());
         }
         let name = option.split('=').next().unwrap_or_default();
         match option {
@@ -169,7 +169,7 @@ impl Options {
             "idmap" | "ridmap" => self.ids = Some(option == "ridmap"),
             "tmpcopyup" => self.copy_up = true,
             _ if EMPTY_OPTIONS.contains(&option) => {}
-            _ if REFUSED.contains(&name) => return Err(format!("option `{option}` is not supported")),
+            _ if REFUSED.contains(&name) => return Err("the option is not supported".to_owned()),
             _ if FILE_SYSTEM_OPTIONS.contains(&option) => self.general.push((option.to_owned(), None)),
             _ if apply_attribute(option, &mut self.attributes)
                 || apply_propagation(option, &mut self.attributes) => {}
@@ -180,7 +180,7 @@ impl Options {
                 let (key, value) =
                     option.split_once('=').map_or((option, None), |(k, v)| (k, Some(v.to_owned())));
                 if key.is_empty() {
-                    return Err("an option has no name".to_owned());
+                    return Err("the option has no name".to_owned());
                 }
                 self.own.push((key.to_owned(), value));
             }
@@ -201,54 +201,59 @@ pub(crate) fn is_bind(mount: &Mount) -> bool {
 }
 
 impl MountPlan {
-    pub(super) fn of(mount: &Mount, cgroup: &Cgroup, namespaces: &Namespaces) -> Result<Self, PlanError> {
+    /// Of the mount number `at`.
+    pub(super) fn of(
+        at: usize,
+        mount: &Mount,
+        cgroup: &Cgroup,
+        namespaces: &Namespaces,
+    ) -> Result<Self, PlanError> {
         let given = mount.destination();
-        let invalid = |reason: &str| PlanError::Invalid {
-            field: "mounts",
-            value: given.display().to_string(),
+        let invalid = |field: &str, value: &str, reason: &str| PlanError::Invalid {
+            field: format!("mounts[{at}].{field}").into(),
+            value: value.escape_debug().to_string(),
             reason: reason.to_owned(),
         };
         if given.as_os_str().is_empty() {
-            return Err(invalid("expected a destination"));
+            return Err(invalid("destination", "", "expected a path in the container"));
         }
         let target = target(mount);
         let has_zero = |path: &Path| path.as_os_str().as_encoded_bytes().contains(&0);
-        if has_zero(&target) || mount.source().as_deref().is_some_and(has_zero) {
-            return Err(invalid("a path contains a zero byte"));
+        for (field, path) in [("destination", Some(given)), ("source", mount.source().as_ref())] {
+            if let Some(path) = path.filter(|path| has_zero(path)) {
+                return Err(invalid(field, &path.to_string_lossy(), "it contains a zero byte"));
+            }
         }
         let mut options = Options::default();
         for option in mount.options().iter().flatten() {
-            options.add(option).map_err(|reason| invalid(&reason))?;
+            options.add(option).map_err(|reason| invalid("options", option, &reason))?;
         }
-        let ids = mount_ids(mount, options.ids, namespaces).map_err(|error| match error {
-            IdsError::Plan(error) => error,
-            IdsError::Reason(reason) => invalid(reason),
-        })?;
+        let ids = mount_ids(at, mount, options.ids, namespaces)?;
         let name = mount.typ().clone().unwrap_or_default();
         let source = mount.source().clone();
         let kind = if let Some(recursive) = options.bind.or((name == "bind").then_some(false)) {
             // With a value it is one of a file system's, and changes nothing, as with `mount(8)`.
             if let Some((key, _)) = options.own.iter().find(|(_, value)| value.is_none()) {
-                return Err(invalid(&format!("option `{key}` has no meaning for a bind mount")));
+                return Err(invalid("options", key, "the option has no meaning for a bind mount"));
             }
             if options.copy_up {
-                return Err(invalid("option `tmpcopyup` is for a tmpfs"));
+                return Err(invalid("options", "tmpcopyup", "the option is for a tmpfs"));
             }
-            let source = source.ok_or_else(|| invalid("a bind mount needs a source"))?;
+            let source = source.ok_or_else(|| invalid("source", "", "a bind mount needs one"))?;
             if !source.is_absolute() {
-                return Err(invalid("expected an absolute source"));
+                return Err(invalid("source", &source.to_string_lossy(), "expected an absolute path"));
             }
             MountKind::Bind { source, recursive, ids, given: None }
         } else if ids.is_some() {
-            return Err(invalid("only bind mounts can map ids"));
+            return Err(invalid("type", &name, "only bind mounts can map ids"));
         } else if name == "cgroup" || name == "cgroup2" {
             MountKind::Cgroup(cgroup.clone())
         } else if name.is_empty() {
-            return Err(invalid("a mount that is no bind mount needs a type"));
+            return Err(invalid("type", "", "a mount that is no bind mount needs one"));
         } else if name.contains('\0') {
-            return Err(invalid("its type contains a zero byte"));
+            return Err(invalid("type", &name, "it contains a zero byte"));
         } else if options.copy_up && name != "tmpfs" {
-            return Err(invalid("option `tmpcopyup` is for a tmpfs"));
+            return Err(invalid("options", "tmpcopyup", "the option is for a tmpfs"));
         } else {
             let source = source.map(|source| source.to_string_lossy().into_owned());
             let copy_up = options.copy_up;
@@ -260,22 +265,25 @@ impl MountPlan {
     }
 }
 
-enum IdsError {
-    Plan(PlanError),
-    Reason(&'static str),
-}
-
 /// The ids of a mount: its own maps, else those of the container's user namespace.
 fn mount_ids(
+    at: usize,
     mount: &Mount,
     option: Option<bool>,
     namespaces: &Namespaces,
-) -> Result<Option<MountIds>, IdsError> {
-    let own = |field, list: &Option<Vec<_>>| id_maps(field, list.as_deref()).map_err(IdsError::Plan);
-    let uids = own("mounts.uidMappings", mount.uid_mappings())?;
-    let gids = own("mounts.gidMappings", mount.gid_mappings())?;
+) -> Result<Option<MountIds>, PlanError> {
+    let field = |name: &str| format!("mounts[{at}].{name}");
+    let invalid = |name: &str, value: &str, reason: &str| PlanError::Invalid {
+        field: field(name).into(),
+        value: value.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let uids = id_maps(&field("uidMappings"), mount.uid_mappings().as_deref())?;
+    let gids = id_maps(&field("gidMappings"), mount.gid_mappings().as_deref())?;
     if uids.is_empty() != gids.is_empty() {
-        return Err(IdsError::Reason("expected `uidMappings` and `gidMappings` together"));
+        let (missing, other) =
+            if uids.is_empty() { ("uidMappings", "gidMappings") } else { ("gidMappings", "uidMappings") };
+        return Err(invalid(missing, "[]", &format!("expected some, as in `{other}`")));
     }
     // Maps without the option mean the same as with `idmap`.
     let Some(recursive) = option.or((!uids.is_empty()).then_some(false)) else { return Ok(None) };
@@ -286,7 +294,8 @@ fn mount_ids(
     } else if let Some(maps) = &namespaces.maps {
         IdSource::Maps(maps.clone())
     } else {
-        return Err(IdsError::Reason("to map ids it needs mappings, or the container a user namespace"));
+        let reason = "to map ids the mount needs mappings, or the container a user namespace";
+        return Err(invalid("options", if recursive { "ridmap" } else { "idmap" }, reason));
     };
     Ok(Some(MountIds { maps, recursive }))
 }

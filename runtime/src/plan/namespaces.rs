@@ -7,10 +7,11 @@
 //! Time Namespace"; `namespaces(7)`, `user_namespaces(7)`, `time_namespaces(7)`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
 
-use super::PlanError;
+use super::{HostFacts, PlanError};
 
 /// A range of ids: `size` of them from `container` on inside are those from `host` on outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,26 +54,30 @@ pub(super) struct Namespaces {
 
 /// As many ranges as the kernel takes for one map.
 const RANGES_MAX: usize = 340;
+/// Half of the seconds that the kernel's 64 bits of nanoseconds hold. Source: Linux `kernel/time/namespace.c`.
+const CLOCK_MAX: i64 = i64::MAX / 1_000_000_000 / 2;
 
 impl Namespaces {
-    pub fn of(linux: &Linux) -> Result<Self, PlanError> {
+    pub fn of(linux: &Linux, host: &HostFacts) -> Result<Self, PlanError> {
         let mut all = Self::default();
         let mut joined: Vec<(i32, PathBuf)> = Vec::new();
         let mut seen = 0;
-        for namespace in linux.namespaces().iter().flatten() {
+        for (at, namespace) in linux.namespaces().iter().flatten().enumerate() {
             let kind = kind(namespace.typ());
-            let invalid = |value: String, reason: &str| PlanError::Invalid {
-                field: "linux.namespaces",
-                value,
+            let invalid = |field: &str, value: String, reason: &str| PlanError::Invalid {
+                field: format!("linux.namespaces[{at}].{field}").into(),
+                value: value.escape_debug().to_string(),
                 reason: reason.to_owned(),
             };
             if seen & kind as u64 != 0 {
-                return Err(invalid(name(kind).to_owned(), "a container has one namespace of each kind"));
+                let reason = "a container has one namespace of each kind";
+                return Err(invalid("type", name(kind).to_owned(), reason));
             }
             seen |= kind as u64;
             match namespace.path() {
-                Some(path) if !path.is_absolute() => {
-                    return Err(invalid(path.display().to_string(), "expected an absolute path"));
+                Some(path) if !path.is_absolute() || path.as_os_str().as_encoded_bytes().contains(&0) => {
+                    let reason = "expected an absolute path without a zero byte";
+                    return Err(invalid("path", path.display().to_string(), reason));
                 }
                 Some(path) => joined.push((kind, path.clone())),
                 None if kind == libc::CLONE_NEWCGROUP => all.cgroup = true,
@@ -83,7 +88,7 @@ impl Namespaces {
         if seen & libc::CLONE_NEWNS as u64 == 0 {
             return Err(PlanError::Missing { field: "linux.namespaces: mount" });
         }
-        all.time(linux, seen)?;
+        all.time(linux, seen, host.uptime)?;
         all.maps(linux, seen)?;
         // A process cannot enter these itself, or not without losing sight of what it needs to enter the others.
         let early = libc::CLONE_NEWUSER | libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWTIME;
@@ -95,13 +100,13 @@ impl Namespaces {
         Ok(all)
     }
 
-    fn time(&mut self, linux: &Linux, seen: u64) -> Result<(), PlanError> {
+    fn time(&mut self, linux: &Linux, seen: u64, uptime: Duration) -> Result<(), PlanError> {
         let Some(offsets) = linux.time_offsets().as_ref().filter(|offsets| !offsets.is_empty()) else {
             return Ok(());
         };
-        let invalid = |value: &str, reason: &str| PlanError::Invalid {
-            field: "linux.timeOffsets",
-            value: value.to_owned(),
+        let invalid = |field: &str, value: &str, reason: &str| PlanError::Invalid {
+            field: format!("linux.timeOffsets{field}").into(),
+            value: value.escape_debug().to_string(),
             reason: reason.to_owned(),
         };
         let Some(text) = self.birth.time.as_mut() else {
@@ -110,17 +115,25 @@ impl Namespaces {
             } else {
                 "the container joins a time namespace, whose offsets are settled"
             };
-            return Err(invalid(&offsets.keys().cloned().collect::<Vec<_>>().join(", "), reason));
+            return Err(invalid("", &offsets.keys().cloned().collect::<Vec<_>>().join(", "), reason));
         };
         let mut sorted: Vec<_> = offsets.iter().collect();
         sorted.sort_by_key(|(clock, _)| *clock);
         for (clock, offset) in sorted {
             if !matches!(clock.as_str(), "monotonic" | "boottime") {
-                return Err(invalid(clock, "expected monotonic or boottime"));
+                return Err(invalid("", clock, "expected monotonic or boottime"));
             }
             let (seconds, nanos) = (offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
             if nanos >= 1_000_000_000 {
-                return Err(invalid(&nanos.to_string(), "expected less than 1000000000 nanoseconds"));
+                let field = format!(".{clock}.nanosecs");
+                return Err(invalid(&field, &nanos.to_string(), "expected less than 1000000000 nanoseconds"));
+            }
+            // The clock of a container shows no time before the host began, nor one that the kernel could not count on from.
+            let least = -i64::try_from(uptime.as_secs()).unwrap_or(i64::MAX);
+            if !(least..=CLOCK_MAX + least).contains(&seconds) {
+                let reason =
+                    format!("expected {least} to {}: this host has run for {} s", CLOCK_MAX + least, -least);
+                return Err(invalid(&format!(".{clock}.secs"), &seconds.to_string(), &reason));
             }
             text.push_str(&format!("{clock} {seconds} {nanos}\n"));
         }
@@ -137,14 +150,14 @@ impl Namespaces {
             }
             if seen & libc::CLONE_NEWUSER as u64 == 0 && !maps.is_empty() {
                 return Err(PlanError::Invalid {
-                    field,
+                    field: field.into(),
                     value: format!("{} ranges", maps.len()),
                     reason: "the container has no user namespace".to_owned(),
                 });
             }
             if !maps.is_empty() && host_id(maps, 0).is_none() {
                 return Err(PlanError::Invalid {
-                    field,
+                    field: field.into(),
                     value: format!("{} ranges", maps.len()),
                     reason: "id 0 of the container is not among them, and it is set up as that".to_owned(),
                 });
@@ -173,7 +186,7 @@ impl Namespaces {
             return Ok(());
         }
         let reason = "the container shares this namespace with the host".to_owned();
-        Err(PlanError::Invalid { field, value: value.to_owned(), reason })
+        Err(PlanError::Invalid { field: field.into(), value: value.to_owned(), reason })
     }
 
     /// The user namespace it joins.
@@ -189,26 +202,29 @@ pub fn host_id(maps: &[IdMap], id: u32) -> Option<u32> {
 }
 
 /// One list of mappings, checked as the kernel would.
-pub(super) fn id_maps(
-    field: &'static str,
-    mappings: Option<&[LinuxIdMapping]>,
-) -> Result<Vec<IdMap>, PlanError> {
+pub(super) fn id_maps(field: &str, mappings: Option<&[LinuxIdMapping]>) -> Result<Vec<IdMap>, PlanError> {
     let mappings = mappings.unwrap_or_default();
-    let invalid = |value: String, reason: String| PlanError::Invalid { field, value, reason };
     if mappings.len() > RANGES_MAX {
-        let reason = format!("expected at most {RANGES_MAX} ranges");
-        return Err(invalid(mappings.len().to_string(), reason));
+        return Err(PlanError::Invalid {
+            field: field.to_owned().into(),
+            value: format!("{} ranges", mappings.len()),
+            reason: format!("expected at most {RANGES_MAX}"),
+        });
     }
     let mut maps: Vec<IdMap> = Vec::with_capacity(mappings.len());
-    for mapping in mappings {
+    for (at, mapping) in mappings.iter().enumerate() {
+        let invalid = |value: String, reason: String| {
+            let field = format!("{field}[{at}]").into();
+            Err(PlanError::Invalid { field, value, reason })
+        };
         let map = IdMap { container: mapping.container_id(), host: mapping.host_id(), size: mapping.size() };
         let value = format!("{} {} {}", map.container, map.host, map.size);
         if map.size == 0 {
-            return Err(invalid(value, "expected a size of 1 or more".to_owned()));
+            return invalid(value, "expected a size of 1 or more".to_owned());
         }
         // The last id of all stands for "none".
         if map.container.checked_add(map.size).is_none() || map.host.checked_add(map.size).is_none() {
-            return Err(invalid(value, "the range ends above the largest id".to_owned()));
+            return invalid(value, "the range ends above the largest id".to_owned());
         }
         let overlaps = |a: u32, b: u32, size: u32| a < b + size && b < a + map.size;
         if let Some(other) = maps.iter().find(|other| {
@@ -216,7 +232,7 @@ pub(super) fn id_maps(
         }) {
             let reason =
                 format!("it overlaps with the range {} {} {}", other.container, other.host, other.size);
-            return Err(invalid(value, reason));
+            return invalid(value, reason);
         }
         maps.push(map);
     }

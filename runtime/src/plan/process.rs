@@ -15,9 +15,13 @@ use crate::sys::Scheduling;
 
 /// Beyond this no Linux numbers its CPUs or NUMA nodes.
 const NUMBERS_MAX: usize = 8192;
+/// `MPOL_F_RELATIVE_NODES` and `MPOL_F_STATIC_NODES`.
+const NODE_FLAGS: u32 = 3 << 14;
+/// Source: Linux `kernel/sched/deadline.c`, `DL_SCALE`.
+const RUNTIME_NANOS_LEAST: u64 = 1 << 10;
 
-fn invalid(field: &'static str, value: impl Display, reason: &str) -> PlanError {
-    PlanError::Invalid { field, value: value.to_string(), reason: reason.to_owned() }
+fn invalid(field: &'static str, value: impl Display, reason: impl Into<String>) -> PlanError {
+    PlanError::Invalid { field: field.into(), value: value.to_string(), reason: reason.into() }
 }
 
 /// How the process is scheduled and where its memory comes from: to be settled in its cgroup, whose cpuset bounds it.
@@ -82,10 +86,18 @@ fn scheduler_arguments(scheduler: &Scheduler) -> Result<Scheduling, PlanError> {
         return Err(invalid(field, value, "only SCHED_DEADLINE has it"));
     }
     let [(_, runtime), (_, limit), (_, period)] = times;
-    if deadline && (runtime == 0 || runtime > limit || period != 0 && limit > period) {
-        let value = format!("{runtime} {limit} {period}");
-        let reason = "expected runtime <= deadline <= period, and a runtime of more than 0";
-        return Err(invalid("process.scheduler", value, reason));
+    if deadline {
+        // How long a period may be is a setting of the host.
+        let settled = if period == 0 { limit } else { period };
+        for (field, value, least, of) in [
+            ("process.scheduler.runtime", runtime, RUNTIME_NANOS_LEAST, "what can be measured"),
+            ("process.scheduler.deadline", limit, runtime, "the runtime"),
+            ("process.scheduler.period", settled, limit, "the deadline"),
+        ] {
+            if value < least {
+                return Err(invalid(field, value, format!("expected at least {of}, {least} ns")));
+            }
+        }
     }
     let mut flags = 0;
     for flag in scheduler.flags().iter().flatten() {
@@ -131,13 +143,28 @@ fn memory_policy(policy: &LinuxMemoryPolicy) -> Result<Inside, PlanError> {
         let reason = if without { "this mode takes no nodes" } else { "this mode needs nodes" };
         return Err(invalid("linux.memoryPolicy.mode", policy.mode(), reason));
     }
-    let flags = policy.flags().iter().flatten().fold(0, |bits, flag| {
-        bits | match flag {
-            MemoryPolicyFlagType::MpolFNumaBalancing => 1 << 13,
-            MemoryPolicyFlagType::MpolFRelativeNodes => 1 << 14,
-            MemoryPolicyFlagType::MpolFStaticNodes => 1 << 15,
+    let mut flags = 0;
+    for flag in policy.flags().iter().flatten() {
+        let bind =
+            matches!(policy.mode(), MemoryPolicyModeType::MpolBind | MemoryPolicyModeType::MpolPreferredMany);
+        let (bit, rule) = match flag {
+            MemoryPolicyFlagType::MpolFNumaBalancing if !bind => {
+                (0, "expected the mode MPOL_BIND or MPOL_PREFERRED_MANY for it")
+            }
+            MemoryPolicyFlagType::MpolFNumaBalancing => (1 << 13, ""),
+            _ if nodes.is_empty() => (0, "expected nodes, which it is about"),
+            MemoryPolicyFlagType::MpolFRelativeNodes => (1 << 14, ""),
+            MemoryPolicyFlagType::MpolFStaticNodes => (1 << 15, ""),
+        };
+        flags |= bit;
+        if !rule.is_empty() {
+            return Err(invalid("linux.memoryPolicy.flags", flag, rule));
         }
-    });
+        if flags & NODE_FLAGS == NODE_FLAGS {
+            let rule = "expected one of MPOL_F_STATIC_NODES and MPOL_F_RELATIVE_NODES at most";
+            return Err(invalid("linux.memoryPolicy.flags", flag, rule));
+        }
+    }
     Ok(Inside::MemoryPolicy { mode: mode | flags, nodes })
 }
 

@@ -18,31 +18,21 @@ pub(super) fn steps(
 ) -> Result<(), PlanError> {
     let args = process.args().clone().ok_or(PlanError::Missing { field: "process.args" })?;
     let name = args.first().filter(|name| !name.is_empty()).ok_or_else(|| PlanError::Invalid {
-        field: "process.args",
+        field: "process.args".into(),
         value: format!("{args:?}"),
         reason: "expected a program and what it is given".to_owned(),
     })?;
     let env = distinct(process.env().clone().unwrap_or_default());
-    for (field, list) in [("process.args", &args), ("process.env", &env)] {
-        if let Some(bad) = list.iter().find(|text| text.contains('\0')) {
-            let value = bad.replace('\0', "\\0");
-            return Err(PlanError::Invalid { field, value, reason: "it contains a zero byte".to_owned() });
-        }
-    }
-    if !process.cwd().is_absolute() {
-        let value = process.cwd().display().to_string();
-        return Err(PlanError::Invalid {
-            field: "process.cwd",
-            value,
-            reason: "expected an absolute path".to_owned(),
-        });
-    }
-    for limit in process.rlimits().iter().flatten() {
+    for (at, limit) in process.rlimits().iter().flatten().enumerate() {
         let (name, resource) = rlimit(limit.typ());
         if limit.soft() > limit.hard() {
             let value = limit.soft().to_string();
             let reason = format!("{name} is above its hard limit {}", limit.hard());
-            return Err(PlanError::Invalid { field: "process.rlimits", value, reason });
+            return Err(PlanError::Invalid {
+                field: format!("process.rlimits[{at}].soft").into(),
+                value,
+                reason,
+            });
         }
         inside.push(Inside::Rlimit(Rlimit { name, resource, soft: limit.soft(), hard: limit.hard() }));
     }

@@ -12,13 +12,14 @@ fn rich() -> Value {
     let maps = json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]);
     config["hostname"] = "inside".into();
     config["annotations"] = json!({ "org.example": "x" });
+    config["hooks"] = json!({ "poststop": [{ "path": "/x", "args": ["x"], "env": ["A=b"], "timeout": 1 }] });
     let process = &mut config["process"];
     process["user"] = json!({ "uid": 1, "gid": 2, "umask": 18, "additionalGids": [3, 4] });
     process["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 1, "hard": 2 }]);
     process["oomScoreAdj"] = 100.into();
     process["consoleSize"] = json!({ "height": 24, "width": 80 });
     process["scheduler"] = json!({
-        "policy": "SCHED_DEADLINE", "runtime": 1, "deadline": 2, "period": 3, "flags": ["SCHED_RESET_ON_FORK"],
+        "policy": "SCHED_DEADLINE", "runtime": 1024, "deadline": 2000, "period": 3000, "flags": ["SCHED_RESET_ON_FORK"],
     });
     process["ioPriority"] = json!({ "class": "IOPRIO_CLASS_BE", "priority": 4 });
     process["execCPUAffinity"] = json!({ "initial": "0-1", "final": "1" });
@@ -58,8 +59,12 @@ fn plan_of(bytes: &[u8]) -> Result<Plan, String> {
         cgroup::Hierarchy { controllers: vec!["devices".to_owned()], mount: "/sys/fs/cgroup/devices".into() };
     let host =
         HostFacts { cgroups: Layout { v1: vec![hierarchy], ..Default::default() }, ..HostFacts::default() };
+    let host = HostFacts { uptime: Duration::from_secs(60), ..host };
     let rootfs = Rootfs::Directory("/image".into());
-    create(&spec, &rootfs, "/state/rootfs".into(), "/a/b", &host).map_err(|error| error.to_string())
+    let plan = create(&spec, &rootfs, "/state/rootfs".into(), "/a/b", &host);
+    let mut plan = plan.map_err(|error| error.to_string())?;
+    let callers = Callers { id: "x".to_owned(), bundle: "/b".into(), no_pivot: false, keep_keyring: false };
+    complete(&mut plan, &spec, &callers).map(|()| plan).map_err(|error| error.to_string())
 }
 
 /// Every value of a document by its JSON pointer.
@@ -148,7 +153,7 @@ proptest! {
 
 #[test]
 fn each_wrong_field_is_named_with_its_value_and_the_rule() {
-    let table: [(&str, Value, &str); 44] = [
+    let table = [
         (
             "/ociVersion",
             json!("2.0.0"),
@@ -195,7 +200,7 @@ fn each_wrong_field_is_named_with_its_value_and_the_rule() {
         (
             "/process/env/0",
             json!("a\0b"),
-            "`process.env` has the invalid value `a\\0b`: it contains a zero byte",
+            "`process.env[0]` has the invalid value `a\\0b`: expected `NAME=value` without a zero byte",
         ),
         (
             "/process/oomScoreAdj",
@@ -215,12 +220,12 @@ fn each_wrong_field_is_named_with_its_value_and_the_rule() {
         (
             "/process/rlimits/0/soft",
             json!(3),
-            "`process.rlimits` has the invalid value `3`: RLIMIT_NOFILE is above its hard limit 2",
+            "`process.rlimits[0].soft` has the invalid value `3`: RLIMIT_NOFILE is above its hard limit 2",
         ),
         (
             "/process/scheduler/runtime",
             json!(9),
-            "`process.scheduler` has the invalid value `9 2 3`: expected runtime <= deadline <= period",
+            "`process.scheduler.runtime` has the invalid value `9`: expected at least what can be measured, 1024 ns",
         ),
         (
             "/process/scheduler/nice",
@@ -250,18 +255,18 @@ fn each_wrong_field_is_named_with_its_value_and_the_rule() {
         (
             "/linux/namespaces/0/path",
             json!("x"),
-            "`linux.namespaces` has the invalid value `x`: expected an absolute path",
+            "`linux.namespaces[0].path` has the invalid value `x`: expected an absolute path",
         ),
         (
             "/linux/namespaces/1/type",
             json!("mount"),
-            "`linux.namespaces` has the invalid value `mount`: a container has one namespace of each kind",
+            "`linux.namespaces[1].type` has the invalid value `mount`: a container has one namespace of each kind",
         ),
         ("/linux/uidMappings", json!([]), "`linux.uidMappings` is missing"),
         (
             "/linux/uidMappings/0/size",
             json!(0),
-            "`linux.uidMappings` has the invalid value `0 100000 0`: expected a size of 1 or more",
+            "`linux.uidMappings[0]` has the invalid value `0 100000 0`: expected a size of 1 or more",
         ),
         ("/linux/uidMappings/0/size", json!(u32::MAX), "the range ends above the largest id"),
         (
@@ -277,7 +282,7 @@ fn each_wrong_field_is_named_with_its_value_and_the_rule() {
         (
             "/linux/timeOffsets/monotonic/nanosecs",
             json!(1_000_000_000),
-            "expected less than 1000000000 nanoseconds",
+            "`linux.timeOffsets.monotonic.nanosecs` has the invalid value `1000000000`: expected less than 1000000000 nanoseconds",
         ),
         (
             "/linux/sysctl/kernel.panic",
@@ -298,17 +303,17 @@ fn each_wrong_field_is_named_with_its_value_and_the_rule() {
         (
             "/linux/devices/0/major",
             json!(-1),
-            "`linux.devices.major` has the invalid value `-1`: expected 0 to 4095 for `/dev/x`",
+            "`linux.devices[0].major` has the invalid value `-1`: expected 0 to 4095 for `/dev/x`",
         ),
         (
             "/linux/devices/0/path",
             json!("dev/x"),
-            "`linux.devices.path` has the invalid value `dev/x`: expected an absolute path of a file",
+            "`linux.devices[0].path` has the invalid value `dev/x`: expected an absolute path of a file",
         ),
         (
             "/linux/maskedPaths/0",
             json!("proc"),
-            "`linux.maskedPaths` has the invalid value `proc`: expected an absolute path",
+            "`linux.maskedPaths[0]` has the invalid value `proc`: expected an absolute path",
         ),
         (
             "/linux/seccomp/defaultAction",
@@ -321,21 +326,123 @@ fn each_wrong_field_is_named_with_its_value_and_the_rule() {
             "`linux.seccomp.syscalls.args.index` has the invalid value `6` in a rule for `write`: expected 0 to 5",
         ),
         ("/linux/intelRdt", json!({}), "`linux.intelRdt` is not supported yet"),
-        ("/mounts/0/destination", json!(""), "`mounts` has the invalid value ``: expected a destination"),
+        (
+            "/mounts/0/destination",
+            json!(""),
+            "`mounts[0].destination` has the invalid value ``: expected a path",
+        ),
         (
             "/mounts/7/source",
             json!("x"),
-            "`mounts` has the invalid value `/data`: expected an absolute source",
+            "`mounts[7].source` has the invalid value `x`: expected an absolute path",
         ),
         (
             "/mounts/7/uidMappings",
             json!([]),
-            "`mounts` has the invalid value `/data`: expected `uidMappings` and `gidMappings` together",
+            "`mounts[7].uidMappings` has the invalid value `[]`: expected some, as in `gidMappings`",
         ),
         (
             "/mounts/7/options",
             json!(["idmap", "rbind", "noexecc"]),
-            "option `noexecc` has no meaning for a bind mount",
+            "`mounts[7].options` has the invalid value `noexecc`: the option has no meaning for a bind mount",
+        ),
+        (
+            "/process/user/uid",
+            json!(u32::MAX),
+            "`process.user.uid` has the invalid value `4294967295`: expected 0 to 4294967294",
+        ),
+        (
+            "/process/user/gid",
+            json!(u32::MAX),
+            "`process.user.gid` has the invalid value `4294967295`: expected 0 to 4294967294",
+        ),
+        (
+            "/process/user/additionalGids/1",
+            json!(u32::MAX),
+            "`process.user.additionalGids[1]` has the invalid value `4294967295`: expected 0 to 4294967294",
+        ),
+        (
+            "/linux/devices/0/uid",
+            json!(u32::MAX),
+            "`linux.devices[0].uid` has the invalid value `4294967295`: expected 0 to 4294967294",
+        ),
+        (
+            "/linux/devices/0/gid",
+            json!(u32::MAX),
+            "`linux.devices[0].gid` has the invalid value `4294967295`: expected 0 to 4294967294",
+        ),
+        (
+            "/linux/devices/0/fileMode",
+            json!(0o200_000),
+            "`linux.devices[0].fileMode` has the invalid value `65536`: expected at most 0o7777",
+        ),
+        (
+            "/linux/devices/0/type",
+            json!("a"),
+            "`linux.devices[0].type` has the invalid value `a`: expected `c`, `u`, `b` or `p`",
+        ),
+        ("/linux/uidMappings/0/hostID", json!(u32::MAX), "the range ends above the largest id"),
+        (
+            "/mounts/7/gidMappings/0/hostID",
+            json!(u32::MAX),
+            "`mounts[7].gidMappings[0]` has the invalid value",
+        ),
+        (
+            "/process/env/0",
+            json!("FOO"),
+            "`process.env[0]` has the invalid value `FOO`: expected `NAME=value`",
+        ),
+        ("/process/env/0", json!("=x"), "`process.env[0]` has the invalid value `=x`: expected `NAME=value`"),
+        ("/process/env/0", json!(""), "`process.env[0]` has the invalid value ``: expected `NAME=value`"),
+        (
+            "/process/execCPUAffinity/final",
+            json!("3-1"),
+            "`process.execCPUAffinity.final` has the invalid value `3-1`: a range ends before it begins",
+        ),
+        (
+            "/process/scheduler/deadline",
+            json!(1023),
+            "`process.scheduler.deadline` has the invalid value `1023`: expected at least the runtime, 1024 ns",
+        ),
+        (
+            "/process/scheduler/period",
+            json!(1999),
+            "`process.scheduler.period` has the invalid value `1999`: expected at least the deadline, 2000 ns",
+        ),
+        (
+            "/linux/memoryPolicy/flags",
+            json!(["MPOL_F_STATIC_NODES", "MPOL_F_RELATIVE_NODES"]),
+            "`linux.memoryPolicy.flags` has the invalid value `MPOL_F_RELATIVE_NODES`: expected one of",
+        ),
+        (
+            "/linux/timeOffsets/monotonic/secs",
+            json!(-61),
+            "`linux.timeOffsets.monotonic.secs` has the invalid value `-61`: expected -60 to 4611685958",
+        ),
+        (
+            "/linux/timeOffsets/monotonic/secs",
+            json!(i64::MAX),
+            "`linux.timeOffsets.monotonic.secs` has the invalid value `9223372036854775807`: expected -60 to",
+        ),
+        (
+            "/linux/sysctl/net.ipv4.ip_forward",
+            json!("yes"),
+            "`linux.sysctl` has the invalid value `yes`: expected a number from 0 to 2147483647 for net.ipv4.ip_forward",
+        ),
+        (
+            "/hooks/poststop/0/env/0",
+            json!("x"),
+            "`hooks.poststop[0].env` has the invalid value `x`: expected `NAME=value`",
+        ),
+        (
+            "/hooks/poststop/0/path",
+            json!("x"),
+            "`hooks.poststop[0].path` has the invalid value `x`: expected an absolute path",
+        ),
+        (
+            "/hooks/poststop/0/timeout",
+            json!(0),
+            "`hooks.poststop[0].timeout` has the invalid value `0`: expected more",
         ),
     ];
     for (pointer, value, expected) in table {
@@ -362,7 +469,6 @@ fn field(pointer: &str) -> String {
 #[test]
 fn a_list_is_no_object_and_an_object_no_word() {
     let mut config = rich();
-    config["hooks"] = json!({ "poststop": [{ "path": "/x", "args": ["x"], "timeout": 1 }] });
     config["linux"]["resources"] = json!({
         "devices": [{ "allow": false, "access": "rwm" }],
         "memory": { "limit": 1, "swap": 2 }, "cpu": { "shares": 2, "cpus": "0" }, "pids": { "limit": 3 },

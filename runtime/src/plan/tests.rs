@@ -79,7 +79,7 @@ fn mount_options_become_attributes() {
             .options(options.split(',').map(str::to_owned).collect::<Vec<_>>())
             .build()
             .unwrap();
-        MountPlan::of(&mount, &cgroup::Cgroup::nowhere(), &Namespaces::default())
+        MountPlan::of(0, &mount, &cgroup::Cgroup::nowhere(), &Namespaces::default())
     };
     let tmpfs = mount("tmpfs", "nosuid,ro,rw,strictatime,mode=755,noswap").unwrap();
     let strict = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_STRICTATIME;
@@ -98,13 +98,25 @@ fn mount_options_become_attributes() {
     assert_eq!(bind.recursive, recursive);
 
     for (kind, options, expected) in [
-        ("bind", "noexecc", "option `noexecc` has no meaning for a bind mount"),
-        ("bind", "idmap", "to map ids it needs mappings, or the container a user namespace"),
-        ("bind", "copy-symlink", "option `copy-symlink` is not supported"),
-        ("bind", "tmpcopyup", "option `tmpcopyup` is for a tmpfs"),
-        ("proc", "tmpcopyup", "option `tmpcopyup` is for a tmpfs"),
-        ("tmpfs", "=x", "an option has no name"),
-        ("", "ro", "a mount that is no bind mount needs a type"),
+        (
+            "bind",
+            "noexecc",
+            "`mounts[0].options` has the invalid value `noexecc`: the option has no meaning for a bind mount",
+        ),
+        ("bind", "idmap", "`idmap`: to map ids the mount needs mappings, or the container a user namespace"),
+        ("bind", "copy-symlink", "`copy-symlink`: the option is not supported"),
+        (
+            "bind",
+            "tmpcopyup",
+            "`mounts[0].options` has the invalid value `tmpcopyup`: the option is for a tmpfs",
+        ),
+        (
+            "proc",
+            "tmpcopyup",
+            "`mounts[0].options` has the invalid value `tmpcopyup`: the option is for a tmpfs",
+        ),
+        ("tmpfs", "=x", "`=x`: the option has no name"),
+        ("", "ro", "`mounts[0].type` has the invalid value ``: a mount that is no bind mount needs one"),
     ] {
         let error = mount(kind, options).unwrap_err().to_string();
         assert!(error.ends_with(expected), "{error}");
@@ -137,11 +149,11 @@ fn configuration_that_cannot_be_carried_out_is_refused_by_name() {
         ),
         (
             |spec| _ = spec.process_mut().as_mut().unwrap().set_args(Some(vec!["a\0b".to_owned()])),
-            "`process.args` has the invalid value `a\\0b`: it contains a zero byte",
+            "`process.args[0]` has the invalid value `a\\0b`: it contains a zero byte",
         ),
         (
             |spec| _ = spec.process_mut().as_mut().unwrap().set_cwd("tmp".into()),
-            "`process.cwd` has the invalid value `tmp`: expected an absolute path",
+            "`process.cwd` has the invalid value `tmp`: expected an absolute path without a zero byte",
         ),
         (
             |spec| _ = spec.process_mut().as_mut().unwrap().set_apparmor_profile(Some("x".to_owned())),

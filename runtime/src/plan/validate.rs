@@ -3,6 +3,7 @@
 //!
 //! Source: OCI runtime-spec, "Configuration" and "Linux Container Configuration".
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::Path;
@@ -155,8 +156,31 @@ fn leave_out_unknown_capabilities(process: &mut Value) -> Vec<String> {
     unknown
 }
 
-fn invalid(field: &'static str, value: impl Display, reason: impl Into<String>) -> PlanError {
-    PlanError::Invalid { field, value: value.to_string().replace('\0', "\\0"), reason: reason.into() }
+fn invalid(field: impl Into<Cow<'static, str>>, value: impl Display, reason: impl Into<String>) -> PlanError {
+    PlanError::Invalid {
+        field: field.into(),
+        value: value.to_string().replace('\0', "\\0"),
+        reason: reason.into(),
+    }
+}
+
+/// What [`is_variable`] is about.
+pub(super) const VARIABLE: &str = "expected `NAME=value` without a zero byte";
+
+pub(super) fn is_variable(entry: &str) -> bool {
+    entry.find('=').is_some_and(|at| at > 0) && !entry.contains('\0')
+}
+
+/// The number that calls of the kernel read as "leave it as it is", and that nobody therefore has.
+const NOBODY: u32 = u32::MAX;
+
+/// A user or group whose number is one.
+fn check_id(field: impl Into<Cow<'static, str>>, id: u32) -> Result<(), PlanError> {
+    if id != NOBODY {
+        return Ok(());
+    }
+    let reason = "expected 0 to 4294967294: the kernel reads this number as no user or group at all";
+    Err(invalid(field, id, reason))
 }
 
 /// Rules that concern one field and nothing else.
@@ -188,24 +212,36 @@ pub fn check(spec: &Spec) -> Result<(), PlanError> {
     for (field, paths) in
         [("linux.maskedPaths", linux.masked_paths()), ("linux.readonlyPaths", linux.readonly_paths())]
     {
-        for path in paths.iter().flatten() {
+        for (at, path) in paths.iter().flatten().enumerate() {
             if !path.starts_with('/') || path.contains('\0') {
+                let field = format!("{field}[{at}]");
                 return Err(invalid(field, path, "expected an absolute path without a zero byte"));
             }
         }
     }
-    for device in linux.devices().iter().flatten() {
+    for (at, device) in linux.devices().iter().flatten().enumerate() {
         let path = device.path();
+        let field = |name: &str| format!("linux.devices[{at}].{name}");
         if !is_plain(path) {
-            return Err(invalid("linux.devices.path", path.display(), "expected an absolute path of a file"));
+            return Err(invalid(field("path"), path.display(), "expected an absolute path of a file"));
+        }
+        for (name, id) in [("uid", device.uid()), ("gid", device.gid())] {
+            check_id(field(name), id.unwrap_or(0))?;
+        }
+        // Engines give the bits of the type, too.
+        if let Some(mode) = device.file_mode().filter(|mode| *mode > 0o177_777) {
+            return Err(invalid(field("fileMode"), mode, "expected at most 0o7777, which is 4095"));
         }
         let numbered = device.typ() != LinuxDeviceType::P;
-        for (field, number, max) in [
-            ("linux.devices.major", device.major(), (1 << 12) - 1),
-            ("linux.devices.minor", device.minor(), (1 << 20) - 1),
-        ] {
+        for (name, number, max) in
+            [("major", device.major(), (1 << 12) - 1), ("minor", device.minor(), (1 << 20) - 1)]
+        {
             if numbered && !(0..=max).contains(&number) {
-                return Err(invalid(field, number, format!("expected 0 to {max} for `{}`", path.display())));
+                return Err(invalid(
+                    field(name),
+                    number,
+                    format!("expected 0 to {max} for `{}`", path.display()),
+                ));
             }
         }
     }
@@ -223,7 +259,24 @@ fn check_version(version: &str) -> Result<(), PlanError> {
 }
 
 pub(super) fn check_process(process: &Process) -> Result<(), PlanError> {
-    if let Some(umask) = process.user().umask().filter(|umask| *umask > 0o777) {
+    let user = process.user();
+    check_id("process.user.uid", user.uid())?;
+    check_id("process.user.gid", user.gid())?;
+    for (at, group) in user.additional_gids().iter().flatten().enumerate() {
+        check_id(format!("process.user.additionalGids[{at}]"), *group)?;
+    }
+    for (at, word) in process.args().iter().flatten().enumerate() {
+        if word.contains('\0') {
+            return Err(invalid(format!("process.args[{at}]"), word, "it contains a zero byte"));
+        }
+    }
+    for (at, entry) in process.env().iter().flatten().enumerate() {
+        if !is_variable(entry) {
+            return Err(invalid(format!("process.env[{at}]"), entry, VARIABLE));
+        }
+    }
+    super::process::exec_affinity(process)?;
+    if let Some(umask) = user.umask().filter(|umask| *umask > 0o777) {
         return Err(invalid("process.user.umask", umask, "expected at most 0o777, which is 511"));
     }
     if let Some(adjustment) = process.oom_score_adj().filter(|value| !(-1000..=1000).contains(value)) {
@@ -236,11 +289,12 @@ pub(super) fn check_process(process: &Process) -> Result<(), PlanError> {
         }
     }
     let limits: Vec<_> = process.rlimits().iter().flatten().map(PosixRlimit::typ).collect();
-    if let Some((_, twice)) = limits.iter().enumerate().find(|(at, kind)| limits[..*at].contains(kind)) {
-        return Err(invalid("process.rlimits", twice, "it is there twice"));
+    if let Some((at, twice)) = limits.iter().enumerate().find(|(at, kind)| limits[..*at].contains(kind)) {
+        return Err(invalid(format!("process.rlimits[{at}].type"), twice, "it is there twice"));
     }
-    if process.cwd().as_os_str().as_encoded_bytes().contains(&0) {
-        return Err(invalid("process.cwd", process.cwd().display(), "it contains a zero byte"));
+    let cwd = process.cwd();
+    if !cwd.is_absolute() || cwd.as_os_str().as_encoded_bytes().contains(&0) {
+        return Err(invalid("process.cwd", cwd.display(), "expected an absolute path without a zero byte"));
     }
     Ok(())
 }
@@ -301,5 +355,5 @@ pub(super) fn check_namespaces(
     ];
     let Some((field, _)) = refused.iter().find(|(_, set)| *set) else { return Ok(()) };
     let reason = "the container joins a mount namespace, whose file systems are others' and stay as they are";
-    Err(invalid(field, "set", reason))
+    Err(invalid(*field, "set", reason))
 }

@@ -59,7 +59,7 @@ fn go(birth: &Birth) -> Result<(), Failure> {
         sys::unshare(libc::CLONE_NEWTIME).step(|| "make a time namespace".to_owned())?;
         if !offsets.is_empty() {
             write_existing(Path::new("/proc/self/timens_offsets"), offsets)
-                .step(|| format!("set the clocks' offsets to `{}`", offsets.trim_end()))?;
+                .step(|| format!("set `linux.timeOffsets` to `{}`", offsets.trim_end()))?;
         }
     }
     join(&birth.join)

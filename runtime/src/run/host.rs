@@ -1,6 +1,7 @@
 //! Looks at the host for what a plan depends on.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use oci_spec::runtime::{Process, Spec};
 
@@ -43,7 +44,9 @@ impl HostFacts {
         let labels = spec.process().as_ref().map(Self::labels).unwrap_or_default();
         let mount_label = spec.linux().as_ref().is_some_and(|linux| is_set(linux.mount_label()));
         let selinux = labels.selinux || mount_label && has_selinux();
-        Ok(Self { cgroups, rootless, selinux, ..labels })
+        let offsets = spec.linux().as_ref().and_then(|linux| linux.time_offsets().as_ref());
+        let uptime = if offsets.is_some() { uptime()? } else { Duration::ZERO };
+        Ok(Self { cgroups, rootless, selinux, uptime, ..labels })
     }
 
     /// What matters for the labels of a process alone.
@@ -54,6 +57,16 @@ impl HostFacts {
             ..Self::default()
         }
     }
+}
+
+/// Source: `proc_uptime(5)`.
+fn uptime() -> Result<Duration, Failure> {
+    let step = || "read `/proc/uptime`".to_owned();
+    let text = std::fs::read_to_string("/proc/uptime").step(step)?;
+    let seconds = text.split_ascii_whitespace().next().and_then(|word| word.parse::<f64>().ok());
+    let uptime = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    uptime
+        .ok_or_else(|| Failure::new(step(), format!("expected a number of seconds, found `{}`", text.trim())))
 }
 
 /// Root of a user namespace, as podman makes one for a user, is nobody to the system's manager.

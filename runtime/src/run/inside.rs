@@ -143,7 +143,8 @@ impl Process {
             Inside::Sysctl { name, value } => {
                 // The host's /proc, which no image can have prepared; it shows the namespaces of whoever asks.
                 let path = format!("/proc/sys/{}", name.replace('.', "/"));
-                write_existing(Path::new(&path), value).step(|| format!("set sysctl `{name}` to `{value}`"))
+                write_existing(Path::new(&path), value)
+                    .step(|| format!("set `{name}` of `linux.sysctl` to `{value}`"))
             }
             Inside::JoinCgroup(files) => files.iter().try_for_each(|file| {
                 write_existing(file, "0").step(|| format!("join the cgroup by `{}`", file.display()))
@@ -153,16 +154,16 @@ impl Process {
                 rustix::io::write(&file, b"0").map(drop).step(|| "join the cgroup".to_owned())
             }),
             Inside::Scheduling(scheduling) => {
-                sys::set_scheduling(*scheduling).step(|| format!("set the scheduling to {scheduling:?}"))
+                sys::set_scheduling(*scheduling).step(|| format!("set `process.scheduler` to {scheduling:?}"))
             }
-            Inside::IoPriority(value) => {
-                sys::set_io_priority(*value).step(|| format!("set the I/O priority to {value:#x}"))
-            }
-            Inside::MemoryPolicy { mode, nodes } => sys::set_memory_policy(*mode, nodes)
-                .step(|| format!("set the memory policy {mode:#x} for nodes {nodes:x?}")),
-            Inside::CpuAffinity(cpus) => {
-                sys::set_affinity(cpus).step(|| format!("set the CPU affinity to {cpus:x?}"))
-            }
+            Inside::IoPriority(value) => sys::set_io_priority(*value).step(|| {
+                format!("set `process.ioPriority` to class {}, priority {}", value >> 13, value & 7)
+            }),
+            Inside::MemoryPolicy { mode, nodes } => sys::set_memory_policy(*mode, nodes).step(|| {
+                format!("set `linux.memoryPolicy` to mode {mode:#x} and nodes {}", number_list(nodes))
+            }),
+            Inside::CpuAffinity(cpus) => sys::set_affinity(cpus)
+                .step(|| format!("set `process.execCPUAffinity` to CPUs {}", number_list(cpus))),
             Inside::Personality(domain) => {
                 sys::set_personality(*domain).step(|| format!("set the personality to {domain:#x}"))
             }
@@ -501,6 +502,13 @@ fn home(uid: u32) -> String {
         fields.nth(2).filter(|home| found && !home.is_empty() && !home.contains('\0')).map(str::to_owned)
     };
     users.lines().find_map(home_of).unwrap_or_else(|| "/".to_owned())
+}
+
+/// The numbers of the bits that are set.
+fn number_list(bits: &[u64]) -> String {
+    let set = |number: &usize| bits[number / 64] >> (number % 64) & 1 == 1;
+    let numbers: Vec<String> = (0..bits.len() * 64).filter(set).map(|number| number.to_string()).collect();
+    numbers.join(",")
 }
 
 fn bounding_set(keep: u64) -> Result<(), Failure> {
