@@ -7,6 +7,7 @@
 
 use serde_json::{Value, json};
 
+use crate::cgroup;
 use crate::defaults::ALL_CAPABILITIES;
 use crate::plan;
 
@@ -57,7 +58,7 @@ pub fn features() -> Value {
             "mountExtensions": { "idmap": { "enabled": true } },
             "netDevices": { "enabled": false },
         },
-        "potentiallyUnsafeConfigAnnotations": [],
+        "potentiallyUnsafeConfigAnnotations": [cgroup::UNIT_ANNOTATIONS],
     })
 }
 
@@ -179,6 +180,8 @@ mod tests {
         let refused = |pointer, value| accepted(pointer, value).unwrap_err();
         assert!(refused("/linux/intelRdt", json!({ "closID": "x" })).contains("`linux.intelRdt`"));
         assert!(refused("/linux/netDevices", json!({ "eth0": {} })).contains("`linux.netDevices`"));
+        let unsafe_ones = features()["potentiallyUnsafeConfigAnnotations"].clone();
+        assert_eq!(unsafe_ones, json!(["org.systemd.property."]));
         assert!(refused("/ociVersion", "1.4.0".into()).contains("expected 1.0.0 to 1.3.x"));
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::cli::{Answer, Bundle, Runtime};
+use common::cli::{Answer, Bundle, Runtime, traces};
 use common::{Lab, eventually};
 use serde_json::{Value, json};
 
@@ -208,28 +208,6 @@ fn paths(value: &Value, at: &str) -> BTreeSet<String> {
     map.iter().flat_map(|(key, value)| paths(value, &format!("{at}/{key}"))).collect()
 }
 
-/// What a container could leave behind on the host.
-fn traces(lab: &Lab) -> BTreeSet<String> {
-    let mut all = BTreeSet::new();
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    all.extend(read("/proc/self/mountinfo").lines().map(|line| format!("mount {line}")));
-    let mounts = read("/proc/self/mountinfo");
-    let cgroups =
-        mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
-    all.extend(cgroups.map(|mount| format!("{mount}{}", lab.cgroup)).filter(|path| Path::new(path).exists()));
-    let own = lab.directory.path().to_str().unwrap().to_owned();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        if command.contains(&own) {
-            all.insert(format!("process {command}"));
-        }
-    }
-    let files = Command::new("find").arg(lab.directory.path()).output().unwrap().stdout;
-    all.extend(String::from_utf8_lossy(&files).lines().map(str::to_owned));
-    all
-}
-
 #[test]
 fn a_create_that_fails_leaves_nothing_and_says_why() {
     let Some(lab) = Lab::new() else { return };
@@ -266,21 +244,41 @@ fn a_create_that_fails_leaves_nothing_and_says_why() {
         (
             set("/linux/resources", json!({ "memory": { "limit": 64 << 20, "swap": 32 << 20 } })),
             &[],
-            // On v1 the kernel refuses it, on v2, which limits swap alone, the plan does.
-            if Path::new("/sys/fs/cgroup/memory").exists() {
-                "memory.memsw.limit_in_bytes"
-            } else {
-                "memory.swap"
-            },
+            "`linux.resources.memory.swap` has the invalid value `33554432`",
         ),
-        (set("/linux/cgroupsPath", json!("/a/../b")), &[], "invalid cgroup path"),
+        (
+            // Which there are only the kernel knows.
+            set("/linux/resources", json!({ "cpu": { "cpus": "8000" } })),
+            &[],
+            "cpuset.cpus` for `linux.resources.cpu.cpus`: ",
+        ),
+        (
+            set("/linux/resources", json!({ "hugepageLimits": [{ "pageSize": "4KB", "limit": 0 }] })),
+            &[],
+            " for `linux.resources.hugepageLimits`: no such file or directory",
+        ),
+        (
+            set("/linux/memoryPolicy", json!({ "mode": "MPOL_BIND", "nodes": "63" })),
+            &[],
+            "set `linux.memoryPolicy` to mode 0x2 and nodes 63: ",
+        ),
+        (
+            set("/linux/sysctl", json!({ "net.ipv4.conf.all.forwarding": "yes" })),
+            &[],
+            "set `net.ipv4.conf.all.forwarding` of `linux.sysctl` to `yes`: ",
+        ),
+        (
+            set("/linux/cgroupsPath", json!("/a/../b")),
+            &[],
+            "`linux.cgroupsPath` has the invalid value `/a/../b`",
+        ),
         (hooks(hook("prestart")), &[], "run the prestart hook `/bin/sh`: exit status: 1, it said: no"),
         (hooks(hook("createRuntime")), &[], "run the createRuntime hook"),
         (hooks(hook("createContainer")), &[], "run the createContainer hook"),
         (
             hooks(json!({ "prestart": [{ "path": "relative" }] })),
             &[],
-            "`hooks.prestart` has the invalid value `relative`",
+            "`hooks.prestart[0].path` has the invalid value `relative`",
         ),
         (
             hooks(

@@ -36,6 +36,7 @@ use crate::sys;
 pub(crate) use layout::unescape;
 pub use layout::{Hierarchy, Layout};
 pub use limits::{CgroupError, CgroupPlan, Write, plan, update};
+pub(crate) use systemd::UNIT_ANNOTATIONS;
 pub use systemd::{Manager, Unit};
 pub use usage::Usage;
 

@@ -3,6 +3,7 @@
 //! | file | there | says |
 //! |---|---|---|
 //! | `state.json` | once the first process exists | [`Record`] |
+//! | `cgroup.json` | before its cgroups are made | [`Intended`], for who cleans up after a creation that was cut short |
 //! | `creating.sock` | while it sets itself up | it cannot be started yet |
 //! | `start.sock` | until it is started | where the first process waits; who removes the name starts it |
 //! | `notify` | with a `NOTIFY_SOCKET` | mounted into the container, with the socket of `notify.rs` |
@@ -16,6 +17,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use oci_spec::runtime::{Hook, Process};
 use rustix::fs::{Mode, OFlags};
@@ -23,12 +25,14 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 use super::error::{CommandError, OnFile};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Member};
+use crate::error::Failure;
 use crate::plan::{HookStep, Shape};
 use crate::seccomp::{Instruction, Program};
 use crate::state;
 
 const RECORD: &str = "state.json";
+const INTENDED: &str = "cgroup.json";
 const CREATING: &str = "creating.sock";
 const START: &str = "start.sock";
 const FILTER: &str = "seccomp.bpf";
@@ -66,6 +70,42 @@ pub(super) struct Record {
     pub personality: Option<u32>,
     pub poststart: Vec<Hook>,
     pub poststop: Vec<Hook>,
+}
+
+/// Cgroups that a creation is about to make. What was there before is not among them.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Intended {
+    members: Vec<Member>,
+    /// Directories above, deepest first. A container leaves them behind when it is deleted, for others may count on them;
+    /// one that never came to be must not.
+    above: Vec<PathBuf>,
+}
+
+impl Intended {
+    pub fn of(cgroup: &Cgroup) -> Self {
+        let missing = cgroup.members.iter().filter(|member| !member.directory.exists());
+        Self { members: missing.cloned().collect(), above: cgroup.missing_parents() }
+    }
+
+    pub fn write(&self, directory: &Path) -> io::Result<()> {
+        state::write_record(&directory.join(INTENDED), self, false)
+    }
+
+    pub fn read(directory: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(directory.join(INTENDED)).ok()?).ok()
+    }
+
+    /// Removes them, with the time that their processes, which end with their creator, may take. Where others have come
+    /// to be in one since, it stays.
+    pub fn remove(self, limit: Duration) -> Result<(), Failure> {
+        let removed = Cgroup { members: self.members.clone(), unit: None }.remove_soon(limit);
+        self.prune();
+        removed
+    }
+
+    pub fn prune(&self) {
+        self.above.iter().for_each(|directory| drop(fs::remove_dir(directory)));
+    }
 }
 
 /// Where in its life a container is.

@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
@@ -16,7 +16,7 @@ use oci_spec::runtime::{
 
 use super::Context;
 use super::console::{self, Console};
-use super::container::{self, Container, Phase, Record};
+use super::container::{self, Container, Intended, Phase, Record};
 use super::end;
 use super::error::{CommandError, During, OnFile};
 use super::notify::{self, Notify};
@@ -155,9 +155,10 @@ fn make(
         }
         other => other.on("make", &directory)?,
     }
-    let above = parents_to_make(&plan);
+    let intended = intended(&plan);
     let prepared = if notifies { notify::make(&directory) } else { Ok(()) };
     let made = prepared.on("make a place for a socket in", &directory);
+    let made = made.and_then(|()| intended.write(&directory).on("write the cgroup's place to", &directory));
     let made = made.and_then(|()| config.perform(&plan, &directory, preserved, &console));
     let made = made.and_then(|container| {
         let terminal = console.master()?;
@@ -172,18 +173,27 @@ fn make(
             Ok(container) => drop(end::destroy(context, &container)),
             Err(_) => drop(fs::remove_dir_all(&directory)),
         }
-        above.iter().for_each(|directory| drop(fs::remove_dir(directory)));
+        intended.prune();
     })
 }
 
-/// Directories above the cgroup that there are not yet. A container leaves them behind when it is deleted, for others
-/// may count on them; one that never came to be must not.
-fn parents_to_make(plan: &Plan) -> Vec<PathBuf> {
+/// What of the container's cgroups there is not yet.
+fn intended(plan: &Plan) -> Intended {
     let cgroup = plan.outside.iter().find_map(|step| match step {
-        Outside::MakeCgroup(cgroup) => Some(cgroup.cgroup.missing_parents()),
+        Outside::MakeCgroup(cgroup) => Some(&cgroup.cgroup),
         _ => None,
     });
-    cgroup.unwrap_or_default()
+    cgroup.map_or_else(Intended::default, Intended::of)
+}
+
+/// A file that ends: whoever opened a pipe without a writer would wait for ever.
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "expected a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map(|_| bytes)
 }
 
 /// A configuration with what its place adds to it.
@@ -202,7 +212,7 @@ struct Config {
 impl Config {
     fn read(context: &Context, id: &str, bundle: &Path, systemd: bool) -> Result<Self, CommandError> {
         let path = bundle.join("config.json");
-        let bytes = match fs::read(&path) {
+        let bytes = match read_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(CommandError::NoSpec { path });
             }
@@ -222,7 +232,8 @@ impl Config {
             return Err(PlanError::Missing { field: "root" }.into());
         };
         let rootfs = bundle.join(root.path());
-        if !rootfs.is_dir() {
+        // An empty one would be the bundle itself.
+        if root.path().as_os_str().is_empty() || !rootfs.is_dir() {
             return invalid("root.path", &root.path().display().to_string(), "a directory");
         }
         let linux = spec.linux().as_ref().ok_or(PlanError::Missing { field: "linux" })?;
@@ -266,11 +277,15 @@ impl Config {
         }
         let rootfs = Rootfs::Directory(self.rootfs.clone());
         let plan = plan::create(&self.spec, &rootfs, self.rootfs.clone(), &self.cgroup, &host);
-        let mut plan = plan.map_err(|error| match error {
-            PlanError::Cgroup(CgroupError::NoController { name, .. }) if host.rootless => {
+        let mut plan = plan.map_err(|error| match (error, asked) {
+            (PlanError::Cgroup(CgroupError::Path { .. }), Some(path)) => {
+                let path = path.display().to_string();
+                PlanError::Cgroup(CgroupError::Path { path }).into()
+            }
+            (PlanError::Cgroup(CgroupError::NoController { name, .. }), _) if host.rootless => {
                 CommandError::LimitNotPermitted { name }
             }
-            other => other.into(),
+            (other, _) => other.into(),
         })?;
         let callers = Callers {
             id: self.id.clone(),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Context;
-use super::container::{Container, Phase};
+use super::container::{Container, Intended, Phase};
 use super::create::run_hooks;
 use super::error::{CommandError, During, OnFile};
 use super::options::Parsed;
@@ -15,6 +15,8 @@ use crate::sys;
 
 /// How long a killed process may take to end, and its cgroup to be removed.
 const END: Duration = Duration::from_secs(10);
+/// The same for a process that was made and not recorded before its creator ended, and that ends with it.
+const CUT_SHORT: Duration = Duration::from_secs(2);
 
 /// `kill`.
 pub(super) fn kill(context: &Context, parsed: &Parsed) -> Result<(), CommandError> {
@@ -69,7 +71,12 @@ pub(super) fn delete(context: &Context, parsed: &Parsed) -> Result<(), CommandEr
     let container = match context.load(parsed) {
         Err(CommandError::NotFound { id }) => {
             // A creation that was cut short leaves a directory without a record.
-            let _ = fs::remove_dir_all(context.store.directory(&id)?);
+            let directory = context.store.directory(&id)?;
+            if let Some(Err(failure)) = Intended::read(&directory).map(|intended| intended.remove(CUT_SHORT))
+            {
+                context.log.warn(&failure.to_string());
+            }
+            let _ = fs::remove_dir_all(directory);
             return if force { Ok(()) } else { Err(CommandError::NotFound { id }) };
         }
         other => other?,

@@ -108,7 +108,8 @@ fn process(context: &Context, container: &Container, parsed: &Parsed) -> Result<
     process.set_env(Some(env));
 
     let number = |field, text: &str| -> Result<u32, CommandError> {
-        text.parse().map_err(|_| invalid(field, text, "a numeric id"))
+        let id = text.parse().ok().filter(|id| *id != u32::MAX);
+        id.ok_or_else(|| invalid(field, text, "a number from 0 to 4294967294"))
     };
     if let Some(user) = parsed.value("user") {
         let (uid, gid) = user.split_once(':').map_or((user, None), |(uid, gid)| (uid, Some(gid)));

@@ -106,6 +106,10 @@ pub fn runc_main(args: impl IntoIterator<Item = OsString>) -> i32 {
             (_, about) => say(&options::help(PROGRAM, COMMANDS, about)),
         };
     }
+    if let Err(error) = context.log.check() {
+        Log::default().error(&chain(&error));
+        return 1;
+    }
     match perform(command.name, &context, &parsed) {
         Ok(code) => code,
         Err(error) => {
@@ -172,7 +176,17 @@ fn context(parsed: &Parsed) -> Result<Context, CommandError> {
             return Err(UsageError::InvalidValue { flag, value, expected: "text or json" }.into());
         }
     };
+    if let Some(value) = parsed.value("rootless").filter(|value| !is_bool_or_auto(value)) {
+        let (flag, value) = ("rootless", value.to_owned());
+        return Err(UsageError::InvalidValue { flag, value, expected: "true, false or auto" }.into());
+    }
     Ok(Context { store: Store { root }, log: Log { file, json, debug: parsed.is_on("debug") } })
+}
+
+/// As runc reads it. Whether there are privileges is found out, whatever it says.
+fn is_bool_or_auto(word: &str) -> bool {
+    let lower = word.to_ascii_lowercase();
+    matches!(lower.as_str(), "" | "auto" | "1" | "t" | "true" | "0" | "f" | "false")
 }
 
 /// Users other than root have a place of their own.

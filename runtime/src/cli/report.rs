@@ -3,12 +3,13 @@
 //! An error goes to both, for some callers look at the one and some at the other.
 
 use std::fmt::Write as _;
-use std::fs::OpenOptions;
-use std::io::Write as _;
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::error::{CommandError, OnFile};
 use super::time::rfc3339;
 use crate::error::Cause;
 use crate::sys;
@@ -21,6 +22,16 @@ pub(super) struct Log {
 }
 
 impl Log {
+    /// Makes the file, if there is to be one and it is not there.
+    pub fn check(&self) -> Result<(), CommandError> {
+        let Some(path) = &self.file else { return Ok(()) };
+        Self::open(path).map(drop).on("open the log", path)
+    }
+
+    fn open(path: &Path) -> io::Result<File> {
+        OpenOptions::new().append(true).create(true).open(path)
+    }
+
     pub fn error(&self, message: &str) {
         self.write("error", message);
         if self.file.is_some() {
@@ -42,7 +53,7 @@ impl Log {
     fn write(&self, level: &str, message: &str) {
         let seconds = sys::unix_nanos() / 1_000_000_000 * 1_000_000_000;
         let line = self.line(level, message, &rfc3339(seconds));
-        let opened = self.file.as_ref().map(|path| OpenOptions::new().append(true).create(true).open(path));
+        let opened = self.file.as_deref().map(Self::open);
         // One write for a line: several commands may share the file.
         let _ = match opened {
             Some(Ok(mut file)) => file.write_all(line.as_bytes()),

@@ -362,6 +362,7 @@ pub fn create(
     if let Some(adjustment) = process.oom_score_adj() {
         inside.push(Inside::OomScoreAdj(adjustment));
     }
+    linux.seccomp().as_ref().map_or(Ok(()), seccomp::check_program)?;
     let filter = linux.seccomp().as_ref().map(seccomp::compile).transpose()?;
     if let Some(path) = listener_path(linux, filter.as_ref()) {
         let given = far.then(|| sources.add(Source::Connection(path.clone())));

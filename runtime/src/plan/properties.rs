@@ -44,6 +44,7 @@ fn rich() -> Value {
             { "names": ["read"], "action": "SCMP_ACT_NOTIFY" },
             { "names": ["write"], "action": "SCMP_ACT_ALLOW",
               "args": [{ "index": 1, "value": 2, "valueTwo": 3, "op": "SCMP_CMP_MASKED_EQ" }] },
+            { "names": ["execve"], "action": "SCMP_ACT_ALLOW" },
         ],
     });
     config["mounts"].as_array_mut().unwrap().push(json!({
@@ -428,6 +429,11 @@ fn each_wrong_field_is_named_with_its_value_and_the_rule() {
             "/linux/sysctl/net.ipv4.ip_forward",
             json!("yes"),
             "`linux.sysctl` has the invalid value `yes`: expected a number from 0 to 2147483647 for net.ipv4.ip_forward",
+        ),
+        (
+            "/linux/seccomp/syscalls/2/action",
+            json!("SCMP_ACT_ERRNO"),
+            "`linux.seccomp` has the invalid action `SCMP_ACT_ERRNO` for `execve`: without that call no program",
         ),
         (
             "/hooks/poststop/0/env/0",

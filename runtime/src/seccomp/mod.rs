@@ -81,6 +81,10 @@ pub enum SeccompError {
         "`linux.seccomp.syscalls.args.index` has the invalid value `{index}` in a rule for `{syscall}`: expected 0 to 5"
     )]
     ArgumentIndex { syscall: String, index: usize },
+    #[error(
+        "`linux.seccomp` has the invalid action `{action}` for `execve`: without that call no program can be started"
+    )]
+    NoProgram { action: LinuxSeccompAction },
     #[error("`linux.seccomp` compiles to {found} instructions, expected at most {INSTRUCTIONS_MAX}")]
     TooLong { found: usize },
 }
@@ -120,6 +124,33 @@ enum Machine {
 const NATIVE: Machine = Machine::Aarch64;
 #[cfg(not(target_arch = "aarch64"))]
 const NATIVE: Machine = Machine::X86_64;
+
+/// Refuses a profile under which no program can be started: whoever tries to is not even allowed to say so.
+///
+/// # Errors
+/// Names the action.
+pub fn check_program(profile: &LinuxSeccomp) -> Result<(), SeccompError> {
+    let about =
+        profile.syscalls().iter().flatten().filter(|rule| rule.names().iter().any(|name| name == "execve"));
+    let (always, sometimes): (Vec<_>, Vec<_>) =
+        about.partition(|rule| rule.args().as_ref().is_none_or(Vec::is_empty));
+    let otherwise = always.last().map_or(profile.default_action(), |rule| rule.action());
+    let refuses = |action| {
+        use LinuxSeccompAction as Action;
+        matches!(
+            action,
+            Action::ScmpActErrno
+                | Action::ScmpActTrap
+                | Action::ScmpActKill
+                | Action::ScmpActKillThread
+                | Action::ScmpActKillProcess
+        )
+    };
+    if refuses(otherwise) && sometimes.iter().all(|rule| refuses(rule.action())) {
+        return Err(SeccompError::NoProgram { action: otherwise });
+    }
+    Ok(())
+}
 
 /// Compiles `profile` for this machine: its own architecture, which is always covered, and on x86_64 also x86 and x32
 /// where the profile lists them.

@@ -300,6 +300,33 @@ fn what_cannot_be_expressed_is_refused_by_name() {
 }
 
 #[test]
+fn a_program_can_be_started_or_the_profile_is_refused() {
+    let some = &[(0, Operator::ScmpCmpEq, 0, None)][..];
+    for (default, rules, refused) in [
+        (ERRNO, &[][..], Some(ERRNO)),
+        (ALLOW, &[], None),
+        (ALLOW, &[("execve", ERRNO, None, &[][..])], Some(ERRNO)),
+        (
+            ALLOW,
+            &[("read execve", LinuxSeccompAction::ScmpActKillProcess, None, &[])],
+            Some(LinuxSeccompAction::ScmpActKillProcess),
+        ),
+        (ERRNO, &[("execve", ALLOW, None, &[])], None),
+        (ERRNO, &[("execve", NOTIFY, None, &[])], None),
+        (ERRNO, &[("execve", LinuxSeccompAction::ScmpActLog, None, &[])], None),
+        // Whether the arguments are such is seen when it is called.
+        (ERRNO, &[("execve", ALLOW, None, some)], None),
+        (ALLOW, &[("execve", ERRNO, None, some)], None),
+        (ERRNO, &[("execve", ERRNO, None, some)], Some(ERRNO)),
+        // Of two the last counts.
+        (ERRNO, &[("execve", ALLOW, None, &[]), ("execve", ERRNO, None, &[])], Some(ERRNO)),
+    ] {
+        let expected = refused.map_or(Ok(()), |action| Err(SeccompError::NoProgram { action }));
+        assert_eq!(check_program(&profile(default, rules)), expected, "{default} {rules:?}");
+    }
+}
+
+#[test]
 fn flags_follow_from_the_profile() {
     let with = |flags: &[LinuxSeccompFilterFlag], rules: &[(&str, LinuxSeccompAction)]| {
         let rules: Vec<_> = rules.iter().map(|(name, action)| (*name, *action, None, &[][..])).collect();

@@ -1,5 +1,6 @@
 //! Bundles for the command line, and calls of it and of its peer.
 
+use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -140,4 +141,26 @@ impl Bundle {
     pub fn path(&self) -> &str {
         self.path.to_str().unwrap()
     }
+}
+
+/// What a container could leave behind on the host.
+pub fn traces(lab: &Lab) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    all.extend(read("/proc/self/mountinfo").lines().map(|line| format!("mount {line}")));
+    let mounts = read("/proc/self/mountinfo");
+    let cgroups =
+        mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
+    all.extend(cgroups.map(|mount| format!("{mount}{}", lab.cgroup)).filter(|path| Path::new(path).exists()));
+    let own = lab.directory.path().to_str().unwrap().to_owned();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if command.contains(&own) {
+            all.insert(format!("process {command}"));
+        }
+    }
+    let files = Command::new("find").arg(lab.directory.path()).output().unwrap().stdout;
+    all.extend(String::from_utf8_lossy(&files).lines().map(str::to_owned));
+    all
 }

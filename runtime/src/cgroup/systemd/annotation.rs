@@ -8,7 +8,8 @@
 use super::wire::{Property, Value};
 use crate::cgroup::CgroupError;
 
-const PREFIX: &str = "org.systemd.property.";
+/// What their names begin with.
+pub const PREFIX: &str = "org.systemd.property.";
 
 /// The properties in `annotations`.
 ///

@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use annotation::PREFIX as UNIT_ANNOTATIONS;
+
 use super::{Cgroup, CgroupError, CgroupPlan, Layout, Write, check, update};
 use crate::error::{Cause, Failure};
 use bus::{Bus, BusError, Place};
