@@ -186,7 +186,9 @@ impl<R: Read> TarReader<R> {
         };
         let id = |key: &str, at: usize| -> Result<u32, TarError> {
             let number = extensions.pax_number(key, &name)?.map_or_else(|| header.number(at, 8), Ok)?;
-            u32::try_from(number).map_err(|_| problem(format!("the {key} {number}, larger than 32 bits")))
+            // The kernel reads the last number of all as "leave it as it is", which is root's.
+            let known = u32::try_from(number).ok().filter(|id| *id != u32::MAX);
+            known.ok_or_else(|| problem(format!("the {key} {number}, expected at most 4294967294")))
         };
         let mtime = match extensions.pax("mtime") {
             Some(text) => parse_time(text).ok_or_else(|| problem("an invalid PAX mtime".into()))?,

@@ -307,6 +307,10 @@ fn hostile_entries_are_refused_by_name() {
     refused(&[file("d/.wh...", b"")], &["`d/.wh...`"]);
     refused(&[entry(EntryType::new(b'V'), "volume", "", b"", |_| {})], &["`volume`", "type `V`"]);
     refused(&[file("", b"x")], &["invalid name"]);
+    for key in ["uid", "gid"] {
+        // Who is given this owner stays root's.
+        refused(&[pax(&[(key, b"4294967295")]), file("x", b"")], &["`x`", &format!("{key} 4294967295")]);
+    }
 }
 
 #[test]

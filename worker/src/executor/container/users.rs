@@ -4,6 +4,8 @@
 
 /// The most that is read of either file: those of large sites have a few hundred kilobytes.
 pub const FILE_BYTES_MAX: u64 = 4 << 20;
+/// As with Docker. The kernel has twice as many, but for the last, which it reads as "stay who you are": root.
+const ID_MAX: i64 = i32::MAX as i64;
 
 /// Who a container's process runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,18 +22,20 @@ pub enum UserError {
     NoUser { name: String },
     #[error("unable to find group `{name}`: no matching entry in the image's `/etc/group`")]
     NoGroup { name: String },
+    #[error("user or group `{word}` has the number {id}: expected 0 to {ID_MAX}")]
+    Range { word: String, id: i64 },
 }
 
 struct Passwd<'a> {
     name: &'a str,
-    uid: u32,
-    gid: u32,
+    uid: i64,
+    gid: i64,
     home: &'a str,
 }
 
 struct Group<'a> {
     name: &'a str,
-    gid: u32,
+    gid: i64,
     members: &'a str,
 }
 
@@ -41,14 +45,14 @@ struct Group<'a> {
 /// with one, only that one does.
 ///
 /// # Errors
-/// `NoUser`, `NoGroup` for a name without an entry.
+/// `NoUser`, `NoGroup` for a name without an entry, `Range` for a number that nobody can have.
 pub fn resolve(words: &str, groups: &[String], passwd: &str, group: &str) -> Result<User, UserError> {
     let (user_word, group_word) = match words.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
         None => (words, None),
     };
     let user_word = if user_word.is_empty() { "0" } else { user_word };
-    let number = user_word.parse::<u32>().ok();
+    let number = user_word.parse::<i64>().ok();
     // A name that is all digits is possible, and names come first.
     let entry = passwd_entries(passwd)
         .find(|entry| entry.name == user_word)
@@ -56,9 +60,11 @@ pub fn resolve(words: &str, groups: &[String], passwd: &str, group: &str) -> Res
     let mut user = match (&entry, number) {
         (Some(entry), _) => {
             let home = if entry.home.is_empty() { "/" } else { entry.home };
-            User { uid: entry.uid, gid: entry.gid, additional_gids: Vec::new(), home: home.to_owned() }
+            let (uid, gid) = (id(user_word, entry.uid)?, id(user_word, entry.gid)?);
+            User { uid, gid, additional_gids: Vec::new(), home: home.to_owned() }
         }
         (None, Some(uid)) => {
+            let uid = id(user_word, uid)?;
             // As shadow's and Docker's default for root where an image has no passwd at all.
             let home = if uid == 0 { "/root" } else { "/" };
             User { uid, gid: 0, additional_gids: Vec::new(), home: home.to_owned() }
@@ -70,7 +76,8 @@ pub fn resolve(words: &str, groups: &[String], passwd: &str, group: &str) -> Res
         (None, Some(entry)) => {
             let member =
                 |group: &Group<'_>| group.members.split(',').any(|member| member.trim() == entry.name);
-            user.additional_gids = group_entries(group).filter(member).map(|group| group.gid).collect();
+            let of_user = group_entries(group).filter(member).map(|group| id(group.name, group.gid));
+            user.additional_gids = of_user.collect::<Result<_, _>>()?;
         }
         (None, None) => {}
     }
@@ -83,11 +90,15 @@ pub fn resolve(words: &str, groups: &[String], passwd: &str, group: &str) -> Res
 }
 
 fn group_id(word: &str, group: &str) -> Result<u32, UserError> {
-    group_entries(group)
-        .find(|entry| entry.name == word)
-        .map(|entry| entry.gid)
-        .or_else(|| word.parse().ok())
-        .ok_or_else(|| UserError::NoGroup { name: word.to_owned() })
+    let entry = group_entries(group).find(|entry| entry.name == word).map(|entry| entry.gid);
+    let found = entry.or_else(|| word.parse().ok());
+    id(word, found.ok_or_else(|| UserError::NoGroup { name: word.to_owned() })?)
+}
+
+/// The number behind a word, if one can be it.
+fn id(word: &str, id: i64) -> Result<u32, UserError> {
+    let known = u32::try_from(id).ok().filter(|_| id <= ID_MAX);
+    known.ok_or_else(|| UserError::Range { word: word.to_owned(), id })
 }
 
 /// Lines that are no entries are passed over, as the C library does.
@@ -144,7 +155,28 @@ mod tests {
         check("nobody", &[], Err("unable to find user `nobody`"));
         check("web:nogroup", &[], Err("unable to find group `nogroup`"));
         check("web", &["nogroup"], Err("unable to find group `nogroup`"));
-        check("-1", &[], Err("unable to find user `-1`"));
+        check("2147483647:2147483647", &[], Ok((2_147_483_647, 2_147_483_647, &[], "/")));
+    }
+
+    #[test]
+    fn numbers_that_nobody_can_have_are_refused() {
+        for (words, groups, number) in [
+            ("4294967295", &[][..], "4294967295"),
+            ("2147483648", &[], "2147483648"),
+            ("4294967296", &[], "4294967296"),
+            ("-1", &[], "-1"),
+            ("0:4294967295", &[], "4294967295"),
+            ("web:-1", &[], "-1"),
+            ("web", &["4294967295"], "4294967295"),
+        ] {
+            let rule = format!("has the number {number}: expected 0 to 2147483647");
+            check(words, groups, Err(&rule));
+        }
+        // Nor do names stand for one.
+        let root = |passwd: &str, group: &str| resolve("x", &[], passwd, group).unwrap_err().to_string();
+        assert!(root("x:x:4294967295:0::\n", "").contains("`x` has the number 4294967295"));
+        assert!(root("x:x:1:4294967295::\n", "").contains("`x` has the number 4294967295"));
+        assert!(root("x:x:1:1::\n", "y:x:4294967295:x\n").contains("`y` has the number 4294967295"));
     }
 
     #[test]
