@@ -41,7 +41,7 @@ pub(crate) use mounts::is_bind;
 pub(crate) use mounts::known_options;
 pub use mounts::{IdSource, MountIds, MountKind, MountPlan};
 pub use namespaces::{Birth, IdMap, IdMaps, host_id, map_text, name as namespace_name};
-pub(crate) use validate::is_plain_capability;
+pub(crate) use objects::is_plain_capability;
 pub use validate::{ConfigError, check, parse, parse_process, parse_resources, unknown_capability};
 
 /// What the plan needs to know about the host.

@@ -1,7 +1,7 @@
 //! Reads JSON as the specification means it: a structure from an object and a word from a string, and nothing else.
 //!
-//! The serializer's own readers also take `[5, 6]` for a structure of two fields and `{"pid": null}` for a word. No
-//! rule about a single field is here: [`Objects`] stands before any deserializer and hands itself on to what is inside.
+//! The serializer's own readers also take `[5, 6]` for a structure of two fields and `{"pid": null}` for a word, and the
+//! library `chown` for a capability. [`Objects`] stands before any deserializer and hands itself on to what is inside.
 
 use std::fmt;
 
@@ -9,10 +9,35 @@ use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 
 /// A deserializer, visitor, seed or access to elements that reads structures from objects alone.
-pub(super) struct Objects<T>(pub T);
+pub(super) struct Objects<T> {
+    inner: T,
+    /// Of these words only whole names of capabilities are taken.
+    capabilities: bool,
+}
+
+impl<T> Objects<T> {
+    pub fn of(inner: T) -> Self {
+        Self { inner, capabilities: false }
+    }
+
+    /// The same before what is inside.
+    fn before<U>(&self, inner: U) -> Objects<U> {
+        Objects { inner, capabilities: self.capabilities }
+    }
+}
+
+/// A capability as the specification writes it. The library also takes `chown` and `CAP_CAP_CHOWN`, which nobody means
+/// to grant.
+pub(crate) fn is_plain_capability(name: &str) -> bool {
+    let ordinary = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+    name.strip_prefix("CAP_").is_some_and(|rest| !rest.starts_with("CAP_") && rest.bytes().all(ordinary))
+}
 
 /// Receives a structure.
-struct Structure<V>(V);
+struct Structure<V> {
+    inner: V,
+    capabilities: bool,
+}
 
 /// Receives a word.
 struct Word<V>(V);
@@ -20,7 +45,8 @@ struct Word<V>(V);
 macro_rules! forward {
     ($($method:ident($($argument:ident: $kind:ty),*))*) => {
         $(fn $method<V: Visitor<'de>>(self, $($argument: $kind,)* visitor: V) -> Result<V::Value, D::Error> {
-            self.0.$method($($argument,)* Objects(visitor))
+            let visitor = self.before(visitor);
+            self.inner.$method($($argument,)* visitor)
         })*
     };
 }
@@ -44,7 +70,8 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Objects<D> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        self.0.deserialize_struct(name, fields, Structure(visitor))
+        let visitor = Structure { inner: visitor, capabilities: name == "LinuxCapabilities" };
+        self.inner.deserialize_struct(name, fields, visitor)
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -53,7 +80,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Objects<D> {
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        self.0.deserialize_str(Word(visitor))
+        self.inner.deserialize_str(Word(visitor))
     }
 }
 
@@ -65,7 +92,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Structure<V> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V::Value, A::Error> {
-        self.0.visit_map(Objects(map))
+        self.inner.visit_map(Objects { inner: map, capabilities: self.capabilities })
     }
 }
 
@@ -84,45 +111,70 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Word<V> {
 macro_rules! visit {
     ($($method:ident: $kind:ty)*) => {
         $(fn $method<E: Error>(self, value: $kind) -> Result<V::Value, E> {
-            self.0.$method(value)
+            self.inner.$method(value)
         })*
     };
+}
+
+impl<V> Objects<V> {
+    fn check<E: Error>(&self, text: &str) -> Result<(), E> {
+        if self.capabilities && !is_plain_capability(text) {
+            return Err(E::custom("expected the whole name of a capability, such as CAP_CHOWN"));
+        }
+        Ok(())
+    }
 }
 
 impl<'de, V: Visitor<'de>> Visitor<'de> for Objects<V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.expecting(f)
+        self.inner.expecting(f)
     }
 
-    visit! {
-        visit_bool: bool visit_i64: i64 visit_u64: u64 visit_f64: f64 visit_str: &str visit_borrowed_str: &'de str
-        visit_string: String
+    visit! { visit_bool: bool visit_i64: i64 visit_u64: u64 visit_f64: f64 }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<V::Value, E> {
+        self.check(text)?;
+        self.inner.visit_str(text)
+    }
+
+    fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<V::Value, E> {
+        self.check(text)?;
+        self.inner.visit_borrowed_str(text)
+    }
+
+    fn visit_string<E: Error>(self, text: String) -> Result<V::Value, E> {
+        self.check(&text)?;
+        self.inner.visit_string(text)
     }
 
     fn visit_none<E: Error>(self) -> Result<V::Value, E> {
-        self.0.visit_none()
+        self.inner.visit_none()
     }
 
     fn visit_unit<E: Error>(self) -> Result<V::Value, E> {
-        self.0.visit_unit()
+        self.inner.visit_unit()
     }
 
     fn visit_some<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {
-        self.0.visit_some(Objects(inner))
+        let inner = self.before(inner);
+        self.inner.visit_some(inner)
     }
 
     fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {
-        self.0.visit_newtype_struct(Objects(inner))
+        let inner = self.before(inner);
+        self.inner.visit_newtype_struct(inner)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<V::Value, A::Error> {
-        self.0.visit_seq(Objects(list))
+        let list = self.before(list);
+        self.inner.visit_seq(list)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V::Value, A::Error> {
-        self.0.visit_map(Objects(map))
+        let map = self.before(map);
+        self.inner.visit_map(map)
     }
 }
 
@@ -130,7 +182,8 @@ impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Objects<S> {
     type Value = S::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<S::Value, D::Error> {
-        self.0.deserialize(Objects(inner))
+        let inner = self.before(inner);
+        self.inner.deserialize(inner)
     }
 }
 
@@ -138,11 +191,12 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Objects<A> {
     type Error = A::Error;
 
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        self.0.next_element_seed(Objects(seed))
+        let seed = self.before(seed);
+        self.inner.next_element_seed(seed)
     }
 
     fn size_hint(&self) -> Option<usize> {
-        self.0.size_hint()
+        self.inner.size_hint()
     }
 }
 
@@ -150,14 +204,15 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Objects<A> {
     type Error = A::Error;
 
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        self.0.next_key_seed(seed)
+        self.inner.next_key_seed(seed)
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
-        self.0.next_value_seed(Objects(seed))
+        let seed = self.before(seed);
+        self.inner.next_value_seed(seed)
     }
 
     fn size_hint(&self) -> Option<usize> {
-        self.0.size_hint()
+        self.inner.size_hint()
     }
 }

@@ -4,7 +4,6 @@
 //! Source: OCI runtime-spec, "Configuration" and "Linux Container Configuration".
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::Path;
 
@@ -14,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::namespaces::{Namespaces, host_id};
-use super::objects::Objects;
+use super::objects::{Objects, is_plain_capability};
 use super::{HostFacts, PlanError};
 
 /// A configuration that cannot be read.
@@ -37,9 +36,7 @@ const NAME_MAX: usize = 64;
 /// # Errors
 /// Field, value and rule of what has the wrong type; what is no JSON at all.
 pub fn parse(bytes: &[u8]) -> Result<(Spec, Vec<String>), ConfigError> {
-    if let Ok(spec) = read(bytes)
-        && has_plain_capabilities(bytes)
-    {
+    if let Ok(spec) = read(bytes) {
         return Ok((spec, Vec::new()));
     }
     // Something is wrong, and there is time to find out what.
@@ -92,12 +89,12 @@ fn document(bytes: &[u8]) -> Result<Value, ConfigError> {
 
 fn read(bytes: &[u8]) -> serde_json::Result<Spec> {
     let mut text = serde_json::Deserializer::from_slice(bytes);
-    let spec = Spec::deserialize(Objects(&mut text))?;
+    let spec = Spec::deserialize(Objects::of(&mut text))?;
     text.end().map(|()| spec)
 }
 
 fn deserialize<T: DeserializeOwned>(value: &Value) -> Result<T, ConfigError> {
-    serde_path_to_error::deserialize(Objects(value)).map_err(|error| {
+    serde_path_to_error::deserialize(Objects::of(value)).map_err(|error| {
         let path = error.path();
         let field =
             Some(path.to_string()).filter(|path| path != ".").unwrap_or_else(|| "document".to_owned());
@@ -114,29 +111,6 @@ fn deserialize<T: DeserializeOwned>(value: &Value) -> Result<T, ConfigError> {
         }
         ConfigError::Field { field, value: shown, reason: error.inner().to_string() }
     })
-}
-
-/// A capability as the specification writes it. The library also takes `chown` and `CAP_CAP_CHOWN`, which nobody means
-/// to grant.
-pub(crate) fn is_plain_capability(name: &str) -> bool {
-    let ordinary = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
-    name.strip_prefix("CAP_").is_some_and(|rest| !rest.starts_with("CAP_") && rest.bytes().all(ordinary))
-}
-
-fn has_plain_capabilities(bytes: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct Config<'a> {
-        #[serde(borrow)]
-        process: Option<Named<'a>>,
-    }
-    #[derive(Deserialize)]
-    struct Named<'a> {
-        #[serde(borrow)]
-        capabilities: Option<BTreeMap<&'a str, Option<Vec<&'a str>>>>,
-    }
-    let Ok(config) = serde_json::from_slice::<Config<'_>>(bytes) else { return false };
-    let sets = config.process.and_then(|process| process.capabilities).unwrap_or_default();
-    sets.values().flatten().flatten().all(|name| is_plain_capability(name))
 }
 
 fn leave_out_unknown_capabilities(process: &mut Value) -> Vec<String> {
