@@ -145,6 +145,9 @@ pub(super) fn is_variable(entry: &str) -> bool {
     entry.find('=').is_some_and(|at| at > 0) && !entry.contains('\0')
 }
 
+/// Bits of a mode that engines give beside the permissions: the kernel's for the type of a file, and Go's.
+const TYPE_BITS: u32 = 0o170_000 | 1 << 21 | 1 << 25 | 1 << 26;
+
 /// The number that calls of the kernel read as "leave it as it is", and that nobody therefore has.
 const NOBODY: u32 = u32::MAX;
 
@@ -202,8 +205,7 @@ pub fn check(spec: &Spec) -> Result<(), PlanError> {
         for (name, id) in [("uid", device.uid()), ("gid", device.gid())] {
             check_id(field(name), id.unwrap_or(0))?;
         }
-        // Engines give the bits of the type, too.
-        if let Some(mode) = device.file_mode().filter(|mode| *mode > 0o177_777) {
+        if let Some(mode) = device.file_mode().filter(|mode| mode & !(0o7777 | TYPE_BITS) != 0) {
             return Err(invalid(field("fileMode"), mode, "expected at most 0o7777, which is 4095"));
         }
         let numbered = device.typ() != LinuxDeviceType::P;
