@@ -140,7 +140,8 @@ fn is_number_list(text: &str) -> bool {
         });
         ordered && strides
     };
-    let mut parts = text.split([',', ' ', '\n']).filter(|part| !part.is_empty()).peekable();
+    // A line's end would be the end for the kernel.
+    let mut parts = text.trim().split([',', ' ']).filter(|part| !part.is_empty()).peekable();
     parts.peek().is_some() && parts.all(is_part)
 }
 
@@ -498,8 +499,21 @@ mod tests {
         for good in ["0", "0-3,7", "0,1,", "0-31:1/2", " 0-1\n", "0 2", "99"] {
             assert!(is_number_list(good), "{good:?}");
         }
-        for bad in ["x", ",", " ", "3-1", "-1", "1-", "1--2", "0-3:2", "0-3:3/2", "0:0/0", "+1", "4294967296"]
-        {
+        for bad in [
+            "x",
+            ",",
+            " ",
+            "3-1",
+            "-1",
+            "1-",
+            "1--2",
+            "0-3:2",
+            "0\n1",
+            "0-3:3/2",
+            "0:0/0",
+            "+1",
+            "4294967296",
+        ] {
             assert!(!is_number_list(bad), "{bad:?}");
         }
     }

@@ -211,7 +211,7 @@ fn each_wrong_field_is_named_with_its_value_and_the_rule() {
         (
             "/process/consoleSize/width",
             json!(70_000),
-            "`process.consoleSize` has the invalid value `70000`: expected at most 65535",
+            "`process.consoleSize.width` has the invalid value `70000`: expected at most 65535",
         ),
         (
             "/process/rlimits/0/type",
@@ -361,6 +361,11 @@ fn each_wrong_field_is_named_with_its_value_and_the_rule() {
             "/process/user/additionalGids/1",
             json!(u32::MAX),
             "`process.user.additionalGids[1]` has the invalid value `4294967295`: expected 0 to 4294967294",
+        ),
+        (
+            "/process/user/additionalGids",
+            json!(vec![3; 65_537]),
+            "`process.user.additionalGids` has the invalid value `65537 groups`: expected at most 65536",
         ),
         (
             "/linux/devices/0/uid",

@@ -27,6 +27,8 @@ pub enum ConfigError {
 
 /// So much of a value is shown.
 const SHOWN_MAX: usize = 120;
+/// `NGROUPS_MAX`.
+const GROUPS_MAX: usize = 65_536;
 /// `HOST_NAME_MAX`.
 const NAME_MAX: usize = 64;
 
@@ -238,7 +240,12 @@ pub(super) fn check_process(process: &Process) -> Result<(), PlanError> {
     let user = process.user();
     check_id("process.user.uid", user.uid())?;
     check_id("process.user.gid", user.gid())?;
-    for (at, group) in user.additional_gids().iter().flatten().enumerate() {
+    let groups = user.additional_gids().as_deref().unwrap_or_default();
+    if groups.len() > GROUPS_MAX {
+        let value = format!("{} groups", groups.len());
+        return Err(invalid("process.user.additionalGids", value, format!("expected at most {GROUPS_MAX}")));
+    }
+    for (at, group) in groups.iter().enumerate() {
         check_id(format!("process.user.additionalGids[{at}]"), *group)?;
     }
     for (at, word) in process.args().iter().flatten().enumerate() {
@@ -259,9 +266,12 @@ pub(super) fn check_process(process: &Process) -> Result<(), PlanError> {
         return Err(invalid("process.oomScoreAdj", adjustment, "expected -1000 to 1000"));
     }
     if let Some(size) = process.console_size() {
-        let largest = size.width().max(size.height());
-        if largest > u64::from(u16::MAX) {
-            return Err(invalid("process.consoleSize", largest, format!("expected at most {}", u16::MAX)));
+        for (field, cells) in
+            [("process.consoleSize.width", size.width()), ("process.consoleSize.height", size.height())]
+        {
+            if cells > u64::from(u16::MAX) {
+                return Err(invalid(field, cells, format!("expected at most {}", u16::MAX)));
+            }
         }
     }
     let limits: Vec<_> = process.rlimits().iter().flatten().map(PosixRlimit::typ).collect();

@@ -13,7 +13,7 @@ use super::listener::Listener;
 use super::root::{self, Root};
 use super::sources;
 use super::stdio;
-use super::{FAILED, HOOKS, HOOKS_DONE, Message, READY, START, receive, send, terminal};
+use super::{FAILED, HOOKS, HOOKS_DONE, Message, READY, RECORDED, START, receive, send, terminal};
 use crate::error::{Cause, Failure, Step};
 use crate::hooks;
 use crate::plan::{Inside, MountKind, Rlimit};
@@ -280,6 +280,8 @@ impl Process {
     /// Waits to be started, by the creator or by the first who comes for it. That is also who hears of a failure.
     fn await_start(&mut self) -> Result<(), Failure> {
         let Some(listener) = self.lines.start.take() else { return self.await_byte(START) };
+        // Nobody would find the container of a creator that was killed before it had written it down.
+        self.await_byte(RECORDED)?;
         // This may take long, and there may be many.
         sys::trim_heap();
         sys::forget_program();

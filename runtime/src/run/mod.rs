@@ -2,7 +2,8 @@
 //!
 //! If a step fails, those done before are undone in reverse. Creator and new process talk over a pair of sockets:
 //! the process says "ready" or what went wrong, and is told "start". Exec closes its end. Where the creator does not
-//! stay, "start" comes by a connection to a listening socket that the process has inherited.
+//! stay, "start" comes by a connection to a listening socket that the process has inherited; it listens there once the
+//! creator has said that the container is recorded, and ends with one that does not come to that.
 //!
 //! [`enter`] makes one more process in a container that runs.
 
@@ -33,6 +34,8 @@ use crate::sys::{self, Fork};
 /// Messages to the new process.
 const START: u8 = b'S';
 const HOOKS_DONE: u8 = b'D';
+/// The creator has done its part, and leaves: the process may wait for whoever comes with "start".
+const RECORDED: u8 = b'W';
 /// Messages from it; a failure is followed by its JSON.
 const HOOKS: u8 = b'H';
 const READY: u8 = b'R';
@@ -255,7 +258,13 @@ impl Host {
                 }
                 let meanwhile = meanwhile.take().map_or(Ok(()), |work| work(init.pid, &self.cgroup));
                 self.await_byte(READY)?;
-                meanwhile
+                meanwhile?;
+                if given.start.is_some() {
+                    let init = self.init()?;
+                    send(init.channel.as_fd(), &[RECORDED])
+                        .step(|| "let the container wait for its start".to_owned())?;
+                }
+                Ok(())
             }
         }
     }
