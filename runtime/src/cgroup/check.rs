@@ -452,7 +452,7 @@ mod tests {
             (
                 &v1,
                 r#"{ "unified": { "memory.max": "1" } }"#,
-                "`linux.resources.unified` needs the cgroup controller `memory`",
+                "invalid configuration: `linux.resources.unified` needs the cgroup controller `memory`",
             ),
             (
                 &v1,

@@ -56,7 +56,7 @@ pub enum CgroupError {
     )]
     NoController { name: &'static str, controller: &'static str },
     #[error(
-        "`linux.resources.unified` needs the cgroup controller `{controller}`, which the v2 tree of this host does not have"
+        "invalid configuration: `linux.resources.unified` needs the cgroup controller `{controller}`, which the v2 tree of this host does not have"
     )]
     NotUnified { controller: String },
     #[error("`linux.resources.{name}` has the invalid value `{value}`: expected {expected}")]
