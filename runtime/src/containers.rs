@@ -27,9 +27,9 @@ use crate::state::{
 use crate::sys;
 
 /// How long a shim may take to create a container or to run its program. Only a hanging file system gets near it.
-const WORK: Duration = Duration::from_secs(60);
+pub(crate) const WORK: Duration = Duration::from_secs(60);
 /// How long a shim may take to answer what it knows by heart.
-const ANSWER: Duration = Duration::from_secs(5);
+pub(crate) const ANSWER: Duration = Duration::from_secs(5);
 /// How long a shim that is told to leave may take. Its own end takes at most 5 s, where a cgroup is slow to go.
 const LEAVE: Duration = Duration::from_secs(10);
 /// How long the end of a killed container may take.
@@ -220,7 +220,7 @@ fn write<T: serde::Serialize>(path: PathBuf, value: &T) -> Result<(), RuntimeErr
         .map_err(|source| RuntimeError::File { action: "write", path, source })
 }
 
-fn unexpected(reply: &Reply) -> io::Error {
+pub(crate) fn unexpected(reply: &Reply) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("unexpected answer {reply:?}"))
 }
 
@@ -458,7 +458,7 @@ impl Container {
     }
 
     /// A line to the shim; `None` when there is no shim any more, which no other failure says.
-    fn connect(&self, limit: Duration) -> Result<Option<OwnedFd>, RuntimeError> {
+    pub(crate) fn connect(&self, limit: Duration) -> Result<Option<OwnedFd>, RuntimeError> {
         match protocol::connect(&self.directory, limit) {
             Ok(socket) => Ok(Some(socket)),
             Err(error)
@@ -528,7 +528,7 @@ impl Container {
         Ok(())
     }
 
-    fn wrong_state(
+    pub(crate) fn wrong_state(
         &self,
         expected: &'static str,
         reply: Option<Reply>,

@@ -57,6 +57,15 @@ pub enum RuntimeError {
         #[source]
         source: Failure,
     },
+    /// [`Failure::errno`] tells what was not found (`ENOENT`) from what cannot be executed.
+    #[error("failed to run a command in container `{id}`")]
+    Exec {
+        id: String,
+        #[source]
+        source: Failure,
+    },
+    #[error("lost the shim of container `{id}`, and with it how the command ended")]
+    SessionLost { id: String },
     #[error("container `{id}` is {found}, expected {expected}")]
     WrongState { id: String, expected: &'static str, found: Status },
     #[error("lost the shim of container `{id}` while waiting for its answer")]

@@ -51,6 +51,34 @@ impl Default for LogOptions {
     }
 }
 
+/// One more process for a running container. What is not said is as with the container's own process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// The program, looked up as the container's is, and what it is given.
+    pub args: Vec<String>,
+    /// `NAME=value`, in addition or in place of the container's.
+    pub env: Vec<String>,
+    pub cwd: Option<PathBuf>,
+    pub user: Option<ExecUser>,
+    /// A terminal of this size in place of pipes.
+    pub terminal: Option<TerminalSize>,
+}
+
+/// Who a process runs as, as ids of the container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecUser {
+    pub uid: u32,
+    pub gid: u32,
+    pub additional_gids: Vec<u32>,
+}
+
+/// Nothing by nothing is what a terminal has whose size nobody has said yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    pub columns: u16,
+    pub rows: u16,
+}
+
 /// The part of a request that is not the OCI configuration, as stored in `shim.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ShimRequest {

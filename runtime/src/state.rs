@@ -74,6 +74,20 @@ impl ExitStatus {
     }
 }
 
+/// How the process of a session ended. Exactly one of `code` and `signal` is present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessEnd {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+}
+
+impl ProcessEnd {
+    /// As [`ExitStatus::shell_code`].
+    pub fn shell_code(&self) -> i32 {
+        self.code.unwrap_or_else(|| 128 + self.signal.unwrap_or(0))
+    }
+}
+
 /// What another process needs to find a container whose shim is gone. Pids are only believed together with the boot
 /// and their start time, because numbers come round again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

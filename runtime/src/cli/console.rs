@@ -1,22 +1,19 @@
 //! The terminal on this side: where its master is sent, and staying with it in the foreground.
 
 use std::io;
-use std::io::IoSliceMut;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::termios::{OptionalActions, Termios};
 
 use super::error::{CommandError, During, OnFile};
 use super::notify::Notify;
 use super::report::Log;
+use crate::run::receive_master;
 use crate::sys;
 
 /// How long the end waits for output that is still on its way.
@@ -72,21 +69,8 @@ impl Console {
     pub fn master(self) -> Result<Option<OwnedFd>, CommandError> {
         let Self::Ours(theirs, ours) = self else { return Ok(None) };
         drop(theirs);
-        receive(&ours).during("receive the terminal").map(Some)
+        receive_master(&ours).during("receive the terminal").map(Some)
     }
-}
-
-fn receive(socket: &OwnedFd) -> io::Result<OwnedFd> {
-    let mut name = [0u8; 64];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut buffers = [IoSliceMut::new(&mut name)];
-    rustix::net::recvmsg(socket, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    let descriptors = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
-        _ => None,
-    });
-    descriptors.flatten().next().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
 /// Signals that are passed on to the process we stay with, and those that are for us. To be called before it is made.

@@ -1,8 +1,7 @@
 //! `exec`: one more process in a running container.
 
-use std::fs::{self, File};
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process};
@@ -37,7 +36,7 @@ pub(super) fn exec(context: &Context, parsed: &Parsed) -> Result<i32, CommandErr
         Console::open(process.terminal() == Some(true), parsed.value("console-socket"), foreground)?;
     let Some(target) = container.pidfd() else { return Err(CommandError::ExecStopped { id: id() }) };
     let cgroup = below(&container.record.cgroup, parsed.values("cgroup"))?;
-    let namespaces = joinable(container.record.namespaces, container.record.init_process_pid);
+    let namespaces = run::joinable(container.record.namespaces, container.record.init_process_pid);
     let own_pids = namespaces & libc::CLONE_NEWPID as u64 != 0;
     let others = namespaces & !(libc::CLONE_NEWPID as u64);
     let entry = plan::Entry {
@@ -63,7 +62,7 @@ pub(super) fn exec(context: &Context, parsed: &Parsed) -> Result<i32, CommandErr
         start: None,
         console: console.end(),
     };
-    let unified = v2_place(&cgroup, container.record.init_process_pid)?;
+    let unified = run::unified_place(&cgroup, container.record.init_process_pid)?;
     let unified = unified.as_ref().map(AsFd::as_fd);
     let pid = run::enter(&steps, target.as_fd(), own_pids, unified, given)?;
     let terminal = console.master()?;
@@ -194,34 +193,4 @@ fn below<'a>(cgroup: &Cgroup, options: impl Iterator<Item = &'a str>) -> Result<
         }
     }
     Ok(found)
-}
-
-/// The v2 cgroup to be born in. One that has controllers handed down takes no processes itself: then that of the
-/// container's first process.
-fn v2_place(cgroup: &Cgroup, init: i32) -> Result<Option<OwnedFd>, CommandError> {
-    let Some(own) = cgroup.unified()? else { return Ok(None) };
-    let Some(member) = cgroup.unified_member() else { return Ok(Some(own)) };
-    let handed = fs::read_to_string(member.directory.join("cgroup.subtree_control")).unwrap_or_default();
-    if handed.trim().is_empty() {
-        return Ok(Some(own));
-    }
-    let text =
-        fs::read_to_string(format!("/proc/{init}/cgroup")).on("read", format!("/proc/{init}/cgroup"))?;
-    let Some(path) = text.lines().find_map(|line| line.strip_prefix("0::/")) else { return Ok(Some(own)) };
-    let path = member.mount.join(path);
-    File::open(&path).on("open the cgroup", path).map(|file| Some(file.into()))
-}
-
-/// Those of the container's namespaces that are not ours already: a user namespace cannot be entered twice.
-fn joinable(namespaces: u64, init: i32) -> u64 {
-    const USER: u64 = libc::CLONE_NEWUSER as u64;
-    let identity = |who: &str| -> io::Result<(u64, u64)> {
-        let stat = rustix::fs::stat(format!("/proc/{who}/ns/user"))?;
-        Ok((stat.st_dev, stat.st_ino))
-    };
-    let same = match (identity("self"), identity(&init.to_string())) {
-        (Ok(own), Ok(theirs)) => own == theirs,
-        _ => false,
-    };
-    if same { namespaces & !USER } else { namespaces }
 }

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{BoxBuilder, Process, Spec};
 
-use super::{HostFacts, Inside, Listener, PlanError, lifecycle, process, program, validate};
-use crate::seccomp::Program;
+use super::{HostFacts, Inside, Listener, PlanError, lifecycle, namespaces, process, program, validate};
+use crate::request::ExecRequest;
+use crate::seccomp::{self, Program};
 
 /// The container that a process enters.
 #[derive(Debug, Default)]
@@ -19,6 +20,50 @@ pub struct Entry {
     pub listener: Option<Listener>,
     /// `PER_*`.
     pub personality: Option<u32>,
+}
+
+impl Entry {
+    /// The way into a container that was made from `spec`; `init` is its first process.
+    ///
+    /// # Errors
+    /// Invalid parts of `spec`, which its creation would have refused.
+    pub fn of(spec: &Spec, init: i32) -> Result<Self, PlanError> {
+        let linux = spec.linux().as_ref().ok_or(PlanError::Missing { field: "linux" })?;
+        let kinds = linux.namespaces().iter().flatten().map(|namespace| namespaces::kind(namespace.typ()));
+        let filter = linux.seccomp().as_ref().map(seccomp::compile).transpose()?;
+        let listener = super::listener_path(linux, filter.as_ref())
+            .map(|path| Listener { entered: Some(init), ..super::listener(spec, linux, path.clone(), None) });
+        let personality = process::personality(linux)?.and_then(|step| match step {
+            Inside::Personality(domain) => Some(domain),
+            _ => None,
+        });
+        let namespaces = kinds.fold(0, |bits, kind| bits | kind as u64);
+        Ok(Self { namespaces, cgroup_files: Vec::new(), filter, listener, personality })
+    }
+}
+
+/// The container's own process with what `request` changes: everything else, its rights above all, is the container's.
+///
+/// # Errors
+/// When the container's configuration has no process.
+pub fn process_of(spec: &Spec, request: &ExecRequest) -> Result<Process, PlanError> {
+    let mut process = spec.process().clone().ok_or(PlanError::Missing { field: "process" })?;
+    process.set_args(Some(request.args.clone()));
+    let mut env = process.env().clone().unwrap_or_default();
+    env.extend_from_slice(&request.env);
+    process.set_env(Some(env));
+    if let Some(cwd) = &request.cwd {
+        process.set_cwd(cwd.clone());
+    }
+    if let Some(user) = &request.user {
+        let groups = Some(user.additional_gids.clone()).filter(|groups| !groups.is_empty());
+        process.user_mut().set_uid(user.uid).set_gid(user.gid).set_additional_gids(groups);
+    }
+    process.set_terminal(Some(request.terminal.is_some()));
+    let size =
+        request.terminal.map(|size| BoxBuilder::default().width(size.columns).height(size.rows).build());
+    process.set_console_size(size.and_then(Result::ok));
+    Ok(process)
 }
 
 /// The steps of a process that joins the container's cgroup, enters its namespaces and runs `process` there at once.

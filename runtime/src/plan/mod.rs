@@ -34,7 +34,7 @@ use crate::sys::{CapabilityBits, Scheduling};
 
 use namespaces::Namespaces;
 
-pub use exec::{Entry, enter};
+pub use exec::{Entry, enter, process_of};
 pub use lifecycle::{Callers, HookStep, Shape, complete, refuse_callers_parts};
 pub(crate) use lifecycle::{annotations, hooks_of};
 pub(crate) use mounts::is_bind;

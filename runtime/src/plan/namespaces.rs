@@ -244,7 +244,7 @@ pub fn map_text(maps: &[IdMap]) -> String {
     maps.iter().map(|map| format!("{} {} {}\n", map.container, map.host, map.size)).collect()
 }
 
-fn kind(kind: LinuxNamespaceType) -> i32 {
+pub(super) fn kind(kind: LinuxNamespaceType) -> i32 {
     match kind {
         LinuxNamespaceType::Mount => libc::CLONE_NEWNS,
         LinuxNamespaceType::Cgroup => libc::CLONE_NEWCGROUP,

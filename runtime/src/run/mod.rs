@@ -5,11 +5,12 @@
 //! stay, "start" comes by a connection to a listening socket that the process has inherited; it listens there once the
 //! creator has said that the container is recorded, and ends with one that does not come to that.
 //!
-//! [`enter`] makes one more process in a container that runs.
+//! [`enter()`] makes one more process in a container that runs.
 
 mod admission;
 mod birth;
 mod copy;
+mod enter;
 mod host;
 mod inside;
 mod listener;
@@ -30,6 +31,9 @@ use crate::error::{Failure, Step};
 use crate::hooks;
 use crate::plan::{Birth, Inside, Outside, Plan, Undo, namespace_name};
 use crate::sys::{self, Fork};
+
+pub(crate) use enter::{enter, joinable, unified_place};
+pub(crate) use terminal::receive_master;
 
 /// Messages to the new process.
 const START: u8 = b'S';
@@ -131,55 +135,6 @@ fn await_exec(channel: BorrowedFd<'_>) -> Result<(), Failure> {
         Message::Closed => Ok(()),
         Message::Failed(failure) => Err(failure),
         Message::Byte(byte) => Err(unexpected(byte)),
-    }
-}
-
-/// Makes a process that performs `steps`, which enter the container of the process `target`, and returns its pid once
-/// it runs its program. If `target` has a pid namespace of its own (`own_pids`), the caller can make no processes
-/// outside of it afterwards.
-///
-/// # Errors
-/// What failed, here or there; the process is gone then.
-pub(crate) fn enter(
-    steps: &[Inside],
-    target: BorrowedFd<'_>,
-    own_pids: bool,
-    cgroup: Option<BorrowedFd<'_>>,
-    given: Given<'_>,
-) -> Result<i32, Failure> {
-    let entered = own_pids && enter_pids(steps, target)?;
-    let entered = entered.then(|| steps.iter().map(without_user).collect::<Vec<_>>());
-    let steps = entered.as_deref().unwrap_or(steps);
-    let place = Place { namespaces: 0, birth: None, cgroup };
-    let init = spawn(steps, place, given, Some(target))?;
-    await_exec(init.channel.as_fd()).inspect_err(|_| {
-        let _ = sys::wait_for(init.pid);
-    })?;
-    Ok(init.pid)
-}
-
-/// Has the processes that are made from now on in the pid namespace of `target`. Whoever has no privileges on the host
-/// has them in the container's user namespace, and goes there first: `true`.
-fn enter_pids(steps: &[Inside], target: BorrowedFd<'_>) -> Result<bool, Failure> {
-    const USER: i32 = libc::CLONE_NEWUSER;
-    let has_user =
-        |step: &Inside| matches!(step, Inside::EnterNamespaces { kinds, .. } if kinds & USER as u64 != 0);
-    let step = || "enter the container's pid namespace".to_owned();
-    match sys::set_namespace(target, libc::CLONE_NEWPID) {
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) && steps.iter().any(has_user) => {
-            sys::set_namespace(target, libc::CLONE_NEWPID | USER).step(step).map(|()| true)
-        }
-        other => other.step(step).map(|()| false),
-    }
-}
-
-/// A step of a process that is born in the user namespace it would enter.
-fn without_user(step: &Inside) -> Inside {
-    match step {
-        Inside::EnterNamespaces { kinds, .. } => {
-            Inside::EnterNamespaces { kinds: kinds & !(libc::CLONE_NEWUSER as u64), user: true }
-        }
-        other => other.clone(),
     }
 }
 

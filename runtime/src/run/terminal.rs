@@ -3,13 +3,16 @@
 //! The container may have put anything in place of its `/dev/pts`, so what is opened there is checked, and its other
 //! end is asked of the kernel and never looked up by name.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Gid, Mode, OFlags, Uid};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
+};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
@@ -66,4 +69,18 @@ fn send(socket: BorrowedFd<'_>, master: BorrowedFd<'_>) -> rustix::io::Result<()
         return Err(rustix::io::Errno::NOMEM);
     }
     rustix::net::sendmsg(socket, &[IoSlice::new(NAME)], &mut control, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// What [`set_up`] has sent, at the other end of the console socket.
+pub(crate) fn receive_master(socket: &OwnedFd) -> io::Result<OwnedFd> {
+    let mut name = [0u8; 64];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut buffers = [IoSliceMut::new(&mut name)];
+    rustix::net::recvmsg(socket, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let descriptors = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    descriptors.flatten().next().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }

@@ -9,12 +9,14 @@
 
 pub(crate) mod protocol;
 mod server;
+mod sessions;
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 
 use crate::cgroup::Cgroup;
@@ -160,4 +162,10 @@ fn read<T: serde::de::DeserializeOwned>(directory: &Path, name: &str) -> Result<
     let step = || format!("read `{}`", path.display());
     let bytes = std::fs::read(&path).step(step)?;
     serde_json::from_slice(&bytes).map_err(|error| Failure::new(step(), error.to_string()))
+}
+
+/// Whether something can be read, the end included, without waiting.
+fn is_readable(fd: impl AsFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
 }

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SocketFlags;
 
+use super::is_readable;
 use super::protocol::{self, Reply, Request};
+use super::sessions::{Container, Sessions};
 use crate::cgroup::Cgroup;
 use crate::error::Failure;
 use crate::log::{Stream, Writer};
@@ -49,6 +51,7 @@ pub(super) struct Server {
     outputs: [Option<OwnedFd>; 2],
     log: Writer,
     clients: Vec<Client>,
+    sessions: Sessions,
     /// The container is being deleted: nobody will ask for its exit status.
     deleting: bool,
 }
@@ -73,6 +76,7 @@ impl Server {
             outputs: parts.outputs,
             log: parts.log,
             clients: Vec::new(),
+            sessions: Sessions::default(),
             deleting: false,
         }
     }
@@ -95,6 +99,7 @@ impl Server {
             self.copy_output();
             self.accept();
             self.serve_clients();
+            self.sessions.serve();
         };
         self.finish(status);
     }
@@ -108,6 +113,7 @@ impl Server {
             .chain(self.clients.iter().map(|client| &client.socket))
             .map(|fd| PollFd::new(fd, PollFlags::IN))
             .collect();
+        self.sessions.watch(&mut fds);
         let limit = limit.map(|limit| Timespec {
             tv_sec: limit.as_secs() as i64,
             tv_nsec: i64::from(limit.subsec_nanos()),
@@ -124,6 +130,8 @@ impl Server {
         while let Some((pid, status)) = sys::reap() {
             if pid == self.pid {
                 found = Some(status);
+            } else {
+                self.sessions.reaped(pid, status);
             }
         }
         found
@@ -157,37 +165,40 @@ impl Server {
 
     /// Answers every request that has come.
     fn serve_clients(&mut self) {
-        let mut clients = std::mem::take(&mut self.clients);
-        clients.retain_mut(|client| self.serve(client));
-        clients.append(&mut self.clients);
-        clients.shrink_to(4);
-        self.clients = clients;
+        let clients = std::mem::take(&mut self.clients);
+        self.clients = clients.into_iter().filter_map(|client| self.serve(client)).collect();
+        self.clients.shrink_to(4);
     }
 
-    /// `false` when the client has gone.
-    fn serve(&mut self, client: &mut Client) -> bool {
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let mut fds = [PollFd::new(&client.socket, PollFlags::IN)];
-        if !poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0) {
-            return true;
+    /// `None` when the client has gone, or has become something else than a client.
+    fn serve(&mut self, mut client: Client) -> Option<Client> {
+        if !is_readable(&client.socket) {
+            return Some(client);
         }
-        let Ok(Some(request)) = protocol::receive::<Request>(&client.socket) else { return false };
+        let Ok(Some((request, descriptors))) = protocol::receive_with(&client.socket) else { return None };
         let reply = match request {
             Request::State => Reply::State(self.state()),
             Request::Start => self.start(),
             Request::Kill { signal, all } => self.kill(signal, all),
             Request::Watch => {
                 client.watching = true;
-                return true;
+                return Some(client);
             }
+            Request::Exec { terminal } if self.created.is_none() => {
+                let container =
+                    Container { directory: &self.directory, init: self.pid, cgroup: &self.cgroup };
+                self.sessions.start(&container, client.socket, terminal, descriptors.into_iter().next());
+                return None;
+            }
+            Request::Exec { .. } | Request::Signal { .. } => Reply::WrongState(self.state().status),
             Request::Delete => {
                 self.deleting = true;
                 // Answered by our end.
                 let _ = self.kill(libc::SIGKILL, true);
-                return true;
+                return Some(client);
             }
         };
-        protocol::send(&client.socket, &reply).is_ok()
+        protocol::send(&client.socket, &reply).is_ok().then_some(client)
     }
 
     fn state(&self) -> State {
@@ -229,8 +240,9 @@ impl Server {
     fn finish(mut self, raw_status: i32) {
         // Without a pid namespace of its own, others may have outlived it.
         let _ = self.cgroup.signal_all(libc::SIGKILL);
+        self.sessions.end();
         let deadline = Instant::now() + DRAIN;
-        while self.copy_output() && Instant::now() < deadline {
+        while (self.copy_output() | self.end_sessions()) && Instant::now() < deadline {
             let outputs: Vec<&OwnedFd> = self.outputs.iter().flatten().collect();
             let mut fds: Vec<PollFd<'_>> = outputs.iter().map(|fd| PollFd::new(*fd, PollFlags::IN)).collect();
             let step = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
@@ -265,12 +277,19 @@ impl Server {
         }
     }
 
+    /// Waits for what is left of the sessions; with a pid namespace of its own the container's end was theirs, and they
+    /// were told. `true` while there are any.
+    fn end_sessions(&mut self) -> bool {
+        if !self.sessions.is_empty() {
+            self.reap();
+        }
+        !self.sessions.is_empty()
+    }
+
     /// Answers what came in the meantime. Most of all, a deletion spares the wait for the disk.
     fn serve_after_end(&mut self, status: ExitStatus) {
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         for client in &self.clients {
-            let mut fds = [PollFd::new(&client.socket, PollFlags::IN)];
-            if !poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0) {
+            if !is_readable(&client.socket) {
                 continue;
             }
             let reply = match protocol::receive::<Request>(client.socket.as_fd()) {
@@ -282,7 +301,7 @@ impl Server {
                 Ok(Some(Request::State)) => {
                     Reply::State(State { status: Status::Exited(status), pid: None, ..self.state() })
                 }
-                Ok(Some(Request::Start | Request::Kill { .. })) => Reply::WrongState(Status::Exited(status)),
+                Ok(Some(_)) => Reply::WrongState(Status::Exited(status)),
                 Ok(None) | Err(_) => continue,
             };
             let _ = protocol::send(&client.socket, &reply);

@@ -45,7 +45,7 @@ impl Lab {
         std::fs::copy(BUSYBOX, bin.join("busybox")).unwrap();
         for name in [
             "sh", "true", "false", "sleep", "cat", "mount", "unshare", "id", "ls", "touch", "hostname", "dd",
-            "yes", "head", "mknod", "kill", "ip", "grep", "readlink", "ulimit", "wc",
+            "yes", "head", "mknod", "kill", "ip", "grep", "readlink", "ulimit", "wc", "stty",
         ] {
             std::os::unix::fs::symlink("busybox", bin.join(name)).unwrap();
         }

@@ -1,0 +1,126 @@
+//! The caller's side of what goes on with a running container: more processes in it.
+
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::MemfdFlags;
+use rustix::net::sockopt;
+use rustix::termios::Winsize;
+
+use crate::containers::{ANSWER, Container, WORK, unexpected};
+use crate::error::RuntimeError;
+use crate::request::{ExecRequest, TerminalSize};
+use crate::shim::protocol::{self, Reply, Request};
+use crate::state::ProcessEnd;
+
+/// A process beside the container's own. It belongs to the shim: it goes on when this handle is dropped, and what it
+/// writes is thrown away then. It ends with the container.
+#[derive(Debug)]
+pub struct Session {
+    /// As the host numbers it.
+    pub pid: i32,
+    pub streams: Streams,
+    container: String,
+    connection: OwnedFd,
+}
+
+/// This side of a process's standard descriptors. They block; whoever does not read holds up the process.
+#[derive(Debug)]
+pub enum Streams {
+    /// Taking and dropping `stdin` is its end.
+    Pipes { stdin: Option<OwnedFd>, stdout: OwnedFd, stderr: OwnedFd },
+    /// The master.
+    Terminal(OwnedFd),
+}
+
+impl Container {
+    /// Runs one more process in the container. Returns once its program runs.
+    ///
+    /// # Errors
+    /// `Exec` when it cannot be run, `WrongState` unless the container is running.
+    pub fn exec(&self, request: &ExecRequest) -> Result<Session, RuntimeError> {
+        let control = |source: io::Error| RuntimeError::Control { id: self.id().to_owned(), source };
+        let file = in_memory(request).map_err(control)?;
+        let Some(connection) = self.connect(ANSWER)? else { return Err(self.wrong_state("running", None)?) };
+        let asked = Request::Exec { terminal: request.terminal.is_some() };
+        protocol::send_with(&connection, &asked, &[file.as_fd()]).map_err(control)?;
+        set_limit(&connection, Some(WORK)).map_err(control)?;
+        let received = protocol::receive_with(&connection).map_err(control)?;
+        let Some((reply, descriptors)) = received else { return Err(self.wrong_state("running", None)?) };
+        let pid = match reply {
+            Reply::Running { pid } => pid,
+            Reply::Failed(source) => return Err(RuntimeError::Exec { id: self.id().to_owned(), source }),
+            other => return Err(self.wrong_state("running", Some(other))?),
+        };
+        let mut descriptors = descriptors.into_iter();
+        let streams = match (descriptors.next(), descriptors.next(), descriptors.next()) {
+            (stdin @ Some(_), Some(stdout), Some(stderr)) => Streams::Pipes { stdin, stdout, stderr },
+            (Some(master), None, None) => Streams::Terminal(master),
+            _ => return Err(control(unexpected(&reply))),
+        };
+        set_limit(&connection, None).map_err(control)?;
+        Ok(Session { pid, streams, container: self.id().to_owned(), connection })
+    }
+}
+
+/// A file that is nowhere, for what may be longer than a message.
+fn in_memory(request: &ExecRequest) -> io::Result<File> {
+    let mut file = File::from(rustix::fs::memfd_create("exec", MemfdFlags::CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(request).map_err(io::Error::other)?)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+fn set_limit(connection: &OwnedFd, limit: Option<std::time::Duration>) -> io::Result<()> {
+    Ok(sockopt::set_socket_timeout(connection, sockopt::Timeout::Recv, limit)?)
+}
+
+impl Session {
+    /// Blocks until the process has ended. To be called once; [`Self::as_fd`] tells when it does not block.
+    ///
+    /// # Errors
+    /// `SessionLost` when the shim was killed.
+    pub fn wait(&self) -> Result<ProcessEnd, RuntimeError> {
+        match protocol::receive(&self.connection) {
+            Ok(Some(Reply::Ended(end))) => Ok(end),
+            Ok(Some(other)) => {
+                Err(RuntimeError::Control { id: self.container.clone(), source: unexpected(&other) })
+            }
+            Ok(None) => Err(RuntimeError::SessionLost { id: self.container.clone() }),
+            Err(source) => Err(RuntimeError::Control { id: self.container.clone(), source }),
+        }
+    }
+
+    /// Sends a signal to the process. If it has ended by then, nothing happens.
+    ///
+    /// # Errors
+    /// When the shim is gone.
+    pub fn signal(&self, signal: i32) -> Result<(), RuntimeError> {
+        protocol::send(&self.connection, &Request::Signal { signal })
+            .map_err(|source| RuntimeError::Control { id: self.container.clone(), source })
+    }
+
+    /// Gives its terminal, if it has one, another size.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn resize(&self, size: TerminalSize) -> io::Result<()> {
+        match &self.streams {
+            Streams::Terminal(master) => resize(master, size),
+            Streams::Pipes { .. } => Ok(()),
+        }
+    }
+}
+
+/// Readable when the process has ended.
+impl AsFd for Session {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
+    }
+}
+
+fn resize(master: &OwnedFd, TerminalSize { columns, rows }: TerminalSize) -> io::Result<()> {
+    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    Ok(rustix::termios::tcsetwinsize(master, size)?)
+}
