@@ -109,8 +109,12 @@ impl Containers {
             source,
         })?;
         write(directory.join(CONFIG_FILE), &request.spec)?;
-        let rest =
-            ShimRequest { rootfs: request.rootfs.clone(), log: request.log, cgroup: request.cgroup.clone() };
+        let rest = ShimRequest {
+            rootfs: request.rootfs.clone(),
+            stdin: request.stdin,
+            log: request.log,
+            cgroup: request.cgroup.clone(),
+        };
         write(directory.join(REQUEST_FILE), &rest)?;
         let channel = self.spawn(directory)?;
         let id = request.id.clone();

@@ -64,7 +64,13 @@ pub enum RuntimeError {
         #[source]
         source: Failure,
     },
-    #[error("lost the shim of container `{id}`, and with it how the command ended")]
+    #[error("failed to attach to container `{id}`")]
+    Attach {
+        id: String,
+        #[source]
+        source: Failure,
+    },
+    #[error("lost the shim of container `{id}`, and with it how the container or the command in it ended")]
     SessionLost { id: String },
     #[error("container `{id}` is {found}, expected {expected}")]
     WrongState { id: String, expected: &'static str, found: Status },

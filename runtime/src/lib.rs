@@ -36,7 +36,7 @@ pub use features::features;
 pub use oci_spec::runtime as oci;
 pub use probe::{KernelFeatures, MissingFeature};
 pub use request::{CreateRequest, ExecRequest, ExecUser, LogOptions, Rootfs, TerminalSize};
-pub use session::{Session, Streams};
+pub use session::{AttachEnd, Attachment, Session, Streams};
 pub use shim::shim_main;
 pub use state::{ExitStatus, ProcessEnd, State, Status};
 pub use sys::{CapabilityBits, MountAttributes};

@@ -13,6 +13,8 @@ pub struct CreateRequest {
     /// The OCI configuration. Its `root.path` and `linux.cgroupsPath` are not used: see `rootfs` and `cgroup`.
     pub spec: Spec,
     pub rootfs: Rootfs,
+    /// Whether there is a standard input for those who attach; else it is empty. A terminal always is one.
+    pub stdin: bool,
     pub log: LogOptions,
     /// The container's cgroup, the same below every hierarchy, such as `/rswarm/<node>/<task>`. It must be the
     /// container's alone. The shims of all containers below one parent share its child `shims`.
@@ -83,6 +85,8 @@ pub struct TerminalSize {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ShimRequest {
     pub rootfs: Rootfs,
+    #[serde(default)]
+    pub stdin: bool,
     pub log: LogOptions,
     pub cgroup: String,
 }

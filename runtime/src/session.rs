@@ -1,4 +1,4 @@
-//! The caller's side of what goes on with a running container: more processes in it.
+//! The caller's side of what goes on with a running container: more processes in it, and a look at its output.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -12,7 +12,7 @@ use crate::containers::{ANSWER, Container, WORK, unexpected};
 use crate::error::RuntimeError;
 use crate::request::{ExecRequest, TerminalSize};
 use crate::shim::protocol::{self, Reply, Request};
-use crate::state::ProcessEnd;
+use crate::state::{ExitStatus, ProcessEnd};
 
 /// A process beside the container's own. It belongs to the shim: it goes on when this handle is dropped, and what it
 /// writes is thrown away then. It ends with the container.
@@ -64,6 +64,94 @@ impl Container {
     }
 }
 
+/// What a container writes from some moment on. Its log goes on beside it.
+#[derive(Debug)]
+pub struct Attachment {
+    /// What it writes to a terminal, if it has one. Blocks.
+    pub stdout: OwnedFd,
+    /// `None` with a terminal.
+    pub stderr: Option<OwnedFd>,
+    /// If the container was created with it. Shared with all who are attached. With a terminal this is its master:
+    /// only to be written to, and that does not block.
+    pub stdin: Option<OwnedFd>,
+    terminal: bool,
+    container: String,
+    connection: OwnedFd,
+}
+
+/// Why there is nothing more to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachEnd {
+    Exited(ExitStatus),
+    /// It was not read in time: 256 KiB of one stream were waiting.
+    Lagging,
+}
+
+impl Container {
+    /// Has a copy of what the container writes from now on. May be called before its start.
+    ///
+    /// # Errors
+    /// `WrongState` when it has ended.
+    pub fn attach(&self) -> Result<Attachment, RuntimeError> {
+        let control = |source: io::Error| RuntimeError::Control { id: self.id().to_owned(), source };
+        let expected = "created or running";
+        let Some(connection) = self.connect(ANSWER)? else { return Err(self.wrong_state(expected, None)?) };
+        protocol::send(&connection, &Request::Attach).map_err(control)?;
+        let received = protocol::receive_with(&connection).map_err(control)?;
+        let Some((reply, descriptors)) = received else { return Err(self.wrong_state(expected, None)?) };
+        let (terminal, input) = match reply {
+            Reply::Attached { terminal, input } => (terminal, input),
+            Reply::Failed(source) => return Err(RuntimeError::Attach { id: self.id().to_owned(), source }),
+            other => return Err(self.wrong_state(expected, Some(other))?),
+        };
+        let mut descriptors = descriptors.into_iter();
+        let mut next = || descriptors.next().ok_or_else(|| control(unexpected(&reply)));
+        let stdout = next()?;
+        let stderr = (!terminal).then(&mut next).transpose()?;
+        let stdin = input.then(&mut next).transpose()?;
+        set_limit(&connection, None).map_err(control)?;
+        Ok(Attachment { stdout, stderr, stdin, terminal, container: self.id().to_owned(), connection })
+    }
+}
+
+impl Attachment {
+    /// Blocks until there is nothing more to come. To be called once; [`Self::as_fd`] tells when it does not block.
+    ///
+    /// # Errors
+    /// `SessionLost` when the shim was killed.
+    pub fn wait(&self) -> Result<AttachEnd, RuntimeError> {
+        match last_word(&self.connection, &self.container)? {
+            Reply::Exited(status) => Ok(AttachEnd::Exited(status)),
+            Reply::Lagging => Ok(AttachEnd::Lagging),
+            other => Err(RuntimeError::Control { id: self.container.clone(), source: unexpected(&other) }),
+        }
+    }
+
+    /// Gives the container's terminal, if it has one, another size.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn resize(&self, size: TerminalSize) -> io::Result<()> {
+        let master = self.stdin.as_ref().filter(|_| self.terminal);
+        master.map_or(Ok(()), |master| resize(master, size))
+    }
+}
+
+/// Readable when there is nothing more to come.
+impl AsFd for Attachment {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
+    }
+}
+
+fn last_word(connection: &OwnedFd, container: &str) -> Result<Reply, RuntimeError> {
+    let id = || container.to_owned();
+    let received = protocol::receive(connection);
+    received
+        .map_err(|source| RuntimeError::Control { id: id(), source })?
+        .ok_or_else(|| RuntimeError::SessionLost { id: id() })
+}
+
 /// A file that is nowhere, for what may be longer than a message.
 fn in_memory(request: &ExecRequest) -> io::Result<File> {
     let mut file = File::from(rustix::fs::memfd_create("exec", MemfdFlags::CLOEXEC)?);
@@ -82,13 +170,9 @@ impl Session {
     /// # Errors
     /// `SessionLost` when the shim was killed.
     pub fn wait(&self) -> Result<ProcessEnd, RuntimeError> {
-        match protocol::receive(&self.connection) {
-            Ok(Some(Reply::Ended(end))) => Ok(end),
-            Ok(Some(other)) => {
-                Err(RuntimeError::Control { id: self.container.clone(), source: unexpected(&other) })
-            }
-            Ok(None) => Err(RuntimeError::SessionLost { id: self.container.clone() }),
-            Err(source) => Err(RuntimeError::Control { id: self.container.clone(), source }),
+        match last_word(&self.connection, &self.container)? {
+            Reply::Ended(end) => Ok(end),
+            other => Err(RuntimeError::Control { id: self.container.clone(), source: unexpected(&other) }),
         }
     }
 

@@ -62,15 +62,16 @@ fn exec_that_fails_is_an_error_of_start() {
 #[test]
 fn unusable_parts_of_the_configuration_are_refused_by_name() {
     let Some(lab) = Lab::new() else { return };
-    let mut terminal = lab.request("one", &["true"]);
-    process(&mut terminal.spec).set_terminal(Some(true));
+    let mut hooks = lab.request("one", &["true"]);
+    let hook = serde_json::from_value(serde_json::json!({ "poststop": [{ "path": "/bin/true" }] }));
+    hooks.spec.set_hooks(hook.unwrap());
     let mut layer = lab.request("one", &["true"]);
     layer.rootfs = Rootfs::Directory("/no/such/root".into());
     let mut volume = lab.request("one", &["true"]);
     let bind = MountBuilder::default().destination("/data").source("/no/such/volume").typ("bind");
     volume.spec.mounts_mut().as_mut().unwrap().push(bind.build().unwrap());
     let cases = [
-        (terminal, "`process.terminal` is not supported yet"),
+        (hooks, "`hooks` is not supported yet"),
         (layer, "use `/no/such/root` as root file system: no such file or directory"),
         (volume, "bind mount `/no/such/volume` on `/data`: no such file or directory"),
     ];

@@ -38,6 +38,7 @@ fn request(id: &str, rootfs: Rootfs, config: Value) -> CreateRequest {
         id: id.to_owned(),
         spec: serde_json::from_value(config).unwrap(),
         rootfs,
+        stdin: false,
         log: Default::default(),
         cgroup: format!("/rswarm-test-rootless/{id}"),
     }

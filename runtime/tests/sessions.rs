@@ -9,11 +9,10 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 
-use common::{Lab, chain, eventually};
+use common::{Lab, chain, eventually, first_line, read_until};
 use rswarm_runtime::{
     Container, Containers, ExecRequest, ExecUser, RuntimeError, Session, Streams, TerminalSize,
 };
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 fn running(lab: &Lab, script: &str) -> Container {
     let container = lab.containers.create(&lab.script("one", script)).unwrap();
@@ -43,31 +42,8 @@ fn outcome(session: Session) -> (i32, String, String) {
     (code, text_of(stdout), text_of(stderr))
 }
 
-/// What comes from a terminal until `last` does.
-fn read_until(master: &OwnedFd, last: &str) -> String {
-    let mut text = Vec::new();
-    let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
-    while !String::from_utf8_lossy(&text).contains(last) {
-        let ready = poll(&mut [PollFd::new(master, PollFlags::IN)], Some(&limit)).unwrap();
-        assert!(ready > 0, "no `{last}` after {:?}", String::from_utf8_lossy(&text));
-        let mut buffer = [0; 1024];
-        let len = rustix::io::read(master, &mut buffer).unwrap();
-        text.extend_from_slice(&buffer[..len]);
-    }
-    String::from_utf8(text).unwrap()
-}
-
 fn write(stdin: Option<&OwnedFd>, text: &str) {
     assert_eq!(rustix::io::write(stdin.unwrap(), text.as_bytes()).unwrap(), text.len());
-}
-
-fn first_line(from: &OwnedFd) -> String {
-    let mut line = Vec::new();
-    let mut byte = [0];
-    while rustix::io::read(from, &mut byte).unwrap() == 1 && byte[0] != b'\n' {
-        line.push(byte[0]);
-    }
-    String::from_utf8(line).unwrap()
 }
 
 #[test]

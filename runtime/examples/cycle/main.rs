@@ -88,6 +88,7 @@ fn request(
             upper: own.join("upper"),
             work: own.join("work"),
         },
+        stdin: false,
         log: LogOptions::default(),
         cgroup: format!("/rswarm-cycle-{}/{id}", std::process::id()),
     })

@@ -124,12 +124,25 @@ pub fn complete(plan: &mut Plan, spec: &Spec, callers: &Callers) -> Result<(), P
     Ok(())
 }
 
-/// Refuses by name what [`complete`] would add: a shim runs no hooks and keeps no terminal.
-pub fn refuse_callers_parts(spec: &Spec) -> Result<(), PlanError> {
-    let hooks = spec.hooks().as_ref().is_some_and(|hooks| *hooks != oci_spec::runtime::Hooks::default());
-    let terminal = spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal) == Some(true);
-    let refused = [("hooks", hooks), ("process.terminal", terminal)];
-    refused.iter().find(|(_, set)| *set).map_or(Ok(()), |(field, _)| Err(super::not_supported(field)))
+/// Refuses by name what [`complete`] would add and a shim does not do.
+pub fn refuse_hooks(spec: &Spec) -> Result<(), PlanError> {
+    match spec.hooks() {
+        Some(hooks) if *hooks != oci_spec::runtime::Hooks::default() => Err(super::not_supported("hooks")),
+        _ => Ok(()),
+    }
+}
+
+/// Adds the terminal alone, if the configuration asks for one: `true`.
+///
+/// # Errors
+/// Where the container has no mount namespace of its own.
+pub fn add_terminal(plan: &mut Plan, spec: &Spec) -> Result<bool, PlanError> {
+    let Some(step) = terminal(spec) else { return Ok(false) };
+    let Some(at) = plan.inside.iter().position(|step| *step == Inside::PivotRoot) else {
+        return Err(super::not_supported("process.terminal, for a container that joins a mount namespace,"));
+    };
+    plan.inside.insert(at, step);
+    Ok(true)
 }
 
 pub(crate) fn annotations(spec: &Spec) -> BTreeMap<String, String> {

@@ -35,7 +35,7 @@ use crate::sys::{CapabilityBits, Scheduling};
 use namespaces::Namespaces;
 
 pub use exec::{Entry, enter, process_of};
-pub use lifecycle::{Callers, HookStep, Shape, complete, refuse_callers_parts};
+pub use lifecycle::{Callers, HookStep, Shape, add_terminal, complete, refuse_hooks};
 pub(crate) use lifecycle::{annotations, hooks_of};
 pub(crate) use mounts::is_bind;
 pub(crate) use mounts::known_options;

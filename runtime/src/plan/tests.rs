@@ -6,7 +6,7 @@ use crate::sys::MountAttributes;
 
 /// As for a container with a shim.
 fn plan(spec: &Spec) -> Result<Plan, PlanError> {
-    refuse_callers_parts(spec)?;
+    refuse_hooks(spec)?;
     create(spec, &Rootfs::Directory("/image".into()), "/state/rootfs".into(), "/rswarm/t", &host())
 }
 
@@ -126,7 +126,7 @@ fn mount_options_become_attributes() {
 #[test]
 fn configuration_that_cannot_be_carried_out_is_refused_by_name() {
     type Edit = fn(&mut Spec);
-    let table: [(Edit, &str); 12] = [
+    let table: [(Edit, &str); 11] = [
         (|spec| _ = spec.set_process(None), "`process` is missing"),
         (|spec| _ = spec.set_linux(None), "`linux` is missing"),
         (
@@ -137,10 +137,6 @@ fn configuration_that_cannot_be_carried_out_is_refused_by_name() {
                 spec.set_hooks(Some(hooks));
             },
             "`hooks` is not supported yet",
-        ),
-        (
-            |spec| _ = spec.process_mut().as_mut().unwrap().set_terminal(Some(true)),
-            "`process.terminal` is not supported yet",
         ),
         (|spec| _ = spec.process_mut().as_mut().unwrap().set_args(None), "`process.args` is missing"),
         (
@@ -200,4 +196,17 @@ fn default_spec_is_dockers() {
     // It survives the way to the shim.
     let text = serde_json::to_string(&spec).unwrap();
     assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);
+}
+
+#[test]
+fn a_terminal_is_made_while_the_containers_devpts_can_be_reached_safely() {
+    let mut spec = default_spec();
+    let mut without = plan(&spec).unwrap();
+    assert_eq!(add_terminal(&mut without, &spec), Ok(false));
+    spec.process_mut().as_mut().unwrap().set_terminal(Some(true));
+    let mut with = plan(&spec).unwrap();
+    assert_eq!(with, without);
+    assert_eq!(add_terminal(&mut with, &spec), Ok(true));
+    let made = position(&with, "terminal", |step| matches!(step, Inside::Terminal { .. }));
+    assert_eq!(with.inside[made + 1], Inside::PivotRoot);
 }

@@ -7,12 +7,14 @@
 //! The executable is run from a read-only mount of its own (see `containers`), so the container's process, which is
 //! a copy of the shim until it runs its program, gives nobody a way to write to the host's file (CVE-2019-5736).
 
+mod attached;
 pub(crate) mod protocol;
 mod server;
 mod sessions;
+mod streams;
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
@@ -31,6 +33,7 @@ use crate::state::{
 use crate::sys::{self, Fork};
 use protocol::Reply;
 use server::Server;
+use streams::Streams;
 
 /// Entry of the helper process: `args` is what follows the word that chose it, the container's directory. To be
 /// called before the process has a second thread or has touched its standard descriptors. Returns the exit code.
@@ -94,11 +97,14 @@ fn set_up(directory: &Path) -> Result<Server, Failure> {
 
     let spec: Spec = read(directory, CONFIG_FILE)?;
     let request: ShimRequest = read(directory, REQUEST_FILE)?;
+    let invalid =
+        |error: plan::PlanError| Failure::new("read the container's configuration", error.to_string());
     let host = HostFacts::detect(&spec, &request.cgroup)?;
     let mount_point = directory.join(ROOTFS_DIRECTORY);
-    let mut plan = plan::refuse_callers_parts(&spec)
+    let mut plan = plan::refuse_hooks(&spec)
         .and_then(|()| plan::create(&spec, &request.rootfs, mount_point, &request.cgroup, &host))
-        .map_err(|error| Failure::new("read the container's configuration", error.to_string()))?;
+        .map_err(invalid)?;
+    let terminal = plan::add_terminal(&mut plan, &spec).map_err(invalid)?;
     drop(spec);
     let id = directory.file_name().unwrap_or_default().to_string_lossy();
     plan::identify(&mut plan, &id, directory);
@@ -106,14 +112,16 @@ fn set_up(directory: &Path) -> Result<Server, Failure> {
     let log =
         Writer::open(directory, request.log).step(|| format!("open the log in `{}`", directory.display()))?;
 
-    let (stdout, stdout_end) = pipe()?;
-    let (stderr, stderr_end) = pipe()?;
-    let stdio = Stdio { stdin: sys::standard(0), stdout: stdout_end.as_fd(), stderr: stderr_end.as_fd() };
+    let (mut streams, ends) = Streams::make(terminal, request.stdin)?;
+    let end = |number: usize| ends.stdio[number].as_ref().map_or(sys::standard(number as i32), AsFd::as_fd);
+    let stdio = Stdio { stdin: end(0), stdout: end(1), stderr: end(2) };
+    let given = Given { console: ends.console.as_ref().map(AsFd::as_fd), ..Given::stdio(stdio) };
     let created_at = sys::unix_nanos();
-    let created = run::create(&plan, Given::stdio(stdio), |pid, cgroup| {
+    let created = run::create(&plan, given, |pid, cgroup| {
         cgroup.move_self_beside()?;
         record(directory, pid, cgroup, created_at)
     })?;
+    streams.receive_terminal()?;
     // With a reference to the mount namespace here, the container's end does not wait until all of its mounts have
     // been taken apart: that happens when the shim leaves.
     let mounts = rustix::fs::open(
@@ -129,17 +137,9 @@ fn set_up(directory: &Path) -> Result<Server, Failure> {
         mounts,
         signals,
         listener,
-        outputs: [Some(stdout), Some(stderr)],
+        streams,
         log,
     }))
-}
-
-/// A pipe whose reading end does not block.
-fn pipe() -> Result<(OwnedFd, OwnedFd), Failure> {
-    let step = || "make a pipe for the container's output".to_owned();
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(step)?;
-    rustix::io::ioctl_fionbio(&reader, true).step(step)?;
-    Ok((reader, writer))
 }
 
 fn record(directory: &Path, pid: i32, cgroup: &Cgroup, created_at: i64) -> Result<(), Failure> {

@@ -31,6 +31,8 @@ pub(crate) enum Request {
     },
     /// Answered when the container has ended.
     Watch,
+    /// Show what the container writes from now on. From then on the connection is about that.
+    Attach,
     /// Run one more process. The descriptor that comes along is a file with an [`crate::ExecRequest`]; this says only
     /// what the shim itself must know of it. From then on the connection is the session's.
     Exec {
@@ -55,6 +57,14 @@ pub(crate) enum Reply {
     Failed(Failure),
     WrongState(Status),
     Exited(ExitStatus),
+    /// Along comes what is read from for standard output and error, or for the output of the `terminal`. Then, if there
+    /// is `input`, what is written to for it: for a terminal that is its master, which is not to be read from.
+    Attached {
+        terminal: bool,
+        input: bool,
+    },
+    /// What is shown was not read in time, so the rest of it is not shown any more.
+    Lagging,
     /// The session's process runs. Along come what is written to for its standard input and read from for its standard
     /// output and error; or the master of its terminal.
     Running {

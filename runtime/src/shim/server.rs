@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SocketFlags;
 
+use super::attached::Attached;
 use super::is_readable;
 use super::protocol::{self, Reply, Request};
 use super::sessions::{Container, Sessions};
+use super::streams::Streams;
 use crate::cgroup::Cgroup;
 use crate::error::Failure;
 use crate::log::{Stream, Writer};
@@ -32,8 +34,7 @@ pub(super) struct Parts {
     pub mounts: Option<OwnedFd>,
     pub signals: OwnedFd,
     pub listener: OwnedFd,
-    /// Standard output and error.
-    pub outputs: [Option<OwnedFd>; 2],
+    pub streams: Streams,
     pub log: Writer,
 }
 
@@ -48,8 +49,9 @@ pub(super) struct Server {
     _mounts: Option<OwnedFd>,
     signals: OwnedFd,
     listener: OwnedFd,
-    outputs: [Option<OwnedFd>; 2],
+    streams: Streams,
     log: Writer,
+    attached: Attached,
     clients: Vec<Client>,
     sessions: Sessions,
     /// The container is being deleted: nobody will ask for its exit status.
@@ -73,8 +75,9 @@ impl Server {
             _mounts: parts.mounts,
             signals: parts.signals,
             listener: parts.listener,
-            outputs: parts.outputs,
+            streams: parts.streams,
             log: parts.log,
+            attached: Attached::default(),
             clients: Vec::new(),
             sessions: Sessions::default(),
             deleting: false,
@@ -100,6 +103,7 @@ impl Server {
             self.accept();
             self.serve_clients();
             self.sessions.serve();
+            self.attached.serve();
         };
         self.finish(status);
     }
@@ -109,11 +113,12 @@ impl Server {
         let sources = [&self.signals, &self.listener];
         let mut fds: Vec<PollFd<'_>> = sources
             .into_iter()
-            .chain(self.outputs.iter().flatten())
+            .chain(self.streams.outputs.iter().flatten())
             .chain(self.clients.iter().map(|client| &client.socket))
             .map(|fd| PollFd::new(fd, PollFlags::IN))
             .collect();
         self.sessions.watch(&mut fds);
+        self.attached.watch(&mut fds);
         let limit = limit.map(|limit| Timespec {
             tv_sec: limit.as_secs() as i64,
             tv_nsec: i64::from(limit.subsec_nanos()),
@@ -137,22 +142,29 @@ impl Server {
         found
     }
 
-    /// Moves what the container has written into its log. `true` while a stream is open.
+    /// Moves what the container has written into its log, and shows it. `true` while a stream is open.
     fn copy_output(&mut self) -> bool {
         let mut buffer = [0u8; 16 << 10];
-        for (output, stream) in self.outputs.iter_mut().zip([Stream::Stdout, Stream::Stderr]) {
+        for (output, stream) in self.streams.outputs.iter_mut().zip([Stream::Stdout, Stream::Stderr]) {
             // A container that never stops writing must not keep requests waiting: the next round goes on.
             for _ in 0..16 {
                 let Some(fd) = output.as_ref() else { break };
                 match rustix::io::read(fd, &mut buffer) {
-                    Ok(0) => *output = None,
-                    Ok(len) => self.log.write(stream, &buffer[..len], sys::unix_nanos()),
+                    // IO: nobody has the terminal open any more.
+                    Ok(0) | Err(rustix::io::Errno::IO) => {
+                        *output = None;
+                        self.attached.end(stream);
+                    }
+                    Ok(len) => {
+                        self.log.write(stream, &buffer[..len], sys::unix_nanos());
+                        self.attached.show(stream, &buffer[..len]);
+                    }
                     Err(rustix::io::Errno::INTR) => {}
                     Err(_) => break,
                 }
             }
         }
-        self.outputs.iter().any(Option::is_some)
+        self.streams.outputs.iter().any(Option::is_some)
     }
 
     fn accept(&mut self) {
@@ -183,6 +195,10 @@ impl Server {
             Request::Watch => {
                 client.watching = true;
                 return Some(client);
+            }
+            Request::Attach => {
+                self.attached.add(client.socket, &self.streams);
+                return None;
             }
             Request::Exec { terminal } if self.created.is_none() => {
                 let container =
@@ -243,7 +259,7 @@ impl Server {
         self.sessions.end();
         let deadline = Instant::now() + DRAIN;
         while (self.copy_output() | self.end_sessions()) && Instant::now() < deadline {
-            let outputs: Vec<&OwnedFd> = self.outputs.iter().flatten().collect();
+            let outputs: Vec<&OwnedFd> = self.streams.outputs.iter().flatten().collect();
             let mut fds: Vec<PollFd<'_>> = outputs.iter().map(|fd| PollFd::new(*fd, PollFlags::IN)).collect();
             let step = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
             let _ = poll(&mut fds, Some(&step));
@@ -266,6 +282,7 @@ impl Server {
         for client in self.clients.iter().filter(|client| client.watching) {
             let _ = protocol::send(&client.socket, &Reply::Exited(status));
         }
+        self.attached.dismiss(status);
         let deadline = Instant::now() + REMOVE;
         while self.cgroup.remove().is_err() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));

@@ -4,11 +4,13 @@
 
 pub mod cli;
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rswarm_runtime::oci::Spec;
 use rswarm_runtime::{Container, Containers, CreateRequest, LogOptions, Rootfs, ShimCommand, default_spec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -45,7 +47,7 @@ impl Lab {
         std::fs::copy(BUSYBOX, bin.join("busybox")).unwrap();
         for name in [
             "sh", "true", "false", "sleep", "cat", "mount", "unshare", "id", "ls", "touch", "hostname", "dd",
-            "yes", "head", "mknod", "kill", "ip", "grep", "readlink", "ulimit", "wc", "stty",
+            "yes", "head", "mknod", "kill", "ip", "grep", "readlink", "ulimit", "wc", "stty", "tty", "cut",
         ] {
             std::os::unix::fs::symlink("busybox", bin.join(name)).unwrap();
         }
@@ -79,6 +81,7 @@ impl Lab {
                 upper: own.join("upper"),
                 work: own.join("work"),
             },
+            stdin: false,
             log: LogOptions::default(),
             cgroup: format!("{}/{id}", self.cgroup),
         }
@@ -166,4 +169,27 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
         assert!(std::time::Instant::now() < deadline, "timed out waiting until {what}");
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
+}
+
+/// What comes from a terminal until `last` does.
+pub fn read_until(master: &OwnedFd, last: &str) -> String {
+    let mut text = Vec::new();
+    let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
+    while !String::from_utf8_lossy(&text).contains(last) {
+        let ready = poll(&mut [PollFd::new(master, PollFlags::IN)], Some(&limit)).unwrap();
+        assert!(ready > 0, "no `{last}` after {:?}", String::from_utf8_lossy(&text));
+        let mut buffer = [0; 1024];
+        let len = rustix::io::read(master, &mut buffer).unwrap();
+        text.extend_from_slice(&buffer[..len]);
+    }
+    String::from_utf8(text).unwrap()
+}
+
+pub fn first_line(from: &OwnedFd) -> String {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while rustix::io::read(from, &mut byte).unwrap() == 1 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    String::from_utf8(line).unwrap()
 }

@@ -105,6 +105,7 @@ impl Node {
             id,
             spec,
             rootfs: Rootfs::Overlay { lower, upper, work },
+            stdin: false,
             log: LogOptions {
                 max_size_bytes: task.spec.log.max_size_bytes,
                 max_files: task.spec.log.max_files.max(1),
