@@ -45,11 +45,16 @@ pub struct LogOptions {
     pub max_size_bytes: u64,
     /// At least 1.
     pub max_files: u32,
+    /// The non-blocking mode, and how much output may wait for the disk in it: at most 256 MiB, rounded up to a power of
+    /// two. What comes when that is full is lost, and counted in the log. In the blocking mode (`None`) a container
+    /// waits for a slow disk. A full one stops it in neither.
+    #[serde(default)]
+    pub non_blocking_buffer_bytes: Option<u64>,
 }
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { max_size_bytes: 10 << 20, max_files: 3 }
+        Self { max_size_bytes: 10 << 20, max_files: 3, non_blocking_buffer_bytes: None }
     }
 }
 

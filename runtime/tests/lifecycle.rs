@@ -252,7 +252,7 @@ fn only_root_can_read_what_is_kept_of_a_container() {
 fn log_is_complete_and_in_order_over_rotations_while_followed() {
     let Some(lab) = Lab::new() else { return };
     let mut request = lab.script("one", "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done");
-    request.log = LogOptions { max_size_bytes: 8 << 10, max_files: 50 };
+    request.log = LogOptions { max_size_bytes: 8 << 10, max_files: 50, ..LogOptions::default() };
     let container = lab.containers.create(&request).unwrap();
     let mut reader = Reader::open(container.log_directory(), ReadOptions::default()).unwrap();
     let mut lines = Vec::new();

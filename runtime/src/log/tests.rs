@@ -4,7 +4,7 @@ use super::*;
 use crate::request::LogOptions;
 
 fn writer(directory: &Path, max_size_bytes: u64, max_files: u32) -> Writer {
-    Writer::open(directory, LogOptions { max_size_bytes, max_files }).unwrap()
+    Writer::open(directory, LogOptions { max_size_bytes, max_files, ..Default::default() }).unwrap()
 }
 
 fn read(reader: &mut Reader) -> Vec<Record> {

@@ -78,6 +78,14 @@ impl Writer {
         }
     }
 
+    /// Says that output was lost at this place before it came here.
+    pub fn note_loss(&mut self, bytes: u64, now_unix_nanos: i64) {
+        // What comes after the gap is not the rest of a line that began before it.
+        self.finish(now_unix_nanos);
+        let note = format!("[rswarm: {bytes} bytes of output were lost, the log was not written in time]\n");
+        self.write(Stream::Stderr, note.as_bytes(), now_unix_nanos);
+    }
+
     fn append(&mut self, records: &[u8]) {
         if records.is_empty() {
             return;

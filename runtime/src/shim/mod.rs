@@ -23,7 +23,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::cgroup::Cgroup;
 use crate::error::{Failure, Step};
-use crate::log::Writer;
+use crate::log::Output;
 use crate::plan::{self, HostFacts};
 use crate::request::ShimRequest;
 use crate::run::{self, Given, Stdio};
@@ -109,9 +109,6 @@ fn set_up(directory: &Path) -> Result<Server, Failure> {
     let id = directory.file_name().unwrap_or_default().to_string_lossy();
     plan::identify(&mut plan, &id, directory);
     plan::part_keyring(&mut plan, &id);
-    let log =
-        Writer::open(directory, request.log).step(|| format!("open the log in `{}`", directory.display()))?;
-
     let (mut streams, ends) = Streams::make(terminal, request.stdin)?;
     let end = |number: usize| ends.stdio[number].as_ref().map_or(sys::standard(number as i32), AsFd::as_fd);
     let stdio = Stdio { stdin: end(0), stdout: end(1), stderr: end(2) };
@@ -122,6 +119,9 @@ fn set_up(directory: &Path) -> Result<Server, Failure> {
         record(directory, pid, cgroup, created_at)
     })?;
     streams.receive_terminal()?;
+    // Its process, if it has one, is to be in our cgroup.
+    let log =
+        Output::open(directory, request.log).step(|| format!("open the log in `{}`", directory.display()))?;
     // With a reference to the mount namespace here, the container's end does not wait until all of its mounts have
     // been taken apart: that happens when the shim leaves.
     let mounts = rustix::fs::open(

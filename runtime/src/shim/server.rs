@@ -14,7 +14,7 @@ use super::sessions::{Container, Sessions};
 use super::streams::Streams;
 use crate::cgroup::Cgroup;
 use crate::error::Failure;
-use crate::log::{Stream, Writer};
+use crate::log::{Output, Stream};
 use crate::run::Created;
 use crate::state::{self, EXIT_FILE, ExitStatus, State, Status};
 use crate::sys;
@@ -35,7 +35,7 @@ pub(super) struct Parts {
     pub signals: OwnedFd,
     pub listener: OwnedFd,
     pub streams: Streams,
-    pub log: Writer,
+    pub log: Output,
 }
 
 pub(super) struct Server {
@@ -50,7 +50,7 @@ pub(super) struct Server {
     signals: OwnedFd,
     listener: OwnedFd,
     streams: Streams,
-    log: Writer,
+    log: Output,
     attached: Attached,
     clients: Vec<Client>,
     sessions: Sessions,
