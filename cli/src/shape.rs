@@ -210,13 +210,14 @@ fn task_spec(spec: &TaskSpec) -> Value {
     if !networks.is_empty() {
         out.insert("Networks".into(), networks.into());
     }
-    out.insert(
-        "LogDriver".into(),
-        json!({
-            "Name": "rswarm",
-            "Options": { "max-size": spec.log.max_size_bytes.to_string(), "max-file": spec.log.max_files.to_string() },
-        }),
-    );
+    let mut log = json!({
+        "max-size": spec.log.max_size_bytes.to_string(), "max-file": spec.log.max_files.to_string(),
+    });
+    if let Some(buffer) = spec.log.non_blocking_buffer_bytes {
+        log["mode"] = "non-blocking".into();
+        log["max-buffer-size"] = buffer.to_string().into();
+    }
+    out.insert("LogDriver".into(), json!({ "Name": "rswarm", "Options": log }));
     out.insert("ForceUpdate".into(), spec.force_update.into());
     Value::Object(out)
 }
@@ -253,6 +254,7 @@ fn container(spec: &ContainerSpec) -> Value {
         "Dir": spec.dir,
         "User": spec.user,
         "Groups": spec.groups,
+        "TTY": spec.tty,
         "ReadOnly": spec.read_only,
         "StopSignal": spec.stop_signal,
         "StopGracePeriod": spec.stop_grace_period.map(nanos),

@@ -78,6 +78,10 @@ pub fn pretty(service: &Service, networks: &[(NetworkId, String)]) -> String {
     page.heading("Log");
     page.line(" Max size", format_bytes(spec.task.log.max_size_bytes));
     page.line(" Max files", spec.task.log.max_files);
+    if let Some(buffer) = spec.task.log.non_blocking_buffer_bytes {
+        page.line(" Mode", "non-blocking");
+        page.line(" Max buffer size", format_bytes(buffer));
+    }
     let name = |id: NetworkId| {
         networks
             .iter()
@@ -149,6 +153,7 @@ fn container(page: &mut Page, container: &ContainerSpec) {
     page.words(" Groups", &container.groups);
     page.labels(" Labels", &container.labels);
     page.line(" Init", container.init);
+    page.line(" TTY", if container.tty { "true" } else { "" });
     page.line(" Read only", if container.read_only { "true" } else { "" });
     page.line(" Stop signal", &container.stop_signal);
     page.line(" Stop grace period", container.stop_grace_period.map(format_duration).unwrap_or_default());

@@ -9,7 +9,9 @@ use std::collections::BTreeSet;
 use rswarm_types::kernel::{self, OWN_SYSCTLS, ULIMITS};
 use rswarm_types::quantity::{format_bytes, format_duration};
 use rswarm_types::service::UpdateConfig;
-use rswarm_types::task::{ContainerSpec, Limits, Mount, MountKind, RegistryAuth, RegistrySecret, Ulimit};
+use rswarm_types::task::{
+    ContainerSpec, LOG_BUFFER_BYTES_MAX, Limits, Mount, MountKind, RegistryAuth, RegistrySecret, Ulimit,
+};
 use rswarm_types::{ClusterSpec, NetworkDriver, Service, ServiceMode, ServiceSpec};
 
 use crate::constraint::{Constraint, ConstraintError};
@@ -40,6 +42,12 @@ pub enum SpecError {
     Name(String),
     #[error("invalid replicas {found}: expected at most {MAX_REPLICAS}")]
     Replicas { found: u64 },
+    #[error(
+        "invalid size {} of the log's buffer: expected 1 byte to {}",
+        format_bytes(*.found),
+        format_bytes(LOG_BUFFER_BYTES_MAX)
+    )]
+    LogBuffer { found: u64 },
     #[error("no image given")]
     NoImage,
     #[error("invalid image `{0}`: expected a reference like `name:tag` or `registry/name@sha256:…`")]
@@ -141,6 +149,11 @@ pub fn service_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
         Limits { nano_cpus: reserved.nano_cpus, memory_bytes: reserved.memory_bytes, ..Limits::default() };
     amounts(["CPU limit", "memory limit"], spec.task.limits)?;
     amounts(["CPU reservation", "memory reservation"], reserved)?;
+    if let Some(found) = spec.task.log.non_blocking_buffer_bytes
+        && !(1..=LOG_BUFFER_BYTES_MAX).contains(&found)
+    {
+        return Err(SpecError::LogBuffer { found });
+    }
     for text in &spec.task.placement.constraints {
         text.parse::<Constraint>()?;
     }
@@ -437,6 +450,10 @@ mod tests {
             (
                 Box::new(|s| s.task.limits.memory_bytes = 1 << 20),
                 "invalid memory limit 1MiB: expected at least 4MiB",
+            ),
+            (
+                Box::new(|s| s.task.log.non_blocking_buffer_bytes = Some(1 << 30)),
+                "invalid size 1GiB of the log's buffer: expected 1 byte to 256MiB",
             ),
             (Box::new(|s| s.task.reservations.nano_cpus = 1), "invalid CPU reservation 0.000000001 CPUs"),
             (

@@ -88,6 +88,8 @@ pub struct ContainerSpec {
     /// Supplementary groups.
     pub groups: Vec<String>,
     pub read_only: bool,
+    /// A terminal in place of pipes.
+    pub tty: bool,
     /// Run the built-in init as process 1: it reaps orphans and forwards signals.
     pub init: bool,
     /// Name or number; empty means the image's, else SIGTERM.
@@ -251,11 +253,16 @@ pub struct NetworkAttachment {
 pub struct LogConfig {
     pub max_size_bytes: u64,
     pub max_files: u32,
+    /// How much output may wait for a slow disk; what is more is lost. `None`: the task waits.
+    pub non_blocking_buffer_bytes: Option<u64>,
 }
+
+/// More output than that never waits. The kernel has no larger pipes, or not without much trouble.
+pub const LOG_BUFFER_BYTES_MAX: u64 = 256 << 20;
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { max_size_bytes: 10 << 20, max_files: 3 }
+        Self { max_size_bytes: 10 << 20, max_files: 3, non_blocking_buffer_bytes: None }
     }
 }
 

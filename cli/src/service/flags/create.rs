@@ -291,6 +291,15 @@ mod tests {
             s.task.log.max_files = 7;
         });
         check(&["--log-opt", "max-size=1m"], |s| s.task.log.max_size_bytes = 1 << 20);
+        check(&["--log-opt", "mode=non-blocking"], |s| {
+            s.task.log.non_blocking_buffer_bytes = Some(1 << 20);
+        });
+        check(&["--log-opt", "max-buffer-size=4m", "--log-opt", "mode=non-blocking"], |s| {
+            s.task.log.non_blocking_buffer_bytes = Some(4 << 20);
+        });
+        check(&["--log-opt", "mode=blocking"], |_| {});
+        check(&["-t"], |s| s.task.container.tty = true);
+        check(&["--tty=true"], |s| s.task.container.tty = true);
     }
 
     #[test]
@@ -412,7 +421,7 @@ mod tests {
             ),
             (&["--secret", "key", "web"], "--secret is not supported yet: mount a file"),
             (&["--health-cmd", "true", "web"], "--health-cmd is not supported yet"),
-            (&["-t", "web"], "--tty is not supported yet"),
+            (&["--log-opt", "max-buffer-size=1m", "web"], "give mode=non-blocking with it"),
             (&["--mode", "replicated-job", "web"], "mode `replicated-job` is not supported yet"),
             (&["--secret-add", "key", "web"], "unexpected argument '--secret-add'"),
         ] {

@@ -31,6 +31,8 @@ pub enum FlagError {
     NeedsReplicated { flag: &'static str },
     #[error("--log-opt replaces all options of the log driver: give --log-driver in the same update")]
     LogOptionsWithoutDriver,
+    #[error("--log-opt max-buffer-size is of the non-blocking mode only: give mode=non-blocking with it")]
+    BufferOfBlockingLog,
     #[error("duplicate mount target `{0}`")]
     DuplicateMount(String),
     #[error("network `{0}` not found")]
@@ -46,6 +48,10 @@ pub enum FlagError {
     )]
     RollbackAlone,
 }
+
+/// What may wait for a log in the non-blocking mode when nothing is said. Source: Docker Engine documentation, "Configure
+/// logging drivers", `max-buffer-size`.
+const LOG_BUFFER_BYTES: u64 = 1 << 20;
 
 /// What the values of flags refer to outside the command line.
 pub struct Surroundings<'a> {
@@ -124,7 +130,7 @@ pub struct Settings {
     /// json-file, local or rswarm: all mean rswarm's own
     #[arg(long, value_name = "DRIVER", value_parser = value::log_driver)]
     log_driver: Option<String>,
-    /// max-size=10m or max-file=3
+    /// max-size=10m, max-file=3, mode=non-blocking or max-buffer-size=1m
     #[arg(long, value_name = "KEY=VALUE", value_parser = value::log_option)]
     log_opt: Vec<LogOption>,
     /// Accepted, as tasks have no health checks
@@ -142,6 +148,10 @@ pub struct Settings {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         value_parser = value::boolean, value_name = "BOOL")]
     read_only: Option<bool>,
+    /// Give tasks a terminal in place of pipes
+    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_parser = value::boolean, value_name = "BOOL")]
+    tty: Option<bool>,
     /// Number of tasks
     #[arg(long, value_name = "N", value_parser = value::replicas)]
     replicas: Option<u64>,
@@ -254,7 +264,7 @@ impl Settings {
         set(&mut task.restart.max_attempts, self.restart_max_attempts.as_ref());
         set(&mut task.restart.window, self.restart_window.as_ref());
         if self.log_driver.is_some() || !self.log_opt.is_empty() {
-            task.log = self.log();
+            task.log = self.log()?;
         }
 
         let container = &mut task.container;
@@ -263,6 +273,7 @@ impl Settings {
         set(&mut container.init, self.init.as_ref());
         set(&mut container.oom_score_adj, self.oom_score_adj.as_ref());
         set(&mut container.read_only, self.read_only.as_ref());
+        set(&mut container.tty, self.tty.as_ref());
         set(&mut container.stop_signal, self.stop_signal.as_ref());
         set(&mut container.user, self.user.as_ref());
         set(&mut container.dir, self.workdir.as_ref());
@@ -311,15 +322,22 @@ impl Settings {
     }
 
     /// The log's bounds: what is given, the rest by default.
-    fn log(&self) -> LogConfig {
+    fn log(&self) -> Result<LogConfig, FlagError> {
         let mut log = LogConfig::default();
+        let (mut non_blocking, mut buffer) = (false, None);
         for option in &self.log_opt {
             match *option {
                 LogOption::MaxSize(bytes) => log.max_size_bytes = bytes,
                 LogOption::MaxFile(files) => log.max_files = files,
+                LogOption::NonBlocking(on) => non_blocking = on,
+                LogOption::MaxBuffer(bytes) => buffer = Some(bytes),
             }
         }
-        log
+        if buffer.is_some() && !non_blocking {
+            return Err(FlagError::BufferOfBlockingLog);
+        }
+        log.non_blocking_buffer_bytes = non_blocking.then(|| buffer.unwrap_or(LOG_BUFFER_BYTES));
+        Ok(log)
     }
 }
 

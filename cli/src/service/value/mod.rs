@@ -9,9 +9,9 @@ mod port;
 use std::net::IpAddr;
 
 use rswarm_types::kernel::ULIMITS;
-use rswarm_types::quantity::ParseQuantityError;
+use rswarm_types::quantity::{ParseQuantityError, format_bytes};
 use rswarm_types::service::{FailureAction, ServiceMode};
-use rswarm_types::task::Ulimit;
+use rswarm_types::task::{LOG_BUFFER_BYTES_MAX, Ulimit};
 
 pub use mount::mount;
 pub use port::{PortPattern, Ports, port_pattern, ports};
@@ -298,9 +298,11 @@ pub fn log_driver(text: &str) -> Parsed<String> {
 pub enum LogOption {
     MaxSize(u64),
     MaxFile(u32),
+    NonBlocking(bool),
+    MaxBuffer(u64),
 }
 
-/// `max-size=10m` or `max-file=3`.
+/// `max-size=10m`, `max-file=3`, `mode=non-blocking` or `max-buffer-size=4m`.
 pub fn log_option(text: &str) -> Parsed<LogOption> {
     let (key, value) = option(text)?;
     match key.as_str() {
@@ -312,7 +314,22 @@ pub fn log_option(text: &str) -> Parsed<LogOption> {
             Ok(files) if files > 0 => Ok(LogOption::MaxFile(files)),
             _ => Err(ValueError::new("a number of files above 0", text)),
         },
-        _ => Err(ValueError::unsupported(format!("log option `{key}`"), "max-size or max-file")),
+        "mode" => match value.as_str() {
+            "blocking" => Ok(LogOption::NonBlocking(false)),
+            "non-blocking" => Ok(LogOption::NonBlocking(true)),
+            _ => Err(ValueError::new("mode=blocking or mode=non-blocking", text)),
+        },
+        "max-buffer-size" => match bytes(value.as_str())? {
+            size @ 1..=LOG_BUFFER_BYTES_MAX => Ok(LogOption::MaxBuffer(size)),
+            _ => Err(ValueError::new(
+                format!("a size above 0 and up to {}", format_bytes(LOG_BUFFER_BYTES_MAX)),
+                text,
+            )),
+        },
+        _ => Err(ValueError::unsupported(
+            format!("log option `{key}`"),
+            "max-size, max-file, mode or max-buffer-size",
+        )),
     }
 }
 
@@ -384,6 +401,11 @@ mod tests {
         assert_eq!(log_option("max-size=1k").ok(), Some(LogOption::MaxSize(1024)));
         assert!(log_option("max-size=0").is_err());
         assert!(log_option("max-file=0").is_err());
+        assert_eq!(log_option("mode=blocking").ok(), Some(LogOption::NonBlocking(false)));
+        assert_eq!(log_option("max-buffer-size=4m").ok(), Some(LogOption::MaxBuffer(4 << 20)));
+        for wrong in ["mode=", "mode=fast", "max-buffer-size=0", "max-buffer-size=257m"] {
+            assert!(log_option(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]
@@ -436,7 +458,7 @@ mod tests {
             ),
             (
                 log_option("tag=x").map(drop),
-                "log option `tag` is not supported yet: expected max-size or max-file",
+                "log option `tag` is not supported yet: expected max-size, max-file, mode or max-buffer-size",
             ),
             (
                 attachment("name=a,ip=1.2.3.4").map(drop),

@@ -407,6 +407,8 @@ mod tests {
         let mut task = TaskSpec::default();
         task.container.image = "web:1".into();
         task.container.stop_grace_period = Some(Duration::from_millis(1500));
+        task.container.tty = true;
+        task.log.non_blocking_buffer_bytes = Some(1 << 20);
         task.container.mounts = vec![
             Mount { kind: MountKind::Bind, source: "/a".into(), target: "/b".into(), read_only: true },
             Mount {

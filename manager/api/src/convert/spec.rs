@@ -195,6 +195,7 @@ impl From<&ContainerSpec> for v1::ContainerSpec {
             user: spec.user.clone(),
             groups: spec.groups.clone(),
             read_only: spec.read_only,
+            tty: spec.tty,
             init: spec.init,
             stop_signal: spec.stop_signal.clone(),
             stop_grace_period_nanos: spec.stop_grace_period.map(nanos),
@@ -230,6 +231,7 @@ impl TryFrom<v1::ContainerSpec> for ContainerSpec {
             user: wire.user,
             groups: wire.groups,
             read_only: wire.read_only,
+            tty: wire.tty,
             init: wire.init,
             stop_signal: wire.stop_signal,
             stop_grace_period: wire.stop_grace_period_nanos.map(Duration::from_nanos),
@@ -432,14 +434,16 @@ impl TryFrom<v1::NetworkAttachment> for NetworkAttachment {
 
 impl From<&LogConfig> for v1::LogConfig {
     fn from(config: &LogConfig) -> Self {
-        Self { max_size_bytes: config.max_size_bytes, max_files: config.max_files }
+        let LogConfig { max_size_bytes, max_files, non_blocking_buffer_bytes } = *config;
+        Self { max_size_bytes, max_files, non_blocking_buffer_bytes }
     }
 }
 
 impl TryFrom<v1::LogConfig> for LogConfig {
     type Error = WireError;
     fn try_from(wire: v1::LogConfig) -> Result<Self, WireError> {
-        Ok(Self { max_size_bytes: wire.max_size_bytes, max_files: wire.max_files })
+        let v1::LogConfig { max_size_bytes, max_files, non_blocking_buffer_bytes } = wire;
+        Ok(Self { max_size_bytes, max_files, non_blocking_buffer_bytes })
     }
 }
 

@@ -109,6 +109,7 @@ impl Node {
             log: LogOptions {
                 max_size_bytes: task.spec.log.max_size_bytes,
                 max_files: task.spec.log.max_files.max(1),
+                non_blocking_buffer_bytes: task.spec.log.non_blocking_buffer_bytes,
             },
         };
         self.containers.create(&request)?;

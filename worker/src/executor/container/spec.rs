@@ -151,6 +151,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
         add_place(&mut variables, task, node_hostname);
         process.set_env(Some(variables));
         process.set_cwd(working_directory(task, image)?.into());
+        process.set_terminal(Some(container.tty));
         let mut builder = UserBuilder::default().uid(user.uid).gid(user.gid).umask(0o022u32);
         if !user.additional_gids.is_empty() {
             builder = builder.additional_gids(user.additional_gids.clone());
@@ -238,6 +239,10 @@ fn environment(task: &Task, image: &ImageConfiguration, user: &User, hostname: &
     let of_image = image.config().as_ref().and_then(|config| config.env().clone()).unwrap_or_default();
     let mut variables =
         vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={hostname}"), format!("HOME={}", user.home)];
+    if task.spec.container.tty {
+        // Source: moby, `CreateDaemonEnvironment`.
+        variables.push("TERM=xterm".to_owned());
+    }
     for word in of_image.iter().chain(&task.spec.container.env) {
         let name = word.split('=').next().unwrap_or_default();
         let same = |known: &String| known.split('=').next() == Some(name);

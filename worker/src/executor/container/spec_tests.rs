@@ -98,6 +98,8 @@ fn environment_is_the_images_then_the_tasks() {
     assert_eq!(environment(&task, &nginx(), &user(), "box"), words("HOSTNAME=box HOME=/home/web"));
     let found = environment(&with(|_| {}), &image(|config| config), &user(), "box");
     assert_eq!(found[0], DEFAULT_PATH);
+    let found = environment(&with(|c| c.tty = true), &nginx(), &user(), "box");
+    assert!(found.contains(&"TERM=xterm".to_owned()), "{found:?}");
 }
 
 #[test]
@@ -144,6 +146,7 @@ fn limits_reach_process_and_cgroup() {
         c.ulimits = vec![ulimit("nofile", 1024, 2048), ulimit("core", 0, -1)];
         c.oom_score_adj = 100;
         c.read_only = true;
+        c.tty = true;
     });
     let limits = Limits { nano_cpus: 500_000_000, memory_bytes: 64 << 20, pids: 10 };
     task.spec = Arc::new(TaskSpec { limits, ..TaskSpec::clone(&task.spec) });
@@ -160,6 +163,7 @@ fn limits_reach_process_and_cgroup() {
     assert_eq!(process.oom_score_adj(), Some(100));
     assert_eq!((process.user().uid(), process.user().gid()), (33, 34));
     assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
+    assert_eq!(process.terminal(), Some(true));
     let resources = spec.linux().as_ref().unwrap().resources().clone().unwrap();
     let memory = resources.memory().unwrap();
     assert_eq!((memory.limit(), memory.swap()), (Some(64 << 20), Some(128 << 20)));
