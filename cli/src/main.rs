@@ -6,6 +6,7 @@
 mod client;
 mod cluster;
 mod daemon;
+mod exec;
 mod image;
 mod login;
 mod network;
@@ -77,6 +78,8 @@ enum Command {
     /// Look at tasks
     #[command(subcommand)]
     Task(task::TaskCommand),
+    /// Run a command in a task of this host
+    Exec(exec::ExecArgs),
     /// Manage the images of this host
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -233,6 +236,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Service(command) => service::run(&client, command).await,
             Command::Network(command) => network::run(&client, command).await,
             Command::Task(command) => task::run(&client, command).await,
+            Command::Exec(args) => exec::run(&paths, &client, args).await,
             Command::Image(command) => image::run(&client, command).await,
             Command::Login(args) => login::login(&client, args).await,
             Command::Logout(args) => login::logout(&args),

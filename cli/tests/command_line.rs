@@ -56,6 +56,8 @@ fn exit_codes_tell_bad_flags_from_failures() {
     check(&["init", "--insecure-registry", "http://x"], 125, &["http://x", "HOST:PORT"]);
     check(&["service", "create"], 1, &["IMAGE"]);
     check(&["node", "rm"], 1, &["NODES"]);
+    check(&["exec", "--nope", "web.1", "ls"], 125, &["--nope"]);
+    check(&["exec", "web.1"], 1, &["COMMAND"]);
     check(&["nope"], 1, &["nope"]);
 }
 
@@ -86,6 +88,7 @@ fn login_without_a_terminal_says_how() {
 fn without_a_daemon_the_socket_and_the_way_out_are_named() {
     check(&["node", "ls"], 1, &["cannot reach the daemon at", "rswarm.sock", "rswarm init"]);
     check(&["ping"], 1, &["cannot reach the daemon"]);
+    check(&["exec", "web.1", "ls", "-l"], 1, &["no task `web.1` on this node", "cannot reach the daemon"]);
 }
 
 #[test]

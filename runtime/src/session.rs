@@ -1,10 +1,12 @@
 //! The caller's side of what goes on with a running container: more processes in it, and a look at its output.
 
 use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use rustix::net::sockopt;
 use rustix::termios::Winsize;
 
@@ -12,7 +14,7 @@ use crate::containers::{ANSWER, Container, WORK, unexpected};
 use crate::error::RuntimeError;
 use crate::request::{ExecRequest, TerminalSize};
 use crate::shim::protocol::{self, Reply, Request};
-use crate::state::{ExitStatus, ProcessEnd};
+use crate::state::{ExitStatus, ProcessEnd, State, Status};
 
 /// A process beside the container's own. It belongs to the shim: it goes on when this handle is dropped, and what it
 /// writes is thrown away then. It ends with the container.
@@ -42,16 +44,17 @@ impl Container {
     pub fn exec(&self, request: &ExecRequest) -> Result<Session, RuntimeError> {
         let control = |source: io::Error| RuntimeError::Control { id: self.id().to_owned(), source };
         let file = in_memory(request).map_err(control)?;
-        let Some(connection) = self.connect(ANSWER)? else { return Err(self.wrong_state("running", None)?) };
+        let expected = "running";
+        let Some(connection) = self.connect(ANSWER)? else { return Err(self.unheard(expected)) };
         let asked = Request::Exec { terminal: request.terminal.is_some() };
         protocol::send_with(&connection, &asked, &[file.as_fd()]).map_err(control)?;
         set_limit(&connection, Some(WORK)).map_err(control)?;
         let received = protocol::receive_with(&connection).map_err(control)?;
-        let Some((reply, descriptors)) = received else { return Err(self.wrong_state("running", None)?) };
+        let Some((reply, descriptors)) = received else { return Err(self.unheard(expected)) };
         let pid = match reply {
             Reply::Running { pid } => pid,
             Reply::Failed(source) => return Err(RuntimeError::Exec { id: self.id().to_owned(), source }),
-            other => return Err(self.wrong_state("running", Some(other))?),
+            other => return Err(self.wrong_state(expected, Some(other))?),
         };
         let mut descriptors = descriptors.into_iter();
         let streams = match (descriptors.next(), descriptors.next(), descriptors.next()) {
@@ -95,10 +98,10 @@ impl Container {
     pub fn attach(&self) -> Result<Attachment, RuntimeError> {
         let control = |source: io::Error| RuntimeError::Control { id: self.id().to_owned(), source };
         let expected = "created or running";
-        let Some(connection) = self.connect(ANSWER)? else { return Err(self.wrong_state(expected, None)?) };
+        let Some(connection) = self.connect(ANSWER)? else { return Err(self.unheard(expected)) };
         protocol::send(&connection, &Request::Attach).map_err(control)?;
         let received = protocol::receive_with(&connection).map_err(control)?;
-        let Some((reply, descriptors)) = received else { return Err(self.wrong_state(expected, None)?) };
+        let Some((reply, descriptors)) = received else { return Err(self.unheard(expected)) };
         let (terminal, input) = match reply {
             Reply::Attached { terminal, input } => (terminal, input),
             Reply::Failed(source) => return Err(RuntimeError::Attach { id: self.id().to_owned(), source }),
@@ -111,6 +114,37 @@ impl Container {
         let stdin = input.then(&mut next).transpose()?;
         set_limit(&connection, None).map_err(control)?;
         Ok(Attachment { stdout, stderr, stdin, terminal, container: self.id().to_owned(), connection })
+    }
+}
+
+impl Container {
+    /// The content of a file in the container, at most `bytes_max` of it, as its first process would find it; `None` if
+    /// there is no such file.
+    ///
+    /// # Errors
+    /// `WrongState` when the container does not run.
+    pub fn read_file(&self, path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, RuntimeError> {
+        let Some(pid) = self.init_pid()? else { return Err(self.unheard("running")) };
+        let error = |source: io::Error| RuntimeError::File { action: "read", path: path.to_owned(), source };
+        let root = format!("/proc/{pid}/root");
+        let root = rustix::fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let root = root.map_err(|errno| error(errno.into()))?;
+        if self.init_pid()? != Some(pid) {
+            return Err(self.unheard("running"));
+        }
+        // The container may have put anything there, such as a pipe without an end or a way out.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let file = match rustix::fs::openat2(&root, path, flags, Mode::empty(), inside) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            other => File::from(other.map_err(|errno| error(errno.into()))?),
+        };
+        if !file.metadata().map_err(error)?.is_file() {
+            return Ok(None);
+        }
+        let mut content = Vec::new();
+        file.take(bytes_max).read_to_end(&mut content).map_err(error)?;
+        Ok(Some(content))
     }
 }
 
@@ -150,6 +184,21 @@ fn last_word(connection: &OwnedFd, container: &str) -> Result<Reply, RuntimeErro
     received
         .map_err(|source| RuntimeError::Control { id: id(), source })?
         .ok_or_else(|| RuntimeError::SessionLost { id: id() })
+}
+
+impl Container {
+    /// Why the shim has closed the line without a word, or is not there.
+    fn unheard(&self, expected: &'static str) -> RuntimeError {
+        let id = self.id().to_owned();
+        match self.state() {
+            Ok(State { status: Status::Created | Status::Running, .. }) => {
+                let why = "it has too many connections, or is of a version that does not know this yet";
+                RuntimeError::Control { id, source: io::Error::other(why) }
+            }
+            Ok(State { status: found, .. }) => RuntimeError::WrongState { id, expected, found },
+            Err(error) => error,
+        }
+    }
 }
 
 /// A file that is nowhere, for what may be longer than a message.

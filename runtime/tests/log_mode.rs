@@ -18,14 +18,17 @@ fn non_blocking(mut request: CreateRequest, buffer_bytes: u64) -> CreateRequest 
 fn log_writer(container: &Container) -> i32 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", container.pid().unwrap())).unwrap();
     let shim = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(1).unwrap().to_owned();
-    let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap();
-    let is_it = |pid: &&str| {
-        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "rswarm-log\n")
-    };
-    let mut found = children.split_whitespace().filter(is_it);
-    let writer = found.next().unwrap_or_else(|| panic!("no writer among {children}")).parse().unwrap();
-    assert_eq!(found.next(), None);
-    writer
+    let mut found = None;
+    // It takes its name when it has come to itself.
+    eventually("there is a process for the log", || {
+        let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap();
+        let is_it = |pid: &&str| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "rswarm-log\n")
+        };
+        found = children.split_whitespace().find(is_it).map(|pid| pid.parse().unwrap());
+        found.is_some()
+    });
+    found.unwrap()
 }
 
 fn kill(pid: i32, signal: rustix::process::Signal) {
@@ -54,7 +57,7 @@ fn a_log_that_keeps_up_has_every_line_when_the_end_is_told() {
 fn a_writer_that_waits_for_the_disk_stops_nobody_and_what_is_lost_is_counted() {
     let Some(lab) = Lab::new() else { return };
     // More than the container's pipe, the shim and a buffer of 64 KiB hold together.
-    let script = "read go; i=0; while [ $i -lt 100000 ]; do echo 1234567; i=$((i+1)); done; echo done >/tmp/done; read go; echo after";
+    let script = "read go; yes 1234567 | head -n 100000; echo done >/tmp/done; read go; echo after";
     let mut request = non_blocking(lab.script("one", script), 64 << 10);
     request.stdin = true;
     let container = lab.containers.create(&request).unwrap();
@@ -95,7 +98,7 @@ fn a_full_disk_does_not_stop_the_container() {
     std::fs::create_dir_all(&place).unwrap();
     let mounted = Mounted::tmpfs(&place, "size=256k");
     for mode in ["blocking", "non-blocking"] {
-        let script = "i=0; while [ $i -lt 100000 ]; do echo 1234567; i=$((i+1)); done; echo done >/tmp/done; exec sleep 1000";
+        let script = "yes 1234567 | head -n 100000; echo done >/tmp/done; exec sleep 1000";
         let mut request = lab.script(mode, script);
         if mode == "non-blocking" {
             request = non_blocking(request, 64 << 10);

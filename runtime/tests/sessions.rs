@@ -181,7 +181,7 @@ fn a_terminal_has_the_size_it_is_given_and_takes_another() {
     };
     let session = exec(&container, &request);
     let Streams::Terminal(master) = &session.streams else { panic!("it has pipes") };
-    assert!(read_until(master, "ready").starts_with("17 91\r\n"));
+    assert_eq!(read_until(master, "ready\r\n"), "17 91\r\nready\r\n");
     session.resize(TerminalSize { columns: 60, rows: 40 }).unwrap();
     assert_eq!(read_until(master, "\n"), "40 60\r\n");
     // Ctrl-C.

@@ -36,7 +36,8 @@ use tonic::transport::Channel;
 
 pub use agent::Counts;
 pub use executor::container::{
-    ContainerExecutor, ContainerExecutorConfig, ContainerExecutorError, Guarded, KEY_PERIOD, take_up,
+    ContainerExecutor, ContainerExecutorConfig, ContainerExecutorError, Guarded, KEY_PERIOD, USERS_BYTES_MAX,
+    resolve_user, take_up,
 };
 use executor::{Executor, Failure};
 use ledger::Ledger;
@@ -124,7 +125,7 @@ impl Worker {
     /// # Errors
     /// As in [`WorkerError`]; nothing runs then that did not run before.
     pub async fn start(config: WorkerConfig) -> Result<Self, WorkerError> {
-        let root = config.data_root.join("worker");
+        let root = root_of(&config.data_root);
         let hostname = &config.node_description.hostname;
         let executor =
             ContainerExecutor::open(root.join("tasks"), config.node_id, hostname, config.executor)?;
@@ -250,7 +251,7 @@ pub async fn remove_everything(
     executor: ContainerExecutorConfig,
     patience: Duration,
 ) -> Result<(), WorkerError> {
-    let root = data_root.join("worker");
+    let root = root_of(data_root);
     let ledger = root.join("ledger");
     if let Err(LedgerError::Open { .. }) = Ledger::open(&ledger) {
         std::fs::remove_file(&ledger)
@@ -274,4 +275,16 @@ impl Drop for Worker {
         self.session.abort();
         self.server.abort();
     }
+}
+
+fn root_of(data_root: &Path) -> PathBuf {
+    data_root.join("worker")
+}
+
+/// The tasks that the worker with this data root has containers of, running or not, by id and name. It need not run.
+///
+/// # Errors
+/// The file system's.
+pub fn tasks_on_disk(data_root: &Path) -> std::io::Result<Vec<(rswarm_types::TaskId, String)>> {
+    executor::container::tasks_on_disk(&root_of(data_root).join("tasks"))
 }

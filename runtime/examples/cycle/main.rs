@@ -11,7 +11,7 @@ use std::error::Error;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rswarm_runtime::{Containers, CreateRequest, LogOptions, Rootfs, ShimCommand, default_spec};
+use rswarm_runtime::{Containers, CreateRequest, ExecRequest, LogOptions, Rootfs, ShimCommand, default_spec};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args_os().skip(1);
@@ -112,6 +112,18 @@ fn memory(containers: &Containers, request: &CreateRequest) -> Result<(), Box<dy
         println!("shim {line}");
     }
     println!("waiting init, private: {waiting} kB");
+    let command = ExecRequest { args: vec!["/bin/true".to_owned()], ..ExecRequest::default() };
+    let mut execs = Vec::new();
+    for _ in 0..50 {
+        let begin = Instant::now();
+        container.exec(&command)?.wait()?;
+        execs.push(begin.elapsed());
+    }
+    println!(
+        "rswarm exec by the shim: {:.2} ms, its private memory then {} kB",
+        median(&mut execs),
+        private(shim)?
+    );
     if std::env::var_os("SMAPS").is_some() {
         println!("{}", std::fs::read_to_string(format!("/proc/{shim}/smaps"))?);
     }

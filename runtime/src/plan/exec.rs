@@ -51,6 +51,10 @@ pub fn process_of(spec: &Spec, request: &ExecRequest) -> Result<Process, PlanErr
     process.set_args(Some(request.args.clone()));
     let mut env = process.env().clone().unwrap_or_default();
     env.extend_from_slice(&request.env);
+    if request.terminal.is_some() && !env.iter().any(|entry| entry.starts_with("TERM=")) {
+        // As with Docker.
+        env.push("TERM=xterm".to_owned());
+    }
     process.set_env(Some(env));
     if let Some(cwd) = &request.cwd {
         process.set_cwd(cwd.clone());

@@ -45,9 +45,10 @@ pub use network::take_up;
 use network::{Encryption, TaskNetworks};
 pub use overlay::Guarded;
 use record::Record;
+pub use record::tasks_on_disk;
 use resolver::Resolver;
 pub use spec::SpecError;
-pub use users::UserError;
+pub use users::{FILE_BYTES_MAX as USERS_BYTES_MAX, UserError, resolve as resolve_user};
 
 /// Containers made at the same time; more would only wait for the same locks of the kernel.
 const CREATING_MAX: usize = 8;

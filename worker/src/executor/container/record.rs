@@ -6,6 +6,7 @@ use std::path::Path;
 
 use rswarm_image::Digest;
 use rswarm_net::{BridgeNetwork, Endpoint};
+use rswarm_types::TaskId;
 use rswarm_types::task::PortStatus;
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,22 @@ impl Default for Record {
             name_server: None,
         }
     }
+}
+
+/// Ids and names of the tasks below `tasks`, in no order. A task without a readable record has no name.
+pub fn tasks_on_disk(tasks: &Path) -> io::Result<Vec<(TaskId, String)>> {
+    let entries = match std::fs::read_dir(tasks) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+            found.push((id, Record::read(&entry.path())?.unwrap_or_default().name));
+        }
+    }
+    Ok(found)
 }
 
 impl Record {
