@@ -106,6 +106,8 @@ struct State {
     map: Arc<NetworkMap>,
     /// The file that says the same, for the resolver and the next daemon.
     file: Option<MapWriter>,
+    /// Bridges that a container has left.
+    left: Vec<BridgeNetwork>,
 }
 
 /// What one container has.
@@ -333,7 +335,7 @@ impl TaskNetworks {
         for endpoint in unwanted {
             self.detach_endpoint(&endpoint.id).await;
         }
-        self.remove_unused(&state, former.networks.clone()).await;
+        state.left.extend(former.networks.iter().cloned());
         result.map_err(|error| {
             let failure = explain(&error, &state.attached);
             state.attached.insert(task.id, former);
@@ -371,15 +373,17 @@ impl TaskNetworks {
         for endpoint in &gone.endpoints {
             self.detach_endpoint(&endpoint.id).await;
         }
-        self.remove_unused(state, gone.networks).await;
+        state.left.extend(gone.networks);
     }
 
-    /// Removes those of `networks` that no container is on any more.
-    async fn remove_unused(&self, state: &State, networks: Vec<BridgeNetwork>) {
+    /// Removes the bridges that no container is on any more. Not at once: the kernel takes its time for that, and the next
+    /// container may be about to come.
+    async fn remove_unused(&self, state: &mut State) {
+        let left = std::mem::take(&mut state.left);
         let used = |network: &BridgeNetwork| {
             state.attached.values().flat_map(|attached| &attached.networks).any(|held| held.id == network.id)
         };
-        for network in networks.iter().filter(|network| !used(network)) {
+        for network in left.iter().filter(|network| !used(network)) {
             if let Err(error) = self.network.remove_network(&network.id).await {
                 let error = rswarm_types::error::chain(&error);
                 tracing::warn!(bridge = network.bridge, %error, "bridge stays until the next repair");
@@ -396,7 +400,8 @@ impl TaskNetworks {
 
     /// Makes the kernel as it should be, and says what was different.
     pub async fn repair(&self) -> Result<(), Failure> {
-        let state = self.state.lock().await;
+        let mut state = self.state.lock().await;
+        self.remove_unused(&mut state).await;
         let encrypted = state.map.networks.values().any(|network| network.encrypted);
         if let Some(keys) = self.encryption.keys().filter(|_| encrypted) {
             let aged = keys.age(Timestamp::now());
