@@ -187,7 +187,12 @@ fn a_terminal_is_passed_through_and_services_have_theirs() {
         return eprintln!("skipped: needs script (Debian package bsdutils)");
     }
     let Some(lab) = lab("exectty", 0) else { return };
-    let output = on_terminal(&lab, "'stty size; echo $TERM; exit 5'").output().expect("script can be run");
+    let mut command = on_terminal(&lab, "'stty size; echo $TERM; exit 5'");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script can be run");
+    // An end of input would be typed by `script`, and shown.
+    let stdin = child.stdin.take();
+    let output = child.wait_with_output().expect("it can be waited for");
+    drop(stdin);
     assert!(text(&output.stdout).contains("33 99\r\nxterm\r\n"), "{}", text(&output.stdout));
     assert_eq!(output.status.code(), Some(5));
     // Ctrl-C is a key like any other here, and what it means is up to the terminal there.
