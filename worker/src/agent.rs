@@ -390,6 +390,8 @@ impl Agent {
         held.reconnect |= operation == Operation::Connect && result.is_err();
         dirty.insert(id);
         match task::conclude(&held.status, operation, result, now) {
+            // As when it was connected as it should be: nobody need hear of that.
+            Conclusion::Status(status) if status == held.status => {}
             Conclusion::Status(status) => {
                 held.status = status;
                 held.report = Report::Unsent;

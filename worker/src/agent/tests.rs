@@ -374,7 +374,7 @@ fn a_running_task_is_connected_to_what_it_is_given_and_tried_again() {
     h.done(1, Operation::Start, Ok(started), &["save 1", "connect 1"]);
     // And another while it is connected.
     h.check(change(3, vec![on(&[1, 2])], &[]), &["index 3", "save 1"]);
-    h.done(1, Operation::Connect, Ok(Done::Connected), &["save 1", "connect 1"]);
+    h.done(1, Operation::Connect, Ok(Done::Connected), &["connect 1"]);
     let failure = Failure { text: "no room".to_owned(), kind: FailureKind::Final };
     h.done(1, Operation::Connect, Err(failure), &["wait 1"]);
     assert_eq!(h.agent.tasks().next().unwrap().1.error, "no room");
@@ -389,7 +389,7 @@ fn a_running_task_is_connected_to_what_it_is_given_and_tried_again() {
     let (agent, outputs) = Agent::restore(vec![entry], 3, NetworkMap::default(), vec![found], NOW);
     let mut h = Harness { agent, attempts: BTreeMap::new(), now: NOW };
     assert_eq!(h.take(&outputs), ["connect 1"]);
-    h.done(1, Operation::Connect, Ok(Done::Connected), &["save 1", "wait 1"]);
+    h.done(1, Operation::Connect, Ok(Done::Connected), &["wait 1"]);
 }
 
 #[test]
