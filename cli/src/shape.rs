@@ -174,6 +174,7 @@ fn endpoint(spec: &EndpointSpec) -> Value {
         "Mode": spec.mode,
         "Ports": spec.ports.iter().map(port).collect::<Vec<_>>(),
         "AllowFrom": spec.allow_from,
+        "PreferSameNode": spec.prefer_same_node,
     }))
     .into()
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rswarm_api::v1;
 use rswarm_cluster_tests::ClusterLab;
-use rswarm_cluster_tests::kernel::output;
+use rswarm_cluster_tests::kernel::{missing_program, output};
 use rswarm_lab::page;
 use rswarm_net::lab::Witness;
 
@@ -141,4 +141,75 @@ fn what_tasks_send_each_other_on_an_encrypted_network_is_nowhere_to_be_read() {
         let left: Vec<usize> = (1..=NODES).filter(|number| encrypts(&lab, *number)).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("on {left:?}")) }
     });
+}
+
+/// Seconds for which the router below remembers who sent a datagram: more than pass between two that keep a way open.
+const REMEMBERED: u32 = 30;
+
+/// Puts the host behind a router that translates its address, and lets nothing begin from outside.
+fn translate(lab: &ClusterLab, number: usize) {
+    let (port, address) = (format!("h{number}"), lab.host(number).address);
+    let script = format!(
+        "set -e
+        ip link set {port} nomaster
+        ip route add {address}/32 dev {port}
+        cd /proc/sys/net
+        echo 1 > ipv4/ip_forward
+        echo 1 > ipv4/conf/{port}/proxy_arp
+        echo {REMEMBERED} | tee netfilter/nf_conntrack_udp_timeout netfilter/nf_conntrack_udp_timeout_stream
+        nft add table ip router
+        nft add chain ip router out '{{ type nat hook postrouting priority srcnat; }}'
+        nft add rule ip router out iifname {port} masquerade random
+        nft add chain ip router in '{{ type filter hook forward priority filter; }}'
+        nft add rule ip router in oifname {port} ct state new drop"
+    );
+    let mut shell = rswarm_net::lab::command_in_netns(&lab.config().wire_netns(), "sh").expect("the wire");
+    let said = shell.args(["-c", &script]).output().expect("`sh` is there");
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    // It shall ask anew whom to send to.
+    output(&lab.host(number).netns, "ip neigh flush dev eth0");
+}
+
+/// For how many seconds the router will remember the tunnel of the host behind it.
+fn remembered(lab: &ClusterLab, number: usize) -> Option<u32> {
+    let from = format!("src={} ", lab.host(number).address);
+    let known = output(&lab.config().wire_netns(), "cat /proc/thread-self/net/nf_conntrack");
+    let line = known.lines().find(|line| line.contains(&from) && line.contains(" dport=4790 "))?;
+    line.split_whitespace().nth(4)?.parse().ok()
+}
+
+/// From outside its tunnel is found only as long as the router remembers it.
+#[test]
+fn a_node_behind_an_address_translation_stays_reachable_on_encrypted_networks() {
+    let Some(lab) = ClusterLab::form("translated", 1, 1) else { return };
+    if let Some(missing) = missing_program() {
+        eprintln!("skipped: needs `{missing}`");
+        return;
+    }
+    if !Path::new("/dev/net/tun").exists() {
+        eprintln!("skipped: needs `/dev/net/tun`");
+        return;
+    }
+    translate(&lab, 2);
+    lab.until_ready(2);
+    lab.ok(1, &["network", "create", "--opt", "encrypted", "secret"]);
+    let on = |role: &str| format!("node.role=={role}");
+    for (service, role, command) in [("web", "worker", &["serve", "80"][..]), ("client", "manager", &[])] {
+        lab.create(1, service, 1, &["--network", "secret", "--constraint", &on(role)], command);
+        lab.until_running(1, service, 1, SOON);
+    }
+    let inside = (tasks(&lab, "client", "secret"), tasks(&lab, "web", "secret"));
+    // A tunnel that began before the other end knew its key begins again 5 s later.
+    let (netns, address) = (&inside.0[0].0, inside.1[0].1);
+    lab.wait("the first page", SOON, || page(netns, address, 80).map_err(|error| error.to_string()));
+    // No packet for longer than half of that, and then one that none of the tasks sent.
+    let mut least = REMEMBERED;
+    lab.wait("the way is kept open", Duration::from_secs(u64::from(REMEMBERED) + 15), || {
+        let left = remembered(&lab, 2).unwrap_or_default();
+        least = least.min(left);
+        if least < REMEMBERED / 2 && left > least { Ok(()) } else { Err(format!("{left} s of {least} left")) }
+    });
+    assert!(least > 0, "it was forgotten meanwhile");
+    let waited = ask(&inside);
+    assert!(waited < WAIT_MAX, "{waited:?}");
 }

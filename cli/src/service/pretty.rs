@@ -90,6 +90,7 @@ pub fn pretty(service: &Service, networks: &[(NetworkId, String)]) -> String {
     };
     page.words("Networks", &spec.task.networks.iter().map(|n| name(n.network)).collect::<Vec<_>>());
     page.line("Endpoint Mode", spec.endpoint.mode);
+    page.line("Prefer Same Node", if spec.endpoint.prefer_same_node { "true" } else { "" });
     page.line("Allowed From", Vec::from_iter(spec.endpoint.allow_from.iter().cloned()).join(" "));
     if !service.endpoint.ports.is_empty() {
         page.heading("Ports");

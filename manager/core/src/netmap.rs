@@ -230,6 +230,7 @@ impl<'a> View<'a> {
             ports: ports.copied().collect(),
             allow_from: spec.endpoint.allow_from.clone(),
             number: endpoint.number,
+            prefer_same_node: spec.endpoint.prefer_same_node,
         };
         (!service.networks.is_empty() || !service.ports.is_empty()).then_some(service)
     }

@@ -86,6 +86,9 @@ pub struct MapService {
     /// [`ServiceEndpoint::number`](crate::service::ServiceEndpoint::number).
     #[serde(default)]
     pub number: u32,
+    /// [`EndpointSpec::prefer_same_node`](crate::service::EndpointSpec::prefer_same_node).
+    #[serde(default)]
+    pub prefer_same_node: bool,
 }
 
 /// A service on a network.

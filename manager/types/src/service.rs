@@ -140,6 +140,9 @@ pub struct EndpointSpec {
     /// Names of the services whose tasks alone may connect to this one's by overlays, whether they exist yet or not. Empty
     /// is every task of those networks. What comes by a published port is not concerned.
     pub allow_from: BTreeSet<String>,
+    /// On a node with tasks of the service that take connections, its virtual addresses and ports in mode `ingress` lead
+    /// to those alone.
+    pub prefer_same_node: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -310,6 +310,7 @@ mod tests {
         });
         check(&["--replicas-max-per-node", "2"], |s| s.task.placement.max_replicas = 2);
         check(&["--endpoint-mode", "dnsrr"], |s| s.endpoint.mode = EndpointMode::Dnsrr);
+        check(&["--prefer-same-node"], |s| s.endpoint.prefer_same_node = true);
         check(&["--allow-from", "api", "--allow-from", "jobs"], |s| {
             s.endpoint.allow_from = ["api".to_owned(), "jobs".to_owned()].into();
         });

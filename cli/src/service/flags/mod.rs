@@ -144,6 +144,10 @@ pub struct Settings {
     /// From -1000 (spared) to 1000 (killed first) when the node is out of memory
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(-1000..=1000))]
     oom_score_adj: Option<i32>,
+    /// Connect callers to tasks on the node that they come by, as long as there are such
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_parser = value::boolean, value_name = "BOOL")]
+    prefer_same_node: Option<bool>,
     /// Mount the root file system read-only
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         value_parser = value::boolean, value_name = "BOOL")]
@@ -251,6 +255,7 @@ impl Settings {
     fn apply(&self, spec: &mut ServiceSpec) -> Result<(), FlagError> {
         self.apply_mode(spec)?;
         set(&mut spec.endpoint.mode, self.endpoint_mode.as_ref());
+        set(&mut spec.endpoint.prefer_same_node, self.prefer_same_node.as_ref());
         self.apply_pace(spec);
 
         let task = &mut spec.task;

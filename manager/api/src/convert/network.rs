@@ -337,6 +337,7 @@ fn service_to_wire((id, service): (&ServiceId, &MapService)) -> v1::MapService {
         ports: all(&service.ports),
         allow_from: service.allow_from.iter().cloned().collect(),
         number: service.number,
+        prefer_same_node: service.prefer_same_node,
     }
 }
 
@@ -351,6 +352,7 @@ fn service_from_wire(wire: v1::MapService) -> Result<(ServiceId, MapService), Wi
         ports: each("ports", wire.ports)?,
         allow_from: wire.allow_from.into_iter().collect(),
         number: wire.number,
+        prefer_same_node: wire.prefer_same_node,
     };
     Ok((parse("id", &wire.id)?, service))
 }
@@ -507,6 +509,7 @@ mod tests {
                 }],
                 allow_from: ["api".to_owned()].into(),
                 number: 7,
+                prefer_same_node: true,
             },
         );
         set.endpoints.insert(

@@ -439,6 +439,7 @@ mod tests {
                     interface: None,
                 }],
                 allow_from: ["api".to_owned()].into(),
+                prefer_same_node: true,
                 ..Default::default()
             },
         };

@@ -103,6 +103,7 @@ impl From<&EndpointSpec> for v1::EndpointSpec {
             mode: v1::EndpointMode::from(spec.mode).into(),
             ports: all(&spec.ports),
             allow_from: spec.allow_from.iter().cloned().collect(),
+            prefer_same_node: spec.prefer_same_node,
         }
     }
 }
@@ -114,6 +115,7 @@ impl TryFrom<v1::EndpointSpec> for EndpointSpec {
             mode: word::<v1::EndpointMode, _>("mode", wire.mode)?,
             ports: each("ports", wire.ports)?,
             allow_from: wire.allow_from.into_iter().collect(),
+            prefer_same_node: wire.prefer_same_node,
         })
     }
 }

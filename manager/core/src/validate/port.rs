@@ -15,6 +15,10 @@ pub enum PortError {
     Zero,
     #[error("duplicate published port {port}/{protocol}")]
     Duplicate { port: u16, protocol: Protocol },
+    #[error(
+        "endpoint mode `dnsrr` has no address that could prefer tasks of the same node: expected mode `vip`"
+    )]
+    DnsrrSameNode,
     #[error("endpoint mode `dnsrr` cannot publish port {0} in mode `ingress`: expected mode `host`")]
     DnsrrIngress(u16),
     #[error(
@@ -45,6 +49,9 @@ pub enum PortError {
 
 /// Checks the ports alone.
 pub(super) fn ports(spec: &ServiceSpec) -> Result<(), PortError> {
+    if spec.endpoint.prefer_same_node && spec.endpoint.mode == EndpointMode::Dnsrr {
+        return Err(PortError::DnsrrSameNode);
+    }
     let mut seen = BTreeSet::new();
     for port in &spec.endpoint.ports {
         if port.target == 0 || port.published == Some(0) {
@@ -170,6 +177,15 @@ mod tests {
         assert!(
             told(ports(&spec(&[both]))).starts_with("port 80 cannot be published at an address and by an")
         );
+    }
+
+    #[test]
+    fn tasks_of_the_same_node_are_preferred_by_virtual_addresses_alone() {
+        let mut spec = spec(&[]);
+        (spec.endpoint.mode, spec.endpoint.prefer_same_node) = (EndpointMode::Dnsrr, true);
+        assert!(told(ports(&spec)).contains("expected mode `vip`"));
+        spec.endpoint.mode = EndpointMode::Vip;
+        assert_eq!(ports(&spec), Ok(()));
     }
 
     #[test]

@@ -74,23 +74,30 @@ pub fn of(
         overlay.endpoints.extend(addresses.map(|at| (at, peer.number)));
     }
     let ready = ready(map);
-    let backends = |service: &ServiceId, network: NetworkId| -> BTreeSet<Ipv4Addr> {
-        let tasks = ready.get(service).into_iter().flatten();
-        tasks.filter_map(|task| task.addresses.get(&network).copied()).collect()
+    let backends = |id: &ServiceId, service: &MapService, network: NetworkId| -> BTreeSet<Ipv4Addr> {
+        let on_it = |task: &&&MapEndpoint| task.addresses.contains_key(&network);
+        let mut tasks: Vec<_> = ready.get(id).into_iter().flatten().filter(on_it).collect();
+        let here = |task: &&MapEndpoint| task.node == node;
+        if service.prefer_same_node && tasks.iter().any(|task| here(task)) {
+            tasks.retain(|task| here(task));
+        }
+        tasks.into_iter().filter_map(|task| task.addresses.get(&network).copied()).collect()
     };
     let ingress = map.networks.iter().find(|(_, network)| network.ingress).map(|(id, _)| *id);
     for (id, service) in &map.services {
         for (network, attachment) in &service.networks {
             let (Some(of), Some(vip)) = (map.networks.get(network), attachment.vip) else { continue };
             if service.mode == EndpointMode::Vip {
-                let service = VirtualService { id: id.to_string(), backends: backends(id, *network) };
+                let service =
+                    VirtualService { id: id.to_string(), backends: backends(id, service, *network) };
                 overlay.services.insert((of.vni, vip), service);
             }
         }
         for port in service.ports.iter().filter(|port| port.mode == PublishMode::Ingress) {
             let (Some(published), Some(network)) = (port.published, ingress) else { continue };
             let at = place(port.host_ip, port.interface).into_iter().collect();
-            let published_port = PublishedPort { target: port.target, backends: backends(id, network), at };
+            let published_port =
+                PublishedPort { target: port.target, backends: backends(id, service, network), at };
             overlay.published.insert((protocol(port.protocol), published), published_port);
         }
     }
@@ -297,6 +304,7 @@ mod tests {
                     ports: vec![port],
                     allow_from: BTreeSet::new(),
                     number: 7,
+                    prefer_same_node: false,
                 },
             )]),
             endpoints: [
@@ -329,6 +337,22 @@ mod tests {
         let elsewhere: Vec<_> = overlay.endpoints.keys().filter(|(vni, _)| *vni == 4097).collect();
         assert_eq!(elsewhere, [&(4097, address(4)), &(4097, address(5)), &(4097, address(6))]);
         assert!(overlay.guarded.contains(&(rswarm_net::Protocol::Udp, 4789)));
+    }
+
+    #[test]
+    fn tasks_of_the_same_node_are_preferred_where_that_is_asked_and_there_are_such() {
+        let mut map = map();
+        map.services.get_mut(&WEB).unwrap().prefer_same_node = true;
+        let last = |map: &NetworkMap, on: u8| -> Vec<(u8, u8)> {
+            let overlay = of(map, node(on), &Guarded::new(), end).unwrap();
+            let service = &overlay.services[&(4097, address(2))].backends;
+            let port = &overlay.published[&(rswarm_net::Protocol::Tcp, 8080)].backends;
+            service.iter().zip(port).map(|(a, b)| (a.octets()[3], b.octets()[3])).collect()
+        };
+        assert_eq!([last(&map, 1), last(&map, 2)], [[(3, 3)], [(4, 4)]]);
+        // A node whose own task takes no new connections leads to the others.
+        map.endpoints.get_mut(&TaskId::from_bytes([3; 16])).unwrap().state = EndpointState::Draining;
+        assert_eq!([last(&map, 1), last(&map, 2)], [[(4, 4)], [(4, 4)]]);
     }
 
     #[test]
