@@ -17,6 +17,7 @@
 pub mod codec;
 mod compaction;
 mod config;
+mod error;
 mod files;
 mod key;
 mod leadership;
@@ -30,12 +31,13 @@ mod state_machine;
 mod types;
 
 pub use config::{RaftConfig, Timings};
+pub use error::{JoinError, ProposeError, RaftError, ReadError};
 pub use key::KeyError;
 pub use leadership::{LeaderInfo, Leadership};
 pub use log::LogError;
 pub use membership::{AdmitError, Member, Reachability, Removal, RemoveError};
 pub use network::Connector;
-pub use node::{JoinError, ProposeError, RaftError, RaftNode, ReadError};
+pub use node::RaftNode;
 pub use service::{LEADER_METADATA, RaftService, RaftSlot, server};
 pub use snapshot::SnapshotError;
 

@@ -20,17 +20,18 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use super::codec::{self, CodecError};
+use super::codec;
 use super::compaction;
 use super::config::RaftConfig;
+use super::error::{JoinError, ProposeError, RaftError, ReadError};
 use super::files;
-use super::key::{DataKey, KeyError};
+use super::key::DataKey;
 use super::leadership::{self, LeaderInfo, Leadership};
-use super::log::{LogError, LogStore};
+use super::log::LogStore;
 use super::membership;
 use super::network::{NetworkFactory, Peers, never_sent};
 use super::service::LEADER_METADATA;
-use super::snapshot::{SnapshotDir, SnapshotError};
+use super::snapshot::SnapshotDir;
 use super::state_machine::StateMachine;
 use super::types::{LogId, Peer, Raft, Reply};
 use crate::store::Store;
@@ -42,101 +43,9 @@ const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two looks for a leader.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// From being admitted to having caught up and being a voter.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most a single command may have: several of them fit a message between managers.
-const COMMAND_MAX: usize = 2 << 20;
-
-/// Why a member could not be started.
-#[derive(Debug, thiserror::Error)]
-pub enum RaftError {
-    #[error("failed to {action} `{}`", path.display())]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("another daemon uses `{}`; stop it first", .0.display())]
-    InUse(PathBuf),
-    #[error("`{}` holds a manager's state already; start that one, or leave its cluster first", .0.display())]
-    Exists(PathBuf),
-    #[error("`{}` holds no manager's state", .0.display())]
-    Missing(PathBuf),
-    #[error("expected the state of {expected} in `{}`, found that of {found}", dir.display())]
-    OtherOwner { dir: PathBuf, expected: String, found: String },
-    #[error("failed to read `{}`", path.display())]
-    Member {
-        path: PathBuf,
-        #[source]
-        source: CodecError,
-    },
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    #[error(transparent)]
-    Log(#[from] LogError),
-    #[error(transparent)]
-    Snapshot(#[from] SnapshotError),
-    #[error("the raft timings do not fit together")]
-    Timings(#[source] Box<dyn std::error::Error + Send + Sync>),
-    #[error("failed to start the raft member from `{}`", dir.display())]
-    Start {
-        dir: PathBuf,
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    #[error("failed to make the first write of the cluster")]
-    First(#[source] ProposeError),
-    #[error(transparent)]
-    Join(#[from] JoinError),
-}
-
-/// Why a manager could not join the group.
-#[derive(Debug, thiserror::Error)]
-pub enum JoinError {
-    #[error("manager `{addr}` refused to take this node into the group: {reason}")]
-    Refused { addr: String, reason: String },
-    #[error("no manager took this node into the group in time; the last one asked was `{addr}`: {reason}")]
-    NoAnswer { addr: String, reason: String },
-    #[error(
-        "this node was taken into the group as member {raft_id} but did not become a voter within {JOIN_TIMEOUT:?}"
-    )]
-    NotPromoted { raft_id: u64 },
-}
-
-/// Why a command has no result.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum ProposeError {
-    /// The command was understood and changes nothing.
-    #[error(transparent)]
-    Rejected(Rejected),
-    /// Nothing was written; trying again later is safe.
-    #[error("the cluster has no leader at the moment; nothing was changed")]
-    NoLeader,
-    /// It may still take effect.
-    #[error("the leader did not answer in time; the change may or may not have been made")]
-    Timeout,
-    /// It may still take effect.
-    #[error("this manager has stopped; the change may or may not have been made")]
-    Stopped,
-    #[error("expected a change of at most {COMMAND_MAX} bytes, found {len}")]
-    TooLarge { len: usize },
-    #[error("the change cannot be written: {0}")]
-    Unwritable(String),
-    /// Nothing was written.
-    #[error("no space left on the file system of `{0}`: free some; nothing was changed")]
-    NoRoom(String),
-}
-
-/// Why a read could not be made linearizable.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReadError {
-    #[error("the cluster has no leader at the moment")]
-    NoLeader,
-    #[error("this manager did not catch up with the leader in time")]
-    Timeout,
-    #[error("this manager has stopped")]
-    Stopped,
-}
+pub(super) const COMMAND_MAX: usize = 2 << 20;
 
 /// What became of a command at the member it was given to; also the answer on the wire.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
