@@ -102,7 +102,13 @@ fn join_that_fails_after_it_was_let_in_leaves_no_entry() {
     // Nor does the first manager wait for the second one's vote.
     lab.create(1, "web", 0, &["--no-resolve-image"], &[]);
     fs::remove_file(&worker).unwrap();
-    lab.join(2, "manager", 1);
+    // Overlays need their port; a member it is without them.
+    let other = lab.host(2).run(|| UdpSocket::bind("0.0.0.0:4789")).unwrap().unwrap();
+    let (token, manager) = (lab.token(1, "manager"), format!("{}:2377", lab.host(1).address));
+    let joined = lab.rswarm(2, &["join", "--token", &token, &manager]);
+    assert_eq!(joined.code, Some(0), "{}", joined.stderr);
+    assert!(joined.stderr.contains("Warning: UDP port 4789 is in use"), "{}", joined.stderr);
+    drop(other);
     lab.until_ready(2);
 }
 

@@ -197,7 +197,10 @@ impl Session {
             Err(_) => return Ended::Failed(format!("no answer within {HELLO_TIMEOUT:?}")),
         };
         let (mut heartbeat, warnings) = match first {
-            Some(FromManager::Welcome(welcome)) => (ticker(welcome.heartbeat_period_nanos), welcome.warnings),
+            Some(FromManager::Welcome(mut welcome)) => {
+                welcome.warnings.extend(data_path_taken(welcome.data_path_port).await);
+                (ticker(welcome.heartbeat_period_nanos), welcome.warnings)
+            }
             Some(FromManager::Redirect(redirect)) if redirect.leader_addr.is_empty() => {
                 return Ended::NoLeader;
             }
@@ -322,6 +325,18 @@ fn ticker(period_nanos: u64) -> tokio::time::Interval {
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     ticker.reset();
     ticker
+}
+
+/// What is wrong if a process of this host has the port of overlay networks, in words.
+async fn data_path_taken(port: u32) -> Option<String> {
+    let port = u16::try_from(port).ok().filter(|port| *port != 0)?;
+    let taken = tokio::task::spawn_blocking(move || rswarm_net::is_data_path_taken(port)).await;
+    matches!(taken, Ok(Ok(true))).then(|| {
+        format!(
+            "UDP port {port} is in use by another process of this host: overlay networks and published ports do not work \
+             on this node until it has ended"
+        )
+    })
 }
 
 /// What a failed call says, down to the cause: tonic keeps "connection refused" several sources below.

@@ -132,6 +132,7 @@ async fn conversation(
         session_id: session.id.0.to_string(),
         heartbeat_period_nanos: super::nanos(heartbeat_period),
         warnings,
+        data_path_port: described.cluster().map_or(0, |cluster| cluster.spec.data_path_port).into(),
     };
     send(out, Out::Welcome(welcome)).await?;
     let mut view = super::cluster_view(&state, node);

@@ -102,6 +102,7 @@ impl Dispatcher for Manager {
                 session_id: "s".to_owned(),
                 heartbeat_period_nanos: 20_000_000,
                 warnings: vec!["odd".to_owned()],
+                data_path_port: 0,
             }),
             Behaviour::Redirect(leader_addr) => {
                 FromManager::Redirect(manager_message::Redirect { leader_addr })
