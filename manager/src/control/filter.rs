@@ -1,6 +1,6 @@
 //! Filters of the list calls: the same key repeated means or, different keys mean and, an unknown key is an error.
 //!
-//! Source: swarm-parity 1.0. `name` and `id` match prefixes; `label` is `key` or `key=value`.
+//! Source: swarm-parity 1.0. `name` and `id` match prefixes, of networks any part; `label` is `key` or `key=value`.
 
 use rswarm_api::v1;
 use rswarm_types::Labels;
@@ -31,6 +31,17 @@ impl<'a> Filters<'a> {
     /// Whether `text` starts with some value of `key`.
     pub(crate) fn prefix(&self, key: &str, text: &str) -> bool {
         self.any(key, |value| text.starts_with(value))
+    }
+
+    /// Whether some value of `key` is a part of `text`: at its beginning if it starts with `^`, and at its end if it ends with
+    /// `$`. Of the regular expressions that Docker takes for networks these are the ones in use.
+    pub(crate) fn part(&self, key: &str, text: &str) -> bool {
+        self.any(key, |value| match (value.strip_prefix('^'), value.strip_suffix('$')) {
+            (None, None) => text.contains(value),
+            (Some(start), None) => text.starts_with(start),
+            (None, Some(end)) => text.ends_with(end),
+            (Some(start), Some(_)) => start.strip_suffix('$') == Some(text),
+        })
     }
 
     /// Whether `labels` has some label of `key`.
@@ -79,6 +90,19 @@ mod tests {
             [("web", true), ("db-1", true), ("x", true), ("cache", false), ("my-web", false)]
         {
             assert_eq!(filters.prefix("name", name), expected, "{name}");
+        }
+        for (value, name, expected) in [
+            ("eb", "web", true),
+            ("^we", "web", true),
+            ("^eb", "web", false),
+            ("eb$", "web", true),
+            ("we$", "web", false),
+            ("^web$", "web", true),
+            ("^web$", "web-1", false),
+            ("^$", "web", false),
+        ] {
+            let given = [filter("name", &[value])];
+            assert_eq!(Filters::new(&given, &["name"]).unwrap().part("name", name), expected, "{value}");
         }
         let labels = |k: &str, v: &str| Labels::from([(k.to_owned(), v.to_owned())]);
         assert!(

@@ -49,8 +49,8 @@ impl ControlService {
             .networks()
             .filter(|network| {
                 let kind = if is_built_in(network) { "builtin" } else { "custom" };
-                filters.prefix("id", &network.id.to_string())
-                    && filters.prefix("name", &network.spec.name)
+                filters.part("id", &network.id.to_string())
+                    && filters.part("name", &network.spec.name)
                     && filters.label("label", &network.spec.labels)
                     && (drivers.is_empty() || drivers.contains(&network.spec.driver))
                     && filters.any("scope", |wanted| wanted == scope(network))
