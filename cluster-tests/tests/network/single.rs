@@ -76,6 +76,19 @@ fn single_tasks_are_connected_to_a_network_and_leave_it() {
     lab.until_kernels_are_exact(1, SOON);
     lab.refused(1, &["network", "rm", "tools"], &["tools", "in use"]);
 
+    // They are let in like all tasks of their services.
+    let probe = *resolve(&solo, server, "probe").expect("a known name").first().expect("an address");
+    let reaches = |netns: &Path| {
+        let ask = || (0..6).map(|_| get((probe, 80).into(), PATIENCE).is_ok()).collect::<BTreeSet<_>>();
+        run_in_netns(netns, ask).expect("the task's namespace")
+    };
+    lab.ok(1, &["service", "update", "--allow-from-add", "solo", "probe"]);
+    lab.wait("its service's name counts", SOON, || match (reaches(&solo), reaches(first)) {
+        (solo, web) if (&solo, &web) == (&[true].into(), &[false].into()) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    lab.ok(1, &["service", "update", "--allow-from-rm", "solo", "probe"]);
+
     // A daemon that was away makes up for it, also for what it had been told and not done.
     lab.crash(2);
     lab.ok(1, &["network", "disconnect", "tools", "solo.1"]);

@@ -274,7 +274,8 @@ impl<'a> View<'a> {
     fn joined(&self, task: &Task) -> Option<Joined> {
         let joined = task.networks.iter().filter(|one| one.joined && self.knows(one.network));
         let aliases: BTreeMap<_, _> = joined.map(|one| (one.network, one.aliases.clone())).collect();
-        (!aliases.is_empty()).then(|| Joined { service: task.service_name.clone(), aliases })
+        let number = self.state.service(task.service_id).map_or(0, |service| service.endpoint.number);
+        (!aliases.is_empty()).then(|| Joined { service: task.service_name.clone(), number, aliases })
     }
 }
 

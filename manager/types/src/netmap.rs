@@ -127,6 +127,9 @@ pub struct MapEndpoint {
 pub struct Joined {
     /// Name of its service.
     pub service: String,
+    /// [`MapService::number`] of it.
+    #[serde(default)]
+    pub number: u32,
     /// The networks, and the names that the task was given there beside its own.
     pub aliases: BTreeMap<NetworkId, Vec<String>>,
 }

@@ -377,6 +377,7 @@ fn endpoint_to_wire((id, endpoint): (&TaskId, &MapEndpoint)) -> v1::MapEndpoint 
         nameservers: endpoint.nameservers.iter().map(ToString::to_string).collect(),
         joined: endpoint.joined.as_ref().map(|joined| v1::Joined {
             service: joined.service.clone(),
+            number: joined.number,
             networks: joined.aliases.iter().map(joined_network).collect(),
         }),
         enclosed: endpoint.enclosed,
@@ -404,7 +405,7 @@ fn joined_from_wire(wire: v1::Joined) -> Result<Joined, WireError> {
     let aliases = entries("networks", wire.networks, |at: v1::JoinedNetwork| {
         Ok((parse("network", &at.network)?, at.aliases))
     })?;
-    Ok(Joined { service: wire.service, aliases })
+    Ok(Joined { service: wire.service, number: wire.number, aliases })
 }
 
 /// What is not given is empty.
@@ -524,6 +525,7 @@ mod tests {
                 nameservers: vec![[192, 0, 2, 53].into()],
                 joined: Some(Joined {
                     service: "web".into(),
+                    number: 7,
                     aliases: [(network, vec!["a".to_owned()])].into(),
                 }),
                 enclosed: true,

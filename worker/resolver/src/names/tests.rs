@@ -128,7 +128,7 @@ fn a_connected_task_is_found_by_its_own_names_and_its_service_is_not() {
     let endpoint = map.endpoints.get_mut(&task(31)).unwrap();
     endpoint.addresses.insert(network(1), address(1, 31));
     let aliases = [(network(1), vec!["Replica".to_owned()])].into();
-    endpoint.joined = Some(Joined { service: "db".to_owned(), aliases });
+    endpoint.joined = Some(Joined { service: "db".to_owned(), number: 3, aliases });
     // That network's map may not know the service at all.
     map.services.remove(&service(3));
     map.endpoints.remove(&task(32));

@@ -122,10 +122,14 @@ fn restrict(map: &NetworkMap, node: NodeId, overlay: &mut Overlay) {
     if restricted.is_empty() {
         return;
     }
+    let services = map.services.iter().map(|(id, service)| (&service.name, (*id, service.number)));
+    let joined = map.endpoints.values().filter_map(|endpoint| {
+        let joined = endpoint.joined.as_ref()?;
+        Some((&joined.service, (endpoint.service, joined.number)))
+    });
     // Services that were made before they had numbers are nobody's callers.
-    let numbered = map.services.iter().filter(|(_, service)| service.number != 0);
-    let by_name: BTreeMap<&str, (ServiceId, u32)> =
-        numbered.map(|(id, service)| (service.name.as_str(), (*id, service.number))).collect();
+    let numbered = services.chain(joined).filter(|(_, (_, number))| *number != 0);
+    let by_name: BTreeMap<&str, (ServiceId, u32)> = numbered.map(|(name, at)| (name.as_str(), at)).collect();
     let callers = |service: &MapService| {
         let known = service.allow_from.iter().filter_map(|name| by_name.get(name.as_str()));
         known.copied().collect::<BTreeMap<ServiceId, u32>>()
@@ -224,7 +228,7 @@ pub fn way_out(map: &NetworkMap, networks: &[&TaskNetwork]) -> Option<NetworkId>
 mod tests {
     use rswarm_net::{Place, wireguard::PrivateKey};
     use rswarm_types::TaskId;
-    use rswarm_types::netmap::{MapAttachment, MapNode};
+    use rswarm_types::netmap::{Joined, MapAttachment, MapNode};
     use rswarm_types::network::Ipam6;
     use rswarm_types::node::TunnelKey;
     use rswarm_types::service::{PortConfig, Protocol};
@@ -398,6 +402,12 @@ mod tests {
             assert_eq!(overlay.restricted, restricted.collect());
             assert_eq!(overlay.callers, BTreeMap::from([((4097, address(9)), 8)]));
         }
+        // Also a task that was connected to the network, of a service that is not on it.
+        map.services.remove(&api);
+        let caller = map.endpoints.get_mut(&TaskId::from_bytes([9; 16])).unwrap();
+        caller.joined = Some(Joined { service: "api".to_owned(), number: 8, aliases: BTreeMap::new() });
+        let overlay = of(&map, node(1), &Guarded::new(), end).unwrap();
+        assert_eq!(overlay.callers, BTreeMap::from([((4097, address(9)), 8)]));
     }
 
     #[test]
