@@ -260,7 +260,7 @@ fn home_is_that_of_the_user_unless_it_is_given() {
     std::fs::write(case.lab.layer().join("etc/passwd"), "root:x:0:0::/of/root:\nuser:x:7:7::/of/user:\n")
         .unwrap();
     for (uid, env, expected) in
-        [(0, "A=b", "/of/root"), (7, "A=b", "/of/user"), (8, "A=b", "/"), (7, "HOME=/given", "/given")]
+        [(0, "A=b", "/of/root"), (7, "HOME=", "/of/user"), (8, "A=b", "/"), (7, "HOME=/given", "/given")]
     {
         let (code, said) = case.run("echo $HOME", |config| {
             config["process"]["user"] = json!({ "uid": uid, "gid": uid });
@@ -285,6 +285,13 @@ fn a_process_for_exec_needs_no_user_and_unknown_capabilities_are_left_out() {
     assert_eq!(case.runtime.done(&["exec", "--process", process.to_str().unwrap(), "x"]), "0\n");
     let answer = case.runtime.call(&["exec", "--cap", "CAP_FLY", "x", "true"]);
     assert!(answer.code == 0 && answer.errors.contains("level=warning"), "{answer:?}");
+}
+
+#[test]
+fn a_group_that_is_given_twice_is_one() {
+    let Some(case) = Case::new() else { return };
+    let twice = |config: &mut Value| config["process"]["user"]["additionalGids"] = json!([9, 5, 9]);
+    assert_eq!(case.run("id -G", twice), (0, "0 5 9\n".to_owned()));
 }
 
 #[test]

@@ -58,6 +58,8 @@ pub struct HostFacts {
     pub selinux: bool,
     /// How long it has been running.
     pub uptime: Duration,
+    /// `CLONE_NEW*` of the namespaces that the container is to join by path and that are its creator's own.
+    pub joined: u64,
 }
 
 /// Steps in the order of their execution. `outside` holds one [`Outside::SpawnInit`], which sets `inside` going.

@@ -50,6 +50,8 @@ pub(super) struct Namespaces {
     pub birth: Birth,
     /// Ids of the user namespace, if there is one and they are known.
     pub maps: Option<IdMaps>,
+    /// Of those that are entered, the host's own.
+    pub of_host: u64,
 }
 
 /// As many ranges as the kernel takes for one map.
@@ -59,7 +61,7 @@ const CLOCK_MAX: i64 = i64::MAX / 1_000_000_000 / 2;
 
 impl Namespaces {
     pub fn of(linux: &Linux, host: &HostFacts) -> Result<Self, PlanError> {
-        let mut all = Self::default();
+        let mut all = Self { of_host: host.joined, ..Self::default() };
         let mut joined: Vec<(i32, PathBuf)> = Vec::new();
         let mut seen = 0;
         for (at, namespace) in linux.namespaces().iter().flatten().enumerate() {
@@ -182,7 +184,7 @@ impl Namespaces {
 
     /// The container must have its own namespace of this kind, or `field` would change the host.
     pub fn require(&self, kind: i32, field: &'static str, value: &str) -> Result<(), PlanError> {
-        if self.has(kind) {
+        if self.has(kind) && self.of_host & kind as u64 == 0 {
             return Ok(());
         }
         let reason = "the container shares this namespace with the host".to_owned();

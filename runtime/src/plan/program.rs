@@ -22,7 +22,7 @@ pub(super) fn steps(
         value: format!("{args:?}"),
         reason: "expected a program and what it is given".to_owned(),
     })?;
-    let env = distinct(process.env().clone().unwrap_or_default());
+    let mut env = distinct(process.env().clone().unwrap_or_default());
     for (at, limit) in process.rlimits().iter().flatten().enumerate() {
         let (name, resource) = rlimit(limit.typ());
         if limit.soft() > limit.hard() {
@@ -42,6 +42,8 @@ pub(super) fn steps(
     if user.uid() != 0 {
         inside.push(Inside::StdioOwner { uid: user.uid() });
     }
+    // An empty one is none, as with runc.
+    env.retain(|entry| entry != "HOME=");
     if !env.iter().any(|entry| entry.starts_with("HOME=")) {
         inside.push(Inside::FindHome { uid: user.uid() });
     }
@@ -57,10 +59,13 @@ pub(super) fn steps(
     if let Some(sets) = capabilities {
         inside.push(Inside::BoundingSet(bits(sets.bounding().as_ref())));
     }
+    let mut groups = user.additional_gids().clone().unwrap_or_default();
+    groups.sort_unstable();
+    groups.dedup();
     inside.push(Inside::User {
         uid: user.uid(),
         gid: user.gid(),
-        groups: user.additional_gids().clone().unwrap_or_default(),
+        groups,
         umask: user.umask().unwrap_or(0o022),
         keep_capabilities: capabilities.is_some(),
     });

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 
 use crate::cgroup::{Cgroup, Layout, Manager};
 use crate::error::{Failure, Step};
@@ -46,7 +46,8 @@ impl HostFacts {
         let selinux = labels.selinux || mount_label && has_selinux();
         let offsets = spec.linux().as_ref().and_then(|linux| linux.time_offsets().as_ref());
         let uptime = if offsets.is_some() { uptime()? } else { Duration::ZERO };
-        Ok(Self { cgroups, rootless, selinux, uptime, ..labels })
+        let joined = spec.linux().as_ref().map(joined_of_host).unwrap_or_default();
+        Ok(Self { cgroups, rootless, selinux, uptime, joined, ..labels })
     }
 
     /// What matters for the labels of a process alone.
@@ -57,6 +58,23 @@ impl HostFacts {
             ..Self::default()
         }
     }
+}
+
+/// Namespaces with a path that leads to our own, as Docker gives for the host's network.
+fn joined_of_host(linux: &Linux) -> u64 {
+    let of = |path: &Path| rustix::fs::stat(path).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+    let given = linux.namespaces().iter().flatten();
+    given.fold(0, |bits, namespace| {
+        let (kind, own) = match namespace.typ() {
+            LinuxNamespaceType::Network => (libc::CLONE_NEWNET, "/proc/self/ns/net"),
+            LinuxNamespaceType::Ipc => (libc::CLONE_NEWIPC, "/proc/self/ns/ipc"),
+            LinuxNamespaceType::Uts => (libc::CLONE_NEWUTS, "/proc/self/ns/uts"),
+            // The others have no settings that a container could change.
+            _ => return bits,
+        };
+        let found = namespace.path().as_deref().and_then(of);
+        if found.is_some() && found == of(Path::new(own)) { bits | kind as u64 } else { bits }
+    })
 }
 
 /// Source: `proc_uptime(5)`.

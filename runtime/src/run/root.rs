@@ -161,14 +161,15 @@ impl Root {
                     None => clone_mount(CWD, source.as_os_str(), *recursive)
                         .step(|| format!("bind mount `{}` on `{target}`", source.display()))?,
                 };
-                let is_directory = rustix::fs::fstat(&mount)
-                    .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
-                let place = if is_directory { self.directory(&plan.target) } else { self.file(&plan.target) };
+                let place =
+                    if is_directory(&mount) { self.directory(&plan.target) } else { self.file(&plan.target) };
                 let place = place.step(|| format!("make the mount point `{target}`"))?;
                 set_attributes(mount.as_fd(), plan.attributes, false, &plan.target)?;
                 set_attributes(mount.as_fd(), plan.recursive, true, &plan.target)?;
-                attach(mount.as_fd(), place.as_fd())
-                    .step(|| format!("bind mount `{}` on `{target}`", source.display()))
+                // The kernel's word for it is "invalid argument".
+                let fits = is_directory(&place) == is_directory(&mount);
+                let attached = if fits { attach(mount.as_fd(), place.as_fd()) } else { Err(Errno::NOTDIR) };
+                attached.step(|| format!("bind mount `{}` on `{target}`", source.display()))
             }
             MountKind::Cgroup(cgroup) => {
                 let place =
@@ -419,6 +420,10 @@ pub(super) fn new_device(kind: FileType, number: u64) -> rustix::io::Result<Owne
     rustix::fs::mknodat(&mount, "device", kind, Mode::empty(), number)?;
     rustix::fs::chmodat(&mount, "device", Mode::from_raw_mode(0o666), AtFlags::empty())?;
     rustix::fs::openat(&mount, "device", OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn is_directory(file: &OwnedFd) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
 fn attach(mount: BorrowedFd<'_>, place: BorrowedFd<'_>) -> rustix::io::Result<()> {

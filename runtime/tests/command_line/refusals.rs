@@ -22,6 +22,14 @@ fn a_create_that_fails_leaves_nothing_and_says_why() {
         let (parent, key) = pointer.rsplit_once('/').unwrap();
         Box::new(move |config| config.pointer_mut(parent).unwrap()[key] = value.clone())
     };
+    // As Docker's `--network host`; what it already is, lest the host be changed.
+    let somaxconn = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    let of_host_network = move |config: &mut Value| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.iter_mut().find(|one| one["type"] == "network").unwrap()["path"] =
+            "/proc/self/ns/net".into();
+        config["linux"]["sysctl"] = json!({ "net.core.somaxconn": somaxconn.trim() });
+    };
     let hooks = |value: Value| -> Edit { Box::new(move |config| config["hooks"] = value.clone()) };
     let cases: Vec<(Edit, &[&str], &str)> = vec![
         (set("/process/args", json!(["/bin/nope"])), &[], "exec `/bin/nope`: no such file or directory"),
@@ -36,6 +44,14 @@ fn a_create_that_fails_leaves_nothing_and_says_why() {
             ),
             &[],
             "bind mount `/no/source`",
+        ),
+        (
+            set(
+                "/mounts",
+                json!([{ "destination": "/bin", "type": "bind", "source": "/bin/busybox", "options": ["bind"] }]),
+            ),
+            &[],
+            "bind mount `/bin/busybox` on `/bin`: not a directory",
         ),
         (
             set("/mounts", json!([{ "destination": "/x", "type": "nosuchfs" }])),
@@ -67,6 +83,11 @@ fn a_create_that_fails_leaves_nothing_and_says_why() {
             set("/linux/sysctl", json!({ "net.ipv4.conf.all.forwarding": "yes" })),
             &[],
             "set `net.ipv4.conf.all.forwarding` of `linux.sysctl` to `yes`: ",
+        ),
+        (
+            Box::new(of_host_network),
+            &[],
+            "`net.core.somaxconn`: the container shares this namespace with the host",
         ),
         (
             set("/linux/cgroupsPath", json!("/a/../b")),
