@@ -150,6 +150,26 @@ fn what_is_mounted_read_only_is_filled_first() {
     assert_eq!(said.matches("Read-only file system").count(), 2, "{said}");
 }
 
+#[test]
+fn a_tmpfs_is_as_open_as_what_it_covers_and_to_everybody_if_that_is_nothing() {
+    let Some(case) = Case::new() else { return };
+    let closed = case.lab.layer().join("closed");
+    std::fs::create_dir(&closed).unwrap();
+    std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o750)).unwrap();
+    let show = || {
+        case.run("stat -c %a /closed /new/one /given", |config| {
+            let mounts = config["mounts"].as_array_mut().unwrap();
+            let tmpfs = |at: &str| json!({ "destination": at, "type": "tmpfs", "options": ["nosuid"] });
+            mounts.extend([tmpfs("/closed"), tmpfs("/new/one")]);
+            mounts.push(json!({ "destination": "/given", "type": "tmpfs", "options": ["mode=700"] }));
+        })
+    };
+    // The second time it covers what the first has made.
+    for _ in 0..2 {
+        assert_eq!(show(), (0, "750\n1777\n700\n".to_owned()));
+    }
+}
+
 /// A procfs of one's own, with nothing masked, must not be had where the host's lies beneath the container's root.
 #[test]
 fn a_root_that_only_covers_the_hosts_opens_no_procfs() {

@@ -119,6 +119,7 @@ impl Root {
                 }
                 let mount = new_mount(name, source.as_deref(), options, attributes, &plan.target)?;
                 let kernel = KERNEL.contains(&name.as_str());
+                let missing = self.resolve(&plan.target).is_err();
                 let place =
                     if kernel { self.ordinary_directory(&plan.target) } else { self.directory(&plan.target) };
                 let place = match place {
@@ -134,9 +135,11 @@ impl Root {
                 if name == "tmpfs" {
                     let step = || format!("fill the tmpfs on `{target}`");
                     if !options.iter().any(|(key, _)| key == "mode") {
-                        // As with runc, what covers a directory is open to those to whom that was.
-                        let mode = rustix::fs::fstat(&place).step(step)?.st_mode & 0o7777;
-                        rustix::fs::chmodat(&mount, ".", Mode::from_raw_mode(mode), AtFlags::empty())
+                        // As with runc, what covers a directory is open to those to whom that was, and else to
+                        // everybody, also when the container is started again and finds the directory.
+                        let (from, to) = if missing { (&mount, &place) } else { (&place, &mount) };
+                        let mode = rustix::fs::fstat(from).step(step)?.st_mode & 0o7777;
+                        rustix::fs::chmodat(to, ".", Mode::from_raw_mode(mode), AtFlags::empty())
                             .step(step)?;
                     }
                     if *copy_up {
