@@ -3,10 +3,12 @@
 //! Helper processes are chosen by the first argument before an argument parser or an async runtime exists, so that
 //! there is next to nothing of this program in them.
 
+mod attach;
 mod client;
 mod cluster;
 mod daemon;
 mod exec;
+mod here;
 mod image;
 mod login;
 mod network;
@@ -18,6 +20,7 @@ mod progress;
 mod registry_auth;
 mod service;
 mod shape;
+mod streams;
 mod system;
 mod task;
 mod template;
@@ -80,6 +83,8 @@ enum Command {
     Task(task::TaskCommand),
     /// Run a command in a task of this host
     Exec(exec::ExecArgs),
+    /// See what a task of this host writes, and type into its terminal
+    Attach(attach::AttachArgs),
     /// Manage the images of this host
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -237,6 +242,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Network(command) => network::run(&client, command).await,
             Command::Task(command) => task::run(&client, command).await,
             Command::Exec(args) => exec::run(&paths, &client, args).await,
+            Command::Attach(args) => attach::run(&paths, &client, args).await,
             Command::Image(command) => image::run(&client, command).await,
             Command::Login(args) => login::login(&client, args).await,
             Command::Logout(args) => login::logout(&args),

@@ -1,9 +1,9 @@
-//! `rswarm exec`: commands in tasks, as a user runs them. The image is a busybox.
+//! `rswarm exec` and `rswarm attach`: commands in tasks and tasks' own streams, as a user has them. The image is a busybox.
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write as _};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use rswarm_cluster_tests::ClusterLab;
@@ -85,6 +85,15 @@ fn commands_run_in_a_task_and_their_ends_are_told() {
     let flags = ["-u", "joe", "-w", "/etc", "-e", "A=1", "-e", "NOT_SET_HERE", "--env", "B=x y"];
     let found = exec(&lab, 1, &[&flags[..], &["shell.1", "sh", "-c", script]].concat());
     assert_eq!(found, said("7\n8\n8 50\n/etc\n/home 1 x y\n", "", 0));
+    // A home that was given to the service is that of all its commands.
+    let service =
+        ["service", "create", "--detach", "--name", "home", "--env", "HOME=/given", "--no-resolve-image"];
+    lab.ok(1, &[&service[..], &[IMAGE, "sleep", "100000"]].concat());
+    lab.until_running(1, "home", 1, SOON);
+    for (flags, home) in [(&[][..], "/given\n"), (&["-u", "joe"], "/given\n"), (&["-e", "HOME=/x"], "/x\n")] {
+        let found = exec(&lab, 1, &[flags, &["home.1", "sh", "-c", "echo $HOME"]].concat());
+        assert_eq!(found, said(home, "", 0), "{flags:?}");
+    }
     // Without -i there is no input.
     assert_eq!(exec(&lab, 1, &["shell.1", "cat"]), said("", "", 0));
     let long = "0123456789abcde\n".repeat(100_000);
@@ -167,14 +176,11 @@ fn signals_and_a_reader_that_has_gone_reach_the_command() {
     assert_eq!(child.wait().expect("it can be waited for").code(), Some(141));
 }
 
-/// `rswarm exec -it shell.1 sh -c SCRIPT` on a terminal, which `script` gives it.
-fn on_terminal(lab: &ClusterLab, script: &str) -> Command {
+/// `rswarm WORDS` on a terminal, which `script` gives it.
+fn on_terminal(lab: &ClusterLab, words: &str) -> Command {
     let host = lab.host(1);
     let rswarm = host.rswarm([""; 0]).expect("the host is there");
-    let line = format!(
-        "stty rows 33 cols 99; {} exec -it shell.1 sh -c {script}",
-        rswarm.get_program().to_string_lossy()
-    );
+    let line = format!("stty rows 33 cols 99; {} {words}", rswarm.get_program().to_string_lossy());
     let mut command = host.command("script").expect("the host is there");
     command.args(["-qec", &line, "/dev/null"]).stdin(Stdio::null());
     command.env("RSWARM_DATA_ROOT", &host.data_root).env("RSWARM_RUN_ROOT", &host.run_root);
@@ -187,7 +193,7 @@ fn a_terminal_is_passed_through_and_services_have_theirs() {
         return eprintln!("skipped: needs script (Debian package bsdutils)");
     }
     let Some(lab) = lab("exectty", 0) else { return };
-    let mut command = on_terminal(&lab, "'stty size; echo $TERM; exit 5'");
+    let mut command = on_terminal(&lab, "exec -it shell.1 sh -c 'stty size; echo $TERM; exit 5'");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script can be run");
     // An end of input would be typed by `script`, and shown.
     let stdin = child.stdin.take();
@@ -196,7 +202,8 @@ fn a_terminal_is_passed_through_and_services_have_theirs() {
     assert!(text(&output.stdout).contains("33 99\r\nxterm\r\n"), "{}", text(&output.stdout));
     assert_eq!(output.status.code(), Some(5));
     // Ctrl-C is a key like any other here, and what it means is up to the terminal there.
-    let mut command = on_terminal(&lab, "'trap \"exit 6\" INT; echo up; while :; do sleep 0.01; done'");
+    let script = "'trap \"exit 6\" INT; echo up; while :; do sleep 0.01; done'";
+    let mut command = on_terminal(&lab, &format!("exec -it shell.1 sh -c {script}"));
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script can be run");
     let mut up = [0; 2];
     child.stdout.as_mut().expect("it has one").read_exact(&mut up).expect("it says that it is up");
@@ -223,4 +230,86 @@ fn a_terminal_is_passed_through_and_services_have_theirs() {
     lab.ok(1, &["service", "update", "--detach", "--tty=false", "tty"]);
     let format = "{{json .Spec.TaskTemplate.ContainerSpec}}";
     assert!(!lab.ok(1, &["service", "inspect", "--format", format, "tty"]).contains("TTY"));
+}
+
+/// What comes, up to and with `end`.
+fn read_until(from: &mut impl Read, end: &str) -> String {
+    let mut all = Vec::new();
+    let mut byte = [0];
+    while !all.ends_with(end.as_bytes()) {
+        match from.read(&mut byte) {
+            Ok(1) => all.push(byte[0]),
+            other => panic!("expected `{end}`, found {other:?} after {}", text(&all)),
+        }
+    }
+    text(&all)
+}
+
+fn attach(lab: &ClusterLab, args: &[&str]) -> Child {
+    let mut command = lab.host(1).rswarm([&["attach"], args].concat()).expect("the host is there");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("rswarm can be run")
+}
+
+fn terminate(child: &Child) {
+    let sent = Command::new("kill").arg(child.id().to_string()).status();
+    assert!(sent.expect("kill can be run").success());
+}
+
+#[test]
+fn attached_one_sees_what_a_task_writes_and_how_it_ends() {
+    let Some(mut lab) = lab("attach", 0) else { return };
+    let script = "trap 'echo bye >&2; exit 5' TERM; while :; do echo tick; sleep 0.05; done";
+    let service = ["service", "create", "--detach", "--name", "talk", "--restart-condition", "none"];
+    lab.ok(1, &[&service[..], &["--no-resolve-image", IMAGE, "sh", "-c", script]].concat());
+    lab.until_running(1, "talk", 1, SOON);
+    // Signals go no further if one says so, and whoever goes is not missed.
+    let mut deaf = attach(&lab, &["--sig-proxy=false", "talk.1"]);
+    read_until(deaf.stdout.as_mut().expect("it has one"), "tick\n");
+    terminate(&deaf);
+    assert_eq!(deaf.wait().expect("it can be waited for").code(), Some(128 + 15));
+    let mut short = attach(&lab, &["talk.1"]);
+    drop(short.stdout.take());
+    assert_eq!(short.wait().expect("it can be waited for").code(), Some(0));
+    lab.crash(1);
+    let (mut one, mut other) = (attach(&lab, &["talk.1"]), attach(&lab, &["talk.1"]));
+    for child in [&mut one, &mut other] {
+        read_until(child.stdout.as_mut().expect("it has one"), "tick\n");
+    }
+    terminate(&one);
+    for child in [one, other] {
+        let output = child.wait_with_output().expect("it can be waited for");
+        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(5), "bye\n"));
+    }
+    lab.start(1);
+    let ended = attach(&lab, &["talk.1"]).wait_with_output().expect("it can be waited for");
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(text(&ended.stderr).contains("task `talk.1` is not running"), "{}", text(&ended.stderr));
+}
+
+#[test]
+fn a_terminal_is_typed_into_and_left() {
+    if Command::new("script").arg("--version").output().is_err() {
+        return eprintln!("skipped: needs script (Debian package bsdutils)");
+    }
+    let Some(lab) = lab("attachtty", 0) else { return };
+    let script = "while read line; do echo \"got $line at $(stty size)\"; done";
+    let service = ["service", "create", "--detach", "--name", "tty", "--tty", "--no-resolve-image"];
+    lab.ok(1, &[&service[..], &[IMAGE, "sh", "-c", script]].concat());
+    lab.until_running(1, "tty", 1, SOON);
+    for (keys, typed) in [("", "\x10\x11"), ("--detach-keys ctrl-x,x ", "\x18x")] {
+        let mut command = on_terminal(&lab, &format!("attach {keys}tty.1"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("script can be run");
+        let (mut input, mut output) = (child.stdin.take().expect("one"), child.stdout.take().expect("one"));
+        input.write_all(b"word\r").expect("it can be written to");
+        read_until(&mut output, "got word at 33 99\r\n");
+        input.write_all(typed.as_bytes()).expect("it can be written to");
+        read_until(&mut output, "read escape sequence");
+        assert_eq!(child.wait().expect("it can be waited for").code(), Some(1));
+    }
+    lab.until_running(1, "tty", 1, SOON);
+    let refused = attach(&lab, &["tty.1"]).wait_with_output().expect("it can be waited for");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("use --no-stdin"), "{}", text(&refused.stderr));
 }

@@ -147,7 +147,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     spec.set_mounts(Some(mounts));
     if let Some(process) = spec.process_mut() {
         process.set_args(Some(arguments(task, image)?));
-        let mut variables = environment(task, image, user, hostname);
+        let mut variables = environment(task, image, hostname);
         add_place(&mut variables, task, node_hostname);
         process.set_env(Some(variables));
         process.set_cwd(working_directory(task, image)?.into());
@@ -234,11 +234,11 @@ fn arguments(task: &Task, image: &ImageConfiguration) -> Result<Vec<String>, Spe
 }
 
 /// Defaults, then the image's variables, then the task's; a later one replaces an earlier one in its place. A word
-/// without `=` takes the variable away. Source: moby, `ReplaceOrAppendEnvValues`.
-fn environment(task: &Task, image: &ImageConfiguration, user: &User, hostname: &str) -> Vec<String> {
+/// without `=` takes the variable away. `HOME` is among them only if somebody has set it: else each program, also of an
+/// `exec`, has that of its user, which the runtime looks up. Source: moby, `ReplaceOrAppendEnvValues`.
+fn environment(task: &Task, image: &ImageConfiguration, hostname: &str) -> Vec<String> {
     let of_image = image.config().as_ref().and_then(|config| config.env().clone()).unwrap_or_default();
-    let mut variables =
-        vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={hostname}"), format!("HOME={}", user.home)];
+    let mut variables = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={hostname}")];
     if task.spec.container.tty {
         // Source: moby, `CreateDaemonEnvironment`.
         variables.push("TERM=xterm".to_owned());

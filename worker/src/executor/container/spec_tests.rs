@@ -39,7 +39,7 @@ fn with(change: impl FnOnce(&mut ContainerSpec)) -> Task {
 }
 
 fn user() -> User {
-    User { uid: 33, gid: 34, additional_gids: vec![4], home: "/home/web".to_owned() }
+    User { uid: 33, gid: 34, additional_gids: vec![4] }
 }
 
 fn built(task: &Task, image: &ImageConfiguration) -> Result<Spec, SpecError> {
@@ -92,13 +92,13 @@ fn a_task_is_told_its_place_unless_it_is_told_otherwise() {
 #[test]
 fn environment_is_the_images_then_the_tasks() {
     let task = with(|c| c.env = words("LANG=de NEW=1 HOME=/x EMPTY="));
-    let found = environment(&task, &nginx(), &user(), "box");
-    assert_eq!(found, words("PATH=/bin HOSTNAME=box HOME=/x LANG=de NEW=1 EMPTY="));
+    let found = environment(&task, &nginx(), "box");
+    assert_eq!(found, words("PATH=/bin HOSTNAME=box LANG=de NEW=1 HOME=/x EMPTY="));
     let task = with(|c| c.env = words("LANG PATH"));
-    assert_eq!(environment(&task, &nginx(), &user(), "box"), words("HOSTNAME=box HOME=/home/web"));
-    let found = environment(&with(|_| {}), &image(|config| config), &user(), "box");
+    assert_eq!(environment(&task, &nginx(), "box"), words("HOSTNAME=box"));
+    let found = environment(&with(|_| {}), &image(|config| config), "box");
     assert_eq!(found[0], DEFAULT_PATH);
-    let found = environment(&with(|c| c.tty = true), &nginx(), &user(), "box");
+    let found = environment(&with(|c| c.tty = true), &nginx(), "box");
     assert!(found.contains(&"TERM=xterm".to_owned()), "{found:?}");
 }
 

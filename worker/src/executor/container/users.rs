@@ -13,7 +13,6 @@ pub struct User {
     pub uid: u32,
     pub gid: u32,
     pub additional_gids: Vec<u32>,
-    pub home: String,
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -30,7 +29,6 @@ struct Passwd<'a> {
     name: &'a str,
     uid: i64,
     gid: i64,
-    home: &'a str,
 }
 
 struct Group<'a> {
@@ -59,16 +57,10 @@ pub fn resolve(words: &str, groups: &[String], passwd: &str, group: &str) -> Res
         .or_else(|| passwd_entries(passwd).find(|entry| Some(entry.uid) == number));
     let mut user = match (&entry, number) {
         (Some(entry), _) => {
-            let home = if entry.home.is_empty() { "/" } else { entry.home };
             let (uid, gid) = (id(user_word, entry.uid)?, id(user_word, entry.gid)?);
-            User { uid, gid, additional_gids: Vec::new(), home: home.to_owned() }
+            User { uid, gid, additional_gids: Vec::new() }
         }
-        (None, Some(uid)) => {
-            let uid = id(user_word, uid)?;
-            // As shadow's and Docker's default for root where an image has no passwd at all.
-            let home = if uid == 0 { "/root" } else { "/" };
-            User { uid, gid: 0, additional_gids: Vec::new(), home: home.to_owned() }
-        }
+        (None, Some(uid)) => User { uid: id(user_word, uid)?, gid: 0, additional_gids: Vec::new() },
         (None, None) => return Err(UserError::NoUser { name: user_word.to_owned() }),
     };
     match (group_word, &entry) {
@@ -107,8 +99,7 @@ fn passwd_entries(text: &str) -> impl Iterator<Item = Passwd<'_>> {
         let mut fields = line.split(':');
         let (name, _password) = (fields.next()?, fields.next()?);
         let (uid, gid) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-        let home = fields.nth(1).unwrap_or_default();
-        (!name.is_empty()).then_some(Passwd { name, uid, gid, home })
+        (!name.is_empty()).then_some(Passwd { name, uid, gid })
     })
 }
 
@@ -129,10 +120,10 @@ mod tests {
         "root:x:0:0:root:/root:/bin/sh\n# no entry\nweb:x:33:34:Web:/srv:/bin/false\n7:x:70:71::\n";
     const GROUP: &str = "root:x:0:\nwww:x:34:\naudio:x:29:web,other\nlog:x:4:web\nbad\n";
 
-    fn check(words: &str, groups: &[&str], expected: Result<(u32, u32, &[u32], &str), &str>) {
+    fn check(words: &str, groups: &[&str], expected: Result<(u32, u32, &[u32]), &str>) {
         let groups: Vec<String> = groups.iter().map(|&group| group.to_owned()).collect();
         let found = resolve(words, &groups, PASSWD, GROUP);
-        let shown = found.as_ref().map(|u| (u.uid, u.gid, u.additional_gids.as_slice(), u.home.as_str()));
+        let shown = found.as_ref().map(|u| (u.uid, u.gid, u.additional_gids.as_slice()));
         match (shown, expected) {
             (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{words}"),
             (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{words}: {error}"),
@@ -142,20 +133,20 @@ mod tests {
 
     #[test]
     fn names_and_numbers_are_resolved() {
-        check("", &[], Ok((0, 0, &[], "/root")));
-        check("root", &[], Ok((0, 0, &[], "/root")));
-        check("web", &[], Ok((33, 34, &[4, 29], "/srv")));
-        check("33", &[], Ok((33, 34, &[4, 29], "/srv")));
-        check("web:log", &[], Ok((33, 4, &[], "/srv")));
-        check("web:1234", &["audio", "9"], Ok((33, 1234, &[9, 29], "/srv")));
-        check("1000", &[], Ok((1000, 0, &[], "/")));
-        check("1000:1000", &[], Ok((1000, 1000, &[], "/")));
-        check(":www", &[], Ok((0, 34, &[], "/root")));
-        check("7", &[], Ok((70, 71, &[], "/")));
+        check("", &[], Ok((0, 0, &[])));
+        check("root", &[], Ok((0, 0, &[])));
+        check("web", &[], Ok((33, 34, &[4, 29])));
+        check("33", &[], Ok((33, 34, &[4, 29])));
+        check("web:log", &[], Ok((33, 4, &[])));
+        check("web:1234", &["audio", "9"], Ok((33, 1234, &[9, 29])));
+        check("1000", &[], Ok((1000, 0, &[])));
+        check("1000:1000", &[], Ok((1000, 1000, &[])));
+        check(":www", &[], Ok((0, 34, &[])));
+        check("7", &[], Ok((70, 71, &[])));
         check("nobody", &[], Err("unable to find user `nobody`"));
         check("web:nogroup", &[], Err("unable to find group `nogroup`"));
         check("web", &["nogroup"], Err("unable to find group `nogroup`"));
-        check("2147483647:2147483647", &[], Ok((2_147_483_647, 2_147_483_647, &[], "/")));
+        check("2147483647:2147483647", &[], Ok((2_147_483_647, 2_147_483_647, &[])));
     }
 
     #[test]
@@ -181,7 +172,7 @@ mod tests {
 
     #[test]
     fn an_image_without_files_has_root() {
-        let root = User { uid: 0, gid: 0, additional_gids: vec![], home: "/root".to_owned() };
+        let root = User { uid: 0, gid: 0, additional_gids: vec![] };
         assert_eq!(resolve("", &[], "", ""), Ok(root));
     }
 }
