@@ -22,7 +22,7 @@ use crate::sys::{self, MountAttributes};
 
 /// Why a limit cannot be raised.
 pub(super) const NO_RESOURCE: &str =
-    "raising a hard limit needs CAP_SYS_RESOURCE, which the runtime does not have";
+    "operation not permitted: raising a hard limit needs CAP_SYS_RESOURCE, which the runtime does not have";
 /// So much of `/etc/passwd` is read.
 const PASSWD_MAX: u64 = 1 << 20;
 /// Where programs are searched when the container has no `PATH`.
@@ -450,7 +450,7 @@ pub(super) fn oom_score_adj(path: &Path, adjustment: i32) -> Result<(), Failure>
         Err(error) if error.raw_os_error() == Some(libc::EACCES) => Err(Failure::new(
             step(),
             format!(
-                "lowering it from {} needs CAP_SYS_RESOURCE, which the runtime does not have",
+                "operation not permitted: lowering it from {} needs CAP_SYS_RESOURCE, which the runtime does not have",
                 present.trim()
             ),
         )),
