@@ -297,8 +297,12 @@ fn a_terminal_is_typed_into_and_left() {
     let service = ["service", "create", "--detach", "--name", "tty", "--tty", "--no-resolve-image"];
     lab.ok(1, &[&service[..], &[IMAGE, "sh", "-c", script]].concat());
     lab.until_running(1, "tty", 1, SOON);
-    for (keys, typed) in [("", "\x10\x11"), ("--detach-keys ctrl-x,x ", "\x18x")] {
-        let mut command = on_terminal(&lab, &format!("attach {keys}tty.1"));
+    for (words, typed) in [
+        ("attach tty.1", "\x10\x11"),
+        ("attach --detach-keys ctrl-x,x tty.1", "\x18x"),
+        (&format!("exec -it --detach-keys ctrl-x,x tty.1 sh -c '{script}'"), "\x18x"),
+    ] {
+        let mut command = on_terminal(&lab, words);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("script can be run");
         let (mut input, mut output) = (child.stdin.take().expect("one"), child.stdout.take().expect("one"));
