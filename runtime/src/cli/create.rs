@@ -218,9 +218,10 @@ impl Config {
             }
             other => other.on("read", &path)?,
         };
+        // Here and between other phases: what is done with need not stay, and reading is most of the program.
+        sys::forget_program();
         let (mut spec, unknown) =
             plan::parse(&bytes).map_err(|source| CommandError::Spec { path, source })?;
-        // Here and between other phases: what is done with need not stay, and reading is most of the program.
         sys::forget_program();
         for name in unknown {
             context.log.warn(&plan::unknown_capability(&name));
@@ -269,6 +270,7 @@ impl Config {
         } else {
             HostFacts::detect(&self.spec, &self.cgroup)?
         };
+        sys::forget_program();
         let path = self.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
         let asked = path.filter(|path| !path.as_os_str().is_empty());
         let none = host.cgroups.v1.is_empty() && host.cgroups.unified.is_none();
@@ -344,6 +346,7 @@ impl Config {
                 });
                 record.cgroup_paths = members.collect();
                 record.namespace_paths = namespace_paths(pid);
+                sys::forget_program();
                 container::write_record(directory, record)
             };
             fill(&mut record).step(|| format!("write the state to `{}`", directory.display()))
