@@ -23,7 +23,7 @@ pub struct ExecArgs {
     #[arg(short, long)]
     detach: bool,
     /// What is typed to leave a terminal, and the command alone
-    #[arg(long, value_name = "KEYS")]
+    #[arg(long, value_name = "KEYS", requires = "tty")]
     detach_keys: Option<DetachKeys>,
     /// Set a variable; a name alone takes the value it has here
     #[arg(short, long, value_name = "KEY=VALUE")]
@@ -141,7 +141,7 @@ async fn attend(mut session: Session, args: &ExecArgs) -> anyhow::Result<i32> {
     };
     // Without it, the command sees the end of its input at once.
     let input = input.filter(|_| args.interactive);
-    let detach_keys = args.detach_keys.clone().filter(|_| args.tty).unwrap_or_default();
+    let detach_keys = args.detach_keys.clone().unwrap_or_default();
     match streams::attend(&session, Ends { input, output, errors, detach_keys }).await {
         Ok(()) => Ok(session.wait()?.shell_code()),
         Err(left) => left.into_code(),

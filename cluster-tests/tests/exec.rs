@@ -126,6 +126,7 @@ fn what_cannot_run_is_told_apart() {
         (&["-e", "=x", "shell.1", "id"], 1, "invalid variable `=x`: expected KEY=VALUE or KEY"),
         (&["--privileged", "shell.1", "id"], 1, "--privileged is not supported"),
         (&["-it", "shell.1", "id"], 1, "standard input is no terminal"),
+        (&["-i", "--detach-keys", "ctrl-x", "shell.1", "id"], 1, "--tty"),
         (&["shell.2", "id"], 1, "no task `shell.2` on this node"),
         (&["--nope", "shell.1", "id"], 125, "--nope"),
         (&["shell.1"], 1, "COMMAND"),

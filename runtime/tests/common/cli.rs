@@ -146,13 +146,14 @@ impl Bundle {
 /// What a container could leave behind on the host.
 pub fn traces(lab: &Lab) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    all.extend(read("/proc/self/mountinfo").lines().map(|line| format!("mount {line}")));
-    let mounts = read("/proc/self/mountinfo");
+    let own = lab.directory.path().to_str().unwrap().to_owned();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // Others mount things, too: what a container would leave is below its root file system.
+    let left = mounts.lines().filter(|line| line.contains(&own));
+    all.extend(left.map(|line| format!("mount {line}")));
     let cgroups =
         mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
     all.extend(cgroups.map(|mount| format!("{mount}{}", lab.cgroup)).filter(|path| Path::new(path).exists()));
-    let own = lab.directory.path().to_str().unwrap().to_owned();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
