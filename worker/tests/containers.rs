@@ -257,6 +257,7 @@ fn on_bridge(mut task: Task) -> Task {
         driver: NetworkDriver::Bridge,
         address: Some(TaskAddress { address, prefix_len: 24, gateway, ipv6: None }),
         aliases: vec![],
+        internal: false,
         joined: false,
     }];
     task

@@ -89,6 +89,7 @@ impl Allocator<'_> {
             driver: network.spec.driver,
             address: network.ipam.map(|ipam| self.address(network, ipam)).transpose()?,
             aliases: aliases.to_vec(),
+            internal: network.spec.internal,
             joined: false,
         })
     }

@@ -206,7 +206,12 @@ impl<'a> View<'a> {
     fn bridge(&self, id: NetworkId) -> Option<MapBridge> {
         let network = named_bridge(self.state, id).filter(|_| self.bridges.contains(&id))?;
         let ipam = network.ipam?;
-        Some(MapBridge { name: network.spec.name.clone(), subnet: ipam.subnet, gateway: ipam.gateway })
+        Some(MapBridge {
+            name: network.spec.name.clone(),
+            subnet: ipam.subnet,
+            gateway: ipam.gateway,
+            internal: network.spec.internal,
+        })
     }
 
     fn knows(&self, network: NetworkId) -> bool {

@@ -70,6 +70,8 @@ pub struct MapBridge {
     pub name: String,
     pub subnet: Subnet,
     pub gateway: Ipv4Addr,
+    #[serde(default)]
+    pub internal: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -265,7 +267,8 @@ mod tests {
         let (mut old, mut new) = (map(1, &[(1, 1), (2, 2)]), map(2, &[(2, 7), (3, 3)]));
         let bridge = |n: u8| {
             let subnet = Subnet::new(Ipv4Addr::new(10, n, 0, 0), 24).unwrap();
-            let bridge = MapBridge { name: format!("b{n}"), subnet, gateway: Ipv4Addr::new(10, n, 0, 1) };
+            let (name, gateway) = (format!("b{n}"), Ipv4Addr::new(10, n, 0, 1));
+            let bridge = MapBridge { name, subnet, gateway, internal: n == 3 };
             (NetworkId::from_bytes([n; 16]), bridge)
         };
         old.bridges.extend([1, 2].map(bridge));

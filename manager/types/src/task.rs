@@ -275,6 +275,9 @@ pub struct TaskNetwork {
     /// Present for drivers that give addresses.
     pub address: Option<TaskAddress>,
     pub aliases: Vec<String>,
+    /// It has no way out and none in.
+    #[serde(default)]
+    pub internal: bool,
     /// This task alone was connected to it by a user; its service is not on the network.
     #[serde(default)]
     pub joined: bool,

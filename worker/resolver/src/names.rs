@@ -118,7 +118,13 @@ impl Names {
                 .map(|network| (network.subnet, network.ipv6))
                 .chain(map.bridges.values().map(|bridge| (bridge.subnet, None)))
                 .collect(),
-            internal: map.networks.values().filter(|one| one.internal).map(|one| one.subnet).collect(),
+            internal: map
+                .networks
+                .values()
+                .filter(|one| one.internal)
+                .map(|one| one.subnet)
+                .chain(map.bridges.values().filter(|one| one.internal).map(|one| one.subnet))
+                .collect(),
             owners: HashMap::with_capacity(map.endpoints.len() + map.services.len()),
             tasks: Vec::with_capacity(map.endpoints.len()),
             ..Self::default()

@@ -317,6 +317,7 @@ fn a_task_on_an_overlay_is_stopped_once_no_node_sends_it_connections() {
             driver: NetworkDriver::Overlay,
             address: None,
             aliases: vec![],
+            internal: false,
             joined: false,
         };
         Task { desired, networks: vec![network], ..task(1) }
@@ -361,6 +362,7 @@ fn a_running_task_is_connected_to_what_it_is_given_and_tried_again() {
             driver: NetworkDriver::Bridge,
             address: None,
             aliases: vec![],
+            internal: false,
             joined: true,
         };
         Task { desired: TaskState::Running, networks: networks.iter().map(network).collect(), ..task(1) }

@@ -315,12 +315,13 @@ fn bridge_to_wire((id, bridge): (&NetworkId, &MapBridge)) -> v1::MapBridge {
         name: bridge.name.clone(),
         subnet: bridge.subnet.to_string(),
         gateway: bridge.gateway.to_string(),
+        internal: bridge.internal,
     }
 }
 
 fn bridge_from_wire(wire: v1::MapBridge) -> Result<(NetworkId, MapBridge), WireError> {
     let (subnet, gateway) = (parse("subnet", &wire.subnet)?, parse("gateway", &wire.gateway)?);
-    Ok((parse("id", &wire.id)?, MapBridge { name: wire.name, subnet, gateway }))
+    Ok((parse("id", &wire.id)?, MapBridge { name: wire.name, subnet, gateway, internal: wire.internal }))
 }
 
 fn service_to_wire((id, service): (&ServiceId, &MapService)) -> v1::MapService {
@@ -491,7 +492,8 @@ mod tests {
             },
         );
         let subnet = "10.8.0.0/24".parse().unwrap();
-        let bridge = MapBridge { name: "local".into(), subnet, gateway: [10, 8, 0, 1].into() };
+        let bridge =
+            MapBridge { name: "local".into(), subnet, gateway: [10, 8, 0, 1].into(), internal: true };
         set.bridges.insert(NetworkId::from_bytes([8; 16]), bridge);
         let at = MapAttachment { vip: Some([10, 9, 0, 2].into()), aliases: vec!["db".into()] };
         set.services.insert(

@@ -351,6 +351,7 @@ impl From<&TaskNetwork> for v1::TaskNetwork {
                 prefix_len6: address.ipv6.map_or(0, |ipv6| ipv6.prefix_len.into()),
             }),
             aliases: network.aliases.clone(),
+            internal: network.internal,
             joined: network.joined,
         }
     }
@@ -368,6 +369,7 @@ impl TryFrom<v1::TaskNetwork> for TaskNetwork {
                 .map(|address| TaskAddress::try_from(address).field("address"))
                 .transpose()?,
             aliases: wire.aliases,
+            internal: wire.internal,
             joined: wire.joined,
         })
     }
@@ -516,6 +518,7 @@ mod tests {
                     ipv6: Some(TaskAddress6 { address: "fd00:1::2".parse().unwrap(), prefix_len: 64 }),
                 }),
                 aliases: vec![],
+                internal: true,
                 joined: true,
             }],
         };

@@ -47,8 +47,6 @@ pub enum NetworkError {
         "the ingress network is an overlay that no container attaches to and that has a way out: leave out {0}"
     )]
     Ingress(&'static str),
-    #[error("an internal network of driver `bridge` is not supported yet: expected driver `overlay`")]
-    InternalBridge,
     #[error(
         "containers that are no task attach to overlays only: leave `attachable` out for driver `bridge`"
     )]
@@ -119,7 +117,6 @@ pub fn network_spec(spec: &mut NetworkSpec) -> Result<(), SpecError> {
     if spec.driver == NetworkDriver::Bridge {
         for (given, error) in [
             (spec.ingress, NetworkError::Ingress("driver `bridge`")),
-            (spec.internal, NetworkError::InternalBridge),
             (spec.attachable, NetworkError::AttachableBridge),
             (spec.ipam.ipv6.is_some(), NetworkError::Ipv6Bridge),
         ] {
@@ -347,6 +344,7 @@ mod tests {
                 Box::new(|s| (s.ingress, s.driver) = (true, NetworkDriver::Bridge)),
                 "leave out driver `bridge`",
             ),
+            (Box::new(|s| (s.internal, s.driver) = (true, NetworkDriver::Bridge)), ""),
             (Box::new(move |s| subnet(s, "10.9.0.0/16")), ""),
             (Box::new(move |s| subnet(s, "10.9.0.0/30")), "invalid subnet `10.9.0.0/30`"),
             (Box::new(move |s| subnet(s, "224.1.0.0/16")), "multicast"),

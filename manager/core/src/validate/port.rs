@@ -41,6 +41,11 @@ pub enum PortError {
     )]
     NoIpv6 { port: u16, address: IpAddr, network: String, ingress: bool },
     #[error(
+        "port {port} cannot be published in mode `host`: network `{network}`, by which it would be reached, is internal, \
+         and nothing comes in; expected mode `ingress`, or a network that is not internal"
+    )]
+    Internal { port: u16, network: String },
+    #[error(
         "port {port} cannot be bound to an address or interface on network `{network}`, where the program itself binds \
          it: expected neither, or another network"
     )]
@@ -107,8 +112,11 @@ pub(super) fn on_networks(state: &State, spec: &ServiceSpec, networks: &[&Networ
         if let Some(network) = own.filter(|_| port.host_ip.is_some() || port.interface.is_some()) {
             return Err(PortError::OwnProgram { port: number, network: name(network) });
         }
-        let Some(address) = port.host_ip.filter(IpAddr::is_ipv6) else { continue };
         let network = reached_by(state, spec, networks);
+        if let Some(network) = network.filter(|at| at.spec.internal && port.mode == PublishMode::Host) {
+            return Err(PortError::Internal { port: number, network: name(network) });
+        }
+        let Some(address) = port.host_ip.filter(IpAddr::is_ipv6) else { continue };
         let lacking = network.filter(|network| network.ipam.is_none_or(|ipam| ipam.ipv6.is_none()));
         if let Some(network) = lacking {
             let ingress = network.spec.ingress;
@@ -189,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_address_needs_a_network_with_ipv6() {
+    fn a_port_needs_a_network_by_which_it_can_be_reached() {
         let mut f = Fixture::new(1);
         let mut make = |name: &str, ipv6: bool, change: fn(&mut NetworkSpec)| {
             let mut network = f.network(name, "10.0.0.0/24");
@@ -231,6 +239,14 @@ mod tests {
         check(&f, &[inner, old], &[one], "network `old`, by which it is reached, has no IPv6");
         let other = PortConfig { published: Some(81), ..port(PublishMode::Ingress, "") };
         check(&f, &[new], &[one, other], "network `ingress`, by which it is reached");
+        check(
+            &f,
+            &[inner],
+            &[port(PublishMode::Host, "")],
+            "port 80 cannot be published in mode `host`: network `inner`, by which it would be reached, is internal",
+        );
+        check(&f, &[inner, old], &[port(PublishMode::Host, "")], "");
+        check(&f, &[inner], &[port(PublishMode::Ingress, "")], "");
         check(&f, &[host], &[port(PublishMode::Host, "")], "");
         check(&f, &[host], &[by], "port 80 cannot be bound to an address or interface on network `host`");
         check(&f, &[host], &[port(PublishMode::Host, "127.0.0.1")], "where the program itself binds it");

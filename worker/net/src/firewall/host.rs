@@ -14,7 +14,10 @@
 //!                       then @bound6, @entered6 and @published6 as above, for ip6 daddr != ::1 }
 //!   chain output      { the same, for connections made on the node itself, with oifname for iifname }
 //!   chain input       { type filter hook input priority filter
-//!                       iifname @bridges meta l4proto . th dport @guarded reject }
+//!                       iifname @bridges meta l4proto . th dport @guarded reject
+//!                       iifname @internal ct state established,related accept
+//!                       iifname @internal iifname . ip daddr @members th dport 53 accept
+//!                       iifname @internal reject }
 //!   chain operator    { }                          # yours: see below
 //!   chain forward     { type filter hook forward priority filter
 //!                       jump operator
@@ -22,8 +25,8 @@
 //!                       ip daddr @peers iifname @bridges meta l4proto . th dport @guarded reject
 //!                       ip6 daddr @peers6 iifname @bridges meta l4proto . th dport @guarded reject
 //!                       iifname . oifname @within accept
-//!                       iifname @internal drop
-//!                       oifname @internal drop
+//!                       iifname @internal reject
+//!                       oifname @internal reject
 //!                       iifname @bridges oifname != @bridges accept
 //!                       oifname @bridges ct status dnat accept
 //!                       oifname @bridges reject }
@@ -57,6 +60,8 @@
 //!   Every other caller is seen with its own address.
 //! - Containers are reached by published ports alone, from other networks of this node as from outside, and reach no port
 //!   that nodes have for each other (`guarded`), at whichever address of this node or another (`peers`).
+//! - Of an internal network nothing is forwarded, and its containers reach of the node the name server at their gateway,
+//!   which is a member there for that, and nothing else.
 //! - Nothing here depends on `bridge-nf-call-iptables`. Where that is on, traffic between containers of one bridge
 //!   passes `forward` too (hence `@within`), and a hairpin is translated inside the bridge without ever being routed:
 //!   its incoming device is not known then (hence `@members` rather than a pair of devices), and it may have to leave
@@ -152,6 +157,24 @@ fn guard() -> Vec<Expr> {
     ])
 }
 
+/// The IPv4 address at `offset` in its header is one of the bridge.
+fn member(bridge: Meta, offset: u32) -> [Expr; 3] {
+    [
+        Expr::Meta { key: bridge, to: REG_1 },
+        Expr::Payload { base: Base::Network, offset, len: 4, to: REG_2 },
+        Expr::Lookup { set: Set::Members, absent: false },
+    ]
+}
+
+/// It is for the port of name servers.
+fn name_server() -> [Expr; 2] {
+    const PORT: u16 = 53;
+    [
+        Expr::Payload { base: Base::Transport, offset: 2, len: 2, to: REG_1 },
+        Expr::Equal(PORT.to_be_bytes().into()),
+    ]
+}
+
 /// The encapsulated packets of the overlays.
 fn untracked() -> Vec<Expr> {
     rule([&tunnelled(), &[Expr::Untracked]])
@@ -161,6 +184,7 @@ fn chains() -> Vec<ChainSpec> {
     use Expr::{Map, Masquerade, Meta as Load, Snat};
     let accept = &[Expr::Verdict(Verdict::Accept)];
     let drop = &[Expr::Verdict(Verdict::Drop)];
+    let reject = &[Expr::Unreachable];
     let node_source = &[Load { key: Meta::Oifname, to: REG_1 }, Map(Set::Uplinks), Snat { ipv6: false }];
     vec![
         ChainSpec { family: Family::Inet, name: OPERATOR, hook: None, rules: Vec::new() },
@@ -175,7 +199,24 @@ fn chains() -> Vec<ChainSpec> {
         inet("prerouting", "nat", libc::NF_INET_PRE_ROUTING, -100, publish(Meta::Iifname)),
         // What the node sends to itself leaves by the loopback and comes by it.
         inet("output", "nat", libc::NF_INET_LOCAL_OUT, -100, publish(Meta::Oifname)),
-        inet("input", "filter", libc::NF_INET_LOCAL_IN, 0, vec![guard()]),
+        inet(
+            "input",
+            "filter",
+            libc::NF_INET_LOCAL_IN,
+            0,
+            vec![
+                guard(),
+                rule([&in_set(Meta::Iifname, Set::Internal), &state(CT_ESTABLISHED | CT_RELATED), accept]),
+                rule([
+                    &in_set(Meta::Iifname, Set::Internal),
+                    &ipv4(),
+                    &member(Meta::Iifname, 16),
+                    &name_server(),
+                    accept,
+                ]),
+                rule([&in_set(Meta::Iifname, Set::Internal), reject]),
+            ],
+        ),
         inet(
             "forward",
             "filter",
@@ -192,15 +233,15 @@ fn chains() -> Vec<ChainSpec> {
                     Expr::Lookup { set: Set::Within, absent: false },
                     Expr::Verdict(Verdict::Accept),
                 ],
-                rule([&in_set(Meta::Iifname, Set::Internal), drop]),
-                rule([&in_set(Meta::Oifname, Set::Internal), drop]),
+                rule([&in_set(Meta::Iifname, Set::Internal), reject]),
+                rule([&in_set(Meta::Oifname, Set::Internal), reject]),
                 rule([
                     &in_set(Meta::Iifname, Set::Bridges),
                     &not_in_set(Meta::Oifname, Set::Bridges),
                     accept,
                 ]),
                 rule([&in_set(Meta::Oifname, Set::Bridges), &translated(), accept]),
-                rule([&in_set(Meta::Oifname, Set::Bridges), &[Expr::Unreachable]]),
+                rule([&in_set(Meta::Oifname, Set::Bridges), reject]),
             ],
         ),
         inet(
@@ -209,16 +250,7 @@ fn chains() -> Vec<ChainSpec> {
             libc::NF_INET_POST_ROUTING,
             100,
             vec![
-                rule([
-                    &ipv4(),
-                    &[
-                        Load { key: Meta::Oifname, to: REG_1 },
-                        Expr::Payload { base: Base::Network, offset: 12, len: 4, to: REG_2 },
-                        Expr::Lookup { set: Set::Members, absent: false },
-                    ],
-                    &translated(),
-                    &[Masquerade],
-                ]),
+                rule([&ipv4(), &member(Meta::Oifname, 12), &translated(), &[Masquerade]]),
                 rule([&ipv4(), &in_set(Meta::Iifname, Set::Bridges), node_source]),
                 rule([&ipv4(), &loopback(12), node_source]),
                 rule([&in_set(Meta::Oifname, Set::Bridges), &ipv4(), &loopback(12), &[Masquerade]]),

@@ -33,7 +33,7 @@ pub enum Set {
     Internal,
     /// `inet`: bridge in and bridge out, equal: traffic that stays on its bridge.
     Within,
-    /// `inet`: bridge and an address on it.
+    /// `inet`: bridge and an address on it: a container's, and the gateway's on an internal one.
     Members,
     /// `inet`: bridge and an IPv6 address on it.
     Members6,
@@ -448,6 +448,7 @@ pub(crate) fn network_elements(network: &BridgeNetwork) -> BTreeSet<Element> {
     let mut elements = BTreeSet::from([Element::link(Set::Bridges, bridge), Element::within(bridge)]);
     if network.internal {
         elements.insert(Element::link(Set::Internal, bridge));
+        elements.insert(Element::address(Set::Members, bridge, network.gateway.into()));
     } else if network.masquerade {
         elements.insert(Element::link(Set::Masqueraded, bridge));
     }
@@ -547,6 +548,7 @@ mod tests {
             "within rsw-br0".into(),
             "within rsw-br1".into(),
             "member 10.90.0.2 of rsw-br0".into(),
+            "member 10.90.1.1 of rsw-br1".into(),
             "published tcp/8080 to 10.90.0.2:80".into(),
             format!("ports {link}"),
             format!("mac 02:42:0a:5a:00:02 behind {link}"),

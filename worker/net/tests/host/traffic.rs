@@ -1,9 +1,10 @@
 //! Who reaches whom, and with which address.
 
+use std::io::ErrorKind::ConnectionRefused;
 use std::net::{Ipv4Addr, TcpListener};
 
 use rswarm_net::{
-    HostPort, NetError, Place,
+    BridgeNetwork, Endpoint, HostPort, NetError, Place,
     Protocol::{Tcp, Udp},
 };
 
@@ -71,12 +72,48 @@ async fn an_internal_network_has_no_way_out_and_none_in() {
     }
     assert_eq!(a.output("ip", &["route", "show", "default"]), "");
     let node = rig.node().address;
-    assert!(rig.other().run(|| fetch(node, 8080)).unwrap().is_err());
-    // Even a container that gives itself a route does not get out.
+    let refused = |result: std::io::Result<String>| result.unwrap_err().kind() == ConnectionRefused;
+    assert!(refused(rig.other().run(|| fetch(node, 8080)).unwrap()), "its ports do not answer");
+    // Even a container that gives itself a route does not get out, nor to another network of the node or its ports.
     serve(rig.other().run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).unwrap()).unwrap(), "outside");
+    let open = BridgeNetwork {
+        id: "n1".into(),
+        bridge: "rsw-br1".into(),
+        gateway: Ipv4Addr::new(10, 91, 0, 1),
+        subnet: Ipv4Addr::new(10, 91, 0, 0),
+        ..network()
+    };
+    rig.net.ensure_network(&open).await.unwrap();
+    let c = Container::start();
+    let at = Endpoint {
+        network: "n1".into(),
+        address: Ipv4Addr::new(10, 91, 0, 2),
+        gateway: Ipv4Addr::new(10, 91, 0, 1),
+        ..endpoint("c", &c, 2, &[port(Tcp, 8081, 80)])
+    };
+    rig.net.attach(&at).await.unwrap();
+    c.serve(80, "c");
+    assert_eq!(rig.other().run(|| fetch(node, 8081)).unwrap().unwrap(), "c saw 10.77.0.2");
     b.output("ip", &["route", "add", "default", "via", "10.90.0.1"]);
     let outside = rig.other().address;
-    assert!(b.run(|| fetch(outside, 80)).is_err());
+    for (address, port) in [(outside, 80), (at.address, 80), (node, 8081)] {
+        assert!(refused(b.run(|| fetch(address, port))), "{address}:{port}");
+    }
+    assert!(refused(c.run(|| fetch(Ipv4Addr::new(10, 90, 0, 2), 80))));
+    // Of the node it reaches the name server at the gateway, and no more; the node reaches it.
+    let listen = |port| rig.node().run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()).unwrap();
+    serve(listen(53), "names");
+    serve(listen(22), "shell");
+    let gateway = network().gateway;
+    assert_eq!(b.run(|| fetch(gateway, 53)).unwrap(), "names saw 10.90.0.3");
+    for (address, port) in [(gateway, 22), (node, 22), (node, 53)] {
+        assert!(refused(b.run(|| fetch(address, port))), "{address}:{port}");
+    }
+    assert_eq!(
+        rig.node().run(|| fetch(Ipv4Addr::new(10, 90, 0, 2), 80)).unwrap().unwrap(),
+        "a saw 10.90.0.1"
+    );
+    assert_eq!(rig.net.verify().await.unwrap(), []);
 }
 
 #[tokio::test]

@@ -121,6 +121,7 @@ mod tests {
                 ipv6: None,
             }),
             aliases: vec![],
+            internal: false,
             joined: false,
         }
     }

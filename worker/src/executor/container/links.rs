@@ -120,6 +120,7 @@ mod tests {
             driver: NetworkDriver::Bridge,
             address: Some(address),
             aliases: vec![],
+            internal: false,
             joined,
         }
     }

@@ -558,7 +558,7 @@ impl TaskNetworks {
             prefix_len: address.prefix_len,
             subnet,
             masquerade: true,
-            internal: false,
+            internal: network.internal,
         }
     }
 }

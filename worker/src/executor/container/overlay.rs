@@ -220,7 +220,8 @@ pub fn check_clear(map: &NetworkMap, task: &Task, obstacle: &str) -> Result<(), 
 pub fn way_out(map: &NetworkMap, networks: &[&TaskNetwork]) -> Option<NetworkId> {
     let known = |network: &TaskNetwork| map.networks.get(&network.network);
     let ingress = networks.iter().find(|network| known(network).is_some_and(|known| known.ingress));
-    let open = || networks.iter().find(|network| known(network).is_none_or(|known| !known.internal));
+    let closed = |network: &TaskNetwork| known(network).map_or(network.internal, |known| known.internal);
+    let open = || networks.iter().find(|network| !closed(network));
     ingress.or_else(open).map(|network| network.network)
 }
 
@@ -445,17 +446,20 @@ mod tests {
             driver,
             address: None,
             aliases: Vec::new(),
+            internal: false,
             joined: false,
         };
         let (front, ingress) =
             (task_network(FRONT, NetworkDriver::Overlay), task_network(INGRESS, NetworkDriver::Overlay));
-        let local = task_network(NetworkId::from_bytes([9; 16]), NetworkDriver::Bridge);
+        let mut local = task_network(NetworkId::from_bytes([9; 16]), NetworkDriver::Bridge);
         let mut map = map();
         assert_eq!(way_out(&map, &[&front, &ingress]), Some(INGRESS));
         assert_eq!(way_out(&map, &[&front, &local]), Some(FRONT));
         map.networks.get_mut(&FRONT).unwrap().internal = true;
         assert_eq!(way_out(&map, &[&front, &local]), Some(local.network));
         assert_eq!(way_out(&map, &[&front]), None);
+        local.internal = true;
+        assert_eq!(way_out(&map, &[&front, &local]), None);
     }
 
     /// What a change costs before the data path sees it.

@@ -265,6 +265,7 @@ fn the_hosts_network_is_shared_and_not_mixed() {
         driver,
         address: None,
         aliases: vec![],
+        internal: false,
         joined: false,
     };
     let has_own = |task: &Task| {

@@ -34,6 +34,7 @@ impl Writer {
             driver: network.spec.driver,
             address: Some(self.address_for(network, address, refused)?),
             aliases: aliases.to_vec(),
+            internal: network.spec.internal,
             joined: true,
         };
         self.advance_cursors(std::slice::from_ref(&joined));
