@@ -52,7 +52,8 @@ fn task_at(netns: &Path, address: impl Into<IpAddr>) -> String {
 }
 
 fn refused(netns: &Path, address: impl Into<IpAddr>, port: u16) -> bool {
-    let ask = || get((address.into(), port).into(), PATIENCE).map_err(|error| error.kind());
+    let address = (address.into(), port).into();
+    let ask = || get(address, PATIENCE).map_err(|error| error.kind());
     matches!(
         run_in_netns(netns, ask).expect("a namespace"),
         Err(ErrorKind::ConnectionRefused | ErrorKind::NetworkUnreachable)
