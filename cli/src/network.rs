@@ -58,7 +58,7 @@ pub struct CreateArgs {
     /// Without a way out, and none in
     #[arg(long)]
     internal: bool,
-    /// IPv6 beside IPv4 (driver overlay): each address has a twin in the IPv6 subnet
+    /// IPv6 beside IPv4: each address has a twin in the IPv6 subnet
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     ipv6: Option<bool>,
     /// Subnet (default: the first free one of the cluster's address pools); one of each family

@@ -1,13 +1,13 @@
 //! Claims about what networks leave out or have besides: a way out, and IPv6, on bridges too.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rswarm_api::v1;
 use rswarm_cluster_tests::ClusterLab;
-use rswarm_cluster_tests::kernel::{output, resolve};
+use rswarm_cluster_tests::kernel::{output, resolve, resolve6};
 use rswarm_lab::{get, page};
 use rswarm_net::run_in_netns;
 
@@ -64,8 +64,12 @@ fn refused(netns: &Path, address: impl Into<IpAddr>, port: u16) -> bool {
 fn networks_have_the_families_and_the_way_out_that_they_were_made_with() {
     let Some(lab) = ClusterLab::form("families", 1, 1) else { return };
     internal_bridge(&lab);
-    let verified = lab.ok(1, &["network", "verify"]);
-    assert_eq!(verified.matches("as it should be").count(), 2, "{verified}");
+    dual_bridge(&lab);
+    // That the hosts have IPv6 now is seen with the next repair.
+    lab.wait("all is as it should be", SOON, || {
+        let verified = lab.rswarm(1, &["network", "verify"]).stdout;
+        if verified.matches("as it should be").count() == 2 { Ok(()) } else { Err(verified) }
+    });
 }
 
 /// Tasks of an internal bridge have each other, by name, and nobody else.
@@ -96,4 +100,44 @@ fn internal_bridge(lab: &ClusterLab) {
             assert!(refused(&netns, address, port), "{address}:{port}");
         }
     }
+}
+
+/// Gives the hosts and the wire between them IPv6 addresses; returns those of the hosts.
+fn give_ipv6(lab: &ClusterLab) -> Vec<Ipv6Addr> {
+    let address = |number: usize| Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, number as u16);
+    let add = |netns: &Path, number: usize, link: &str| {
+        output(netns, &format!("ip -6 addr add {}/64 dev {link} nodad", address(number)));
+        address(number)
+    };
+    add(&lab.config().wire_netns(), 0xc, "br0");
+    lab.hosts().iter().map(|host| add(&host.netns, host.number, "eth0")).collect()
+}
+
+/// On a bridge with both families tasks have names, addresses and ports in both.
+fn dual_bridge(lab: &ClusterLab) {
+    let (hosts, wire) = (give_ipv6(lab), lab.config().wire_netns());
+    lab.ok(1, &["network", "create", "--driver", "bridge", "--ipv6", "pair"]);
+    assert_eq!(shown(lab, "pair", "{{.EnableIPv4}} {{.EnableIPv6}} {{len .IPAM.Config}}"), "true true 2");
+    let port = ["--publish", "mode=host,published=8091,target=80"];
+    lab.create(1, "both", 1, &[&["--network", "pair"][..], &ON_HOST_1, &port].concat(), &["serve", "80"]);
+    lab.create(1, "caller", 1, &[&["--network", "pair"][..], &ON_HOST_1].concat(), &[]);
+    lab.until_running(1, "both", 1, SOON);
+    lab.until_running(1, "caller", 1, SOON);
+    let (caller, server) = (namespaces(lab, "caller").remove(0), gateway(lab, "pair"));
+    let found = resolve6(&caller, server, "both").expect("a known name");
+    let found = *found.first().expect("its IPv6 address");
+    assert_eq!(task_at(&caller, found), "both.1");
+    let ipv4 = resolve(&caller, server, "both").expect("a known name");
+    assert_eq!(task_at(&caller, *ipv4.first().expect("its IPv4 address")), "both.1");
+    let task = namespaces(lab, "both").remove(0);
+    let root = task.ancestors().nth(2).expect("a process").join("root");
+    let text = std::fs::read_to_string(root.join("etc/hosts")).expect("a file of hosts");
+    assert!(text.lines().any(|line| line.starts_with(&format!("{found}\t"))), "{text}");
+    // By the host's own addresses, and by no other host's.
+    for address in [IpAddr::from(hosts[0]), lab.host(1).address.into()] {
+        let body = page(&wire, address, 8091).unwrap_or_else(|error| panic!("{address}: {error}"));
+        let client: IpAddr = body.split_once(' ').expect("a task and a peer").1.parse().expect("an address");
+        assert_eq!(client.is_ipv6(), address.is_ipv6(), "{body}");
+    }
+    assert!(refused(&wire, hosts[1], 8091));
 }

@@ -210,6 +210,7 @@ impl<'a> View<'a> {
             name: network.spec.name.clone(),
             subnet: ipam.subnet,
             gateway: ipam.gateway,
+            ipv6: ipam.ipv6,
             internal: network.spec.internal,
         })
     }

@@ -70,6 +70,9 @@ pub struct MapBridge {
     pub name: String,
     pub subnet: Subnet,
     pub gateway: Ipv4Addr,
+    /// As of overlays.
+    #[serde(default)]
+    pub ipv6: Option<Ipam6>,
     #[serde(default)]
     pub internal: bool,
 }
@@ -268,7 +271,7 @@ mod tests {
         let bridge = |n: u8| {
             let subnet = Subnet::new(Ipv4Addr::new(10, n, 0, 0), 24).unwrap();
             let (name, gateway) = (format!("b{n}"), Ipv4Addr::new(10, n, 0, 1));
-            let bridge = MapBridge { name, subnet, gateway, internal: n == 3 };
+            let bridge = MapBridge { name, subnet, gateway, ipv6: None, internal: n == 3 };
             (NetworkId::from_bytes([n; 16]), bridge)
         };
         old.bridges.extend([1, 2].map(bridge));

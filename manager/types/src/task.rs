@@ -297,6 +297,9 @@ pub struct TaskAddress {
 pub struct TaskAddress6 {
     pub address: Ipv6Addr,
     pub prefix_len: u8,
+    /// `None` of tasks that were given their addresses before bridges had IPv6; nodes know those of overlays.
+    #[serde(default)]
+    pub gateway: Option<Ipv6Addr>,
 }
 
 /// The observed state of a task, in the order in which it can only move forward; the numbers are Swarm's.

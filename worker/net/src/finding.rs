@@ -67,7 +67,7 @@ impl Finding {
             Operation::RemoveLink { link: name } => link(false, name)?,
             Operation::CreateBridge { bridge: name, .. }
             | Operation::SetBridge { bridge: name, .. }
-            | Operation::SettleBridge { bridge: name }
+            | Operation::SettleBridge { bridge: name, .. }
             | Operation::CreateVeth { link: name, .. }
             | Operation::SetVeth { link: name, .. } => link(true, name)?,
             Operation::AddAddress { link, address } => {
@@ -76,7 +76,21 @@ impl Finding {
             Operation::RemoveAddress { link, address } => {
                 (Part::Link, false, format!("address {address} of `{link}`"), named(link))
             }
-            Operation::ConfigureInside { endpoint, .. } => inside(endpoint)?,
+            Operation::AddAddress6 { link, address } => {
+                (Part::Link, true, format!("address {address} of `{link}`"), named(link))
+            }
+            Operation::RemoveAddress6 { link, address } => {
+                (Part::Link, false, format!("address {address} of `{link}`"), named(link))
+            }
+            Operation::AddNeighbour { link, address, mac } => {
+                (Part::Neighbour, true, format!("neighbour {address} at {mac} on `{link}`"), named(link))
+            }
+            Operation::RemoveNeighbour { link, address } => {
+                (Part::Neighbour, false, format!("neighbour {address} on `{link}`"), named(link))
+            }
+            Operation::ConfigureInside { endpoint, .. } | Operation::ConfigureInside6 { endpoint, .. } => {
+                inside(endpoint)?
+            }
             Operation::BuildRules(_) => (Part::Rule, true, "nft tables".to_owned(), None),
             Operation::AddElement(element) => (Part::Map, true, element.to_string(), element.of_link()),
             Operation::RemoveElement(element) => (Part::Map, false, element.to_string(), element.of_link()),

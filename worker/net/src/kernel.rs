@@ -1,5 +1,7 @@
 //! The hands: reads the kernel into an [`Observed`], performs [`Operation`]s. Blocking; one owner, see [`crate::network`].
 
+mod ipv6;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -16,11 +18,11 @@ use crate::{
         message::{self, Change},
         reading,
     },
-    model::{Cidr, Cidr6, Endpoint, NetworkConfig, NodeNetwork},
+    model::{Cidr, Cidr6, Endpoint, Mac, NetworkConfig, NodeNetwork},
     netlink::{
         Socket,
         conntrack::{self, Flows},
-        forwarding::{self, Neighbour, Route},
+        forwarding::{self, Neighbour},
         route::{self, Link, LinkChange, Peer},
     },
     netns,
@@ -30,47 +32,30 @@ use crate::{
         helper::{self, Helper},
         plan::{Action, Step},
     },
-    plan::{Inside, Inside6, Mesh, Observed, ObservedLink, Operation},
+    plan::{Inside, Mesh, Observed, ObservedLink, Operation},
 };
+
+pub use ipv6::has_ipv6;
+pub(crate) use ipv6::{configure_inside6, enable_ipv6};
 
 /// Index of `lo` in every namespace.
 const LOOPBACK: u32 = 1;
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
-const FORWARDING6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
+
+/// The settings of a bridge of this node alone: published ports answer at 127.0.0.1, and no container is its router.
+fn settle_bridge(bridge: &str, ipv6: bool) -> Result<(), NetError> {
+    switch_on(&route_localnet(bridge))?;
+    ipv6::settle_bridge(bridge, ipv6)
+}
 
 fn route_localnet(bridge: &str) -> PathBuf {
     PathBuf::from(format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"))
-}
-
-/// Absent where the kernel has no IPv6.
-fn disable_ipv6(bridge: &str) -> PathBuf {
-    PathBuf::from(format!("/proc/sys/net/ipv6/conf/{bridge}/disable_ipv6"))
-}
-
-/// The settings of a bridge of this node alone: published ports answer at 127.0.0.1, and no container is its router.
-fn settle_bridge(bridge: &str) -> Result<(), NetError> {
-    switch_on(&route_localnet(bridge))?;
-    if has_ipv6() { switch_on(&disable_ipv6(bridge)) } else { Ok(()) }
 }
 
 /// Whether a sysctl of this thread's network namespace is on. One that cannot be read counts as off: writing it then
 /// gives the error that names it.
 fn is_on(path: &Path) -> bool {
     fs::read_to_string(path).is_ok_and(|value| value.trim() == "1")
-}
-
-/// Has the host forward IPv6. A host that does so no longer minds what routers say of themselves, unless it is told to:
-/// where it did, it goes on doing so. Source: Linux `Documentation/networking/ip-sysctl.rst`, `accept_ra`.
-fn enable_forwarding6() -> Result<(), NetError> {
-    let path = Path::new("/proc/sys/net/ipv6/conf");
-    let failed = |source| NetError::Sysctl { path: path.to_owned(), value: "2", source };
-    for link in fs::read_dir(path).map_err(failed)? {
-        let path = link.map_err(failed)?.path().join("accept_ra");
-        if is_on(&path) {
-            fs::write(&path, "2").map_err(|source| NetError::Sysctl { path, value: "2", source })?;
-        }
-    }
-    switch_on(Path::new(FORWARDING6))
 }
 
 fn switch_on(path: &Path) -> Result<(), NetError> {
@@ -113,14 +98,13 @@ impl Kernel {
         let addresses =
             route::addresses(&mut self.route).map_err(|error| NetError::kernel("list addresses", error))?;
         let names: BTreeMap<u32, String> = links.iter().map(|link| (link.index, link.name.clone())).collect();
-        let addresses6: BTreeSet<Cidr6> = route::addresses6(&mut self.route)
-            .map_err(|error| NetError::kernel("list IPv6 addresses", error))?
-            .into_iter()
-            .map(|(_, cidr)| cidr)
-            .collect();
+        let found6 = route::addresses6(&mut self.route)
+            .map_err(|error| NetError::kernel("list IPv6 addresses", error))?;
+        let addresses6: BTreeSet<Cidr6> = found6.iter().map(|(_, cidr)| *cidr).collect();
         let mut observed = Observed {
             forwarding: is_on(Path::new(FORWARDING)),
-            forwarding6: is_on(Path::new(FORWARDING6)) || !has_way_out(&addresses6),
+            forwarding6: ipv6::forwards(),
+            way_out6: ipv6::has_way_out(&addresses6, desired),
             ..Observed::default()
         };
         if let Some(overlay) = &desired.overlay {
@@ -128,10 +112,11 @@ impl Kernel {
         }
         for link in links {
             let mut found = observed_link(&link, link.master.and_then(|index| names.get(&index).cloned()));
-            found.addresses =
-                addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, cidr)| *cidr).collect();
+            found.addresses = of_link(&addresses, link.index);
+            found.addresses6 = of_link(&found6, link.index);
             observed.links.insert(link.name, found);
         }
+        observed.neighbours = self.told_neighbours(desired, &names)?;
         let bridged =
             desired.endpoints.iter().filter(|endpoint| desired.network(&endpoint.network).is_some());
         for endpoint in bridged {
@@ -254,7 +239,7 @@ impl Kernel {
             .iter()
             .filter(|(key, to)| !held.contains(&(key.0.number(), key.1)) && to.is_taken(**key));
         let addresses6 = route::addresses6(&mut self.route).map_err(failed)?;
-        let ipv6 = has_way_out(&addresses6.into_iter().map(|(_, cidr)| cidr).collect());
+        let ipv6 = ipv6::has_way_out(&addresses6.into_iter().map(|(_, cidr)| cidr).collect(), desired);
         let uplink = Uplink { ipv6, ..uplink };
         Ok(Some(Mesh { uplink, busy: busy.map(|(key, _)| *key).collect() }))
     }
@@ -285,11 +270,31 @@ impl Kernel {
             }
             None => None,
         };
-        let addresses = route::addresses(&mut self.route).map_err(failed)?;
         let mut found = observed_link(&link, master);
-        found.addresses =
-            addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, cidr)| *cidr).collect();
+        found.addresses = of_link(&route::addresses(&mut self.route).map_err(failed)?, link.index);
+        found.addresses6 = of_link(&route::addresses6(&mut self.route).map_err(failed)?, link.index);
         Ok(Some(found))
+    }
+
+    /// Whom the bridges of networks with IPv6 are told of; `names` are those of all links.
+    fn told_neighbours(
+        &mut self,
+        desired: &NodeNetwork,
+        names: &BTreeMap<u32, String>,
+    ) -> Result<BTreeSet<(String, Ipv6Addr, Mac)>, NetError> {
+        let bridges = desired.networks.iter().filter(|network| network.ipv6.is_some());
+        let bridges: BTreeSet<&str> = bridges.map(|network| network.bridge.as_str()).collect();
+        if bridges.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let all = forwarding::neighbours(&mut self.route)
+            .map_err(|error| NetError::kernel("list neighbours", error))?;
+        let told = all.into_iter().filter(|neighbour| neighbour.lasting).filter_map(|neighbour| {
+            let bridge = names.get(&neighbour.link).filter(|name| bridges.contains(name.as_str()))?;
+            let IpAddr::V6(address) = neighbour.address else { return None };
+            Some((bridge.clone(), address, neighbour.mac))
+        });
+        Ok(told.collect())
     }
 
     /// Reads the container's side; `None` when the namespace or the interface is not there.
@@ -313,7 +318,7 @@ impl Kernel {
                     .collect(),
                 gateway: forwarding::default_route(&mut socket, link.index)?,
                 mtu: link.mtu,
-                ipv6: read_inside6(&mut socket, link.index)?,
+                ipv6: ipv6::read_inside(&mut socket, link.index)?,
             }))
         };
         let mut read = read;
@@ -417,9 +422,9 @@ impl Kernel {
         }
         let socket = &mut self.route;
         match operation {
-            Operation::EnableForwarding6 => enable_forwarding6(),
+            Operation::EnableForwarding6 => ipv6::enable_forwarding(),
             Operation::EnableForwarding => switch_on(Path::new(FORWARDING)),
-            Operation::SettleBridge { bridge } => settle_bridge(bridge),
+            Operation::SettleBridge { bridge, ipv6 } => settle_bridge(bridge, *ipv6),
             Operation::RemoveLink { link } => route::delete_link(socket, link).map(drop).map_err(failed),
             Operation::CreateBridge { bridge, mac } => {
                 route::create_bridge(socket, bridge, *mac).map_err(failed)
@@ -441,6 +446,22 @@ impl Kernel {
                 let index = self.index_of(link)?;
                 route::delete_address(&mut self.route, index, *address).map_err(failed)
             }
+            Operation::AddAddress6 { link, address } => {
+                let index = self.index_of(link)?;
+                route::add_address6(&mut self.route, index, *address).map_err(failed)
+            }
+            Operation::RemoveAddress6 { link, address } => {
+                let index = self.index_of(link)?;
+                route::delete_address(&mut self.route, index, *address).map_err(failed)
+            }
+            Operation::AddNeighbour { link, address, mac } => {
+                let index = self.index_of(link)?;
+                forwarding::set_neighbour(&mut self.route, index, (*address).into(), *mac).map_err(failed)
+            }
+            Operation::RemoveNeighbour { link, address } => {
+                let index = self.index_of(link)?;
+                forwarding::delete_neighbour(&mut self.route, index, (*address).into()).map_err(failed)
+            }
             Operation::CreateVeth { link, endpoint } => {
                 let namespace = netns::open(&netns::of_process(endpoint.netns_pid))?;
                 let peer = Peer {
@@ -456,6 +477,7 @@ impl Kernel {
                 let (name, address) = (&endpoint.interface_name, endpoint.cidr());
                 configure_inside(&mut socket, name, address, *gateway).map_err(failed)
             }
+            Operation::ConfigureInside6 { endpoint, inside } => configure_inside6(endpoint, inside),
             Operation::SetVeth { link, bridge, alias } => {
                 let master = Some(self.index_of(bridge)?);
                 let change =
@@ -498,9 +520,9 @@ impl Kernel {
     }
 }
 
-/// Whether a host with these IPv6 addresses can reach others by them.
-fn has_way_out(addresses: &BTreeSet<Cidr6>) -> bool {
-    addresses.iter().any(|cidr| !cidr.address.is_loopback() && *cidr != Uplink::HOST6)
+/// Those of one link.
+fn of_link<A: Copy + Ord>(all: &[(u32, Cidr<A>)], link: u32) -> BTreeSet<Cidr<A>> {
+    all.iter().filter(|(index, _)| *index == link).map(|(_, cidr)| *cidr).collect()
 }
 
 /// The index of a link that must be there.
@@ -518,8 +540,9 @@ fn observed_link(link: &Link, master: Option<String>) -> ObservedLink {
         mac: link.mac,
         master,
         addresses: BTreeSet::new(),
+        addresses6: BTreeSet::new(),
         route_localnet: (is_bridge || link.alias.is_some()) && is_on(&route_localnet(&link.name)),
-        ipv6: is_bridge && has_ipv6() && !is_on(&disable_ipv6(&link.name)),
+        ipv6: if is_bridge { ipv6::of_bridge(&link.name) } else { None },
         hairpin: link.hairpin,
         peer: link.peer,
     }
@@ -544,71 +567,6 @@ pub(crate) fn configure_inside(
     route::set_addresses(socket, index, &BTreeSet::from([address]))?;
     route::set_link(socket, name, &up)?;
     gateway.map_or(Ok(()), |gateway| forwarding::set_default_route(socket, index, gateway))
-}
-
-fn read_inside6(socket: &mut Socket, index: u32) -> Result<Inside6, KernelError> {
-    if !has_ipv6() {
-        return Ok(Inside6::default());
-    }
-    let addresses = route::addresses6(socket)?.into_iter().filter(|(of, _)| *of == index);
-    let neighbours = forwarding::neighbours(socket)?.into_iter().filter(|at| at.link == index && at.lasting);
-    let neighbours = neighbours.filter_map(|neighbour| match neighbour.address {
-        IpAddr::V6(address) => Some((address, neighbour.mac)),
-        IpAddr::V4(_) => None,
-    });
-    let routes = forwarding::routes(socket)?.into_iter().filter(|route| route.link == index);
-    Ok(Inside6 {
-        addresses: addresses.map(|(_, cidr)| cidr).collect(),
-        neighbours: neighbours.collect(),
-        routes: routes.filter_map(|route| Some((route.to, route.via?))).collect(),
-    })
-}
-
-/// Whether this kernel has IPv6 at all.
-pub fn has_ipv6() -> bool {
-    Path::new("/proc/sys/net/ipv6").exists()
-}
-
-/// Switches a link's IPv6 on in the namespace of the calling thread: it has the addresses that it is given, and no others.
-pub(crate) fn enable_ipv6(link: &str) -> Result<(), NetError> {
-    const SETTINGS: [(&str, &str); 5] = [
-        ("accept_ra", "0"),
-        ("autoconf", "0"),
-        ("accept_dad", "0"),
-        // No link-local address: nobody is to be reached by one, and redirects are not sent without.
-        ("addr_gen_mode", "1"),
-        ("disable_ipv6", "0"),
-    ];
-    SETTINGS.iter().try_for_each(|(name, value)| {
-        let path = PathBuf::from(format!("/proc/sys/net/ipv6/conf/{link}/{name}"));
-        fs::write(&path, value).map_err(|source| NetError::Sysctl { path, value, source })
-    })
-}
-
-/// Gives a task's end what it shall have of IPv6, and takes other addresses from it.
-pub(crate) fn configure_inside6(endpoint: &Endpoint, inside: &Inside6) -> Result<(), NetError> {
-    let name = endpoint.interface_name.as_str();
-    netns::run_in_netns(&netns::of_process(endpoint.netns_pid), || enable_ipv6(name))??;
-    let mut socket = socket_inside(endpoint)?;
-    let mut set = || -> Result<(), KernelError> {
-        let index = index_of(&mut socket, name)?;
-        let all = route::addresses6(&mut socket)?.into_iter().filter(|(of, _)| *of == index);
-        for (_, surplus) in all.filter(|(_, cidr)| !inside.addresses.contains(cidr)) {
-            route::delete_address(&mut socket, index, surplus)?;
-        }
-        for address in &inside.addresses {
-            route::add_address6(&mut socket, index, *address)?;
-        }
-        for (address, mac) in &inside.neighbours {
-            forwarding::set_neighbour(&mut socket, index, (*address).into(), *mac)?;
-        }
-        for (to, via) in &inside.routes {
-            let table = libc::RT_TABLE_MAIN.into();
-            forwarding::set_route(&mut socket, &Route { table, to: *to, via: Some(*via), link: index })?;
-        }
-        Ok(())
-    };
-    set().map_err(|error| NetError::kernel(format!("configure IPv6 of endpoint `{}`", endpoint.id), error))
 }
 
 /// Operations that are performed together when they are neighbours.
@@ -649,7 +607,7 @@ fn firewall_change(operation: &Operation) -> Option<Change> {
 
 fn flows(operation: &Operation) -> Option<Flows> {
     match operation {
-        Operation::ForgetAddress { address } => Some(Flows::Of((*address).into())),
+        Operation::ForgetAddress { address } => Some(Flows::Of(*address)),
         Operation::ForgetPort { protocol, port } => Some(Flows::To(*protocol, *port)),
         _ => None,
     }

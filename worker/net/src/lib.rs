@@ -65,6 +65,7 @@ mod testing {
             subnet: Ipv4Addr::new(10, 90, number, 0),
             masquerade: true,
             internal: false,
+            ipv6: None,
         }
     }
 
@@ -76,6 +77,7 @@ mod testing {
             network: network.into(),
             netns_pid: 1,
             address,
+            ipv6: None,
             prefix_len: 24,
             gateway: Ipv4Addr::new(a, b, c, 1),
             default_route: true,

@@ -1,7 +1,8 @@
 //! The desired state of a node's network, as plain data, and the rules it must obey.
 //!
-//! Node-local bridges have IPv4 only. An overlay may have IPv6 beside it: then each of its IPv4 addresses has a twin,
-//! see [`crate::OverlayNetwork::ipv6`], and whatever is told of the one holds for the other.
+//! A network may have IPv6 beside IPv4. On an overlay each IPv4 address then has a twin, see
+//! [`crate::OverlayNetwork::ipv6`], and whatever is told of the one holds for the other; on a node-local bridge each endpoint
+//! tells both.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -119,6 +120,9 @@ pub struct BridgeNetwork {
     pub masquerade: bool,
     /// No way out and none in: containers get no default route and nothing is forwarded.
     pub internal: bool,
+    /// The bridge's IPv6 address, with its network's prefix, if there is one.
+    #[serde(default)]
+    pub ipv6: Option<Cidr6>,
 }
 
 /// One container's attachment to a network.
@@ -131,6 +135,9 @@ pub struct Endpoint {
     /// The container's init process, whose network namespace gets the interface.
     pub netns_pid: i32,
     pub address: Ipv4Addr,
+    /// On a bridge with IPv6; on an overlay the twin of `address` counts.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Addr>,
     /// Of the network when the address was given; on an overlay that of the network counts, which may have grown since.
     pub prefix_len: u8,
     pub gateway: Ipv4Addr,
@@ -273,7 +280,7 @@ impl Ip for Ipv6Addr {
 }
 
 /// An interface address with the length of its network's prefix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Cidr<A = Ipv4Addr> {
     pub address: A,
     pub prefix_len: u8,
@@ -282,6 +289,11 @@ pub struct Cidr<A = Ipv4Addr> {
 pub type Cidr6 = Cidr<Ipv6Addr>;
 
 impl Cidr6 {
+    /// Whether an address is in the network.
+    pub(crate) fn contains(self, address: Ipv6Addr) -> bool {
+        Self { address, ..self }.subnet() == self.subnet()
+    }
+
     /// The first address of the network.
     pub fn subnet(self) -> Ipv6Addr {
         let hosts = u128::MAX.checked_shr(self.prefix_len.into()).unwrap_or(0);
@@ -344,6 +356,9 @@ impl BridgeNetwork {
         if self.gateway == self.subnet || self.gateway == self.cidr().broadcast() {
             return invalid(format!("expected a host address as gateway, found `{}`", self.cidr()));
         }
+        if let Some(ipv6) = self.ipv6.filter(|ipv6| !(1..=64).contains(&ipv6.prefix_len)) {
+            return invalid(format!("expected an IPv6 prefix of 1 to 64, found `{ipv6}`"));
+        }
         Ok(())
     }
 }
@@ -356,6 +371,16 @@ impl Endpoint {
 
     pub(crate) fn cidr(&self) -> Cidr {
         Cidr { address: self.address, prefix_len: self.prefix_len }
+    }
+
+    /// Its IPv6 address on a bridge, if both have one.
+    pub(crate) fn address6(&self, network: &BridgeNetwork) -> Option<Ipv6Addr> {
+        network.ipv6.and(self.ipv6)
+    }
+
+    /// Its addresses on a bridge.
+    pub(crate) fn addresses(&self, network: &BridgeNetwork) -> impl Iterator<Item = IpAddr> + use<> {
+        [IpAddr::from(self.address)].into_iter().chain(self.address6(network).map(IpAddr::from))
     }
 
     /// `own` is its address, `net` the gateway's in the network.
@@ -454,6 +479,11 @@ impl NodeNetwork {
                 network: endpoint.network.clone(),
             })?;
             endpoint.check(own, net)?;
+            let ipv6 = self.network(&endpoint.network).and_then(|network| endpoint.ipv6.zip(network.ipv6));
+            if let Some((own, net)) = ipv6.filter(|(own, net)| !net.contains(*own) || *own == net.address) {
+                let reason = format!("expected an address behind gateway `{net}`, found `{own}`");
+                return Err(NetError::Invalid { what: "endpoint", id: id.clone(), reason });
+            }
             if !ids.insert(id) {
                 return Err(NetError::Invalid {
                     what: "endpoint",
@@ -536,6 +566,17 @@ mod tests {
         check(
             |n| n.endpoints[1].ports = n.endpoints[0].ports.clone(),
             "tcp port 8080 asked for by endpoint `b` is published by endpoint `a`",
+        );
+        check(
+            |n| n.networks[0].ipv6 = Some(Cidr { address: "fd00:1::1".parse().unwrap(), prefix_len: 96 }),
+            "network `n0`: expected an IPv6 prefix of 1 to 64, found `fd00:1::1/96`",
+        );
+        check(
+            |n| {
+                n.networks[0].ipv6 = Some(Cidr { address: "fd00:1::1".parse().unwrap(), prefix_len: 64 });
+                n.endpoints[0].ipv6 = Some("fd00:2::2".parse().unwrap());
+            },
+            "endpoint `a`: expected an address behind gateway `fd00:1::1/64`, found `fd00:2::2`",
         );
         check(|n| n.endpoints[1].id = "a".into(), "endpoint `a`: given twice");
         check(

@@ -287,6 +287,7 @@ impl Node {
         let new = firewall::network_elements(network);
         let found = self.kernel.link(&network.bridge)?;
         let mut operations = vec![Operation::EnableForwarding];
+        operations.extend(network.ipv6.map(|_| Operation::EnableForwarding6));
         operations.extend(plan::plan_network(&self.kernel.config, network, found.as_ref()));
         operations.extend(old.difference(&new).cloned().map(Operation::RemoveElement));
         operations.extend(new.into_iter().map(Operation::AddElement));
@@ -333,9 +334,13 @@ impl Node {
         let steps = plan::plan_endpoint(&config, &network, endpoint, link.as_ref(), inside.as_ref());
         let old = self.current.endpoint(&endpoint.id).cloned();
         refuse_ports_in_use(old.as_ref(), endpoint)?;
+        let (link, mac) = (network.bridge.clone(), endpoint.mac());
+        let told = endpoint.address6(&network);
+        let told = told.map(|address| Operation::AddNeighbour { link, address, mac });
         let operations: Vec<_> = steps
             .before
             .into_iter()
+            .chain(told)
             .chain(self.element_changes(old.as_ref(), endpoint, &next))
             .chain(steps.after)
             .chain(forget_early_datagrams(old.as_ref(), endpoint))
@@ -356,6 +361,7 @@ impl Node {
         let wanted = firewall::endpoint_elements(&self.kernel.config, network, endpoint);
         let present = self.kernel.firewall().map(|(_, elements)| elements).unwrap_or_default();
         let mut operations = vec![Operation::RemoveLink { link }];
+        operations.extend(forget_neighbour(network, endpoint));
         operations.extend(wanted.intersection(&present).cloned().map(Operation::RemoveElement));
         self.kernel.perform(&operations, |operation, result| {
             if let Err(error) = result {
@@ -396,12 +402,14 @@ impl Node {
         let marked =
             link.as_ref().and_then(|link| link.alias.as_deref()).and_then(|a| config.endpoint_of_alias(a));
         let address = known.as_ref().map(|endpoint| endpoint.address).or(marked.map(|(_, address)| address));
+        let network = known.as_ref().and_then(|endpoint| self.current.network(&endpoint.network));
         let mut next = self.current.clone();
         next.endpoints.retain(|other| other.id != id);
         let mut operations = Vec::new();
         if let Some(endpoint) = &known {
             let elements = self.elements_of(&self.current, endpoint);
             operations.extend(elements.into_iter().map(Operation::RemoveElement));
+            operations.extend(network.and_then(|network| forget_neighbour(network, endpoint)));
         } else {
             // An earlier daemon's: what it published can be told by link and address.
             let (_, present) = self.kernel.firewall()?;
@@ -411,8 +419,10 @@ impl Node {
         if link.is_some() {
             operations.push(Operation::RemoveLink { link: name });
         }
+        let twin = known.as_ref().zip(network).and_then(|(endpoint, network)| endpoint.address6(network));
         let anything = known.is_some() || !operations.is_empty();
-        operations.extend(address.map(|address| Operation::ForgetAddress { address }));
+        let addresses = address.map(IpAddr::from).into_iter().chain(twin.map(IpAddr::from));
+        operations.extend(addresses.map(|address| Operation::ForgetAddress { address }));
         self.perform(&next, &operations)?;
         self.current = next;
         Ok(anything)
@@ -533,6 +543,12 @@ impl Node {
         operations.extend(wanted.difference(&present).cloned().map(Operation::AddElement));
         Ok(operations)
     }
+}
+
+/// What the bridge was told of an endpoint, which its link does not take along.
+fn forget_neighbour(network: &BridgeNetwork, endpoint: &Endpoint) -> Option<Operation> {
+    let (link, address) = (network.bridge.clone(), endpoint.address6(network)?);
+    Some(Operation::RemoveNeighbour { link, address })
 }
 
 /// Refuses ports on which another process of the node listens: it would be cut off without a word, as translation

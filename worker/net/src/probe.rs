@@ -50,6 +50,7 @@ pub(crate) fn probe(config: &NetworkConfig) -> Result<(), NetError> {
             subnet: Ipv4Addr::new(10, 0, 0, 0),
             masquerade: true,
             internal: false,
+            ipv6: None,
         });
         let adds: Vec<Change> = elements.into_iter().map(|element: Element| Change::Add(element)).collect();
         kernel.change_firewall(&adds)?;

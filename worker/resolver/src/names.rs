@@ -116,7 +116,7 @@ impl Names {
                 .networks
                 .values()
                 .map(|network| (network.subnet, network.ipv6))
-                .chain(map.bridges.values().map(|bridge| (bridge.subnet, None)))
+                .chain(map.bridges.values().map(|bridge| (bridge.subnet, bridge.ipv6)))
                 .collect(),
             internal: map
                 .networks
@@ -132,7 +132,7 @@ impl Names {
         let mut places = HashMap::new();
         let overlays = map.networks.iter().filter(|(_, network)| !network.ingress);
         let overlays = overlays.map(|(id, network)| (id, &network.name, network.subnet, network.ipv6));
-        let bridges = map.bridges.iter().map(|(id, bridge)| (id, &bridge.name, bridge.subnet, None));
+        let bridges = map.bridges.iter().map(|(id, bridge)| (id, &bridge.name, bridge.subnet, bridge.ipv6));
         for (id, name, subnet, ipv6) in overlays.chain(bridges) {
             places.insert(*id, names.networks.len());
             names.networks.push(Network {

@@ -316,12 +316,17 @@ fn bridge_to_wire((id, bridge): (&NetworkId, &MapBridge)) -> v1::MapBridge {
         subnet: bridge.subnet.to_string(),
         gateway: bridge.gateway.to_string(),
         internal: bridge.internal,
+        subnet6: text(bridge.ipv6.map(|ipv6| ipv6.subnet)),
+        gateway6: text(bridge.ipv6.map(|ipv6| ipv6.gateway)),
     }
 }
 
 fn bridge_from_wire(wire: v1::MapBridge) -> Result<(NetworkId, MapBridge), WireError> {
     let (subnet, gateway) = (parse("subnet", &wire.subnet)?, parse("gateway", &wire.gateway)?);
-    Ok((parse("id", &wire.id)?, MapBridge { name: wire.name, subnet, gateway, internal: wire.internal }))
+    // It does not grow.
+    let ipv6 = ipv6_side(&wire.subnet6, &wire.gateway6, "")?;
+    let bridge = MapBridge { name: wire.name, subnet, gateway, ipv6, internal: wire.internal };
+    Ok((parse("id", &wire.id)?, bridge))
 }
 
 fn service_to_wire((id, service): (&ServiceId, &MapService)) -> v1::MapService {
@@ -492,8 +497,13 @@ mod tests {
             },
         );
         let subnet = "10.8.0.0/24".parse().unwrap();
-        let bridge =
-            MapBridge { name: "local".into(), subnet, gateway: [10, 8, 0, 1].into(), internal: true };
+        let ipv6 = Some(Ipam6 {
+            subnet: "fd00:8::/64".parse().unwrap(),
+            gateway: "fd00:8::1".parse().unwrap(),
+            counted_from: None,
+        });
+        let gateway = [10, 8, 0, 1].into();
+        let bridge = MapBridge { name: "local".into(), subnet, gateway, ipv6, internal: true };
         set.bridges.insert(NetworkId::from_bytes([8; 16]), bridge);
         let at = MapAttachment { vip: Some([10, 9, 0, 2].into()), aliases: vec!["db".into()] };
         set.services.insert(

@@ -349,6 +349,11 @@ impl From<&TaskNetwork> for v1::TaskNetwork {
                 gateway: address.gateway.to_string(),
                 address6: address.ipv6.map(|ipv6| ipv6.address.to_string()).unwrap_or_default(),
                 prefix_len6: address.ipv6.map_or(0, |ipv6| ipv6.prefix_len.into()),
+                gateway6: address
+                    .ipv6
+                    .and_then(|ipv6| ipv6.gateway)
+                    .map(|at| at.to_string())
+                    .unwrap_or_default(),
             }),
             aliases: network.aliases.clone(),
             internal: network.internal,
@@ -387,6 +392,7 @@ impl TryFrom<v1::TaskAddress> for TaskAddress {
                     Ok::<_, WireError>(TaskAddress6 {
                         address,
                         prefix_len: narrow("prefix_len6", wire.prefix_len6)?,
+                        gateway: parse_optional("gateway6", &wire.gateway6)?,
                     })
                 })
                 .transpose()?,
@@ -515,7 +521,11 @@ mod tests {
                     address: [10, 213, 0, 2].into(),
                     prefix_len: 16,
                     gateway: [10, 213, 0, 1].into(),
-                    ipv6: Some(TaskAddress6 { address: "fd00:1::2".parse().unwrap(), prefix_len: 64 }),
+                    ipv6: Some(TaskAddress6 {
+                        address: "fd00:1::2".parse().unwrap(),
+                        prefix_len: 64,
+                        gateway: Some("fd00:1::1".parse().unwrap()),
+                    }),
                 }),
                 aliases: vec![],
                 internal: true,

@@ -208,6 +208,7 @@ pub(crate) fn task_address(ipam: Ipam, address: Ipv4Addr) -> TaskAddress {
     let ipv6 = ipam.ipv6.map(|ipv6| TaskAddress6 {
         address: ipv6.twin(ipam.subnet, address),
         prefix_len: ipv6.subnet.prefix_len,
+        gateway: Some(ipv6.gateway),
     });
     TaskAddress { address, prefix_len: ipam.subnet.prefix_len, gateway: ipam.gateway, ipv6 }
 }

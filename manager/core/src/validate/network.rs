@@ -66,10 +66,6 @@ pub enum NetworkError {
     Size { what: &'static str, found: Subnet },
     #[error("invalid subnet `{0}`: expected a network of /{PREFIX6_MIN} to /{PREFIX6_MAX}")]
     Size6(Subnet6),
-    #[error(
-        "networks of driver `bridge` have IPv4 only so far: leave IPv6 out, or expected driver `overlay`"
-    )]
-    Ipv6Bridge,
     #[error("invalid option `{MTU_OPTION}={0}` for a network with IPv6: expected at least {MTU6_MIN} bytes")]
     Mtu6(u32),
     #[error("invalid {what} `{found}`: it overlaps `{reserved}`, {why}")]
@@ -118,7 +114,6 @@ pub fn network_spec(spec: &mut NetworkSpec) -> Result<(), SpecError> {
         for (given, error) in [
             (spec.ingress, NetworkError::Ingress("driver `bridge`")),
             (spec.attachable, NetworkError::AttachableBridge),
-            (spec.ipam.ipv6.is_some(), NetworkError::Ipv6Bridge),
         ] {
             if given {
                 return Err(error.into());
@@ -388,7 +383,7 @@ mod tests {
                     ipv6(s, None, None);
                     s.driver = NetworkDriver::Bridge;
                 }),
-                "networks of driver `bridge` have IPv4 only",
+                "",
             ),
             (
                 Box::new(move |s| {

@@ -56,9 +56,7 @@
 //! }
 //! table bridge rswarm {
 //!   chain prerouting  { iifname "rsx*" goto from-elsewhere, then as in the host's, see super::host, but that IPv4
-//!                       of tasks goes on in to-elsewhere; for IPv6:
-//!                       ether type ip6 icmpv6 type 133-137 drop
-//!                       ether type ip6 iifname . ether saddr . ip6 saddr @sources6 accept }
+//!                       of tasks goes on in to-elsewhere }
 //!   chain from-elsewhere { ether type ip tcp flags ack th dport & 0x8000 == 0
 //!                           ether daddr set iifname . ip daddr map @here accept
 //!                       ether type ip tcp flags syn / syn,ack iifname . ip daddr map @here notrack }

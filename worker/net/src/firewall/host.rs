@@ -17,6 +17,7 @@
 //!                       iifname @bridges meta l4proto . th dport @guarded reject
 //!                       iifname @internal ct state established,related accept
 //!                       iifname @internal iifname . ip daddr @members th dport 53 accept
+//!                       iifname @internal iifname . ip6 daddr @members6 th dport 53 accept
 //!                       iifname @internal reject }
 //!   chain operator    { }                          # yours: see below
 //!   chain forward     { type filter hook forward priority filter
@@ -24,7 +25,8 @@
 //!                       ct state established,related accept
 //!                       ip daddr @peers iifname @bridges meta l4proto . th dport @guarded reject
 //!                       ip6 daddr @peers6 iifname @bridges meta l4proto . th dport @guarded reject
-//!                       iifname . oifname @within accept
+//!                       meta nfproto ipv4 iifname . oifname @within accept
+//!                       iifname . oifname @within oifname . ip6 daddr @members6 accept
 //!                       iifname @internal reject
 //!                       oifname @internal reject
 //!                       iifname @bridges oifname != @bridges accept
@@ -32,16 +34,19 @@
 //!                       oifname @bridges reject }
 //!   chain postrouting { type nat hook postrouting priority srcnat
 //!                       oifname . ip saddr @members ct status dnat masquerade
+//!                       oifname . ip6 saddr @members6 ct status dnat masquerade
 //!                       iifname @bridges snat ip to oifname map @uplinks
 //!                       ip saddr 127.0.0.0/8 snat ip to oifname map @uplinks
 //!                       oifname @bridges ip saddr 127.0.0.0/8 masquerade
-//!                       meta nfproto ipv6 iifname @bridges oifname @bridges masquerade
+//!                       meta nfproto ipv6 iifname @bridges oifname @bridges ct status dnat masquerade
 //!                       iifname @masqueraded oifname != @bridges masquerade }
 //! }
 //! table bridge rswarm {
 //!   chain prerouting  { type filter hook prerouting priority dstnat
 //!                       iifname . ether saddr . ip saddr @sources accept
 //!                       iifname != @ports accept
+//!                       ether type ip6 icmpv6 type 133-137 drop
+//!                       ether type ip6 iifname . ether saddr . ip6 saddr @sources6 accept
 //!                       iifname . ether saddr != @macs drop
 //!                       iifname . arp saddr ether . arp saddr ip @sources accept
 //!                       drop }
@@ -62,6 +67,8 @@
 //!   that nodes have for each other (`guarded`), at whichever address of this node or another (`peers`).
 //! - Of an internal network nothing is forwarded, and its containers reach of the node the name server at their gateway,
 //!   which is a member there for that, and nothing else.
+//! - By IPv6 containers of one bridge reach each other by the node, which is told where each is and asks nobody: what is for
+//!   an address that none of them has is refused before it could fill the table of neighbours.
 //! - Nothing here depends on `bridge-nf-call-iptables`. Where that is on, traffic between containers of one bridge
 //!   passes `forward` too (hence `@within`), and a hairpin is translated inside the bridge without ever being routed:
 //!   its incoming device is not known then (hence `@members` rather than a pair of devices), and it may have to leave
@@ -91,6 +98,7 @@ pub(crate) static HOST: Layout = Layout {
         Set::Internal,
         Set::Within,
         Set::Members,
+        Set::Members6,
         Set::Published,
         Set::Published6,
         Set::Bound,
@@ -105,6 +113,7 @@ pub(crate) static HOST: Layout = Layout {
         Set::Ports,
         Set::Macs,
         Set::Sources,
+        Set::Sources6,
     ],
     chains,
     balancers: &[],
@@ -157,14 +166,20 @@ fn guard() -> Vec<Expr> {
     ])
 }
 
-/// The IPv4 address at `offset` in its header is one of the bridge.
-fn member(bridge: Meta, offset: u32) -> [Expr; 3] {
+/// The address at `offset` in its header is one of the bridge.
+fn member(bridge: Meta, (set, offset, len): (Set, u32, u32)) -> [Expr; 3] {
     [
         Expr::Meta { key: bridge, to: REG_1 },
-        Expr::Payload { base: Base::Network, offset, len: 4, to: REG_2 },
-        Expr::Lookup { set: Set::Members, absent: false },
+        Expr::Payload { base: Base::Network, offset, len, to: REG_2 },
+        Expr::Lookup { set, absent: false },
     ]
 }
+
+/// Where sources and destinations are.
+const SOURCE: (Set, u32, u32) = (Set::Members, 12, 4);
+const SOURCE6: (Set, u32, u32) = (Set::Members6, 8, 16);
+const DESTINATION: (Set, u32, u32) = (Set::Members, 16, 4);
+const DESTINATION6: (Set, u32, u32) = (Set::Members6, 24, 16);
 
 /// It is for the port of name servers.
 fn name_server() -> [Expr; 2] {
@@ -185,6 +200,12 @@ fn chains() -> Vec<ChainSpec> {
     let accept = &[Expr::Verdict(Verdict::Accept)];
     let drop = &[Expr::Verdict(Verdict::Drop)];
     let reject = &[Expr::Unreachable];
+    let internal = &in_set(Meta::Iifname, Set::Internal);
+    let within = &[
+        Load { key: Meta::Iifname, to: REG_1 },
+        Load { key: Meta::Oifname, to: REG_2 },
+        Expr::Lookup { set: Set::Within, absent: false },
+    ];
     let node_source = &[Load { key: Meta::Oifname, to: REG_1 }, Map(Set::Uplinks), Snat { ipv6: false }];
     vec![
         ChainSpec { family: Family::Inet, name: OPERATOR, hook: None, rules: Vec::new() },
@@ -206,15 +227,10 @@ fn chains() -> Vec<ChainSpec> {
             0,
             vec![
                 guard(),
-                rule([&in_set(Meta::Iifname, Set::Internal), &state(CT_ESTABLISHED | CT_RELATED), accept]),
-                rule([
-                    &in_set(Meta::Iifname, Set::Internal),
-                    &ipv4(),
-                    &member(Meta::Iifname, 16),
-                    &name_server(),
-                    accept,
-                ]),
-                rule([&in_set(Meta::Iifname, Set::Internal), reject]),
+                rule([internal, &state(CT_ESTABLISHED | CT_RELATED), accept]),
+                rule([internal, &ipv4(), &member(Meta::Iifname, DESTINATION), &name_server(), accept]),
+                rule([internal, &ipv6(), &member(Meta::Iifname, DESTINATION6), &name_server(), accept]),
+                rule([internal, reject]),
             ],
         ),
         inet(
@@ -227,13 +243,9 @@ fn chains() -> Vec<ChainSpec> {
                 rule([&state(CT_ESTABLISHED | CT_RELATED), accept]),
                 rule([&ipv4(), &to_peer(Set::Peers, 16, 4), &guard()]),
                 rule([&ipv6(), &to_peer(Set::Peers6, 24, 16), &guard()]),
-                vec![
-                    Load { key: Meta::Iifname, to: REG_1 },
-                    Load { key: Meta::Oifname, to: REG_2 },
-                    Expr::Lookup { set: Set::Within, absent: false },
-                    Expr::Verdict(Verdict::Accept),
-                ],
-                rule([&in_set(Meta::Iifname, Set::Internal), reject]),
+                rule([&ipv4(), within, accept]),
+                rule([&ipv6(), within, &member(Meta::Oifname, DESTINATION6), accept]),
+                rule([internal, reject]),
                 rule([&in_set(Meta::Oifname, Set::Internal), reject]),
                 rule([
                     &in_set(Meta::Iifname, Set::Bridges),
@@ -250,7 +262,8 @@ fn chains() -> Vec<ChainSpec> {
             libc::NF_INET_POST_ROUTING,
             100,
             vec![
-                rule([&ipv4(), &member(Meta::Oifname, 12), &translated(), &[Masquerade]]),
+                rule([&ipv4(), &member(Meta::Oifname, SOURCE), &translated(), &[Masquerade]]),
+                rule([&ipv6(), &member(Meta::Oifname, SOURCE6), &translated(), &[Masquerade]]),
                 rule([&ipv4(), &in_set(Meta::Iifname, Set::Bridges), node_source]),
                 rule([&ipv4(), &loopback(12), node_source]),
                 rule([&in_set(Meta::Oifname, Set::Bridges), &ipv4(), &loopback(12), &[Masquerade]]),
@@ -258,6 +271,7 @@ fn chains() -> Vec<ChainSpec> {
                     &ipv6(),
                     &in_set(Meta::Iifname, Set::Bridges),
                     &in_set(Meta::Oifname, Set::Bridges),
+                    &translated(),
                     &[Masquerade],
                 ]),
                 rule([

@@ -448,7 +448,8 @@ pub(crate) fn network_elements(network: &BridgeNetwork) -> BTreeSet<Element> {
     let mut elements = BTreeSet::from([Element::link(Set::Bridges, bridge), Element::within(bridge)]);
     if network.internal {
         elements.insert(Element::link(Set::Internal, bridge));
-        elements.insert(Element::address(Set::Members, bridge, network.gateway.into()));
+        let gateways = [network.gateway.into()].into_iter().chain(network.ipv6.map(|at| at.address.into()));
+        elements.extend(gateways.map(|address| Element::address(Set::Members, bridge, address)));
     } else if network.masquerade {
         elements.insert(Element::link(Set::Masqueraded, bridge));
     }
@@ -462,14 +463,14 @@ pub(crate) fn endpoint_elements(
     endpoint: &Endpoint,
 ) -> BTreeSet<Element> {
     let link = config.link_name(&endpoint.id);
-    let mut elements = BTreeSet::from([
-        Element::link(Set::Ports, &link),
-        Element::mac(&link, endpoint.mac()),
-        Element::source(&link, endpoint.mac(), endpoint.address.into()),
-        Element::address(Set::Members, &network.bridge, endpoint.address.into()),
-    ]);
-    let to = |port: &HostPort| (endpoint.address, port.target).into();
-    elements.extend(endpoint.ports.iter().filter_map(|port| Element::published(port, to(port))));
+    let mut elements =
+        BTreeSet::from([Element::link(Set::Ports, &link), Element::mac(&link, endpoint.mac())]);
+    for address in endpoint.addresses(network) {
+        elements.insert(Element::source(&link, endpoint.mac(), address));
+        elements.insert(Element::address(Set::Members, &network.bridge, address));
+        let to = |port: &HostPort| (address, port.target).into();
+        elements.extend(endpoint.ports.iter().filter_map(|port| Element::published(port, to(port))));
+    }
     elements
 }
 
@@ -526,19 +527,27 @@ pub(crate) fn local_elements(uplink: Uplink, local: &Local<'_>) -> BTreeSet<Elem
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{endpoint, network};
+    use crate::{
+        model::Cidr,
+        testing::{endpoint, network},
+    };
 
     #[test]
     fn elements_of_a_node_are_those_documented() {
         let mut internal = network("n1", 1);
         internal.internal = true;
+        internal.ipv6 = Some(Cidr { address: "fd00:1::1".parse().unwrap(), prefix_len: 64 });
+        let inside = Endpoint {
+            ipv6: Some("fd00:1::2".parse().unwrap()),
+            ..endpoint("b", "n1", "10.90.1.2", &[(8081, 81)])
+        };
         let node = NodeNetwork {
             networks: vec![network("n0", 0), internal],
-            endpoints: vec![endpoint("a", "n0", "10.90.0.2", &[(8080, 80)])],
+            endpoints: vec![endpoint("a", "n0", "10.90.0.2", &[(8080, 80)]), inside],
             overlay: None,
         };
         let config = NetworkConfig::default();
-        let link = config.link_name("a");
+        let (link, other) = (config.link_name("a"), config.link_name("b"));
         let found: Vec<_> = elements(&config, &node).iter().map(ToString::to_string).collect();
         let expected = [
             "bridges rsw-br0".to_owned(),
@@ -549,11 +558,25 @@ mod tests {
             "within rsw-br1".into(),
             "member 10.90.0.2 of rsw-br0".into(),
             "member 10.90.1.1 of rsw-br1".into(),
+            "member 10.90.1.2 of rsw-br1".into(),
+            "member fd00:1::1 of rsw-br1".into(),
+            "member fd00:1::2 of rsw-br1".into(),
             "published tcp/8080 to 10.90.0.2:80".into(),
+            "published tcp/8081 to 10.90.1.2:81".into(),
+            "published tcp/8081 to [fd00:1::2]:81".into(),
             format!("ports {link}"),
+            format!("ports {other}"),
             format!("mac 02:42:0a:5a:00:02 behind {link}"),
+            format!("mac 02:42:0a:5a:01:02 behind {other}"),
             format!("source 10.90.0.2 behind {link}"),
+            format!("source 10.90.1.2 behind {other}"),
+            format!("source fd00:1::2 behind {other}"),
         ];
-        assert_eq!(found, expected);
+        // Those of two links are in the order of their names.
+        let sorted = |mut list: Vec<String>| {
+            list.sort();
+            list
+        };
+        assert_eq!(sorted(found), sorted(expected.to_vec()));
     }
 }

@@ -413,8 +413,8 @@ pub(super) struct Onward {
     pub checked: &'static str,
 }
 
-/// What a container sends must bear its own addresses, and be IPv4, ARP or, on overlays, IPv6: anything else, tagged frames
-/// too, would be looked at by nobody. Neighbour discovery is nobody's business.
+/// What a container sends must bear its own addresses, and be IPv4, ARP or, where the network has it, IPv6: anything else,
+/// tagged frames too, would be looked at by nobody. Neighbour discovery is nobody's business.
 pub(super) fn source_check(onward: Option<&Onward>) -> ChainSpec {
     let accept = &[Expr::Verdict(Verdict::Accept)];
     let goto = |chain| Expr::Verdict(Verdict::Goto(chain));
@@ -423,23 +423,21 @@ pub(super) fn source_check(onward: Option<&Onward>) -> ChainSpec {
     let checked = &[onward.map_or(Expr::Verdict(Verdict::Accept), |onward| goto(onward.checked))];
     let drop = &[Expr::Verdict(Verdict::Drop)];
     let ipv6 = &ether_type(0x86dd);
-    let of_ipv6 = |rules: &[Vec<Expr>]| if onward.is_some() { rules.to_vec() } else { Vec::new() };
     // By far the most packets are IPv4 and honest: one look-up lets them pass.
     let checks = [
-        vec![rule([&ether_type(0x0800), &source((Base::Link, 6), 12), checked])],
-        of_ipv6(&[rule([ipv6, &discovery(), drop]), rule([ipv6, &source6(), accept])]),
-        vec![
-            rule([&not_in_set(Meta::Iifname, Set::Ports), accept]),
-            rule([&device_and_mac(Base::Link, 6), &[Expr::Lookup { set: Set::Macs, absent: true }], drop]),
-            rule([&ether_type(0x0806), &source((Base::Network, 8), 14), accept]),
-            vec![Expr::Verdict(Verdict::Drop)],
-        ],
+        rule([&ether_type(0x0800), &source((Base::Link, 6), 12), checked]),
+        rule([&not_in_set(Meta::Iifname, Set::Ports), accept]),
+        rule([ipv6, &discovery(), drop]),
+        rule([ipv6, &source6(), accept]),
+        rule([&device_and_mac(Base::Link, 6), &[Expr::Lookup { set: Set::Macs, absent: true }], drop]),
+        rule([&ether_type(0x0806), &source((Base::Network, 8), 14), accept]),
+        vec![Expr::Verdict(Verdict::Drop)],
     ];
     ChainSpec {
         family: Family::Bridge,
         name: "prerouting",
         hook: Some(Hook { kind: "filter", number: 0, priority: -300 }),
-        rules: onward.map(trusted).into_iter().chain(checks.concat()).collect(),
+        rules: onward.map(trusted).into_iter().chain(checks).collect(),
     }
 }
 

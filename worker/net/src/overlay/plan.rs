@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
 };
 
 use super::{
@@ -323,18 +323,9 @@ pub(crate) fn plan_detach(config: &NetworkConfig, local: &Local<'_>, attached: b
     steps
 }
 
-/// What a task's end has on a network with IPv6. There is no neighbour discovery: the gateway is told for good, and the
-/// way to everything else.
+/// What a task's end has on a network with IPv6.
 fn inside_of(local: &Local<'_>) -> Option<Inside6> {
-    let gateway = local.network.ipv6?;
-    let address = local.network.twin(local.endpoint.address)?;
-    let own = Cidr { address, prefix_len: 128 };
-    let subnet = Cidr { address: gateway.subnet(), ..gateway };
-    let anywhere = Cidr { address: Ipv6Addr::UNSPECIFIED, prefix_len: 0 };
+    let (gateway, own) = local.network.ipv6.zip(local.network.twin(local.endpoint.address))?;
     let out = local.endpoint.default_route && !local.network.internal;
-    Some(Inside6 {
-        addresses: [own].into(),
-        neighbours: [(gateway.address, node_mac(local.node))].into(),
-        routes: [subnet].into_iter().chain(out.then_some(anywhere)).map(|to| (to, gateway.address)).collect(),
-    })
+    Some(Inside6::new(own, gateway, node_mac(local.node), out))
 }

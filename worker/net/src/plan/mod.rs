@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use crate::{
@@ -25,12 +25,16 @@ use crate::{
 pub struct Observed {
     /// Whether the node forwards IPv4.
     pub forwarding: bool,
-    /// Whether it forwards IPv6, or has no address to forward it with.
+    /// Whether it forwards IPv6.
     pub forwarding6: bool,
+    /// Whether it has IPv6 addresses of its own.
+    pub way_out6: bool,
     /// All links of the node's namespace, by name.
     pub links: BTreeMap<String, ObservedLink>,
     /// The container's side, by endpoint; absent where its namespace or interface is.
     pub inside: BTreeMap<String, Inside>,
+    /// Whom the bridges of networks with IPv6 are told of for good.
+    pub neighbours: BTreeSet<(String, Ipv6Addr, Mac)>,
     /// Tables, chains, sets and rules.
     pub shape: Shape,
     /// Elements of our sets and maps.
@@ -62,10 +66,12 @@ pub struct ObservedLink {
     /// Name of the bridge it belongs to.
     pub master: Option<String>,
     pub addresses: BTreeSet<Cidr>,
+    /// But for those that links give themselves.
+    pub addresses6: BTreeSet<Cidr6>,
     /// Whether packets for 127.0.0.0/8 may pass; only looked at for bridges.
     pub route_localnet: bool,
-    /// Whether a bridge has to do with IPv6.
-    pub ipv6: bool,
+    /// Whether a bridge that has to do with IPv6 has the addresses that it is given and no others.
+    pub ipv6: Option<bool>,
     /// Whether a port of a bridge may send back what came in by it.
     pub hairpin: bool,
     /// Index of a veth's other end.
@@ -97,6 +103,19 @@ pub struct Inside6 {
 }
 
 impl Inside6 {
+    /// What a container's end has on a network with IPv6. There is no neighbour discovery: the gateway is told for good, and
+    /// the way to everything else; `out` leads to what is elsewhere.
+    pub(crate) fn new(own: Ipv6Addr, gateway: Cidr6, mac: Mac, out: bool) -> Self {
+        let subnet = Cidr { address: gateway.subnet(), ..gateway };
+        let anywhere = Cidr { address: Ipv6Addr::UNSPECIFIED, prefix_len: 0 };
+        let to = [subnet].into_iter().chain(out.then_some(anywhere));
+        Self {
+            addresses: [Cidr { address: own, prefix_len: 128 }].into(),
+            neighbours: [(gateway.address, mac)].into(),
+            routes: to.map(|to| (to, gateway.address)).collect(),
+        }
+    }
+
     /// Whether `found` has all of it, and no other address.
     pub(crate) fn is_in(&self, found: &Self) -> bool {
         self.addresses == found.addresses
@@ -142,9 +161,28 @@ pub enum Operation {
         link: String,
         address: Cidr,
     },
-    /// Lets published ports answer at 127.0.0.1, and keeps the bridge out of IPv6.
+    /// Lets published ports answer at 127.0.0.1, and keeps the bridge out of IPv6, or to the addresses that it is given.
     SettleBridge {
         bridge: String,
+        ipv6: bool,
+    },
+    AddAddress6 {
+        link: String,
+        address: Cidr6,
+    },
+    RemoveAddress6 {
+        link: String,
+        address: Cidr6,
+    },
+    /// Tells a bridge for good where an address is.
+    AddNeighbour {
+        link: String,
+        address: Ipv6Addr,
+        mac: Mac,
+    },
+    RemoveNeighbour {
+        link: String,
+        address: Ipv6Addr,
     },
     /// Makes the veth pair, the far end in the container.
     CreateVeth {
@@ -155,6 +193,10 @@ pub enum Operation {
     ConfigureInside {
         endpoint: Endpoint,
         gateway: Option<Ipv4Addr>,
+    },
+    ConfigureInside6 {
+        endpoint: Endpoint,
+        inside: Inside6,
     },
     /// Makes tables, chains, sets and rules anew where they are not as they should be.
     BuildRules(Shape),
@@ -168,7 +210,7 @@ pub enum Operation {
     },
     /// Deletes the tracked connections of an address.
     ForgetAddress {
-        address: Ipv4Addr,
+        address: IpAddr,
     },
     /// A change in the namespace of the overlays.
     Overlay(Step),
@@ -189,8 +231,17 @@ impl fmt::Display for Operation {
             Self::SetBridge { bridge, .. } => write!(f, "bring up bridge `{bridge}`"),
             Self::AddAddress { link, address } => write!(f, "add address `{address}` to `{link}`"),
             Self::RemoveAddress { link, address } => write!(f, "remove address `{address}` from `{link}`"),
-            Self::SettleBridge { bridge } => {
-                write!(f, "enable route_localnet and disable IPv6 on `{bridge}`")
+            Self::AddAddress6 { link, address } => write!(f, "add address `{address}` to `{link}`"),
+            Self::RemoveAddress6 { link, address } => write!(f, "remove address `{address}` from `{link}`"),
+            Self::AddNeighbour { link, address, mac } => {
+                write!(f, "add neighbour `{address}` at {mac} on `{link}`")
+            }
+            Self::RemoveNeighbour { link, address } => {
+                write!(f, "remove neighbour `{address}` from `{link}`")
+            }
+            Self::SettleBridge { bridge, ipv6 } => {
+                let ipv6 = if *ipv6 { "enable" } else { "disable" };
+                write!(f, "enable route_localnet and {ipv6} IPv6 on `{bridge}`")
             }
             Self::CreateVeth { link, endpoint } => {
                 write!(
@@ -201,6 +252,9 @@ impl fmt::Display for Operation {
             }
             Self::ConfigureInside { endpoint, .. } => {
                 write!(f, "configure `{}` of endpoint `{}`", endpoint.interface_name, endpoint.id)
+            }
+            Self::ConfigureInside6 { endpoint, .. } => {
+                write!(f, "configure IPv6 of `{}` of endpoint `{}`", endpoint.interface_name, endpoint.id)
             }
             Self::BuildRules(_) => f.write_str("build the nft tables"),
             Self::RemoveElement(element) => write!(f, "remove nft element: {element}"),
@@ -220,7 +274,9 @@ impl Operation {
             Self::RemoveLink { link } | Self::CreateVeth { link, .. } | Self::SetVeth { link, .. } => {
                 Some(link.clone())
             }
-            Self::ConfigureInside { endpoint, .. } => Some(config.link_name(&endpoint.id)),
+            Self::ConfigureInside { endpoint, .. } | Self::ConfigureInside6 { endpoint, .. } => {
+                Some(config.link_name(&endpoint.id))
+            }
             Self::Overlay(Step(action)) => match action {
                 Action::RemovePort { link }
                 | Action::CreatePort { link, .. }
@@ -247,7 +303,10 @@ pub fn plan(config: &NetworkConfig, desired: &NodeNetwork, observed: &Observed) 
     if routes && !observed.forwarding {
         before.push(Operation::EnableForwarding);
     }
-    if desired.overlay.as_ref().is_some_and(|overlay| overlay.has_ipv6()) && !observed.forwarding6 {
+    let overlays6 = desired.overlay.as_ref().is_some_and(|overlay| overlay.has_ipv6());
+    let bridges6 = desired.networks.iter().any(|network| network.ipv6.is_some());
+    // Overlays have a namespace of their own, and only their way out leads by the host.
+    if (bridges6 || overlays6 && observed.way_out6) && !observed.forwarding6 {
         before.push(Operation::EnableForwarding6);
     }
     remove_surplus(config, desired, observed, &mut before, &mut after);
@@ -261,6 +320,7 @@ pub fn plan(config: &NetworkConfig, desired: &NodeNetwork, observed: &Observed) 
         before.extend(steps.before);
         after.extend(steps.after);
     }
+    plan_neighbours(desired, observed, &mut before, &mut after);
     let wanted = elements(config, desired, observed.mesh.as_ref());
     let present = present_elements(observed);
     if !observed.shape.intact(&firewall::host::HOST) {
@@ -332,10 +392,45 @@ fn remove_surplus(
             before.push(Operation::RemoveLink { link: name.clone() });
             let gone = link.alias.as_deref().and_then(|alias| config.endpoint_of_alias(alias));
             if let Some((_, address)) = gone.filter(|(_, address)| !addresses.contains(address)) {
-                after.push(Operation::ForgetAddress { address });
+                after.push(Operation::ForgetAddress { address: address.into() });
             }
         }
     }
+}
+
+/// Whom bridges are told of, once they are as they should be: one that is made anew, or set anew, has forgotten.
+fn plan_neighbours(
+    desired: &NodeNetwork,
+    observed: &Observed,
+    before: &mut Vec<Operation>,
+    after: &mut Vec<Operation>,
+) {
+    let forgetful: BTreeSet<&String> = before
+        .iter()
+        .filter_map(|operation| match operation {
+            Operation::CreateBridge { bridge, .. }
+            | Operation::SettleBridge { bridge, .. }
+            | Operation::SetBridge { bridge, .. } => Some(bridge),
+            _ => None,
+        })
+        .collect();
+    let present: BTreeSet<_> =
+        observed.neighbours.iter().filter(|(bridge, ..)| !forgetful.contains(bridge)).collect();
+    let told = |endpoint: &Endpoint| {
+        let network = desired.network(&endpoint.network)?;
+        Some((network.bridge.clone(), endpoint.address6(network)?, endpoint.mac()))
+    };
+    let wanted: BTreeSet<_> = desired.endpoints.iter().filter_map(told).collect();
+    let mut operations = Vec::new();
+    for (link, address, _) in present.iter().filter(|one| !wanted.contains(**one)) {
+        if !wanted.iter().any(|(of, at, _)| (of, at) == (link, address)) {
+            operations.push(Operation::RemoveNeighbour { link: link.clone(), address: *address });
+            after.push(Operation::ForgetAddress { address: (*address).into() });
+        }
+    }
+    let missing = wanted.iter().filter(|one| !present.contains(one)).cloned();
+    operations.extend(missing.map(|(link, address, mac)| Operation::AddNeighbour { link, address, mac }));
+    before.extend(operations);
 }
 
 /// A link that carries our mark, or a veth under our name that a crash kept from getting it.
@@ -367,6 +462,12 @@ pub(crate) fn plan_network(
     if found.is_none() {
         operations.push(Operation::CreateBridge { bridge: bridge.clone(), mac });
     }
+    // Before it comes up, as it gives itself an address else, and asks for routers. The other addresses go with it.
+    let settled = found.filter(|link| link.route_localnet && link.ipv6 == network.ipv6.map(|_| true));
+    if settled.is_none() {
+        let ipv6 = network.ipv6.is_some();
+        operations.push(Operation::SettleBridge { bridge: bridge.clone(), ipv6 });
+    }
     if found.is_none_or(|link| !link.up || link.mac != Some(mac) || link.alias.as_ref() != Some(&alias)) {
         operations.push(Operation::SetBridge { bridge: bridge.clone(), mac, alias });
     }
@@ -377,9 +478,11 @@ pub(crate) fn plan_network(
     if found.is_none_or(|link| !link.addresses.contains(&address)) {
         operations.push(Operation::AddAddress { link: bridge.clone(), address });
     }
-    if found.is_none_or(|link| !link.route_localnet || link.ipv6) {
-        operations.push(Operation::SettleBridge { bridge: bridge.clone() });
-    }
+    let surplus = settled.into_iter().flat_map(|link| &link.addresses6).copied();
+    let surplus = surplus.filter(|found| Some(*found) != network.ipv6);
+    operations.extend(surplus.map(|address| Operation::RemoveAddress6 { link: bridge.clone(), address }));
+    let missing = network.ipv6.filter(|own| settled.is_none_or(|link| !link.addresses6.contains(own)));
+    operations.extend(missing.map(|address| Operation::AddAddress6 { link: bridge.clone(), address }));
     operations
 }
 
@@ -415,6 +518,14 @@ pub(crate) fn plan_endpoint(
     let configured = pair.is_some_and(|(_, inside)| inside.is_configured(endpoint.cidr(), gateway));
     if !configured {
         steps.before.push(Operation::ConfigureInside { endpoint: endpoint.clone(), gateway });
+    }
+    let wanted6 = endpoint.address6(network).zip(network.ipv6).map(|(own, gateway6)| {
+        Inside6::new(own, gateway6, Mac::from_address(network.gateway), gateway.is_some())
+    });
+    if let Some(inside6) = wanted6
+        && pair.is_none_or(|(_, inside)| !inside6.is_in(&inside.ipv6))
+    {
+        steps.before.push(Operation::ConfigureInside6 { endpoint: endpoint.clone(), inside: inside6 });
     }
     let in_place = pair.is_some_and(|(link, _)| {
         link.up

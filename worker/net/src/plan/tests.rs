@@ -34,6 +34,7 @@ fn perform(config: &NetworkConfig, observed: &mut Observed, operation: &Operatio
         Operation::SetBridge { bridge, mac, alias } => {
             let link = observed.links.get_mut(bridge).unwrap();
             (link.up, link.mac, link.alias) = (true, Some(*mac), Some(alias.clone()));
+            observed.neighbours.retain(|(of, ..)| of != bridge);
         }
         Operation::AddAddress { link, address } => {
             assert!(observed.links.get_mut(link).unwrap().addresses.insert(*address));
@@ -41,7 +42,30 @@ fn perform(config: &NetworkConfig, observed: &mut Observed, operation: &Operatio
         Operation::RemoveAddress { link, address } => {
             assert!(observed.links.get_mut(link).unwrap().addresses.remove(address));
         }
-        Operation::SettleBridge { bridge } => observed.links.get_mut(bridge).unwrap().route_localnet = true,
+        Operation::SettleBridge { bridge, ipv6 } => {
+            let link = observed.links.get_mut(bridge).unwrap();
+            (link.route_localnet, link.ipv6) = (true, ipv6.then_some(true));
+            link.addresses6.clear();
+            observed.neighbours.retain(|(of, ..)| of != bridge);
+        }
+        Operation::AddAddress6 { link, address } => {
+            let link = observed.links.get_mut(link).unwrap();
+            assert!(link.ipv6 == Some(true) && link.addresses6.insert(*address));
+        }
+        Operation::RemoveAddress6 { link, address } => {
+            assert!(observed.links.get_mut(link).unwrap().addresses6.remove(address));
+        }
+        Operation::AddNeighbour { link, address, mac } => {
+            assert_eq!(observed.links[link].ipv6, Some(true));
+            observed.neighbours.retain(|(of, at, _)| (of, at) != (link, address));
+            observed.neighbours.insert((link.clone(), *address, *mac));
+        }
+        Operation::RemoveNeighbour { link, address } => {
+            observed.neighbours.retain(|(of, at, _)| (of, at) != (link, address));
+        }
+        Operation::ConfigureInside6 { endpoint, inside } => {
+            observed.inside.get_mut(&endpoint.id).unwrap().ipv6 = inside.clone();
+        }
         Operation::CreateVeth { link, endpoint } => {
             let index = observed.links.len() as u32 + 10;
             let near = ObservedLink { kind: "veth".into(), peer: Some(index), ..ObservedLink::default() };
@@ -100,9 +124,9 @@ fn from_nothing_in_this_order() {
     let expected = [
         "enable IPv4 forwarding".to_owned(),
         "create bridge `rsw-br0`".into(),
+        "enable route_localnet and disable IPv6 on `rsw-br0`".into(),
         "bring up bridge `rsw-br0`".into(),
         "add address `10.90.0.1/24` to `rsw-br0`".into(),
-        "enable route_localnet and disable IPv6 on `rsw-br0`".into(),
         format!("create veth `{link}` to `eth0` of endpoint `a`"),
         "configure `eth0` of endpoint `a`".into(),
         "build the nft tables".into(),
@@ -184,16 +208,95 @@ fn each_difference_has_its_repair() {
     );
 }
 
+/// The sample with IPv6.
+fn dual() -> NodeNetwork {
+    let mut node = desired();
+    node.networks[0].ipv6 = Some(gateway6(0));
+    node.endpoints[0].ipv6 = Some(address6(0, 2));
+    node
+}
+
+fn gateway6(network: u16) -> Cidr6 {
+    Cidr { address: address6(network, 1), prefix_len: 64 }
+}
+
+fn address6(network: u16, last: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, network, 0, 0, 0, 0, 0, last)
+}
+
+#[test]
+fn each_difference_in_ipv6_has_its_repair() {
+    const SETTLE: [&str; 3] = [
+        "enable route_localnet and enable IPv6 on `rsw-br0`",
+        "add address `fd00::1/64` to `rsw-br0`",
+        "add neighbour `fd00::2` at 02:42:0a:5a:00:02 on `rsw-br0`",
+    ];
+    const INSIDE: &str = "configure IPv6 of `eth0` of endpoint `a`";
+    let check = |spoil: &dyn Fn(&mut NodeNetwork, &mut Observed), expected: &[&str]| {
+        let (config, mut node) = (NetworkConfig::default(), dual());
+        let mut observed = settled(&config, &node);
+        spoil(&mut node, &mut observed);
+        let operations = plan(&config, &node, &observed);
+        let told: Vec<_> = operations.iter().map(ToString::to_string).collect();
+        assert_eq!(told, expected);
+        perform_all(&config, &mut observed, &operations);
+        assert_eq!(plan(&config, &node, &observed), [], "a performed plan leaves nothing to plan");
+    };
+    fn bridge(observed: &mut Observed) -> &mut ObservedLink {
+        observed.links.get_mut("rsw-br0").unwrap()
+    }
+    check(&|_, _| {}, &[]);
+    check(&|_, o| o.forwarding6 = false, &["enable IPv6 forwarding"]);
+    check(&|_, o| bridge(o).ipv6 = None, &SETTLE);
+    check(&|_, o| bridge(o).ipv6 = Some(false), &SETTLE);
+    check(&|_, o| bridge(o).alias = None, &["bring up bridge `rsw-br0`", SETTLE[2]]);
+    check(&|_, o| bridge(o).addresses6.clear(), &[SETTLE[1]]);
+    check(
+        &|_, o| bridge(o).addresses6.extend([gateway6(7)]),
+        &["remove address `fd00:7::1/64` from `rsw-br0`"],
+    );
+    check(&|_, o| o.neighbours.clear(), &[SETTLE[2]]);
+    check(
+        &|_, o| {
+            let mac = Mac([2; 6]);
+            o.neighbours = BTreeSet::from([2, 9].map(|last| ("rsw-br0".into(), address6(0, last), mac)));
+        },
+        &["remove neighbour `fd00::9` from `rsw-br0`", SETTLE[2], "forget connections of `fd00::9`"],
+    );
+    check(&|_, o| o.inside.get_mut("a").unwrap().ipv6.routes.clear(), &[INSIDE]);
+    check(
+        &|_, o| {
+            let stranger = Cidr { address: address6(0, 9), prefix_len: 128 };
+            o.inside.get_mut("a").unwrap().ipv6.addresses.insert(stranger);
+        },
+        &[INSIDE],
+    );
+    check(
+        &|n, _| {
+            n.networks[0].ipv6 = None;
+            n.endpoints[0].ports.clear();
+        },
+        &[
+            "enable route_localnet and disable IPv6 on `rsw-br0`",
+            "remove nft element: member fd00::2 of rsw-br0",
+            "remove nft element: published tcp/8080 to 10.90.0.2:80",
+            "remove nft element: published tcp/8080 to [fd00::2]:80",
+            &format!("remove nft element: source fd00::2 behind {}", NetworkConfig::default().link_name("a")),
+        ],
+    );
+}
+
 /// Any node of up to 3 networks and 12 endpoints.
 fn any_node() -> impl Strategy<Value = NodeNetwork> {
-    let networks = prop::collection::vec((any::<bool>(), any::<bool>()), 1..4);
+    let networks = prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 1..4);
     let endpoints = prop::collection::btree_map(2u8..14, (0usize..3, any::<bool>(), 1u16..4), 0..12);
     (networks, endpoints).prop_map(|(networks, endpoints)| {
         let networks: Vec<_> = (0u8..)
             .zip(networks)
-            .map(|(number, (masquerade, internal))| BridgeNetwork {
+            .map(|(number, (masquerade, internal, ipv6))| BridgeNetwork {
                 masquerade,
                 internal,
+                ipv6: ipv6.then(|| gateway6(number.into())),
                 ..network(&format!("n{number}"), number)
             })
             .collect();
@@ -203,7 +306,9 @@ fn any_node() -> impl Strategy<Value = NodeNetwork> {
                 let net = net % networks.len();
                 let ports = [(8000 + u16::from(number), target)];
                 let ports = if published { &ports[..] } else { &[] };
-                endpoint(&format!("e{number}"), &format!("n{net}"), &format!("10.90.{net}.{number}"), ports)
+                let ipv6 = Some(address6(net as u16, number.into()));
+                let address = format!("10.90.{net}.{number}");
+                Endpoint { ipv6, ..endpoint(&format!("e{number}"), &format!("n{net}"), &address, ports) }
             })
             .collect();
         NodeNetwork { networks, endpoints, overlay: None }

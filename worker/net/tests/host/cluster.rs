@@ -74,6 +74,7 @@ impl Task {
             prefix_len: 20,
             gateway: address(*vni, 1),
             default_route: number == 0,
+            ipv6: None,
             interface_name: format!("eth{number}"),
             ports: if number == 0 { self.ports.clone() } else { Vec::new() },
         };

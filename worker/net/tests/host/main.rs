@@ -4,6 +4,7 @@
 #[macro_use]
 mod rig;
 mod bench;
+mod bridge6;
 mod cluster;
 mod direct;
 mod fabric;

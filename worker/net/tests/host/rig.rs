@@ -104,8 +104,10 @@ impl Rig {
     /// Sets whether bridged packets pass the IP hooks; does nothing where the kernel has no `br_netfilter`.
     pub fn filter_bridged(&self, on: bool) {
         let value = if on { "1" } else { "0" };
-        let path = "/proc/sys/net/bridge/bridge-nf-call-iptables";
-        self.node().run(|| drop(std::fs::write(path, value))).unwrap();
+        for tables in ["iptables", "ip6tables"] {
+            let path = format!("/proc/sys/net/bridge/bridge-nf-call-{tables}");
+            self.node().run(|| drop(std::fs::write(path, value))).unwrap();
+        }
     }
 }
 
@@ -242,6 +244,7 @@ pub fn network() -> BridgeNetwork {
         subnet: Ipv4Addr::new(10, 90, 0, 0),
         masquerade: true,
         internal: false,
+        ipv6: None,
     }
 }
 
@@ -256,6 +259,7 @@ pub fn endpoint(id: &str, container: &Container, last: u8, ports: &[HostPort]) -
         network: "n0".into(),
         netns_pid: container.pid(),
         address: Ipv4Addr::new(10, 90, 0, last),
+        ipv6: None,
         prefix_len: 24,
         gateway: Ipv4Addr::new(10, 90, 0, 1),
         default_route: true,

@@ -37,7 +37,7 @@ fn tasks_on_a_bridge_hear_each_others_names_at_its_gateway_and_others_hear_nothi
     let (local, gateway) = (NetworkId::from_bytes([9; 16]), Ipv4Addr::new(10, 77, 0, 1));
     assert_eq!(rig.lab.host(1).address, gateway);
     let (name, subnet) = ("Local".to_owned(), "10.77.0.0/30".parse().unwrap());
-    let bridge = MapBridge { name, subnet, gateway, internal: false };
+    let bridge = MapBridge { name, subnet, gateway, ipv6: None, internal: false };
     for (id, endpoint) in &mut map.endpoints {
         if *id == TaskId::from_bytes([3; 16]) {
             endpoint.addresses = [(local, Ipv4Addr::new(10, 77, 0, 3))].into();
@@ -83,7 +83,10 @@ fn a_bridge_whose_port_somebody_else_has_waits_and_keeps_no_other_from_its_names
     let taken = rig.lab.host(1).run(|| std::net::UdpSocket::bind((gateway, 53)).unwrap()).unwrap();
     let mut map = map(&[]);
     let (name, subnet) = ("local".to_owned(), "10.77.0.0/24".parse().unwrap());
-    map.bridges.insert(NetworkId::from_bytes([9; 16]), MapBridge { name, subnet, gateway, internal: false });
+    map.bridges.insert(
+        NetworkId::from_bytes([9; 16]),
+        MapBridge { name, subnet, gateway, ipv6: None, internal: false },
+    );
     rig.write_map(&map);
     rig.start(&[]);
     assert_eq!(rig.ask(3, "web"), "NOERROR 10.77.0.3/2");

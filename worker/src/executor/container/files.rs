@@ -135,7 +135,7 @@ mod tests {
         assert!(text.ends_with(lines), "{text}");
         assert!(hosts("db", &both[..1], &[]).ends_with("ip6-allrouters\n10.0.16.3\tdb\n"));
         let mut dual = network("10.0.16.3");
-        let ipv6 = TaskAddress6 { address: "fd00:1::3".parse().unwrap(), prefix_len: 64 };
+        let ipv6 = TaskAddress6 { address: "fd00:1::3".parse().unwrap(), prefix_len: 64, gateway: None };
         dual.address.as_mut().unwrap().ipv6 = Some(ipv6);
         assert!(hosts("db", &[dual], &[]).ends_with("\n10.0.16.3\tdb\nfd00:1::3\tdb\n"));
         assert_eq!(hosts_of_node("1.2.3.4 a", &["192.0.2.1 db".to_owned()]), "1.2.3.4 a\n192.0.2.1\tdb\n");

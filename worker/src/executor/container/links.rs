@@ -66,6 +66,7 @@ fn endpoint(
         network: network.network.to_string(),
         netns_pid: pid,
         address: address.address,
+        ipv6: address.ipv6.map(|ipv6| ipv6.address),
         prefix_len: address.prefix_len,
         gateway: address.gateway,
         default_route: way_out == Some(network.network),

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rswarm_api::v1;
 use rswarm_net::{
-    BridgeNetwork, Check, Endpoint, Facts, Finding, NetError, Network, NodeNetwork, Overlay, Part,
-    PeerAnswers, PeerQuestions,
+    BridgeNetwork, Check, Cidr, Cidr6, Endpoint, Facts, Finding, NetError, Network, NodeNetwork, Overlay,
+    Part, PeerAnswers, PeerQuestions,
 };
 use rswarm_resolver::{MapReader, MapWriter};
 use rswarm_types::cluster::Subnet;
@@ -559,8 +559,15 @@ impl TaskNetworks {
             subnet,
             masquerade: true,
             internal: network.internal,
+            ipv6: gateway6(address),
         }
     }
+}
+
+/// The IPv6 address of a bridge, where the kernel has IPv6.
+fn gateway6(of: TaskAddress) -> Option<Cidr6> {
+    let ipv6 = of.ipv6.filter(|_| rswarm_net::has_ipv6())?;
+    Some(Cidr { address: ipv6.gateway?, prefix_len: ipv6.prefix_len })
 }
 
 /// Takes what was found of the host into what the node tells of itself.
