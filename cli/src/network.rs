@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use rswarm_api::v1;
 use rswarm_types::cluster::{Subnet, Subnet6};
-use rswarm_types::network::{IpamSpec, IpamSpec6};
+use rswarm_types::network::{Ipam, IpamSpec, IpamSpec6};
 use rswarm_types::quantity::parse_duration;
 use rswarm_types::{Network, NetworkDriver, NetworkSpec, Service, Task, Timestamp};
 use serde_json::{Value, json};
@@ -61,6 +61,9 @@ pub struct CreateArgs {
     /// IPv6 beside IPv4: each address has a twin in the IPv6 subnet
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     ipv6: Option<bool>,
+    /// IPv4; --ipv4=false with --ipv6 for a network without
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    ipv4: Option<bool>,
     /// Subnet (default: the first free one of the cluster's address pools); one of each family
     #[arg(long, value_name = "CIDR", value_parser = subnet)]
     subnet: Vec<AnySubnet>,
@@ -81,9 +84,6 @@ pub struct CreateArgs {
     scope: Option<String>,
     #[arg(long, hide = true, default_value = "default", value_parser = ["default"])]
     ipam_driver: String,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-          value_parser = ipv4)]
-    ipv4: Option<bool>,
     #[arg(long, hide = true, value_parser = refused)]
     aux_address: Vec<String>,
     #[arg(long, hide = true, value_parser = refused)]
@@ -180,14 +180,6 @@ fn address(text: &str) -> Result<IpAddr, String> {
     text.parse().map_err(|_| format!("expected an address like `10.213.0.1`, found `{text}`"))
 }
 
-fn ipv4(text: &str) -> Result<bool, String> {
-    match boolean(text) {
-        Ok(true) => Ok(true),
-        Ok(false) => Err("a network without IPv4 is not supported yet".to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
 /// For what Docker has and networks of a cluster have not.
 fn refused(_: &str) -> Result<String, String> {
     Err("not supported: addresses are given by the cluster, and a network's settings are its own".to_owned())
@@ -212,7 +204,10 @@ impl CreateArgs {
                 "--ip-range {range}: IPv6 addresses are the twins of IPv4 ones, so only those have a range"
             );
         }
-        let ipv6 = self.ipv6.unwrap_or_default();
+        let (ipv4, ipv6) = (self.ipv4.unwrap_or(true), self.ipv6.unwrap_or_default());
+        if !ipv4 && !ipv6 {
+            anyhow::bail!("--ipv4=false leaves the network no addresses: add --ipv6");
+        }
         let given = subnet6.map(|subnet| format!("--subnet {subnet}"));
         if let Some(given) =
             given.or(gateway6.map(|gateway| format!("--gateway {gateway}"))).filter(|_| !ipv6)
@@ -223,7 +218,7 @@ impl CreateArgs {
             subnet: only("--subnet", &subnets)?,
             gateway: only("--gateway", &gateways.collect::<Vec<_>>())?,
             range: only("--ip-range", &ranges)?,
-            ipv6: ipv6.then_some(IpamSpec6 { subnet: subnet6, gateway: gateway6 }),
+            ipv6: ipv6.then_some(IpamSpec6 { subnet: subnet6, gateway: gateway6, alone: !ipv4 }),
         })
     }
 
@@ -303,12 +298,12 @@ async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<()> {
             "Name": network.spec.name,
             "Driver": network.spec.driver,
             "Scope": shape::scope(network),
-            "IPv4": "true",
+            "IPv4": network.ipam.is_none_or(|ipam| !ipam.is_ipv6_alone()).to_string(),
             "IPv6": network.ipam.is_some_and(|ipam| ipam.ipv6.is_some()).to_string(),
             "Internal": network.spec.internal.to_string(),
             "Labels": labels.collect::<Vec<_>>().join(","),
             "CreatedAt": shape::time(network.meta.created_at),
-            "Subnet": network.ipam.map(|ipam| ipam.subnet.to_string()).unwrap_or_default(),
+            "Subnet": network.ipam.map(Ipam::shown_subnet).unwrap_or_default(),
         })
     };
     output::list(COLUMNS, args.format.as_deref(), &networks.iter().map(row).collect::<Vec<_>>())
@@ -386,7 +381,7 @@ fn created_before(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use rswarm_types::network::{Ipam, Ipam6};
+    use rswarm_types::network::Ipam6;
     use rswarm_types::{Meta, NetworkId};
 
     use super::*;
@@ -428,7 +423,10 @@ mod tests {
         check(&both, &|s| {
             s.ipam.subnet = Some("10.9.0.0/16".parse().unwrap());
             let (subnet, gateway) = ("fd00:1::/64".parse().unwrap(), "fd00:1::9".parse().unwrap());
-            s.ipam.ipv6 = Some(IpamSpec6 { subnet: Some(subnet), gateway: Some(gateway) });
+            s.ipam.ipv6 = Some(IpamSpec6 { subnet: Some(subnet), gateway: Some(gateway), alone: false });
+        });
+        check(&["--ipv6", "--ipv4=false"], &|s| {
+            s.ipam.ipv6 = Some(IpamSpec6 { alone: true, ..IpamSpec6::default() });
         });
         check(&["--label", "a=b", "--label", "c"], &|s| {
             s.labels = [("a".into(), "b".into()), ("c".into(), String::new())].into();
@@ -450,7 +448,7 @@ mod tests {
             (&["--ipv6", "--subnet", "fd00::/64", "--subnet", "fd01::/64"], "--subnet is given 2 times"),
             (&["--gateway", "10.9.0.256"], "expected an address like"),
             (&["--subnet", "10.9.0.0/16", "--subnet", "10.8.0.0/16"], "--subnet is given 2 times"),
-            (&["--ipv4=false"], "without IPv4 is not supported"),
+            (&["--ipv4=false"], "--ipv4=false leaves the network no addresses: add --ipv6"),
             (&["--aux-address", "a=10.9.0.1"], "not supported"),
             (&["--ipam-driver", "dhcp"], "dhcp"),
             (&["--config-only"], "not supported"),
@@ -486,6 +484,7 @@ mod tests {
                     subnet: "fd00:1::/64".parse().unwrap(),
                     gateway: "fd00:1::1".parse().unwrap(),
                     counted_from: None,
+                    alone: false,
                 }),
             }),
             spec,
@@ -501,6 +500,12 @@ mod tests {
         assert_eq!(shape["IPAM"]["Config"], config);
         assert_eq!(shape["Options"]["com.docker.network.driver.overlay.vxlanid_list"], "4097");
         assert_eq!(shape.get("Services"), None);
+        let mut alone = network.clone();
+        alone.spec.ipam.range = None;
+        alone.ipam.as_mut().unwrap().ipv6.as_mut().unwrap().alone = true;
+        let shape = shape::network(&alone, None, &Default::default());
+        assert_eq!((&shape["EnableIPv4"], &shape["EnableIPv6"]), (&json!(false), &json!(true)));
+        assert_eq!(shape["IPAM"]["Config"], json!([{ "Subnet": "fd00:1::/64", "Gateway": "fd00:1::1" }]));
         let verbose = shape::network(&network, Some((&[], &[])), &Default::default());
         assert_eq!(verbose["Services"], json!({}));
     }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp as Instant;
+use rswarm_types::network::Ipam;
 use rswarm_types::node::{Platform, Resources};
 use rswarm_types::service::{EndpointSpec, PortConfig, ServiceMode, ServiceSpec, UpdateConfig};
 use rswarm_types::task::{ContainerSpec, MountKind, TaskSpec, Ulimit};
@@ -108,7 +109,9 @@ pub fn service(service: &Service, networks: &[Network]) -> Value {
             let ipv6 = ipam.ipv6?;
             Some(format!("{}/{}", ipv6.twin(ipam.subnet, *address), ipv6.subnet.prefix_len))
         });
-        let all = [format!("{address}/{prefix_len}")].into_iter().chain(twin);
+        let hidden = ipam.is_some_and(Ipam::is_ipv6_alone);
+        let ipv4 = (!hidden).then(|| format!("{address}/{prefix_len}"));
+        let all = ipv4.into_iter().chain(twin);
         let id = network.to_string();
         all.map(move |address| json!({ "NetworkID": id, "Addr": address }))
     };
@@ -317,7 +320,7 @@ pub fn task(task: &Task) -> Value {
         .map(|network| {
             let ipv6 =
                 network.address.and_then(|a| a.ipv6).map(|a| format!("{}/{}", a.address, a.prefix_len));
-            let ipv4 = network.address.map(|a| format!("{}/{}", a.address, a.prefix_len));
+            let ipv4 = network.address.and_then(|a| Some(format!("{}/{}", a.ipv4()?.0, a.prefix_len)));
             let addresses: Vec<String> = ipv4.into_iter().chain(ipv6).collect();
             json!({
                 "Network": { "ID": network.network.to_string(),
@@ -344,7 +347,8 @@ pub fn network(
     nodes: &BTreeMap<String, String>,
 ) -> Value {
     let spec = &network.spec;
-    let config = network.ipam.map(|ipam| {
+    let ipv4 = network.ipam.filter(|ipam| !ipam.is_ipv6_alone());
+    let config = ipv4.map(|ipam| {
         omit_empty(json!({
             "Subnet": ipam.subnet.to_string(),
             "IPRange": spec.ipam.range.map(|range| range.to_string()),
@@ -366,7 +370,7 @@ pub fn network(
         "Created": time(network.meta.created_at),
         "Scope": scope(network),
         "Driver": spec.driver,
-        "EnableIPv4": true,
+        "EnableIPv4": network.ipam.is_none_or(|ipam| !ipam.is_ipv6_alone()),
         "EnableIPv6": ipv6.is_some(),
         "IPAM": { "Driver": "default", "Options": null, "Config": config },
         "Internal": spec.internal,
@@ -379,33 +383,32 @@ pub fn network(
         "Labels": spec.labels,
     });
     let Some((services, tasks)) = verbose else { return out };
-    let address = |task: &Task| {
-        let at = task.networks.iter().find(|at| at.network == network.id).and_then(|at| at.address);
-        at.map(|at| (at.address.to_string(), at.prefix_len))
-    };
+    let at = |task: &Task| task.networks.iter().find(|at| at.network == network.id)?.address;
     let container = |task: &Task| {
-        let (address, prefix_len) = address(task)?;
-        let at = task.networks.iter().find(|at| at.network == network.id).and_then(|at| at.address?.ipv6);
+        let at = at(task)?;
+        let ipv4 = at.ipv4().map(|(address, _)| format!("{address}/{}", at.prefix_len));
+        let ipv6 = at.ipv6.map(|ipv6| format!("{}/{}", ipv6.address, ipv6.prefix_len));
         let shown = json!({
             "Name": task.name(),
-            "IPv4Address": format!("{address}/{prefix_len}"),
-            "IPv6Address": at.map(|at| format!("{}/{}", at.address, at.prefix_len)).unwrap_or_default(),
+            "IPv4Address": ipv4.unwrap_or_default(),
+            "IPv6Address": ipv6.unwrap_or_default(),
         });
         Some((task.id.to_string(), shown))
     };
     out["Containers"] = Value::Object(tasks.iter().filter_map(container).collect());
+    let vip = |service: &Service| Some(network.ipam?.shown(*service.endpoint.vips.get(&network.id)?));
     let service = |service: &Service| {
         let own = tasks.iter().filter(|task| task.service_id == service.id).map(|task| {
             let node = task.node_id.map(|id| id.to_string()).unwrap_or_default();
             json!({
                 "Name": task.name(),
-                "EndpointIP": address(task).map(|(address, _)| address),
+                "EndpointIP": at(task).and_then(|at| at.all().next()).map(|address| address.to_string()),
                 "Info": { "Node": nodes.get(&node).cloned().unwrap_or(node) },
             })
         });
         let ports = service.endpoint.ports.iter().filter(|_| spec.ingress);
         let shown = json!({
-            "VIP": service.endpoint.vips.get(&network.id).map(ToString::to_string).unwrap_or_default(),
+            "VIP": vip(service).map(|address| address.to_string()).unwrap_or_default(),
             "Ports": ports.map(port).collect::<Vec<_>>(),
             "Tasks": own.collect::<Vec<_>>(),
         });

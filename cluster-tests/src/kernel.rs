@@ -443,7 +443,7 @@ impl Cluster {
                     let expected = [vip, tasks];
                     for (place, prefix) in ["", "tasks."].into_iter().enumerate() {
                         let asked = format!("{prefix}{name}.{}", spec.name);
-                        let found = addresses_of(&netns, server, &asked, A)?;
+                        let found = addresses_of(&netns, server.into(), &asked, A)?;
                         let expected = Some(expected[place].clone());
                         if found != expected {
                             return Err(format!("`{asked}` is {found:?}, expected {expected:?}"));
@@ -451,7 +451,7 @@ impl Cluster {
                         let twins = |of: BTreeSet<Ipv4Addr>| -> BTreeSet<Ipv6Addr> {
                             of.into_iter().filter_map(|address| self.twin(network, address)).collect()
                         };
-                        let found = addresses_of(&netns, server, &asked, AAAA)?;
+                        let found = addresses_of(&netns, server.into(), &asked, AAAA)?;
                         let expected = expected.map(twins);
                         if found != expected {
                             return Err(format!("`{asked}` is {found:?}, expected {expected:?}"));
@@ -518,16 +518,16 @@ fn uplink_gateway(host: &Host) -> Result<String, String> {
 ///
 /// # Panics
 /// When it does not answer.
-pub fn resolve(netns: &Path, server: Ipv4Addr, name: &str) -> Option<BTreeSet<Ipv4Addr>> {
-    addresses_of(netns, server, name, A).unwrap_or_else(|reason| panic!("{reason}"))
+pub fn resolve(netns: &Path, server: impl Into<IpAddr>, name: &str) -> Option<BTreeSet<Ipv4Addr>> {
+    addresses_of(netns, server.into(), name, A).unwrap_or_else(|reason| panic!("{reason}"))
 }
 
 /// The same of IPv6.
 ///
 /// # Panics
 /// As [`resolve`].
-pub fn resolve6(netns: &Path, server: Ipv4Addr, name: &str) -> Option<BTreeSet<Ipv6Addr>> {
-    addresses_of(netns, server, name, AAAA).unwrap_or_else(|reason| panic!("{reason}"))
+pub fn resolve6(netns: &Path, server: impl Into<IpAddr>, name: &str) -> Option<BTreeSet<Ipv6Addr>> {
+    addresses_of(netns, server.into(), name, AAAA).unwrap_or_else(|reason| panic!("{reason}"))
 }
 
 /// Types of records: RFC 1035 and RFC 3596.
@@ -537,7 +537,7 @@ const AAAA: u8 = 28;
 /// The addresses in the records that a name server gives; `None` if it knows no such name.
 fn addresses_of<T: Ord + From<[u8; N]>, const N: usize>(
     netns: &Path,
-    server: Ipv4Addr,
+    server: IpAddr,
     name: &str,
     qtype: u8,
 ) -> Result<Option<BTreeSet<T>>, String> {
@@ -548,7 +548,9 @@ fn addresses_of<T: Ord + From<[u8; N]>, const N: usize>(
     }
     query.extend_from_slice(&[0, 0, qtype, 0, 1]);
     let answer = run_in_netns(netns, || {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        let any =
+            if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv6Addr::UNSPECIFIED) };
+        let socket = UdpSocket::bind((any, 0))?;
         socket.set_read_timeout(Some(DNS_PATIENCE))?;
         socket.send_to(&query, (server, 53))?;
         let mut buffer = [0; 4096];

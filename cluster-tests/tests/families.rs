@@ -46,9 +46,17 @@ fn gateway(lab: &ClusterLab, network: &str) -> Ipv4Addr {
 
 /// Who answers at port 80 of an address.
 fn task_at(netns: &Path, address: impl Into<IpAddr>) -> String {
-    let address = address.into();
-    let body = page(netns, address, 80).unwrap_or_else(|error| panic!("{address}: {error}"));
+    task_at_port(netns, address.into(), 80)
+}
+
+fn task_at_port(netns: &Path, address: IpAddr, port: u16) -> String {
+    let body = page(netns, address, port).unwrap_or_else(|error| panic!("{address}: {error}"));
     body.split_once(' ').expect("a task and a peer").0.to_owned()
+}
+
+fn get_by(netns: &Path, address: IpAddr) -> std::io::Result<()> {
+    let asked = run_in_netns(netns, || get((address, 80).into(), PATIENCE)).expect("a namespace");
+    asked.map(drop)
 }
 
 fn refused(netns: &Path, address: impl Into<IpAddr>, port: u16) -> bool {
@@ -64,7 +72,9 @@ fn refused(netns: &Path, address: impl Into<IpAddr>, port: u16) -> bool {
 fn networks_have_the_families_and_the_way_out_that_they_were_made_with() {
     let Some(lab) = ClusterLab::form("families", 1, 1) else { return };
     internal_bridge(&lab);
-    dual_bridge(&lab);
+    let hosts = give_ipv6(&lab);
+    dual_bridge(&lab, &hosts);
+    ipv6_alone(&lab, &hosts);
     // That the hosts have IPv6 now is seen with the next repair.
     lab.wait("all is as it should be", SOON, || {
         let verified = lab.rswarm(1, &["network", "verify"]).stdout;
@@ -114,8 +124,8 @@ fn give_ipv6(lab: &ClusterLab) -> Vec<Ipv6Addr> {
 }
 
 /// On a bridge with both families tasks have names, addresses and ports in both.
-fn dual_bridge(lab: &ClusterLab) {
-    let (hosts, wire) = (give_ipv6(lab), lab.config().wire_netns());
+fn dual_bridge(lab: &ClusterLab, hosts: &[Ipv6Addr]) {
+    let wire = lab.config().wire_netns();
     lab.ok(1, &["network", "create", "--driver", "bridge", "--ipv6", "pair"]);
     assert_eq!(shown(lab, "pair", "{{.EnableIPv4}} {{.EnableIPv6}} {{len .IPAM.Config}}"), "true true 2");
     let port = ["--publish", "mode=host,published=8091,target=80"];
@@ -140,4 +150,85 @@ fn dual_bridge(lab: &ClusterLab) {
         assert_eq!(client.is_ipv6(), address.is_ipv6(), "{body}");
     }
     assert!(refused(&wire, hosts[1], 8091));
+}
+
+/// The addresses that a name has in one family, as the program of a task finds them.
+fn looked_up(netns: &Path, server: IpAddr, name: &str) -> [usize; 2] {
+    let count = |found: Option<usize>| found.unwrap_or_else(|| panic!("`{name}` is unknown"));
+    [
+        count(resolve(netns, server, name).map(|found| found.len())),
+        count(resolve6(netns, server, name).map(|found| found.len())),
+    ]
+}
+
+/// On networks with IPv6 alone, of either driver, nothing has or shows an address of IPv4.
+fn ipv6_alone(lab: &ClusterLab, hosts: &[Ipv6Addr]) {
+    lab.refused(1, &["network", "create", "--ipv4=false", "n"], &["--ipv4=false", "add --ipv6"]);
+    let ipv4 = ["network", "create", "--ipv6", "--ipv4=false", "--subnet", "10.9.0.0/16", "n"];
+    lab.refused(1, &ipv4, &["a subnet of IPv4"]);
+    let create = ["network", "create", "--ipv6", "--ipv4=false"];
+    lab.ok(1, &[&create[..], &["--attachable", "--subnet", "fd00:66::/64", "six"]].concat());
+    lab.ok(1, &[&create[..], &["--driver", "bridge", "local6"]].concat());
+    for network in ["six", "local6"] {
+        let seen = shown(lab, network, "{{.EnableIPv4}} {{.EnableIPv6}} {{json .IPAM.Config}}");
+        assert!(seen.starts_with("false true [{") && !seen.contains('.'), "{seen}");
+        let flags = ["--network", network, "--replicas-max-per-node", "1"];
+        let port = ["--publish", "8093:80"];
+        let port = if network == "six" { &port[..] } else { &[] };
+        lab.create(1, &format!("web-{network}"), 2, &[&flags, port].concat(), &["serve", "80"]);
+        lab.create(1, &format!("ask-{network}"), 2, &flags, &[]);
+    }
+    for network in ["six", "local6"] {
+        let (web, ask) = (format!("web-{network}"), format!("ask-{network}"));
+        lab.until_running(1, &web, 2, SOON);
+        lab.until_running(1, &ask, 2, SOON);
+        let server: IpAddr =
+            shown(lab, network, "{{(index .IPAM.Config 0).Gateway}}").parse().expect("an IPv6 gateway");
+        assert!(server.is_ipv6());
+        let here = if network == "six" { 2 } else { 1 };
+        for netns in namespaces(lab, &ask) {
+            assert_eq!(output(&netns, "ip -4 -o addr show dev eth0"), "");
+            let root = netns.ancestors().nth(2).expect("a process").join("root/etc");
+            let read = |name: &str| std::fs::read_to_string(root.join(name)).expect("a file");
+            assert!(
+                read("resolv.conf").starts_with(&format!("nameserver {server}\n")),
+                "{}",
+                read("resolv.conf")
+            );
+            let own = read("hosts").lines().filter(|line| !line.starts_with(['f', ':'])).count();
+            assert_eq!(own, 1, "the loopback: {}", read("hosts"));
+            assert_eq!(looked_up(&netns, server, &format!("tasks.{web}")), [0, here]);
+            assert_eq!(looked_up(&netns, server, &web), [0, 1]);
+            for address in resolve6(&netns, server, &web).expect("a known name") {
+                assert!(task_at(&netns, address).starts_with(&web));
+            }
+            for address in resolve6(&netns, server, &format!("tasks.{web}")).expect("a known name") {
+                assert!(task_at(&netns, address).starts_with(&web));
+            }
+        }
+    }
+    // What is shown of services and tasks; published ports answer by both.
+    let seen = lab.ok(1, &["service", "inspect", "--format", "{{json .Endpoint.VirtualIPs}}", "ask-six"]);
+    assert!(seen.contains("fd00:66::") && !seen.contains('.'), "{seen}");
+    let task = lab.ok(1, &["task", "ls", "-q", "--filter", "service=ask-six"]);
+    let task = task.lines().next().expect("a task");
+    let seen = lab.ok(1, &["task", "inspect", "--format", "{{json .NetworksAttachments}}", task]);
+    assert!(seen.contains("fd00:66::") && !seen.contains("240."), "{seen}");
+    let wire = lab.config().wire_netns();
+    for address in [lab.host(1).address.into(), lab.host(2).address.into(), hosts[0].into(), hosts[1].into()]
+    {
+        let address: IpAddr = address;
+        assert!(task_at_port(&wire, address, 8093).starts_with("web-six"));
+    }
+    // A single task comes by an IPv6 address of choice.
+    lab.refused(
+        1,
+        &["network", "connect", "--ip", "10.9.0.9", "six", "outside.1"],
+        &["no address `10.9.0.9`"],
+    );
+    lab.ok(1, &["network", "connect", "--ip6", "fd00:66::9", "six", "outside.1"]);
+    let from = namespaces(lab, "ask-six").remove(0);
+    lab.wait("the connected task is reached", SOON, || {
+        get_by(&from, "fd00:66::9".parse().expect("an address")).map_err(|error| error.to_string())
+    });
 }

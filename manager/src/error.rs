@@ -26,6 +26,7 @@ pub(crate) fn rejected(rejected: &Rejected) -> Status {
         | Rejected::NetworkTooSmall { .. }
         | Rejected::NoSubnet { .. }
         | Rejected::NoVni
+        | Rejected::TooManyIpv6Alone { .. }
         | Rejected::TooManyNodes { .. } => Code::ResourceExhausted,
         Rejected::Renamed { .. }
         | Rejected::ModeChanged(_)

@@ -1,6 +1,6 @@
 //! `rswarm network connect` and `disconnect`: single tasks on networks that their services are not on.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use clap::Args;
 use rswarm_api::v1;
@@ -15,8 +15,9 @@ pub struct ConnectArgs {
     /// IPv4 address (default: one that is free); its IPv6 twin follows
     #[arg(long, value_name = "IP")]
     ip: Option<Ipv4Addr>,
-    #[arg(long, hide = true, value_parser = twin)]
-    ip6: Option<String>,
+    /// IPv6 address, of which the IPv4 one follows
+    #[arg(long, value_name = "IP", conflicts_with = "ip")]
+    ip6: Option<Ipv6Addr>,
     #[arg(long, hide = true, value_parser = refused)]
     driver_opt: Vec<String>,
     #[arg(long, hide = true, value_parser = refused)]
@@ -42,17 +43,14 @@ pub struct DisconnectArgs {
     task: String,
 }
 
-fn twin(_: &str) -> Result<String, String> {
-    Err("an IPv6 address is the twin of the IPv4 one: give --ip, or neither".to_owned())
-}
-
 fn refused(_: &str) -> Result<String, String> {
     Err("not supported: a name is given with --alias, the way out stays where it is".to_owned())
 }
 
 pub async fn connect(client: &Client, args: ConnectArgs) -> anyhow::Result<()> {
-    let ConnectArgs { alias: aliases, ip, network, task, .. } = args;
-    let address = ip.map(|ip| ip.to_string()).unwrap_or_default();
+    let ConnectArgs { alias: aliases, ip, ip6, network, task, .. } = args;
+    let address = ip.map(IpAddr::from).or(ip6.map(IpAddr::from));
+    let address = address.map(|address| address.to_string()).unwrap_or_default();
     call!(client, control.connect_task(v1::ConnectTaskRequest { network, task, aliases, address }))?;
     Ok(())
 }

@@ -107,7 +107,7 @@ impl Allocator<'_> {
         let total = State::addresses_total(network);
         Err(AllocateError::Exhausted {
             name: network.spec.name.clone(),
-            subnet: ipam.subnet.to_string(),
+            subnet: ipam.shown_subnet(),
             used: self.state.addresses_used(network.id) + in_pass,
             total,
             way_out: self.state.way_to_grow(network, total + 1),

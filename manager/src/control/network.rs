@@ -1,5 +1,6 @@
 //! Networks: made and removed by users; `bridge`, `host` and `none` are there from `init` on and stay.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use rswarm_api::v1;
@@ -125,12 +126,15 @@ impl ControlService {
         validate::aliases(&request.aliases).map_err(|error| invalid(&error))?;
         let address = match request.address.as_str() {
             "" => None,
-            text => Some(text.parse().map_err(|_| {
-                Status::invalid_argument(format!("expected an IPv4 address, found `{text}`"))
-            })?),
+            text => Some(
+                text.parse::<IpAddr>()
+                    .map_err(|_| Status::invalid_argument(format!("expected an address, found `{text}`")))?,
+            ),
         };
         let state = self.context.read().await?;
-        let network = lookup::network(&state, &request.network)?.id;
+        let network = lookup::network(&state, &request.network)?;
+        let address = address.map(|address| number(network, address)).transpose()?;
+        let network = network.id;
         let id = lookup::task(&state, &request.task)?.id;
         let write = Write::ConnectTask { id, network, aliases: request.aliases, address };
         let state = self.context.write(vec![write]).await?;
@@ -199,6 +203,27 @@ fn user(state: &State, network: &Network) -> Option<String> {
             format!("task `{}`, which is {why}", task.name())
         }),
     }
+}
+
+/// The address of a network by which it keeps account of this one.
+fn number(network: &Network, address: IpAddr) -> Result<Ipv4Addr, Status> {
+    let of_network = match (address, network.ipam) {
+        (IpAddr::V4(_), Some(ipam)) if ipam.is_ipv6_alone() => None,
+        (IpAddr::V4(address), _) => Some(address),
+        (IpAddr::V6(twin), ipam) => ipam.and_then(|ipam| ipam.ipv6?.of_twin(ipam.subnet, twin)),
+    };
+    of_network.ok_or_else(|| {
+        let subnets = network.ipam.map(|ipam| {
+            let ipv4 = (!ipam.is_ipv6_alone()).then(|| format!("`{}`", ipam.subnet));
+            let ipv6 = ipam.ipv6.map(|ipv6| format!("`{}`", ipv6.subnet));
+            ipv4.into_iter().chain(ipv6).collect::<Vec<_>>().join(" or ")
+        });
+        Status::invalid_argument(format!(
+            "network `{}` has no address `{address}`: expected one of {}",
+            network.spec.name,
+            subnets.unwrap_or_else(|| "a network that gives addresses".to_owned())
+        ))
+    })
 }
 
 fn refuse_built_in(network: &Network, what: &str) -> Result<(), Status> {

@@ -1,7 +1,7 @@
 //! Networks: overlays that span nodes, and those local to a node (a bridge, the host's own, or none).
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -92,6 +92,8 @@ pub struct IpamSpec6 {
     pub subnet: Option<Subnet6>,
     /// The twin of the IPv4 gateway if left open.
     pub gateway: Option<Ipv6Addr>,
+    /// Without IPv4 beside it.
+    pub alone: bool,
 }
 
 /// How a network is made on a node.
@@ -131,7 +133,16 @@ pub struct Ipam6 {
     /// keeps the twin he has when the network grows downwards.
     #[serde(default)]
     pub counted_from: Option<Ipv4Addr>,
+    /// The network has no IPv4: addresses of the IPv4 subnet only number those of this one, and nobody sees them.
+    #[serde(default)]
+    pub alone: bool,
 }
+
+/// Where the numbers are taken from of networks with IPv6 alone, so that they are in nobody's way: addresses that no host
+/// has. Source: RFC 1112, section 4, class E.
+pub const NUMBERS: Subnet = Subnet { address: Ipv4Addr::new(240, 0, 0, 0), prefix_len: 4 };
+/// Of the numbers of one such network.
+pub const NUMBERS_PREFIX_LEN: u8 = 16;
 
 /// Longest prefix of an IPv6 subnet, as is usual; there is a place for every IPv4 address.
 pub const PREFIX6_MAX: u8 = 64;
@@ -163,6 +174,23 @@ impl Ipam {
     pub fn twin(self, address: Ipv4Addr) -> Option<Ipv6Addr> {
         self.ipv6.map(|ipv6| ipv6.twin(self.subnet, address))
     }
+
+    /// Whether there is nothing but IPv6.
+    pub fn is_ipv6_alone(self) -> bool {
+        self.ipv6.is_some_and(|ipv6| ipv6.alone)
+    }
+
+    /// An address as whoever is on the network knows it.
+    pub fn shown(self, address: Ipv4Addr) -> IpAddr {
+        let twin = self.twin(address).filter(|_| self.is_ipv6_alone());
+        twin.map_or(address.into(), IpAddr::from)
+    }
+
+    /// The same of the subnet.
+    pub fn shown_subnet(self) -> String {
+        let ipv6 = self.ipv6.filter(|ipv6| ipv6.alone);
+        ipv6.map_or_else(|| self.subnet.to_string(), |ipv6| ipv6.subnet.to_string())
+    }
 }
 
 #[cfg(test)]
@@ -172,7 +200,7 @@ mod tests {
     #[test]
     fn twins_have_the_same_place_and_lead_back() {
         let (subnet, gateway) = ("fd00:1::/64".parse().unwrap(), "fd00:1::1".parse().unwrap());
-        let ipv6 = Ipam6 { subnet, gateway, counted_from: None };
+        let ipv6 = Ipam6 { subnet, gateway, counted_from: None, alone: false };
         let of: Subnet = "10.0.16.0/20".parse().unwrap();
         let address = Ipv4Addr::new(10, 0, 17, 2);
         let twin = ipv6.twin(of, address);
@@ -187,7 +215,7 @@ mod tests {
     fn twins_stay_when_a_network_grows_downwards() {
         let (subnet, gateway) = ("fd00:1::/64".parse().unwrap(), "fd00:1::1".parse().unwrap());
         let (old, new): (Subnet, Subnet) = ("10.0.16.0/20".parse().unwrap(), "10.0.0.0/16".parse().unwrap());
-        let before = Ipam6 { subnet, gateway, counted_from: None };
+        let before = Ipam6 { subnet, gateway, counted_from: None, alone: false };
         let after = Ipam6 { counted_from: Some(old.address), ..before };
         for address in ["10.0.16.0", "10.0.16.1", "10.0.31.255"] {
             let address = address.parse().unwrap();

@@ -293,6 +293,26 @@ pub struct TaskAddress {
     pub ipv6: Option<TaskAddress6>,
 }
 
+impl TaskAddress {
+    /// What the task has of IPv4, with the gateway.
+    pub fn ipv4(self) -> Option<(Ipv4Addr, Ipv4Addr)> {
+        let alone = self.ipv6.is_some_and(|ipv6| ipv6.alone);
+        (!alone).then_some((self.address, self.gateway))
+    }
+
+    /// The task's addresses.
+    pub fn all(self) -> impl Iterator<Item = IpAddr> {
+        let ipv4 = self.ipv4().map(|(address, _)| address.into());
+        ipv4.into_iter().chain(self.ipv6.map(|ipv6| ipv6.address.into()))
+    }
+
+    /// The node's address on the network, as the task asks it.
+    pub fn asked_gateway(self) -> Option<IpAddr> {
+        let ipv4 = self.ipv4().map(|(_, gateway)| IpAddr::from(gateway));
+        ipv4.or_else(|| self.ipv6?.gateway.map(IpAddr::from))
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskAddress6 {
     pub address: Ipv6Addr,
@@ -300,6 +320,9 @@ pub struct TaskAddress6 {
     /// `None` of tasks that were given their addresses before bridges had IPv6; nodes know those of overlays.
     #[serde(default)]
     pub gateway: Option<Ipv6Addr>,
+    /// As [`Ipam6::alone`](crate::network::Ipam6::alone).
+    #[serde(default)]
+    pub alone: bool,
 }
 
 /// The observed state of a task, in the order in which it can only move forward; the numbers are Swarm's.

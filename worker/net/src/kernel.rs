@@ -472,10 +472,9 @@ impl Kernel {
                 };
                 route::create_veth(socket, link, &peer).map_err(failed)
             }
-            Operation::ConfigureInside { endpoint, gateway } => {
+            Operation::ConfigureInside { endpoint, address, gateway } => {
                 let mut socket = socket_inside(endpoint)?;
-                let (name, address) = (&endpoint.interface_name, endpoint.cidr());
-                configure_inside(&mut socket, name, address, *gateway).map_err(failed)
+                configure_inside(&mut socket, &endpoint.interface_name, *address, *gateway).map_err(failed)
             }
             Operation::ConfigureInside6 { endpoint, inside } => configure_inside6(endpoint, inside),
             Operation::SetVeth { link, bridge, alias } => {
@@ -557,14 +556,14 @@ pub(crate) fn socket_inside(endpoint: &Endpoint) -> Result<Socket, NetError> {
 pub(crate) fn configure_inside(
     socket: &mut Socket,
     name: &str,
-    address: Cidr,
+    address: Option<Cidr>,
     gateway: Option<std::net::Ipv4Addr>,
 ) -> Result<(), KernelError> {
     let missing = KernelError { errno: libc::ENODEV, reason: None };
     let index = route::link_by_name(socket, name)?.ok_or(missing)?.index;
     let up = LinkChange { up: Some(true), ..LinkChange::default() };
     route::set_link(socket, "lo", &up)?;
-    route::set_addresses(socket, index, &BTreeSet::from([address]))?;
+    route::set_addresses(socket, index, &address.into_iter().collect())?;
     route::set_link(socket, name, &up)?;
     gateway.map_or(Ok(()), |gateway| forwarding::set_default_route(socket, index, gateway))
 }

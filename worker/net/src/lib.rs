@@ -66,6 +66,7 @@ mod testing {
             masquerade: true,
             internal: false,
             ipv6: None,
+            ipv6_only: false,
         }
     }
 

@@ -123,6 +123,9 @@ pub struct BridgeNetwork {
     /// The bridge's IPv6 address, with its network's prefix, if there is one.
     #[serde(default)]
     pub ipv6: Option<Cidr6>,
+    /// Without IPv4: such addresses only tell who is who, and nobody has them.
+    #[serde(default)]
+    pub ipv6_only: bool,
 }
 
 /// One container's attachment to a network.
@@ -333,6 +336,17 @@ impl BridgeNetwork {
         Cidr { address: self.gateway, prefix_len: self.prefix_len }
     }
 
+    /// What the bridge has of IPv4.
+    pub(crate) fn ipv4(&self) -> Option<Cidr> {
+        Some(self.cidr()).filter(|_| !self.ipv6_only)
+    }
+
+    /// The bridge's addresses.
+    pub(crate) fn gateways(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let ipv4 = self.ipv4().map(|cidr| cidr.address.into());
+        ipv4.into_iter().chain(self.ipv6.map(|cidr| cidr.address.into()))
+    }
+
     fn check(&self) -> Result<(), NetError> {
         let invalid =
             |reason: String| Err(NetError::Invalid { what: "network", id: self.id.clone(), reason });
@@ -380,7 +394,8 @@ impl Endpoint {
 
     /// Its addresses on a bridge.
     pub(crate) fn addresses(&self, network: &BridgeNetwork) -> impl Iterator<Item = IpAddr> + use<> {
-        [IpAddr::from(self.address)].into_iter().chain(self.address6(network).map(IpAddr::from))
+        let ipv4 = Some(IpAddr::from(self.address)).filter(|_| !network.ipv6_only);
+        ipv4.into_iter().chain(self.address6(network).map(IpAddr::from))
     }
 
     /// `own` is its address, `net` the gateway's in the network.

@@ -51,6 +51,7 @@ pub(crate) fn probe(config: &NetworkConfig) -> Result<(), NetError> {
             masquerade: true,
             internal: false,
             ipv6: None,
+            ipv6_only: false,
         });
         let adds: Vec<Change> = elements.into_iter().map(|element: Element| Change::Add(element)).collect();
         kernel.change_firewall(&adds)?;

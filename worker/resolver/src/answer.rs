@@ -61,14 +61,14 @@ fn known(names: &Names, question: &Question, text: &str, asker: Ipv4Addr, rng: &
         let records = named.iter().map(|(name, target)| Srv::new(0, 0, target.port, name));
         let reply = fill(question, records);
         return Some(question.finish(reply, |add| {
-            let both = |found: Found| [Some(found.address.into()), found.twin.map(IpAddr::from)];
+            let both = |found: Found| [found.address.map(IpAddr::from), found.twin.map(IpAddr::from)];
             let addresses = named.iter().flat_map(|(name, target)| both(target.found).map(|at| (name, at)));
             let _ = addresses.filter_map(|(name, at)| Some((name, at?))).all(|(name, at)| add(name, at));
         }));
     }
     let mut found = names.addresses(asker, text)?;
     rng.shuffle(&mut found);
-    let a = found.iter().filter(|_| asks(Rtype::A)).map(|found| IpAddr::from(found.address));
+    let a = found.iter().filter(|_| asks(Rtype::A)).filter_map(|found| found.address.map(IpAddr::from));
     let aaaa = found.iter().filter(|_| asks(Rtype::AAAA)).filter_map(|found| found.twin.map(IpAddr::from));
     Some(question.finish(fill(question, a.chain(aaaa).map(address_data)), |_| {}))
 }

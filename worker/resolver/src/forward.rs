@@ -92,7 +92,7 @@ impl Forwarder {
     /// Takes a place among the questions on their way, to `servers` if there are any, else to the host's; `None` if
     /// there is none for this client.
     pub fn enter(self: &Rc<Self>, client: Ipv4Addr, servers: Servers) -> Option<Place> {
-        let share = self.outstanding.take(client)?;
+        let share = self.outstanding.take(client.into())?;
         Some(Place { forwarder: self.clone(), servers, _share: share })
     }
 }

@@ -3,7 +3,7 @@
 //! keep out.
 
 use std::io::{self, ErrorKind, Write as _};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use domain::base::iana::{Class, Rtype};
 use domain::base::{MessageBuilder, Name};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
 
@@ -31,8 +31,8 @@ pub struct Asker {
     /// A task's network namespace.
     pub netns: PathBuf,
     /// Its address there.
-    pub address: Ipv4Addr,
-    pub server: Ipv4Addr,
+    pub address: IpAddr,
+    pub server: IpAddr,
 }
 
 /// What becomes of a question.
@@ -82,12 +82,13 @@ impl Asker {
 
     /// Asks a question that every resolver answers at once by itself: of a class that it does not know.
     fn ask(&self, patience: Duration) -> io::Result<()> {
-        let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-        bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(self.address, 0)))?;
+        let family = if self.server.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(self.address, 0)))?;
         let wait = |time: Duration| TimeVal::new(time.as_secs() as i64, time.subsec_micros().into());
         setsockopt(&fd, sockopt::SendTimeout, &wait(patience.min(CONNECT)))?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &wait(patience))?;
-        match connect(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(self.server, PORT))) {
+        match connect(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(self.server, PORT))) {
             // So a connection is said to take too long.
             Err(Errno::EINPROGRESS) => return Err(ErrorKind::TimedOut.into()),
             connected => connected?,

@@ -15,6 +15,7 @@ use rswarm_types::subnet::Address;
 use rswarm_types::{NetworkId, NodeId, TaskId};
 
 use crate::host::PORT;
+use crate::sockets::Audience;
 
 /// The names of all networks of this node. Names are kept and asked for in lower case, without the last dot.
 #[derive(Debug, Default)]
@@ -23,8 +24,8 @@ pub struct Names {
     networks: Vec<Network>,
     tasks: Vec<Task>,
     owners: HashMap<Ipv4Addr, Owner>,
-    /// Where tasks on bridges ask: each one's gateway, and its subnet.
-    bridges: Vec<(Ipv4Addr, Subnet)>,
+    /// Where tasks on bridges ask.
+    bridges: Vec<Audience>,
     /// Of all networks, ingress included.
     subnets: Vec<(Subnet, Option<Ipam6>)>,
     /// Those of internal networks: who asks from there and is no task is as enclosed as the tasks are.
@@ -91,10 +92,10 @@ pub struct Target {
     pub found: Found,
 }
 
-/// An address, with its twin on a network that has IPv6.
+/// An address of each family that its network has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
-    pub address: Ipv4Addr,
+    pub address: Option<Ipv4Addr>,
     pub twin: Option<Ipv6Addr>,
 }
 
@@ -111,7 +112,7 @@ pub enum Reverse {
 impl Names {
     pub fn new(map: &NetworkMap) -> Self {
         let mut names = Self {
-            bridges: map.bridges.values().map(|bridge| (bridge.gateway, bridge.subnet)).collect(),
+            bridges: map.bridges.values().map(Audience::of).collect(),
             subnets: map
                 .networks
                 .values()
@@ -223,9 +224,24 @@ impl Names {
         members
     }
 
-    /// The gateways of the bridges on this node, and their subnets.
-    pub fn bridges(&self) -> &[(Ipv4Addr, Subnet)] {
+    /// Where tasks on bridges of this node ask.
+    pub fn bridges(&self) -> &[Audience] {
         &self.bridges
+    }
+
+    /// By which address of ours whoever asks from there is known; `None` of an IPv6 address of none of our networks.
+    pub fn asker(&self, from: IpAddr) -> Option<Ipv4Addr> {
+        match from.to_canonical() {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(twin) => self.of_twin(twin).flatten(),
+        }
+    }
+
+    /// The address whose twin this is. `None` if it is of none of our networks, nobody's address if it has no place there.
+    fn of_twin(&self, twin: Ipv6Addr) -> Option<Option<Ipv4Addr>> {
+        let mut sides = self.subnets.iter().filter_map(|(subnet, ipv6)| Some((*subnet, (*ipv6)?)));
+        let (subnet, ipv6) = sides.find(|(_, ipv6)| ipv6.subnet.contains(twin))?;
+        Some(ipv6.of_twin(subnet, twin))
     }
 
     /// The networks of the task with this address; none for an address of no task.
@@ -272,21 +288,14 @@ impl Names {
     pub fn name_of(&self, asker: Ipv4Addr, address: IpAddr) -> Reverse {
         let address = match address {
             IpAddr::V4(address) => {
-                let ours = self.subnets.iter().any(|(subnet, _)| subnet.contains(address));
+                let ours = self.ipv4().any(|subnet| subnet.contains(address));
                 Some(address).filter(|_| ours)
             }
-            IpAddr::V6(twin) => {
-                let sides = self.subnets.iter().filter_map(|(subnet, ipv6)| Some((*subnet, (*ipv6)?)));
-                let Some((subnet, ipv6)) = sides.into_iter().find(|(_, ipv6)| ipv6.subnet.contains(twin))
-                else {
-                    return Reverse::Foreign;
-                };
-                match ipv6.of_twin(subnet, twin) {
-                    Some(address) => Some(address),
-                    // Of the IPv6 subnet only as much is used as the IPv4 one has places.
-                    None => return Reverse::Nobody,
-                }
-            }
+            IpAddr::V6(twin) => match self.of_twin(twin) {
+                // Of the IPv6 subnet only as much is used as the IPv4 one has places.
+                Some(None) => return Reverse::Nobody,
+                found => found.flatten(),
+            },
         };
         let Some(address) = address else { return Reverse::Foreign };
         let (network, name) = match self.owners.get(&address) {
@@ -317,7 +326,13 @@ impl Names {
 
     /// Whether a network of ours holds all of `subnet`.
     pub fn holds(&self, subnet: Subnet) -> bool {
-        self.subnets.iter().any(|(ours, _)| is_within(subnet, *ours))
+        self.ipv4().any(|ours| is_within(subnet, ours))
+    }
+
+    /// The subnets of networks that have IPv4.
+    fn ipv4(&self) -> impl Iterator<Item = Subnet> {
+        let all = self.subnets.iter().filter(|(_, ipv6)| !ipv6.is_some_and(|ipv6| ipv6.alone));
+        all.map(|(subnet, _)| *subnet)
     }
 
     /// The same of IPv6.
@@ -355,7 +370,9 @@ fn is_within<A: Address>(part: Subnet<A>, whole: Subnet<A>) -> bool {
 
 impl Network {
     fn found(&self, address: Ipv4Addr) -> Found {
-        Found { address, twin: self.ipv6.map(|ipv6| ipv6.twin(self.subnet, address)) }
+        let alone = self.ipv6.is_some_and(|ipv6| ipv6.alone);
+        let twin = self.ipv6.map(|ipv6| ipv6.twin(self.subnet, address));
+        Found { address: (!alone).then_some(address), twin }
     }
 
     fn addresses(&self, name: &str) -> Option<Vec<Ipv4Addr>> {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -17,7 +17,7 @@ use crate::sockets::{Audience, BindError, Listeners, PORT, Udp, listen_on};
 
 /// What is listened on and not yet served, as that takes a runtime.
 pub struct Places {
-    overlays: Listeners,
+    overlays: Vec<Listeners>,
     /// `None` where somebody else has the port.
     bridges: BTreeMap<Audience, Option<Listeners>>,
 }
@@ -26,13 +26,17 @@ impl Places {
     /// # Errors
     /// The overlays cannot be listened on. What keeps it from a bridge is logged: others need not do without names.
     pub fn listen(netns: &Path, server: &Server) -> Result<Self, BindError> {
-        let overlays = listen_on(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT), Some(netns))?;
+        let ipv6 = rswarm_net::has_ipv6().then_some(IpAddr::from(Ipv6Addr::UNSPECIFIED));
+        let all = [IpAddr::from(Ipv4Addr::UNSPECIFIED)].into_iter().chain(ipv6);
+        let overlays = all.map(|any| listen_on((any, PORT).into(), Some(netns))).collect::<Result<_, _>>()?;
         let listen = |bridge| (bridge, listen_at(bridge, true));
         Ok(Self { overlays, bridges: server.bridges().into_iter().map(listen).collect() })
     }
 
     pub fn serve(self, server: Rc<Server>) -> io::Result<Served> {
-        let overlays = Socket::serve(&server, self.overlays, Audience::All)?;
+        let overlays = self.overlays.into_iter();
+        let overlays = overlays.map(|listeners| Socket::serve(&server, listeners, Audience::All));
+        let overlays = overlays.collect::<io::Result<_>>()?;
         let mut served = Served { server, overlays, bridges: BTreeMap::new() };
         for (bridge, listeners) in self.bridges {
             served.add(bridge, listeners);
@@ -44,7 +48,7 @@ impl Places {
 /// What is served.
 pub struct Served {
     server: Rc<Server>,
-    overlays: Socket,
+    overlays: Vec<Socket>,
     bridges: BTreeMap<Audience, Option<Socket>>,
 }
 
@@ -71,7 +75,7 @@ impl Served {
 
     /// Leaves the rest to the resolver that takes over.
     pub fn drain(&self) {
-        let all = std::iter::once(&self.overlays).chain(self.bridges.values().flatten());
+        let all = self.overlays.iter().chain(self.bridges.values().flatten());
         all.for_each(|socket| self.server.drain(&socket.udp));
     }
 }
@@ -101,8 +105,7 @@ impl Drop for Socket {
 }
 
 fn listen_at(bridge: Audience, aloud: bool) -> Option<Listeners> {
-    let Audience::Bridge { gateway, .. } = bridge else { return None };
-    let listeners = listen_on(SocketAddrV4::new(gateway, PORT), None);
+    let listeners = listen_on((bridge.gateway()?, PORT).into(), None);
     if let (Err(error), true) = (&listeners, aloud) {
         log!("{}; tasks on that bridge are left to the node's name servers", chain(error));
     }

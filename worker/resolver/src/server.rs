@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -58,9 +58,7 @@ impl Server {
 
     /// Where tasks on bridges ask, as the names have it.
     pub fn bridges(&self) -> BTreeSet<Audience> {
-        let names = self.names.borrow();
-        let bridges = names.bridges().iter();
-        bridges.map(|&(gateway, subnet)| Audience::Bridge { gateway, subnet }).collect()
+        self.names.borrow().bridges().iter().copied().collect()
     }
 
     /// From now on these names count.
@@ -68,7 +66,8 @@ impl Server {
         *self.names.borrow_mut() = names;
     }
 
-    fn decide(&self, query: &[u8], asker: Ipv4Addr, via: Transport) -> Decision {
+    fn decide(&self, query: &[u8], from: IpAddr, via: Transport) -> Decision {
+        let Some(asker) = self.names.borrow().asker(from) else { return Decision::Nothing };
         match answer(&self.names.borrow(), query, asker, via, &mut self.rng.borrow_mut()) {
             Answer::Reply(reply) => Decision::Reply(reply),
             Answer::Nothing => Decision::Nothing,
@@ -113,7 +112,7 @@ impl Server {
     }
 
     fn answer_udp(&self, socket: &Rc<Udp>, query: &[u8], origin: Origin) {
-        match self.decide(query, *origin.peer.ip(), Transport::Udp) {
+        match self.decide(query, origin.peer.ip(), Transport::Udp) {
             Decision::Reply(reply) => socket.send(&reply, &origin),
             Decision::Nothing => {}
             Decision::Ask(question, place) => {
@@ -133,7 +132,7 @@ impl Server {
         let mut buffer = vec![0; MAX_QUERY];
         while let Ok(Some((len, origin))) = socket.receive_last(&mut buffer) {
             if socket.hears(origin)
-                && let Decision::Reply(reply) = self.decide(&buffer[..len], *origin.peer.ip(), Transport::Udp)
+                && let Decision::Reply(reply) = self.decide(&buffer[..len], origin.peer.ip(), Transport::Udp)
             {
                 socket.send(&reply, &origin);
             }
@@ -145,7 +144,7 @@ impl Server {
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    let IpAddr::V4(peer) = peer.ip() else { continue };
+                    let peer = peer.ip();
                     if !audience.has(peer) {
                         continue;
                     }
@@ -166,7 +165,7 @@ impl Server {
     }
 
     /// Queries one after the other, each behind its length: RFC 1035, section 4.2.2.
-    async fn serve_connection(&self, mut stream: TcpStream, client: Ipv4Addr) -> io::Result<()> {
+    async fn serve_connection(&self, mut stream: TcpStream, client: IpAddr) -> io::Result<()> {
         loop {
             let query = timeout(IDLE, async {
                 let mut query = vec![0; stream.read_u16().await?.into()];

@@ -2,21 +2,21 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::rc::Rc;
 
 #[derive(Debug)]
 pub struct Shares {
     max: usize,
     max_each: usize,
-    taken: RefCell<HashMap<Ipv4Addr, usize>>,
+    taken: RefCell<HashMap<IpAddr, usize>>,
 }
 
 /// A place; free again when dropped.
 #[derive(Debug)]
 pub struct Share {
     of: Rc<Shares>,
-    client: Ipv4Addr,
+    client: IpAddr,
 }
 
 impl Shares {
@@ -25,7 +25,7 @@ impl Shares {
     }
 
     /// Takes a place; `None` if the client has its share, or all are taken.
-    pub fn take(self: &Rc<Self>, client: Ipv4Addr) -> Option<Share> {
+    pub fn take(self: &Rc<Self>, client: IpAddr) -> Option<Share> {
         let mut taken = self.taken.borrow_mut();
         let own = taken.get(&client).copied().unwrap_or_default();
         if own >= self.max_each || taken.values().sum::<usize>() >= self.max {
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn nobody_gets_more_than_a_share_and_all_together_no_more_than_there_is() {
         let shares = Shares::new(5, 2);
-        let client = |last| Ipv4Addr::new(10, 0, 0, last);
+        let client = |last| IpAddr::from([10, 0, 0, last]);
         let mut held: Vec<_> =
             [1, 1, 2, 2, 3].into_iter().map(|last| shares.take(client(last)).unwrap()).collect();
         assert!(shares.take(client(1)).is_none() && shares.take(client(4)).is_none());

@@ -32,6 +32,7 @@ impl From<&Network> for v1::Network {
             subnet6: text(ipv6.map(|ipv6| ipv6.subnet)),
             gateway6: text(ipv6.map(|ipv6| ipv6.gateway)),
             counted_from6: text(ipv6.and_then(|ipv6| ipv6.counted_from)),
+            ipv6_alone: ipv6.is_some_and(|ipv6| ipv6.alone),
         }
     }
 }
@@ -43,7 +44,7 @@ impl TryFrom<v1::Network> for Network {
         let ipam = subnet
             .map(|subnet| {
                 let gateway = parse("gateway", &wire.gateway)?;
-                let ipv6 = ipv6_side(&wire.subnet6, &wire.gateway6, &wire.counted_from6)?;
+                let ipv6 = ipv6_side(&wire.subnet6, &wire.gateway6, &wire.counted_from6, wire.ipv6_alone)?;
                 Ok::<_, WireError>(Ipam { subnet, gateway, ipv6 })
             })
             .transpose()?;
@@ -75,6 +76,7 @@ impl From<&NetworkSpec> for v1::NetworkSpec {
             ipv6: spec.ipam.ipv6.is_some(),
             subnet6: text(spec.ipam.ipv6.and_then(|ipv6| ipv6.subnet)),
             gateway6: text(spec.ipam.ipv6.and_then(|ipv6| ipv6.gateway)),
+            ipv6_alone: spec.ipam.ipv6.is_some_and(|ipv6| ipv6.alone),
         }
     }
 }
@@ -99,6 +101,7 @@ impl TryFrom<v1::NetworkSpec> for NetworkSpec {
                 ipv6: Some(IpamSpec6 {
                     subnet: parse_optional("subnet6", &wire.subnet6)?,
                     gateway: parse_optional("gateway6", &wire.gateway6)?,
+                    alone: wire.ipv6_alone,
                 })
                 .filter(|_| wire.ipv6),
             },
@@ -285,13 +288,19 @@ fn network_to_wire((id, network): (&NetworkId, &MapNetwork)) -> v1::MapNetwork {
         subnet6: text(network.ipv6.map(|ipv6| ipv6.subnet)),
         gateway6: text(network.ipv6.map(|ipv6| ipv6.gateway)),
         counted_from6: text(network.ipv6.and_then(|ipv6| ipv6.counted_from)),
+        ipv6_alone: network.ipv6.is_some_and(|ipv6| ipv6.alone),
     }
 }
 
-fn ipv6_side(subnet: &str, gateway: &str, counted_from: &str) -> Result<Option<Ipam6>, WireError> {
+fn ipv6_side(
+    subnet: &str,
+    gateway: &str,
+    counted_from: &str,
+    alone: bool,
+) -> Result<Option<Ipam6>, WireError> {
     let Some(subnet) = parse_optional("subnet6", subnet)? else { return Ok(None) };
     let counted_from = parse_optional("counted_from6", counted_from)?;
-    Ok(Some(Ipam6 { subnet, gateway: parse("gateway6", gateway)?, counted_from }))
+    Ok(Some(Ipam6 { subnet, gateway: parse("gateway6", gateway)?, counted_from, alone }))
 }
 
 fn network_from_wire(wire: v1::MapNetwork) -> Result<(NetworkId, MapNetwork), WireError> {
@@ -300,7 +309,7 @@ fn network_from_wire(wire: v1::MapNetwork) -> Result<(NetworkId, MapNetwork), Wi
         vni: wire.vni,
         subnet: parse("subnet", &wire.subnet)?,
         gateway: parse("gateway", &wire.gateway)?,
-        ipv6: ipv6_side(&wire.subnet6, &wire.gateway6, &wire.counted_from6)?,
+        ipv6: ipv6_side(&wire.subnet6, &wire.gateway6, &wire.counted_from6, wire.ipv6_alone)?,
         mtu: wire.mtu,
         internal: wire.internal,
         ingress: wire.ingress,
@@ -318,13 +327,14 @@ fn bridge_to_wire((id, bridge): (&NetworkId, &MapBridge)) -> v1::MapBridge {
         internal: bridge.internal,
         subnet6: text(bridge.ipv6.map(|ipv6| ipv6.subnet)),
         gateway6: text(bridge.ipv6.map(|ipv6| ipv6.gateway)),
+        ipv6_alone: bridge.ipv6.is_some_and(|ipv6| ipv6.alone),
     }
 }
 
 fn bridge_from_wire(wire: v1::MapBridge) -> Result<(NetworkId, MapBridge), WireError> {
     let (subnet, gateway) = (parse("subnet", &wire.subnet)?, parse("gateway", &wire.gateway)?);
     // It does not grow.
-    let ipv6 = ipv6_side(&wire.subnet6, &wire.gateway6, "")?;
+    let ipv6 = ipv6_side(&wire.subnet6, &wire.gateway6, "", wire.ipv6_alone)?;
     let bridge = MapBridge { name: wire.name, subnet, gateway, ipv6, internal: wire.internal };
     Ok((parse("id", &wire.id)?, bridge))
 }
@@ -451,11 +461,13 @@ mod tests {
         spec.options.insert("com.docker.network.driver.mtu".into(), "1400".into());
         spec.ipam.subnet = Some("10.9.0.0/16".parse().unwrap());
         spec.ipam.range = Some("10.9.1.0/24".parse().unwrap());
-        spec.ipam.ipv6 = Some(IpamSpec6 { subnet: Some("fd00:1::/64".parse().unwrap()), gateway: None });
+        spec.ipam.ipv6 =
+            Some(IpamSpec6 { subnet: Some("fd00:1::/64".parse().unwrap()), gateway: None, alone: true });
         let ipv6 = Ipam6 {
             subnet: "fd00:1::/64".parse().unwrap(),
             gateway: "fd00:1::1".parse().unwrap(),
             counted_from: Some([10, 9, 1, 0].into()),
+            alone: true,
         };
         Network {
             id: NetworkId::from_bytes([3; 16]),
@@ -489,6 +501,7 @@ mod tests {
                     subnet: "fd00:1::/64".parse().unwrap(),
                     gateway: "fd00:1::1".parse().unwrap(),
                     counted_from: Some([10, 9, 1, 0].into()),
+                    alone: true,
                 }),
                 mtu: 1450,
                 internal: true,
@@ -501,6 +514,7 @@ mod tests {
             subnet: "fd00:8::/64".parse().unwrap(),
             gateway: "fd00:8::1".parse().unwrap(),
             counted_from: None,
+            alone: true,
         });
         let gateway = [10, 8, 0, 1].into();
         let bridge = MapBridge { name: "local".into(), subnet, gateway, ipv6, internal: true };

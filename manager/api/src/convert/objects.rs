@@ -354,6 +354,7 @@ impl From<&TaskNetwork> for v1::TaskNetwork {
                     .and_then(|ipv6| ipv6.gateway)
                     .map(|at| at.to_string())
                     .unwrap_or_default(),
+                ipv6_alone: address.ipv6.is_some_and(|ipv6| ipv6.alone),
             }),
             aliases: network.aliases.clone(),
             internal: network.internal,
@@ -393,6 +394,7 @@ impl TryFrom<v1::TaskAddress> for TaskAddress {
                         address,
                         prefix_len: narrow("prefix_len6", wire.prefix_len6)?,
                         gateway: parse_optional("gateway6", &wire.gateway6)?,
+                        alone: wire.ipv6_alone,
                     })
                 })
                 .transpose()?,
@@ -525,6 +527,7 @@ mod tests {
                         address: "fd00:1::2".parse().unwrap(),
                         prefix_len: 64,
                         gateway: Some("fd00:1::1".parse().unwrap()),
+                        alone: true,
                     }),
                 }),
                 aliases: vec![],

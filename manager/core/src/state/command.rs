@@ -280,6 +280,8 @@ pub enum Rejected {
          pools when the cluster is made"
     )]
     NoSubnet { prefix_len: u8, pools: String, example: String },
+    #[error("the cluster has {most} networks with IPv6 alone, the most there can be; remove one of them")]
+    TooManyIpv6Alone { most: u32 },
     #[error("all VNIs are in use; remove an overlay network")]
     NoVni,
     #[error("the cluster has {most} nodes, the most there can be; remove those that are gone")]

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rswarm_types::cluster::{Subnet, Subnet6};
-use rswarm_types::network::{FIRST_VNI, Ipam, Ipam6, IpamSpec6, LAST_VNI};
+use rswarm_types::network::{FIRST_VNI, Ipam, Ipam6, IpamSpec6, LAST_VNI, NUMBERS, NUMBERS_PREFIX_LEN};
 use rswarm_types::node::NodeNetworkFacts;
 use rswarm_types::service::{EndpointMode, PortConfig, Protocol, PublishMode, ServiceEndpoint};
 use rswarm_types::subnet::Address;
@@ -209,6 +209,7 @@ pub(crate) fn task_address(ipam: Ipam, address: Ipv4Addr) -> TaskAddress {
         address: ipv6.twin(ipam.subnet, address),
         prefix_len: ipv6.subnet.prefix_len,
         gateway: Some(ipv6.gateway),
+        alone: ipv6.alone,
     });
     TaskAddress { address, prefix_len: ipam.subnet.prefix_len, gateway: ipam.gateway, ipv6 }
 }
@@ -236,7 +237,7 @@ trait Routed: Address {
 
 impl Routed for Ipv4Addr {
     fn subnet_of(ipam: Ipam) -> Option<Subnet> {
-        Some(ipam.subnet)
+        Some(ipam.subnet).filter(|_| !ipam.is_ipv6_alone())
     }
 
     fn routes_of(facts: &NodeNetworkFacts) -> &[Subnet] {
@@ -269,7 +270,9 @@ impl Writer {
         let mut network = Network { meta: self.new_meta(), ..network.clone() };
         let has_addresses = matches!(spec.driver, NetworkDriver::Bridge | NetworkDriver::Overlay);
         if has_addresses && network.ipam.is_none() {
+            let alone = spec.ipam.ipv6.is_some_and(|ipv6| ipv6.alone);
             let subnet = match spec.ipam.subnet {
+                _ if alone => self.free_numbers()?,
                 Some(subnet) => self.not_taken(subnet)?,
                 None => self.free_subnet()?,
             };
@@ -331,9 +334,21 @@ impl Writer {
                 })?
             }
         };
-        let ipv6 = Ipam6 { subnet, gateway: subnet.address, counted_from: None };
+        let ipv6 = Ipam6 { subnet, gateway: subnet.address, counted_from: None, alone: asked.alone };
         let gateway = asked.gateway.unwrap_or(ipv6.twin(ipam.subnet, ipam.gateway));
         Ok(Ipam6 { gateway, ..ipv6 })
+    }
+
+    /// Numbers for a network with IPv6 alone. Those with the broadcast address are left out.
+    fn free_numbers(&self) -> Result<Subnet, Rejected> {
+        let ipams = self.state.networks().filter_map(|network| network.ipam);
+        let taken: BTreeSet<Ipv4Addr> =
+            ipams.filter(|ipam| ipam.is_ipv6_alone()).map(|ipam| ipam.subnet.address).collect();
+        let size = 1 << (32 - NUMBERS_PREFIX_LEN);
+        let most = (NUMBERS.size() / size - 1) as u32;
+        let mut all =
+            (0..most).filter_map(|n| Subnet::new(NUMBERS.nth(n * size as u32)?, NUMBERS_PREFIX_LEN));
+        all.find(|subnet| !taken.contains(&subnet.address)).ok_or(Rejected::TooManyIpv6Alone { most })
     }
 
     /// The first subnet of the pools that overlaps nothing, and has room to grow where there is any: up to 2^[`GROWTH_BITS`]
@@ -458,7 +473,7 @@ impl Writer {
             let others = self.asked_by_others(id, network);
             let total = State::addresses_total(network);
             if asked + others > total {
-                let subnet = network.ipam.map(|ipam| ipam.subnet.to_string()).unwrap_or_default();
+                let subnet = network.ipam.map(Ipam::shown_subnet).unwrap_or_default();
                 let (name, service) = (network.spec.name.clone(), spec.name.clone());
                 let way_out = self.state.way_to_grow(network, asked + others).into();
                 return Err(Rejected::NetworkTooSmall {
@@ -651,7 +666,7 @@ fn full(state: &State, network: &Network) -> Rejected {
     let (used, total) = (state.addresses_used(network.id), State::addresses_total(network));
     Rejected::NetworkFull {
         name: network.spec.name.clone(),
-        subnet: network.ipam.map(|ipam| ipam.subnet.to_string()).unwrap_or_default(),
+        subnet: network.ipam.map(Ipam::shown_subnet).unwrap_or_default(),
         used,
         total,
         way_out: state.way_to_grow(network, total + 1).into(),

@@ -51,6 +51,8 @@ pub enum NetworkError {
         "containers that are no task attach to overlays only: leave `attachable` out for driver `bridge`"
     )]
     AttachableBridge,
+    #[error("{0} of IPv4 is given for a network without IPv4: leave it out, or expected IPv4 as well")]
+    Ipv4Part(&'static str),
     #[error("{what} `{found}` is given without a subnet that it lies in")]
     NoSubnet { what: &'static str, found: String },
     #[error("{what} `{found}` lies outside of subnet `{subnet}`")]
@@ -120,7 +122,18 @@ pub fn network_spec(spec: &mut NetworkSpec) -> Result<(), SpecError> {
             }
         }
     }
-    for (given, what) in [(spec.attachable, "`attachable`"), (spec.internal, "`internal`")] {
+    let alone = spec.ipam.ipv6.is_some_and(|ipv6| ipv6.alone);
+    let parts = [
+        (spec.ipam.subnet.is_some(), "a subnet"),
+        (spec.ipam.gateway.is_some(), "a gateway"),
+        (spec.ipam.range.is_some(), "an address range"),
+    ];
+    if let Some((_, what)) = parts.into_iter().find(|(given, _)| *given && alone) {
+        return Err(NetworkError::Ipv4Part(what).into());
+    }
+    for (given, what) in
+        [(spec.attachable, "`attachable`"), (spec.internal, "`internal`"), (alone, "`--ipv4=false`")]
+    {
         if given && spec.ingress {
             return Err(NetworkError::Ingress(what).into());
         }
@@ -302,7 +315,10 @@ mod tests {
         let ipv6 = |spec: &mut NetworkSpec, subnet: Option<&str>, gateway: Option<&str>| {
             let (subnet, gateway) =
                 (subnet.map(|s| s.parse().unwrap()), gateway.map(|text| text.parse().unwrap()));
-            spec.ipam.ipv6 = Some(IpamSpec6 { subnet, gateway });
+            spec.ipam.ipv6 = Some(IpamSpec6 { subnet, gateway, alone: false });
+        };
+        let alone = |spec: &mut NetworkSpec| {
+            spec.ipam.ipv6 = Some(IpamSpec6 { alone: true, ..IpamSpec6::default() });
         };
         type Change<'a> = Box<dyn Fn(&mut NetworkSpec) + 'a>;
         let cases: Vec<(Change, &str)> = vec![
@@ -376,6 +392,21 @@ mod tests {
                 "has no address left",
             ),
             (Box::new(move |s| ipv6(s, None, None)), ""),
+            (Box::new(move |s| alone(s)), ""),
+            (
+                Box::new(move |s| {
+                    alone(s);
+                    s.ingress = true;
+                }),
+                "leave out `--ipv4=false`",
+            ),
+            (
+                Box::new(move |s| {
+                    alone(s);
+                    subnet(s, "10.9.0.0/16");
+                }),
+                "a subnet of IPv4 is given for a network without IPv4",
+            ),
             (Box::new(move |s| ipv6(s, Some("fd00:1::/64"), Some("fd00:1::9"))), ""),
             (Box::new(move |s| ipv6(s, Some("2001:db8::/48"), None)), ""),
             (

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
+use rswarm_types::network::Ipam;
 use rswarm_types::service::{EndpointMode, PortConfig, Protocol, PublishMode, UpdateOrder};
 use rswarm_types::{Network, NetworkDriver, ServiceMode, ServiceSpec};
 
@@ -40,6 +41,11 @@ pub enum PortError {
          one made with `rswarm network create {}--ipv6`", if *.ingress { "--ingress " } else { "" }
     )]
     NoIpv6 { port: u16, address: IpAddr, network: String, ingress: bool },
+    #[error(
+        "port {port} cannot answer at `{address}`: network `{network}`, by which it is reached, has IPv6 alone; expected an \
+         IPv6 address, or another network"
+    )]
+    NoIpv4 { port: u16, address: IpAddr, network: String },
     #[error(
         "port {port} cannot be published in mode `host`: network `{network}`, by which it would be reached, is internal, \
          and nothing comes in; expected mode `ingress`, or a network that is not internal"
@@ -116,7 +122,16 @@ pub(super) fn on_networks(state: &State, spec: &ServiceSpec, networks: &[&Networ
         if let Some(network) = network.filter(|at| at.spec.internal && port.mode == PublishMode::Host) {
             return Err(PortError::Internal { port: number, network: name(network) });
         }
-        let Some(address) = port.host_ip.filter(IpAddr::is_ipv6) else { continue };
+        let Some(address) = port.host_ip else { continue };
+        if let Some(network) = network
+            && address.is_ipv4()
+            && network.ipam.is_some_and(Ipam::is_ipv6_alone)
+        {
+            return Err(PortError::NoIpv4 { port: number, address, network: name(network) });
+        }
+        if address.is_ipv4() {
+            continue;
+        }
         let lacking = network.filter(|network| network.ipam.is_none_or(|ipam| ipam.ipv6.is_none()));
         if let Some(network) = lacking {
             let ingress = network.spec.ingress;
@@ -136,6 +151,7 @@ fn reached_by<'a>(state: &'a State, spec: &ServiceSpec, networks: &[&'a Network]
 #[cfg(test)]
 mod tests {
     use rswarm_types::NetworkSpec;
+    use rswarm_types::network::IpamSpec6;
     use rswarm_types::task::NetworkAttachment;
 
     use super::*;
@@ -212,6 +228,9 @@ mod tests {
         let old = make("old", false, |_| {});
         let new = make("new", true, |_| {});
         let inner = make("inner", false, |spec| spec.internal = true);
+        let alone = make("alone", true, |spec| {
+            spec.ipam.ipv6 = Some(IpamSpec6 { alone: true, ..IpamSpec6::default() });
+        });
         let host = make("host", false, |spec| spec.driver = NetworkDriver::Host);
         let (mesh, one) = (port(PublishMode::Ingress, "fd00::1"), port(PublishMode::Host, "fd00::1"));
         let by = PortConfig { interface: Some("eth0".parse().unwrap()), ..port(PublishMode::Host, "") };
@@ -247,6 +266,14 @@ mod tests {
         );
         check(&f, &[inner, old], &[port(PublishMode::Host, "")], "");
         check(&f, &[inner], &[port(PublishMode::Ingress, "")], "");
+        let local = port(PublishMode::Host, "127.0.0.1");
+        check(
+            &f,
+            &[alone],
+            &[local],
+            "port 80 cannot answer at `127.0.0.1`: network `alone`, by which it is reached,",
+        );
+        check(&f, &[alone], &[one], "");
         check(&f, &[host], &[port(PublishMode::Host, "")], "");
         check(&f, &[host], &[by], "port 80 cannot be bound to an address or interface on network `host`");
         check(&f, &[host], &[port(PublishMode::Host, "127.0.0.1")], "where the program itself binds it");

@@ -448,8 +448,8 @@ pub(crate) fn network_elements(network: &BridgeNetwork) -> BTreeSet<Element> {
     let mut elements = BTreeSet::from([Element::link(Set::Bridges, bridge), Element::within(bridge)]);
     if network.internal {
         elements.insert(Element::link(Set::Internal, bridge));
-        let gateways = [network.gateway.into()].into_iter().chain(network.ipv6.map(|at| at.address.into()));
-        elements.extend(gateways.map(|address| Element::address(Set::Members, bridge, address)));
+        let gateways = network.gateways().map(|address| Element::address(Set::Members, bridge, address));
+        elements.extend(gateways);
     } else if network.masquerade {
         elements.insert(Element::link(Set::Masqueraded, bridge));
     }
@@ -506,22 +506,28 @@ pub(crate) fn mesh_elements(
         let anywhere = HostPort { protocol: *protocol, published: *published, target: *published, at: None };
         let bound = to.at.iter().map(|at| HostPort { at: Some(at.clone()), ..anywhere.clone() });
         let ports = to.at.is_empty().then(|| anywhere.clone()).into_iter().chain(bound);
-        elements.extend(ports.flat_map(|port| uplink_elements(uplink, ipv6, &port).collect::<Vec<_>>()));
+        let ends = |port| uplink_elements(uplink, (true, ipv6), &port).collect::<Vec<_>>();
+        elements.extend(ports.flat_map(ends));
     }
     elements
 }
 
-/// The elements that lead a port, by its own number, to the namespace of the overlays.
-fn uplink_elements(uplink: Uplink, ipv6: bool, port: &HostPort) -> impl Iterator<Item = Element> {
+/// The elements that lead a port, by its own number, to the namespace of the overlays, by each of these families.
+fn uplink_elements(
+    uplink: Uplink,
+    (ipv4, ipv6): (bool, bool),
+    port: &HostPort,
+) -> impl Iterator<Item = Element> {
+    let helper = ipv4.then_some(IpAddr::from(uplink.helper));
     let helper6 = ipv6.then_some(IpAddr::from(Uplink::HELPER6.address));
-    let ends = [IpAddr::from(uplink.helper)].into_iter().chain(helper6);
+    let ends = helper.into_iter().chain(helper6);
     ends.filter_map(|end| Element::published(port, (end, port.published).into()))
 }
 
 /// The elements that lead to the ports of a task that is on an overlay.
 pub(crate) fn local_elements(uplink: Uplink, local: &Local<'_>) -> BTreeSet<Element> {
-    let ipv6 = local.network.ipv6.is_some();
-    local.endpoint.ports.iter().flat_map(|port| uplink_elements(uplink, ipv6, port)).collect()
+    let families = (!local.network.ipv6_only, local.network.ipv6.is_some());
+    local.endpoint.ports.iter().flat_map(|port| uplink_elements(uplink, families, port)).collect()
 }
 
 #[cfg(test)]

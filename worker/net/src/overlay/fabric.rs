@@ -252,21 +252,23 @@ fn network_pieces(overlay: &Overlay, vni: u32, network: &OverlayNetwork) -> Vec<
     let bridge = bridge_name(vni);
     let own = Cidr { address: next_hop(overlay.node), prefix_len: NEXT_HOPS_PREFIX_LEN };
     let own = network.ingress.then_some(own);
+    let ipv4 = Some(network.cidr()).filter(|_| !network.ipv6_only);
     let mut pieces = vec![
         Piece::Bridge {
             name: bridge.clone(),
             mac: node_mac(overlay.node),
-            addresses: [network.cidr()].into_iter().chain(own).collect(),
+            addresses: ipv4.into_iter().chain(own).collect(),
             mtu: network.mtu,
             sound: true,
         },
-        Piece::Element(Element::address_of(Set::Gateways, &bridge, network.gateway.into())),
         Piece::Element(if network.ingress {
             Element::link(Set::Ingress, &bridge)
         } else {
             Element::within(&bridge)
         }),
     ];
+    let gateway = ipv4.map(|cidr| Element::address_of(Set::Gateways, &bridge, cidr.address.into()));
+    pieces.extend(gateway.map(Piece::Element));
     if !network.internal {
         pieces.push(Piece::Element(Element::link(Set::Outbound, &bridge)));
     }
@@ -390,8 +392,9 @@ fn published_pieces(
         let backends = Backends::Port(protocol, target, backends);
         [Piece::Balancer(Balancer { chain, backends }), Piece::Element(element)]
     };
-    let ipv4: BTreeSet<IpAddr> = backends.iter().map(|at| IpAddr::from(*at)).collect();
-    let twins = backends.iter().filter_map(|at| network?.twin(*at).map(IpAddr::from)).collect();
+    let all =
+        |at: &Ipv4Addr| network.map_or_else(|| vec![(*at).into()], |network| network.both(*at).collect());
+    let (twins, ipv4): (BTreeSet<_>, BTreeSet<_>) = backends.iter().flat_map(all).partition(IpAddr::is_ipv6);
     let families = [(Set::Mesh, PUBLISHED, ipv4), (Set::Mesh6, PUBLISHED6, twins)];
     let families = families.into_iter().filter(|(.., backends)| !backends.is_empty());
     families.flat_map(|(set, prefix, backends)| pieces(set, prefix, backends)).collect()
@@ -423,7 +426,7 @@ fn caller_pieces((vni, network): (u32, &OverlayNetwork), address: Ipv4Addr, serv
 pub(crate) fn local_pieces(config: &NetworkConfig, local: &Local<'_>) -> BTreeSet<Piece> {
     let endpoint = local.endpoint;
     let (link, address, mac) = (config.link_name(&endpoint.id), endpoint.address, endpoint.mac());
-    let direct = (!local.network.ingress).then(|| Element::here(&vxlan_name(local.vni), address, mac));
+    let direct = local.network.is_switched().then(|| Element::here(&vxlan_name(local.vni), address, mac));
     let pieces = endpoint_pieces(local.vni, local.network, address, mac, direct);
     let mut pieces = BTreeSet::from_iter(pieces);
     let elements = [Element::link(Set::Ports, &link), Element::mac(&link, mac)];
@@ -567,7 +570,7 @@ pub(crate) fn changes(old: &Overlay, new: &Overlay) -> (Vec<Piece>, Vec<Piece>) 
         let known = *node != overlay.node && overlay.peers.contains_key(node);
         let (_, network) = network_of(overlay, *vni).filter(|_| known)?;
         let mac = node_mac(*node);
-        let direct = (!network.ingress).then(|| Element::elsewhere(*address, mac));
+        let direct = network.is_switched().then(|| Element::elsewhere(*address, mac));
         Some(endpoint_pieces(*vni, network, *address, mac, direct))
     };
     let service = |overlay: &Overlay, (vni, address): &(u32, Ipv4Addr), service: &VirtualService| {

@@ -59,6 +59,8 @@ pub struct OverlayNetwork {
     /// the IPv6 one, in the same place from `twins_from` on, whose twin is the first.
     pub ipv6: Option<Cidr6>,
     pub twins_from: Ipv4Addr,
+    /// Without IPv4: such addresses only tell who is who, and nobody has them.
+    pub ipv6_only: bool,
     /// Bytes of a packet inside.
     pub mtu: u32,
     /// No way out.
@@ -136,15 +138,21 @@ impl OverlayNetwork {
         Cidr { address: self.gateway, prefix_len: self.prefix_len }
     }
 
+    /// Whether TCP between nodes may go past routing once it has begun.
+    pub(crate) fn is_switched(&self) -> bool {
+        !self.ingress && !self.ipv6_only
+    }
+
     /// The IPv6 address of whoever has this one.
     pub(crate) fn twin(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
         let place = u32::from(address).wrapping_sub(u32::from(self.twins_from));
         self.ipv6.map(|ipv6| Ipv6Addr::from(u128::from(ipv6.subnet()).wrapping_add(place.into())))
     }
 
-    /// An address and its twin.
+    /// An address and its twin, as far as the network has them.
     pub(crate) fn both(&self, address: Ipv4Addr) -> impl Iterator<Item = IpAddr> + use<> {
-        [IpAddr::from(address)].into_iter().chain(self.twin(address).map(IpAddr::from))
+        let ipv4 = Some(IpAddr::from(address)).filter(|_| !self.ipv6_only);
+        ipv4.into_iter().chain(self.twin(address).map(IpAddr::from))
     }
 }
 
@@ -233,6 +241,9 @@ impl Overlay {
             }
             if !(576..=65_485).contains(&network.mtu) {
                 return invalid("network", id(), "expected an MTU of 576 to 65485");
+            }
+            if network.ingress && network.ipv6_only {
+                return invalid("network", id(), "expected IPv4 on the ingress network");
             }
             if network.ingress && ingress.replace(vni).is_some() {
                 return invalid("network", id(), "there is an ingress network already");

@@ -45,7 +45,7 @@ pub(crate) enum Action {
     },
     ConfigureInside {
         endpoint: Endpoint,
-        address: Cidr,
+        address: Option<Cidr>,
         gateway: Option<Ipv4Addr>,
     },
     /// Gives a task's end its IPv6 address, and what it takes to reach others by it.
@@ -256,7 +256,9 @@ fn plan_port(
     let link = config.link_name(&endpoint.id);
     let bridge = bridge_name(local.vni);
     let alias = config.endpoint_alias(endpoint);
-    let gateway = (endpoint.default_route && !local.network.internal).then_some(endpoint.gateway);
+    let out = endpoint.default_route && !local.network.internal;
+    let address = Some(local.cidr()).filter(|_| !local.network.ipv6_only);
+    let gateway = address.and(out.then_some(endpoint.gateway));
     let pair = port.zip(inside).filter(|(port, inside)| {
         port.peer == Some(inside.index)
             && inside.mac == Some(endpoint.mac())
@@ -272,7 +274,6 @@ fn plan_port(
     if pair.is_none_or(|(port, _)| !port.closed || port.bridge.as_ref() != Some(&bridge)) {
         actions.push(Action::PlugPort { link: link.clone(), bridge });
     }
-    let address = local.cidr();
     if pair.is_none_or(|(_, inside)| !inside.is_configured(address, gateway)) {
         actions.push(Action::ConfigureInside { endpoint: endpoint.clone(), address, gateway });
     }

@@ -125,11 +125,11 @@ impl Inside6 {
 }
 
 impl Inside {
-    /// Whether it has this address alone, and leads to this gateway if there is one.
-    pub(crate) fn is_configured(&self, address: Cidr, gateway: Option<Ipv4Addr>) -> bool {
+    /// Whether it has this address of IPv4 and no other, and leads to this gateway if there is one.
+    pub(crate) fn is_configured(&self, address: Option<Cidr>, gateway: Option<Ipv4Addr>) -> bool {
         self.up
             && self.loopback_up
-            && self.addresses == BTreeSet::from([address])
+            && self.addresses == address.into_iter().collect()
             && (gateway.is_none() || self.gateway == gateway)
     }
 }
@@ -189,9 +189,11 @@ pub enum Operation {
         link: String,
         endpoint: Endpoint,
     },
-    /// Gives the container's end its address and route. `gateway` is `None` on an internal network.
+    /// Gives the container's end its IPv4 address and route. `address` is `None` on a network without IPv4, `gateway` also on
+    /// an internal one.
     ConfigureInside {
         endpoint: Endpoint,
+        address: Option<Cidr>,
         gateway: Option<Ipv4Addr>,
     },
     ConfigureInside6 {
@@ -471,13 +473,11 @@ pub(crate) fn plan_network(
     if found.is_none_or(|link| !link.up || link.mac != Some(mac) || link.alias.as_ref() != Some(&alias)) {
         operations.push(Operation::SetBridge { bridge: bridge.clone(), mac, alias });
     }
-    let address = network.cidr();
-    let surplus = found.into_iter().flat_map(|link| &link.addresses).filter(|found| **found != address);
-    operations
-        .extend(surplus.map(|found| Operation::RemoveAddress { link: bridge.clone(), address: *found }));
-    if found.is_none_or(|link| !link.addresses.contains(&address)) {
-        operations.push(Operation::AddAddress { link: bridge.clone(), address });
-    }
+    let surplus = found.into_iter().flat_map(|link| &link.addresses).copied();
+    let surplus = surplus.filter(|found| Some(*found) != network.ipv4());
+    operations.extend(surplus.map(|address| Operation::RemoveAddress { link: bridge.clone(), address }));
+    let missing = network.ipv4().filter(|own| found.is_none_or(|link| !link.addresses.contains(own)));
+    operations.extend(missing.map(|address| Operation::AddAddress { link: bridge.clone(), address }));
     let surplus = settled.into_iter().flat_map(|link| &link.addresses6).copied();
     let surplus = surplus.filter(|found| Some(*found) != network.ipv6);
     operations.extend(surplus.map(|address| Operation::RemoveAddress6 { link: bridge.clone(), address }));
@@ -504,7 +504,9 @@ pub(crate) fn plan_endpoint(
     let mut steps = EndpointSteps::default();
     let name = config.link_name(&endpoint.id);
     let alias = config.endpoint_alias(endpoint);
-    let gateway = (endpoint.default_route && !network.internal).then_some(endpoint.gateway);
+    let out = endpoint.default_route && !network.internal;
+    let address = network.ipv4().map(|_| endpoint.cidr());
+    let gateway = address.and(out.then_some(endpoint.gateway));
     // Both ends must be there, belong together, and carry the right MAC; else the pair is made anew.
     let pair = link.zip(inside).filter(|(link, inside)| {
         link.kind == "veth" && link.peer == Some(inside.index) && inside.mac == Some(endpoint.mac())
@@ -515,13 +517,14 @@ pub(crate) fn plan_endpoint(
         }
         steps.before.push(Operation::CreateVeth { link: name.clone(), endpoint: endpoint.clone() });
     }
-    let configured = pair.is_some_and(|(_, inside)| inside.is_configured(endpoint.cidr(), gateway));
+    let configured = pair.is_some_and(|(_, inside)| inside.is_configured(address, gateway));
     if !configured {
-        steps.before.push(Operation::ConfigureInside { endpoint: endpoint.clone(), gateway });
+        steps.before.push(Operation::ConfigureInside { endpoint: endpoint.clone(), address, gateway });
     }
-    let wanted6 = endpoint.address6(network).zip(network.ipv6).map(|(own, gateway6)| {
-        Inside6::new(own, gateway6, Mac::from_address(network.gateway), gateway.is_some())
-    });
+    let wanted6 = endpoint
+        .address6(network)
+        .zip(network.ipv6)
+        .map(|(own, gateway6)| Inside6::new(own, gateway6, Mac::from_address(network.gateway), out));
     if let Some(inside6) = wanted6
         && pair.is_none_or(|(_, inside)| !inside6.is_in(&inside.ipv6))
     {

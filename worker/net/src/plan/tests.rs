@@ -73,11 +73,11 @@ fn perform(config: &NetworkConfig, observed: &mut Observed, operation: &Operatio
             let far = Inside { index, mac: Some(endpoint.mac()), ..Inside::default() };
             observed.inside.insert(endpoint.id.clone(), far);
         }
-        Operation::ConfigureInside { endpoint, gateway } => {
+        Operation::ConfigureInside { endpoint, address, gateway } => {
             let inside = observed.inside.get_mut(&endpoint.id).unwrap();
             inside.up = true;
             inside.loopback_up = true;
-            inside.addresses = BTreeSet::from([endpoint.cidr()]);
+            inside.addresses = address.iter().copied().collect();
             inside.gateway = *gateway;
         }
         Operation::BuildRules(shape) => {
@@ -272,6 +272,19 @@ fn each_difference_in_ipv6_has_its_repair() {
         &[INSIDE],
     );
     check(
+        &|n, _| n.networks[0].ipv6_only = true,
+        &[
+            "remove address `10.90.0.1/24` from `rsw-br0`",
+            "configure `eth0` of endpoint `a`",
+            "remove nft element: member 10.90.0.2 of rsw-br0",
+            "remove nft element: published tcp/8080 to 10.90.0.2:80",
+            &format!(
+                "remove nft element: source 10.90.0.2 behind {}",
+                NetworkConfig::default().link_name("a")
+            ),
+        ],
+    );
+    check(
         &|n, _| {
             n.networks[0].ipv6 = None;
             n.endpoints[0].ports.clear();
@@ -296,6 +309,8 @@ fn any_node() -> impl Strategy<Value = NodeNetwork> {
             .map(|(number, (masquerade, internal, ipv6))| BridgeNetwork {
                 masquerade,
                 internal,
+                // The two flags that have nothing to do with each other make a third.
+                ipv6_only: ipv6 && masquerade != internal,
                 ipv6: ipv6.then(|| gateway6(number.into())),
                 ..network(&format!("n{number}"), number)
             })

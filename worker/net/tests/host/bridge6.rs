@@ -257,3 +257,37 @@ async fn planted_differences_in_the_ipv6_of_a_bridge_are_mended_and_told() {
         assert_eq!(outside.unwrap(), "a saw 2001:db8:77::2", "{arguments}");
     }
 }
+
+#[tokio::test]
+async fn a_bridge_without_ipv4_has_none_and_does_the_same_by_ipv6() {
+    needs_ipv6!();
+    let sample = Sample::new().await;
+    let rig = &sample.rig;
+    let network = BridgeNetwork { ipv6_only: true, ..dual(2) };
+    let (d, e) = (Container::start(), Container::start());
+    rig.net.ensure_network(&network).await.unwrap();
+    rig.net.attach(&on(2, "d", &d, 2, &[port(Tcp, 8082, 80)])).await.unwrap();
+    rig.net.attach(&on(2, "e", &e, 3, &[])).await.unwrap();
+    d.serve(80, "d");
+    assert_eq!(rig.net.verify().await.unwrap(), [], "what is made is found settled");
+    for shown in [
+        rig.output("ip", &["-4", "addr", "show", "dev", "rsw-br2"]),
+        d.output("ip", &["-4", "addr", "show", "dev", "eth0"]),
+        d.output("ip", &["-4", "route"]),
+    ] {
+        assert_eq!(shown, "");
+    }
+    assert_eq!(e.run(|| fetch(address6(2, 2), 80)).unwrap(), "d saw fd00:90:2::3");
+    assert_eq!(rig.other().run(|| fetch(host6(1), 8082)).unwrap().unwrap(), "d saw 2001:db8:77::2");
+    let ipv4 = rig.other().run(|| fetch(rig.node().address, 8082)).unwrap();
+    assert_eq!(ipv4.unwrap_err().kind(), ConnectionRefused, "published by IPv6 alone");
+    // One that takes the number for an address is not heard.
+    d.output("ip", &["addr", "add", "10.92.0.2/24", "dev", "eth0"]);
+    assert!(d.run(|| fetch(std::net::Ipv4Addr::new(10, 92, 0, 1), 80)).is_err());
+    let mut desired = sample.desired.clone();
+    desired.networks.push(network);
+    desired.endpoints.extend([on(2, "d", &d, 2, &[port(Tcp, 8082, 80)]), on(2, "e", &e, 3, &[])]);
+    let report = rig.net.reconcile(&desired).await.unwrap();
+    let told: Vec<_> = report.repaired.iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["configure `eth0` of endpoint `d`"]);
+}

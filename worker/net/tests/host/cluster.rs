@@ -96,6 +96,8 @@ pub struct Cluster {
     pub grown: BTreeMap<u32, u8>,
     /// Those of `networks` that have IPv6 too.
     pub ipv6: Vec<u32>,
+    /// Those of them that have no IPv4.
+    pub ipv6_only: Vec<u32>,
     pub tasks: Vec<Task>,
     pub services: BTreeMap<(u32, Ipv4Addr), VirtualService>,
     pub published: BTreeMap<(Protocol, u16), PublishedPort>,
@@ -141,6 +143,7 @@ impl Cluster {
             networks: vec![INGRESS, APP, OTHER, INNER],
             grown: BTreeMap::new(),
             ipv6: Vec::new(),
+            ipv6_only: Vec::new(),
             tasks: Vec::new(),
             services: BTreeMap::new(),
             published: BTreeMap::new(),
@@ -176,6 +179,7 @@ impl Cluster {
             let network = OverlayNetwork {
                 id: vni.to_string(),
                 twins_from: subnet(*vni),
+                ipv6_only: self.ipv6_only.contains(vni),
                 prefix_len: *self.grown.get(vni).unwrap_or(&20),
                 gateway: address(*vni, 1),
                 ipv6: self.ipv6.contains(vni).then(|| Cidr { address: address6(*vni, 1), prefix_len: 64 }),

@@ -307,6 +307,44 @@ async fn the_host_ports_of_a_task_answer_by_ipv6() {
 }
 
 #[tokio::test]
+async fn an_overlay_without_ipv4_has_none_and_does_the_same_by_ipv6() {
+    needs_kernel!();
+    let mut cluster = Cluster::new(2);
+    give_hosts_ipv6(&cluster);
+    (cluster.ipv6, cluster.ipv6_only) = (vec![INGRESS, APP], vec![APP]);
+    cluster.tell().await;
+    for (node, last) in [(1, 2), (1, 3), (2, 4)] {
+        let number = cluster.start(node, last, &[APP]).await;
+        cluster.tasks[number].container.serve(80, ["two", "three", "four"][number]);
+    }
+    cluster.serve("web", APP, 200, &[4]);
+    cluster.tell().await;
+    for (to, expected) in
+        [(3, "three saw fd00:1001::2"), (4, "four saw fd00:1001::2"), (200, "four saw fd00:1001::2")]
+    {
+        assert_eq!(ask(&cluster, 0, address6(APP, to)).unwrap(), expected);
+    }
+    let inside = cluster.tasks[0].container.output("ip", &["-4", "-o", "addr", "show", "up"]);
+    assert!(inside.lines().all(|line| line.contains(" lo ")), "{inside}");
+    assert_eq!(cluster.inside(1, "ip", &["-4", "addr", "show", "dev", "rsb4097"]), "");
+    let members = cluster.inside(1, "nft", &["list", "set", "inet", "rswarm", "members"]);
+    assert!(!members.contains("rsb4097"), "{members}");
+    // A port in mode `host` answers by IPv6 alone.
+    let task = &mut cluster.tasks[0];
+    task.ports = vec![port(Tcp, 8081, 80)];
+    let endpoint = task.endpoints().remove(0);
+    cluster.node(1).attach(&endpoint).await.unwrap();
+    let seen = cluster.outside().run(|| fetch(host6(1), 8081)).unwrap().unwrap();
+    assert_eq!(seen, format!("two saw {}", host6(3)));
+    assert!(cluster.outside().run(|| fetch(cluster.host(1).address, 8081)).unwrap().is_err());
+    cluster.assert_settled().await;
+    // The next daemon finds the same.
+    cluster.nodes[0] = cluster.daemon(1);
+    let report = cluster.node(1).reconcile(&cluster.desired(1)).await.unwrap();
+    assert!(report.clean(), "{report:?}");
+}
+
+#[tokio::test]
 async fn nobody_speaks_for_another_and_nobody_plays_the_router() {
     needs_kernel!();
     let cluster = sample().await;

@@ -245,6 +245,7 @@ pub fn network() -> BridgeNetwork {
         masquerade: true,
         internal: false,
         ipv6: None,
+        ipv6_only: false,
     }
 }
 

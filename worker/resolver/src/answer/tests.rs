@@ -190,6 +190,7 @@ fn names_have_addresses_of_a_larger_subnet() {
         subnet: "fd00:1::/64".parse().unwrap(),
         gateway: "fd00:1::1".parse().unwrap(),
         counted_from,
+        alone: false,
     });
     let new = Ipv4Addr::new(9, 255, 255, 255);
     for endpoint in map.endpoints.values_mut().filter(|endpoint| endpoint.slot == 2) {
@@ -216,6 +217,7 @@ fn names_have_ipv6_addresses_where_the_network_has_them() {
         subnet: "fd00:1::/64".parse().unwrap(),
         gateway: "fd00:1::1".parse().unwrap(),
         counted_from: None,
+        alone: false,
     });
     let names = Names::new(&map);
     let (front, back, both) = (address(1, 61), address(2, 31), address(1, 21));
@@ -266,6 +268,35 @@ fn names_have_ipv6_addresses_where_the_network_has_them() {
     for foreign in [&zone(15), "ip6.arpa", &arpa("fd00:2::15"), &arpa("::1"), "10.d.f.ip6.arpa"] {
         ptr(front, foreign, "forwarded");
     }
+}
+
+/// Of a network with IPv6 alone the IPv4 addresses are numbers that nobody is told.
+#[test]
+fn where_there_is_ipv6_alone_nobody_hears_of_ipv4() {
+    let mut map = map();
+    let front = map.networks.get_mut(&network(1)).unwrap();
+    let subnet = front.subnet;
+    let ipv6 = Ipam6 {
+        subnet: "fd00:1::/64".parse().unwrap(),
+        gateway: "fd00:1::1".parse().unwrap(),
+        counted_from: None,
+        alone: true,
+    };
+    front.ipv6 = Some(ipv6);
+    let names = Names::new(&map);
+    let asker = names.asker(ipv6.twin(subnet, address(1, 61)).into()).unwrap();
+    assert_eq!(asker, address(1, 61));
+    assert_eq!(names.asker("fd00:2::1".parse().unwrap()), None);
+    let check = |name: &str, qtype, expected: &str| {
+        assert_eq!(shown(&names, asker, name, qtype), expected, "{name} {qtype}");
+    };
+    check("web", Rtype::A, "NOERROR");
+    check("web", Rtype::AAAA, "NOERROR fd00:1::2");
+    check("web", Rtype::ANY, "NOERROR fd00:1::2");
+    check("tasks.web", Rtype::A, "NOERROR");
+    check("tasks.web", Rtype::AAAA, "NOERROR fd00:1::15 fd00:1::16");
+    // Who has such a number elsewhere is nobody here.
+    check("2.0.0.10.in-addr.arpa", Rtype::PTR, "forwarded");
 }
 
 #[test]

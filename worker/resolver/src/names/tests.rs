@@ -118,7 +118,7 @@ pub(crate) fn address(network: u8, host: u8) -> Ipv4Addr {
 }
 
 fn found(address: Ipv4Addr) -> Found {
-    Found { address, twin: None }
+    Found { address: Some(address), twin: None }
 }
 
 /// Task 31 of `db`, which is on network 2, connected to network 1 with the alias `Replica`.

@@ -76,10 +76,11 @@ fn one_that_hangs_or_listens_elsewhere_shows_and_gives_way() {
     needs_root!();
     let mut rig = Rig::new("");
     rig.write_map(&map(&[]));
-    let address = rig.lab.host(3).address;
-    let asker = |server| Asker { netns: rig.lab.host(3).netns.clone(), address, server };
+    let address = rig.lab.host(3).address.into();
+    let asker =
+        |server: Ipv4Addr| Asker { netns: rig.lab.host(3).netns.clone(), address, server: server.into() };
     let (here, elsewhere) = (asker(rig.lab.host(2).address), asker(rig.lab.host(4).address));
-    let gone = Asker { address: Ipv4Addr::new(10, 77, 0, 99), ..here.clone() };
+    let gone = Asker { address: Ipv4Addr::new(10, 77, 0, 99).into(), ..here.clone() };
     let seen = |asker: &Asker| health(std::slice::from_ref(asker), Duration::from_millis(500));
     assert_eq!((seen(&here), seen(&gone)), (Some(Health::Unheard), None));
     let first = rig.start(&[]);

@@ -1,7 +1,7 @@
 //! Making a task's container: its image, its files, its configuration.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -164,7 +164,7 @@ fn write_files(
     task: &Task,
     mode: spec::NetworkMode,
     hostname: &str,
-    name_server: Option<Ipv4Addr>,
+    name_server: Option<IpAddr>,
 ) -> Result<Vec<(String, &'static str)>, Error> {
     // A node may lack either file; the container then gets what can be said without it.
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
@@ -183,9 +183,9 @@ fn write_files(
     }
     // On an overlay every gateway is this node, where the resolver listens.
     let overlay = task.networks.iter().find(|network| network.driver == NetworkDriver::Overlay);
-    let gateway = overlay.and_then(|network| network.address).map(|address| address.gateway);
+    let gateway = overlay.and_then(|network| network.address?.asked_gateway());
     let resolv_conf = match gateway.or(name_server) {
-        Some(server) => rswarm_resolver::resolv_conf(&resolv_conf, &[server.into()], &container.dns),
+        Some(server) => rswarm_resolver::resolv_conf(&resolv_conf, &[server], &container.dns),
         None => files::resolv_conf(&resolv_conf, &container.dns, of_node),
     };
     let mut written = Vec::new();

@@ -15,8 +15,7 @@ pub fn hosts(hostname: &str, networks: &[TaskNetwork], extra: &[String]) -> Stri
                     ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
         .to_owned();
     for address in networks.iter().filter_map(|network| network.address) {
-        let twin = address.ipv6.map(|ipv6| IpAddr::from(ipv6.address));
-        for address in [IpAddr::from(address.address)].into_iter().chain(twin) {
+        for address in address.all() {
             // A domain name is followed by its first label, so that both forms resolve.
             match hostname.split_once('.') {
                 Some((label, _)) => writeln!(text, "{address}\t{hostname} {label}"),
@@ -135,9 +134,16 @@ mod tests {
         assert!(text.ends_with(lines), "{text}");
         assert!(hosts("db", &both[..1], &[]).ends_with("ip6-allrouters\n10.0.16.3\tdb\n"));
         let mut dual = network("10.0.16.3");
-        let ipv6 = TaskAddress6 { address: "fd00:1::3".parse().unwrap(), prefix_len: 64, gateway: None };
+        let ipv6 = TaskAddress6 {
+            address: "fd00:1::3".parse().unwrap(),
+            prefix_len: 64,
+            gateway: None,
+            alone: false,
+        };
         dual.address.as_mut().unwrap().ipv6 = Some(ipv6);
-        assert!(hosts("db", &[dual], &[]).ends_with("\n10.0.16.3\tdb\nfd00:1::3\tdb\n"));
+        assert!(hosts("db", std::slice::from_ref(&dual), &[]).ends_with("\n10.0.16.3\tdb\nfd00:1::3\tdb\n"));
+        dual.address.as_mut().unwrap().ipv6 = Some(TaskAddress6 { alone: true, ..ipv6 });
+        assert!(hosts("db", &[dual], &[]).ends_with("ip6-allrouters\nfd00:1::3\tdb\n"));
         assert_eq!(hosts_of_node("1.2.3.4 a", &["192.0.2.1 db".to_owned()]), "1.2.3.4 a\n192.0.2.1\tdb\n");
     }
 

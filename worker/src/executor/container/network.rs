@@ -3,7 +3,7 @@
 mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -117,7 +117,7 @@ struct Attached {
     endpoints: Vec<Endpoint>,
     ports: BTreeSet<NodePort>,
     /// [`Record::name_server`].
-    name_server: Option<Ipv4Addr>,
+    name_server: Option<IpAddr>,
 }
 
 impl TaskNetworks {
@@ -259,6 +259,7 @@ impl TaskNetworks {
         self.detach(&mut state, task.id).await;
         self.prepare_overlays(&mut state, task).await?;
         let links = links(task);
+        ipv6_can_be_had(&links)?;
         let in_node = task.networks.iter().any(|network| network.driver == NetworkDriver::Host);
         let has_host_ports = task.ports.iter().any(|port| port.mode == PublishMode::Host);
         if has_host_ports && links.is_empty() && !in_node {
@@ -317,6 +318,7 @@ impl TaskNetworks {
         let mut state = self.state.lock().await;
         self.prepare_overlays(&mut state, task).await?;
         let links = links(task);
+        ipv6_can_be_had(&links)?;
         let gone = record.endpoints.extract_if(.., |endpoint| {
             !links.iter().any(|(network, _)| endpoint.network == network.network.to_string())
         });
@@ -560,7 +562,19 @@ impl TaskNetworks {
             masquerade: true,
             internal: network.internal,
             ipv6: gateway6(address),
+            ipv6_only: address.ipv4().is_none(),
         }
+    }
+}
+
+/// Refuses a task that would have no address at all, as its network has IPv6 alone and this kernel has none.
+fn ipv6_can_be_had(links: &[Link<'_>]) -> Result<(), Failure> {
+    match links.iter().find(|(_, address)| address.ipv4().is_none()) {
+        Some((network, _)) if !rswarm_net::has_ipv6() => Err(Failure {
+            text: format!("network `{}` has IPv6 alone, and this node's kernel has none", network.name),
+            kind: FailureKind::Unfit,
+        }),
+        _ => Ok(()),
     }
 }
 

@@ -59,6 +59,7 @@ pub fn of(
                 .ipv6
                 .filter(|_| has_ipv6(network))
                 .map(|ipv6| Cidr { address: ipv6.gateway, prefix_len: ipv6.subnet.prefix_len }),
+            ipv6_only: network.ipv6.is_some_and(|ipv6| ipv6.alone),
             twins_from: network.ipv6.map_or(network.subnet.address, |ipv6| ipv6.first(network.subnet)),
             mtu: network.mtu,
             internal: network.internal,
@@ -191,10 +192,28 @@ pub fn check(map: &NetworkMap, task: &Task) -> Result<(), Failure> {
         network.driver == NetworkDriver::Overlay && !map.networks.contains_key(&network.network)
     };
     match task.networks.iter().find(unknown) {
-        None => Ok(()),
+        None => fits(map, task),
         Some(network) => Err(Failure {
             text: format!("waiting for a manager to tell of network `{}`", network.name),
             kind: FailureKind::Temporary,
+        }),
+    }
+}
+
+/// Refuses a task with a network that has IPv6 alone and packets too small for that.
+fn fits(map: &NetworkMap, task: &Task) -> Result<(), Failure> {
+    let known = task.networks.iter().filter_map(|network| map.networks.get(&network.network));
+    let mut alone = known.filter(|known| known.ipv6.is_some_and(|ipv6| ipv6.alone));
+    match alone.find(|known| known.mtu < rswarm_net::MTU6_MIN) {
+        None => Ok(()),
+        Some(known) => Err(Failure {
+            text: format!(
+                "network `{}` has IPv6 alone, which needs packets of {} bytes, and the links between nodes carry {}",
+                known.name,
+                rswarm_net::MTU6_MIN,
+                known.mtu
+            ),
+            kind: FailureKind::Unfit,
         }),
     }
 }
@@ -367,6 +386,7 @@ mod tests {
             subnet: "fd00:1::/64".parse().unwrap(),
             gateway: "fd00:1::1".parse().unwrap(),
             counted_from: None,
+            alone: false,
         };
         map.networks.get_mut(&FRONT).unwrap().ipv6 = Some(ipv6);
         let of = |map: &NetworkMap| of(map, node(1), &Guarded::new(), |_| None).unwrap().networks[&4097].ipv6;

@@ -1,7 +1,7 @@
 //! What the adapter remembers of each task on disk, so that the next daemon can go on with its container.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 
 use rswarm_image::Digest;
@@ -25,7 +25,7 @@ pub struct Record {
     /// `netns_pid` is that of the container when it was started.
     pub endpoints: Vec<Endpoint>,
     /// The gateway of a bridge, if the resolver answered there when the container was started.
-    pub name_server: Option<Ipv4Addr>,
+    pub name_server: Option<IpAddr>,
 }
 
 impl Default for Record {

@@ -59,19 +59,21 @@ impl Writer {
             return Ok(task_address(ipam, free.ok_or_else(|| full(&self.state, network))?));
         };
         let given_out = range(network, ipam);
+        let shown = ipam.shown(asked);
         if !given_out.contains(asked) || reserved(ipam).contains(&asked) {
-            let gateway = ipam.gateway;
+            let gateway = ipam.shown(ipam.gateway);
+            let given_out = if ipam.is_ipv6_alone() { ipam.shown_subnet() } else { given_out.to_string() };
             return Err(refused(format!(
-                "address {asked} is not for tasks; expected one of `{given_out}`, neither its first nor its last, nor \
+                "address {shown} is not for tasks; expected one of `{given_out}`, neither its first nor its last, nor \
                  the gateway {gateway}"
             )));
         }
         match self.state.address_owner(network.id, asked) {
             Some(AddressHolder::Task(id)) => {
-                Err(refused(format!("address {asked} is in use by {}", ObjectRef::Task(id))))
+                Err(refused(format!("address {shown} is in use by {}", ObjectRef::Task(id))))
             }
             Some(AddressHolder::Service(id)) => {
-                Err(refused(format!("address {asked} is in use by {}", ObjectRef::Service(id))))
+                Err(refused(format!("address {shown} is in use by {}", ObjectRef::Service(id))))
             }
             None => Ok(task_address(ipam, asked)),
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rswarm_types::cluster::{Subnet, Subnet6};
-use rswarm_types::network::IpamSpec6;
+use rswarm_types::network::{IpamSpec6, NUMBERS};
 use rswarm_types::node::NodeNetworkFacts;
 use rswarm_types::service::{EndpointMode, FailureAction, PortConfig, Protocol, PublishMode, UpdateState};
 use rswarm_types::task::NetworkAttachment;
@@ -114,7 +114,7 @@ fn a_network_with_ipv6_gives_everybody_a_twin() {
     };
     let asked = |subnet: &str, gateway: Option<&str>| {
         let gateway = gateway.map(|text| text.parse().unwrap());
-        Some(IpamSpec6 { subnet: Some(subnet.parse().unwrap()), gateway })
+        Some(IpamSpec6 { subnet: Some(subnet.parse().unwrap()), gateway, alone: false })
     };
     let pool = Cluster::ipv6_pool(f.state.cluster().map_or(ClusterId::from_bytes([0; 16]), |held| held.id));
     let nth = |n: u32| format!("{}{n}::", pool.address.to_string().trim_end_matches(':').to_owned() + ":");
@@ -158,6 +158,45 @@ fn a_network_with_ipv6_gives_everybody_a_twin() {
     twins.push(network(&f, odd).ipam.unwrap().twin(vip).unwrap().to_string());
     twins.sort();
     assert_eq!(twins, ["fd00:2::2", "fd00:2::4", "fd00:2::5", "fd00:2::6"]);
+    assert_eq!(f.state.check(), []);
+}
+
+#[test]
+fn a_network_with_ipv6_alone_is_in_nobody_s_way_and_shows_no_number() {
+    let mut f = Fixture::new(1);
+    let alone = |spec: &mut NetworkSpec| {
+        spec.ipam.ipv6 = Some(IpamSpec6 { alone: true, ..IpamSpec6::default() });
+    };
+    let plain = make(&mut f, "plain", |_| {});
+    let (first, second) = (make(&mut f, "first", alone), make(&mut f, "second", alone));
+    let next = make(&mut f, "next", |_| {});
+    // Of the pools nothing is taken.
+    assert_eq!([plain, next].map(|id| subnet(&f, id)), ["10.1.0.0/20", "10.2.0.0/20"]);
+    let ipams = [first, second].map(|id| network(&f, id).ipam.unwrap());
+    assert!(ipams.iter().all(|ipam| ipam.subnet.prefix_len == 16 && NUMBERS.contains(ipam.subnet.address)));
+    assert!(!ipams[0].subnet.overlaps(ipams[1].subnet));
+    assert_eq!(ipams[0].shown(ipams[0].gateway), ipams[0].ipv6.unwrap().gateway);
+    // A node that routes such addresses itself is not told of what nobody sees.
+    f.add_node(2, |node| {
+        let routes = vec!["240.0.0.0/8".parse().unwrap()];
+        let network = NodeNetworkFacts { routes, ..NodeNetworkFacts::default() };
+        node.description = Some(NodeDescription { hostname: "beta".into(), network, ..Default::default() });
+    });
+    assert!(f.state.route_conflicts(f.state.node(node_id(2)).unwrap()).is_empty());
+    let write = create_write(&mut f, "web", |spec| {
+        on(&[first])(spec);
+        spec.mode = ServiceMode::Replicated { replicas: 70_000 };
+    });
+    let text = refused(&mut f, write);
+    assert!(
+        text.contains(&format!("network `first` ({}) has 65533 addresses", ipams[0].shown_subnet())),
+        "{text}"
+    );
+    assert!(text.ends_with("service `web` for 70001"), "{text}");
+    f.create("web", 2, on(&[first]));
+    f.run();
+    let addresses = f.state.tasks().filter_map(|task| task.networks.first()?.address);
+    assert!(addresses.into_iter().all(|at| at.ipv4().is_none() && at.all().all(|one| one.is_ipv6())));
     assert_eq!(f.state.check(), []);
 }
 

@@ -77,7 +77,8 @@ impl Writer {
 impl State {
     /// How a network comes to have room for `needed` tasks and services, or why it does not: the end of a message.
     pub(crate) fn way_to_grow(&self, network: &Network, needed: u64) -> String {
-        let Some(ipam) = network.ipam.filter(|_| network.spec.driver == NetworkDriver::Overlay) else {
+        let grows = |ipam: &Ipam| network.spec.driver == NetworkDriver::Overlay && !ipam.is_ipv6_alone();
+        let Some(ipam) = network.ipam.filter(grows) else {
             return String::new();
         };
         let is_part = range(network, ipam) != ipam.subnet;

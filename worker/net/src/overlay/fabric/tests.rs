@@ -9,6 +9,7 @@ use crate::wireguard::{PeerKeys, TunnelEnd};
 fn network(vni: u32, ingress: bool) -> OverlayNetwork {
     let third = (vni - 4096) as u8 * 16;
     OverlayNetwork {
+        ipv6_only: vni == 4097,
         id: vni.to_string(),
         twins_from: Ipv4Addr::new(10, 0, third, 0),
         prefix_len: 20,

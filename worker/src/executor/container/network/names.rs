@@ -1,12 +1,13 @@
 //! Whether the tasks of this node are answered by name, and what is done if not.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rswarm_net::Endpoint;
 use rswarm_resolver::{Asker, Health};
+use rswarm_types::netmap::NetworkMap;
 use rswarm_types::task::TaskNetwork;
 use rswarm_types::{NetworkDriver, Task};
 
@@ -38,7 +39,7 @@ impl TaskNetworks {
     /// The name server of a connected container that is on bridges alone: the gateway of the first that has names, if the
     /// resolver answers there. What a node's own firewall drops, or somebody else serves, must not leave it without
     /// any: it then has the node's name servers, as on the default bridge.
-    pub async fn name_server(&self, task: &Task) -> Option<Ipv4Addr> {
+    pub async fn name_server(&self, task: &Task) -> Option<IpAddr> {
         // The kernel may take 1 s to let the first packet of a new link pass.
         const PATIENCE: Duration = Duration::from_secs(2);
         if task.networks.iter().any(|network| network.driver == NetworkDriver::Overlay) {
@@ -55,7 +56,7 @@ impl TaskNetworks {
             let bridge = task.networks.iter().find(known).filter(|_| !state.map.networks.is_empty())?;
             let id = bridge.network.to_string();
             let endpoint = state.attached.get(&task.id)?.endpoints.iter().find(|one| one.network == id)?;
-            (asker(endpoint), bridge.name.clone())
+            (asker(&state.map, endpoint), bridge.name.clone())
         };
         let server = asker.server;
         let health = blocking(move || rswarm_resolver::health(&[asker], PATIENCE)).await.ok()?;
@@ -78,19 +79,25 @@ impl State {
         let all = self.attached.values().flat_map(|one| one.endpoints.iter().map(move |end| (one, end)));
         for (attached, endpoint) in all {
             let known = endpoint.network.parse().is_ok_and(|id| self.map.networks.contains_key(&id));
-            let asks = known || attached.name_server == Some(endpoint.gateway);
+            let asker = asker(&self.map, endpoint);
+            let asks = known || attached.name_server == Some(asker.server);
             if asks && askers.len() < MAX {
-                askers.entry(&endpoint.network).or_insert_with(|| asker(endpoint));
+                askers.entry(&endpoint.network).or_insert(asker);
             }
         }
         askers.into_values().collect()
     }
 }
 
-fn asker(endpoint: &Endpoint) -> Asker {
-    Asker {
-        netns: format!("/proc/{}/ns/net", endpoint.netns_pid).into(),
-        address: endpoint.address,
-        server: endpoint.gateway,
-    }
+/// Who asks from the namespace of a container, and at which address: as the container would, by the network of `endpoint`.
+fn asker(map: &NetworkMap, endpoint: &Endpoint) -> Asker {
+    let id = endpoint.network.parse().ok();
+    let overlay = || Some(map.networks.get(&id?)?.ipv6);
+    let bridge = || Some(map.bridges.get(&id?)?.ipv6);
+    let alone = overlay().or_else(bridge).flatten().filter(|ipv6| ipv6.alone);
+    let (address, server) = match endpoint.ipv6.zip(alone) {
+        Some((address, ipv6)) => (address.into(), ipv6.gateway.into()),
+        None => (endpoint.address.into(), endpoint.gateway.into()),
+    };
+    Asker { netns: format!("/proc/{}/ns/net", endpoint.netns_pid).into(), address, server }
 }
