@@ -263,9 +263,11 @@ impl Cluster {
         Some((u128::from(first6) + u128::from(u32::from(address).wrapping_sub(u32::from(first)))).into())
     }
 
-    /// An address and its twin.
+    /// An address and its twin, as far as the network has them.
     fn both(&self, network: &str, address: Ipv4Addr) -> impl Iterator<Item = IpAddr> + use<> {
-        [address.into()].into_iter().chain(self.twin(network, address).map(IpAddr::from))
+        let alone = self.networks.get(network).is_some_and(|network| network.ipv6_alone);
+        let ipv4 = (!alone).then_some(IpAddr::from(address));
+        ipv4.into_iter().chain(self.twin(network, address).map(IpAddr::from))
     }
 
     fn on<'a>(&'a self, network: &'a str) -> impl Iterator<Item = (&'a Endpoint, Ipv4Addr)> {
@@ -353,7 +355,9 @@ impl Cluster {
                         node_mac(*number)
                     }
                     None => {
-                        let link = task.link(address, &ports)?;
+                        let known =
+                            self.both(network, address).next().ok_or("a network without addresses")?;
+                        let link = task.link(known, &ports)?;
                         facts.insert(format!("link {link} {bridge}"));
                         facts.insert(format!("forwarding {} by {link} static", task_mac(address)));
                         task_mac(address)
@@ -430,7 +434,8 @@ impl Cluster {
             for network in task.addresses.keys() {
                 let Some(known) = self.networks.get(network) else { continue };
                 let spec = known.spec.clone().unwrap_or_default();
-                let server: Ipv4Addr = known.gateway.parse().map_err(|_| "a network without a gateway")?;
+                let gateway = if known.ipv6_alone { &known.gateway6 } else { &known.gateway };
+                let server: IpAddr = gateway.parse().map_err(|_| "a network without a gateway")?;
                 for service in self.services.iter().filter(|_| !spec.ingress) {
                     let name = service.spec.as_ref().map(|spec| spec.name.as_str()).unwrap_or_default();
                     let vips = service.endpoint.iter().flat_map(|endpoint| &endpoint.vips);
@@ -443,15 +448,16 @@ impl Cluster {
                     let expected = [vip, tasks];
                     for (place, prefix) in ["", "tasks."].into_iter().enumerate() {
                         let asked = format!("{prefix}{name}.{}", spec.name);
-                        let found = addresses_of(&netns, server.into(), &asked, A)?;
+                        let found = addresses_of(&netns, server, &asked, A)?;
                         let expected = Some(expected[place].clone());
-                        if found != expected {
+                        let nobody = Some(BTreeSet::new());
+                        if found != *(if known.ipv6_alone { &nobody } else { &expected }) {
                             return Err(format!("`{asked}` is {found:?}, expected {expected:?}"));
                         }
                         let twins = |of: BTreeSet<Ipv4Addr>| -> BTreeSet<Ipv6Addr> {
                             of.into_iter().filter_map(|address| self.twin(network, address)).collect()
                         };
-                        let found = addresses_of(&netns, server.into(), &asked, AAAA)?;
+                        let found = addresses_of(&netns, server, &asked, AAAA)?;
                         let expected = expected.map(twins);
                         if found != expected {
                             return Err(format!("`{asked}` is {found:?}, expected {expected:?}"));
@@ -487,9 +493,9 @@ impl Endpoint {
     }
 
     /// Name of the node's end of the link that has an address.
-    fn link<'a>(&self, address: Ipv4Addr, ports: &'a BTreeMap<u64, String>) -> Result<&'a str, String> {
+    fn link<'a>(&self, address: IpAddr, ports: &'a BTreeMap<u64, String>) -> Result<&'a str, String> {
         let netns = self.netns().filter(|netns| netns.exists()).ok_or("a task without a process")?;
-        let links = json(&netns, "ip -j -4 addr")?;
+        let links = json(&netns, "ip -j addr")?;
         let has = |link: &&Value| {
             let addresses = link["addr_info"].as_array();
             addresses.is_some_and(|all| all.iter().any(|one| word(one, "local") == address.to_string()))

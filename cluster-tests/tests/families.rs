@@ -80,6 +80,9 @@ fn networks_have_the_families_and_the_way_out_that_they_were_made_with() {
         let verified = lab.rswarm(1, &["network", "verify"]).stdout;
         if verified.matches("as it should be").count() == 2 { Ok(()) } else { Err(verified) }
     });
+    // The witness has no account of ports in mode `host`.
+    lab.ok(1, &["service", "rm", "both"]);
+    lab.until_kernels_are_exact(1, SOON);
 }
 
 /// Tasks of an internal bridge have each other, by name, and nobody else.

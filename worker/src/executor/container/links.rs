@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use rswarm_net::{Endpoint, HostPort};
+use rswarm_net::{Cidr, Cidr6, Endpoint, HostPort};
 use rswarm_types::netmap::NetworkMap;
 use rswarm_types::task::{PortStatus, TaskAddress, TaskNetwork};
 use rswarm_types::{NetworkId, Task, TaskId};
@@ -10,6 +10,7 @@ use rswarm_types::{NetworkId, Task, TaskId};
 use super::network::protocol;
 use super::record::Record;
 use super::{overlay, ports};
+use crate::executor::{Failure, FailureKind};
 
 /// A network of a task that gives addresses.
 pub type Link<'a> = (&'a TaskNetwork, TaskAddress);
@@ -100,6 +101,23 @@ pub fn host_port(port: &PortStatus) -> HostPort {
         target: port.target,
         at: ports::place(port.host_ip, port.interface),
     }
+}
+
+/// Refuses a task that would have no address at all, as its network has IPv6 alone and this kernel has none.
+pub fn ipv6_can_be_had(links: &[Link<'_>]) -> Result<(), Failure> {
+    match links.iter().find(|(_, address)| address.ipv4().is_none()) {
+        Some((network, _)) if !rswarm_net::has_ipv6() => Err(Failure {
+            text: format!("network `{}` has IPv6 alone, and this node's kernel has none", network.name),
+            kind: FailureKind::Unfit,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The IPv6 address of a bridge, where the kernel has IPv6.
+pub fn gateway6(of: TaskAddress) -> Option<Cidr6> {
+    let ipv6 = of.ipv6.filter(|_| rswarm_net::has_ipv6())?;
+    Some(Cidr { address: ipv6.gateway?, prefix_len: ipv6.prefix_len })
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rswarm_api::v1;
 use rswarm_net::{
-    BridgeNetwork, Check, Cidr, Cidr6, Endpoint, Facts, Finding, NetError, Network, NodeNetwork, Overlay,
-    Part, PeerAnswers, PeerQuestions,
+    BridgeNetwork, Check, Endpoint, Facts, Finding, NetError, Network, NodeNetwork, Overlay, Part,
+    PeerAnswers, PeerQuestions,
 };
 use rswarm_resolver::{MapReader, MapWriter};
 use rswarm_types::cluster::Subnet;
@@ -22,7 +22,7 @@ use rswarm_types::task::{PortStatus, TaskAddress, TaskNetwork};
 use rswarm_types::{NetworkDriver, NetworkId, NodeId, Task, TaskId, Timestamp, Version};
 
 use super::keys::Keys;
-use super::links::{Link, endpoints, fresh_endpoints, host_port, links};
+use super::links::{Link, endpoints, fresh_endpoints, gateway6, host_port, ipv6_can_be_had, links};
 use super::overlay::{self, Guarded};
 use super::ports::{self, NodePort};
 use super::record::Record;
@@ -565,23 +565,6 @@ impl TaskNetworks {
             ipv6_only: address.ipv4().is_none(),
         }
     }
-}
-
-/// Refuses a task that would have no address at all, as its network has IPv6 alone and this kernel has none.
-fn ipv6_can_be_had(links: &[Link<'_>]) -> Result<(), Failure> {
-    match links.iter().find(|(_, address)| address.ipv4().is_none()) {
-        Some((network, _)) if !rswarm_net::has_ipv6() => Err(Failure {
-            text: format!("network `{}` has IPv6 alone, and this node's kernel has none", network.name),
-            kind: FailureKind::Unfit,
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// The IPv6 address of a bridge, where the kernel has IPv6.
-fn gateway6(of: TaskAddress) -> Option<Cidr6> {
-    let ipv6 = of.ipv6.filter(|_| rswarm_net::has_ipv6())?;
-    Some(Cidr { address: ipv6.gateway?, prefix_len: ipv6.prefix_len })
 }
 
 /// Takes what was found of the host into what the node tells of itself.
