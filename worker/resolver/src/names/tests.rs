@@ -3,7 +3,7 @@ use super::*;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rswarm_types::netmap::{MapAttachment, MapEndpoint, MapNetwork};
+use rswarm_types::netmap::{MapAttachment, MapBridge, MapEndpoint, MapNetwork};
 use rswarm_types::service::PublishMode;
 use rswarm_types::{ServiceId, Version};
 
@@ -147,6 +147,20 @@ fn a_connected_task_is_found_by_its_own_names_and_its_service_is_not() {
 }
 
 /// A task's short id is enough for its name, and no text beside it.
+/// Who asks from there is as enclosed as the tasks are, whoever he is.
+#[test]
+fn of_a_stranger_on_an_internal_bridge_nobody_is_asked() {
+    let mut map = map();
+    let subnet: Subnet = "10.9.0.0/24".parse().unwrap();
+    let stranger = subnet.nth(9).unwrap();
+    for internal in [false, true] {
+        let gateway = subnet.nth(1).unwrap();
+        let bridge = MapBridge { name: "local".into(), subnet, gateway, ipv6: None, internal };
+        map.bridges.insert(network(9), bridge);
+        assert_eq!(Names::new(&map).servers_of(stranger).is_none(), internal);
+    }
+}
+
 #[test]
 fn a_short_id_names_its_task_and_nothing_near_it() {
     let names = Names::new(&map());

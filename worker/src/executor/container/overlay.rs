@@ -192,7 +192,7 @@ pub fn check(map: &NetworkMap, task: &Task) -> Result<(), Failure> {
         network.driver == NetworkDriver::Overlay && !map.networks.contains_key(&network.network)
     };
     match task.networks.iter().find(unknown) {
-        None => fits(map, task),
+        None => fits(map, &task.networks),
         Some(network) => Err(Failure {
             text: format!("waiting for a manager to tell of network `{}`", network.name),
             kind: FailureKind::Temporary,
@@ -201,8 +201,8 @@ pub fn check(map: &NetworkMap, task: &Task) -> Result<(), Failure> {
 }
 
 /// Refuses a task with a network that has IPv6 alone and packets too small for that.
-fn fits(map: &NetworkMap, task: &Task) -> Result<(), Failure> {
-    let known = task.networks.iter().filter_map(|network| map.networks.get(&network.network));
+fn fits(map: &NetworkMap, networks: &[TaskNetwork]) -> Result<(), Failure> {
+    let known = networks.iter().filter_map(|network| map.networks.get(&network.network));
     let mut alone = known.filter(|known| known.ipv6.is_some_and(|ipv6| ipv6.alone));
     match alone.find(|known| known.mtu < rswarm_net::MTU6_MIN) {
         None => Ok(()),
@@ -344,6 +344,27 @@ mod tests {
         }
     }
 
+    fn task_network(id: NetworkId, driver: NetworkDriver) -> TaskNetwork {
+        TaskNetwork {
+            network: id,
+            name: "n".to_owned(),
+            driver,
+            address: None,
+            aliases: Vec::new(),
+            internal: false,
+            joined: false,
+        }
+    }
+
+    fn ipv6(alone: bool) -> Ipam6 {
+        Ipam6 {
+            subnet: "fd00:1::/64".parse().unwrap(),
+            gateway: "fd00:1::1".parse().unwrap(),
+            counted_from: None,
+            alone,
+        }
+    }
+
     #[test]
     fn ready_tasks_take_connections_and_those_elsewhere_have_a_way() {
         let overlay = of(&map(), node(1), &Guarded::new(), end).unwrap();
@@ -382,12 +403,7 @@ mod tests {
     #[test]
     fn a_network_has_ipv6_here_where_its_packets_are_large_enough() {
         let mut map = map();
-        let ipv6 = Ipam6 {
-            subnet: "fd00:1::/64".parse().unwrap(),
-            gateway: "fd00:1::1".parse().unwrap(),
-            counted_from: None,
-            alone: false,
-        };
+        let ipv6 = ipv6(false);
         map.networks.get_mut(&FRONT).unwrap().ipv6 = Some(ipv6);
         let of = |map: &NetworkMap| of(map, node(1), &Guarded::new(), |_| None).unwrap().networks[&4097].ipv6;
         let expected = Cidr { address: ipv6.gateway, prefix_len: 64 };
@@ -459,16 +475,26 @@ mod tests {
     }
 
     #[test]
+    fn a_network_with_ipv6_alone_is_refused_where_its_packets_are_too_small() {
+        let mut map = map();
+        let front = map.networks.get_mut(&FRONT).unwrap();
+        (front.mtu, front.ipv6) = (1279, Some(ipv6(false)));
+        let networks = [task_network(FRONT, NetworkDriver::Overlay)];
+        assert!(fits(&map, &networks).is_ok(), "it has IPv4 beside it");
+        map.networks.get_mut(&FRONT).unwrap().ipv6 = Some(ipv6(true));
+        let failure = fits(&map, &networks).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Unfit);
+        assert!(
+            failure.text.contains("`front` has IPv6 alone, which needs packets of 1280 bytes"),
+            "{}",
+            failure.text
+        );
+        map.networks.get_mut(&FRONT).unwrap().mtu = 1280;
+        assert!(fits(&map, &networks).is_ok());
+    }
+
+    #[test]
     fn the_way_out_is_the_ingress_network_else_the_first_that_has_one() {
-        let task_network = |id, driver| TaskNetwork {
-            network: id,
-            name: "n".to_owned(),
-            driver,
-            address: None,
-            aliases: Vec::new(),
-            internal: false,
-            joined: false,
-        };
         let (front, ingress) =
             (task_network(FRONT, NetworkDriver::Overlay), task_network(INGRESS, NetworkDriver::Overlay));
         let mut local = task_network(NetworkId::from_bytes([9; 16]), NetworkDriver::Bridge);
