@@ -212,6 +212,23 @@ mod tests {
     }
 
     #[test]
+    fn what_was_written_before_networks_could_have_ipv6_alone_is_read_as_it_was_meant() {
+        let ipv6 = r#"{"subnet":{"address":"fd00:1::","prefix_len":64},"gateway":"fd00:1::1"}"#;
+        assert!(!serde_json::from_str::<Ipam6>(ipv6).unwrap().alone);
+        assert!(!serde_json::from_str::<IpamSpec6>(r#"{"subnet":null,"gateway":null}"#).unwrap().alone);
+        let address = r#"{"address":"10.0.0.2","prefix_len":20,"gateway":"10.0.0.1",
+                          "ipv6":{"address":"fd00:1::2","prefix_len":64}}"#;
+        let address: crate::task::TaskAddress = serde_json::from_str(address).unwrap();
+        assert_eq!(address.asked_gateway(), Some(IpAddr::from([10, 0, 0, 1])));
+        assert_eq!(address.all().count(), 2);
+        let network = format!(
+            r#"{{"network":"{}","name":"n","driver":"bridge","address":null,"aliases":[]}}"#,
+            NetworkId::from_bytes([1; 16])
+        );
+        assert!(!serde_json::from_str::<crate::task::TaskNetwork>(&network).unwrap().internal);
+    }
+
+    #[test]
     fn twins_stay_when_a_network_grows_downwards() {
         let (subnet, gateway) = ("fd00:1::/64".parse().unwrap(), "fd00:1::1".parse().unwrap());
         let (old, new): (Subnet, Subnet) = ("10.0.16.0/20".parse().unwrap(), "10.0.0.0/16".parse().unwrap());

@@ -109,3 +109,16 @@ fn aliases_tell_whose_link_it_is() {
     let other = NetworkConfig { table: "rsw".into(), ..config };
     assert!(!other.is_ours(&alias) && other.endpoint_of_alias(&alias).is_none());
 }
+
+#[test]
+fn records_of_before_ipv6_on_bridges_are_read_as_networks_without() {
+    let mut network = serde_json::to_value(network("n0", 0)).unwrap();
+    let mut attached = serde_json::to_value(endpoint("a", "n0", "10.90.0.2", &[])).unwrap();
+    for field in ["ipv6", "ipv6_only"] {
+        network.as_object_mut().unwrap().remove(field).unwrap();
+    }
+    attached.as_object_mut().unwrap().remove("ipv6").unwrap();
+    assert_eq!(serde_json::from_value::<BridgeNetwork>(network).unwrap(), crate::testing::network("n0", 0));
+    let read = serde_json::from_value::<Endpoint>(attached).unwrap();
+    assert_eq!(read, endpoint("a", "n0", "10.90.0.2", &[]));
+}
