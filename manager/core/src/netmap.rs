@@ -66,6 +66,8 @@ pub fn change(before: &State, after: &State, node: NodeId) -> NetworkChange {
     for item in before.services.diff(&after.services) {
         let (DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. }) = item;
         touched.services.insert(*id);
+        // What is said of these where their service is not.
+        touched.tasks.extend(joined(after, *id).map(|(task, _)| task));
     }
 
     let mut change = NetworkChange { index: after.index, ..NetworkChange::default() };
@@ -135,6 +137,7 @@ pub fn concerned(before: &State, after: &State) -> Concerned {
                 nodes.extend(state.tasks_of(service.id).filter_map(|task| task.node_id));
             }
             networks.extend(all);
+            networks.extend(joined(state, service.id).map(|(_, network)| network));
         };
         match item {
             DiffItem::Add(_, service) => touch(after, service),
@@ -150,6 +153,14 @@ pub fn concerned(before: &State, after: &State) -> Concerned {
     }
     nodes.extend(networks.into_iter().flat_map(|network| after.nodes_on(network)));
     Concerned::Nodes(nodes)
+}
+
+/// Tasks of a service that were connected to networks, and these.
+fn joined(state: &State, service: ServiceId) -> impl Iterator<Item = (TaskId, NetworkId)> {
+    state.tasks_of(service).flat_map(|task| {
+        let networks = task.networks.iter().filter(|one| one.joined);
+        networks.map(|one| (task.id, one.network))
+    })
 }
 
 /// A state as one node sees it.
