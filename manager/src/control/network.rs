@@ -215,7 +215,8 @@ fn number(network: &Network, address: IpAddr) -> Result<Ipv4Addr, Status> {
     of_network.ok_or_else(|| {
         let subnets = network.ipam.map(|ipam| {
             let ipv4 = (!ipam.is_ipv6_alone()).then(|| format!("`{}`", ipam.subnet));
-            let ipv6 = ipam.ipv6.map(|ipv6| format!("`{}`", ipv6.subnet));
+            let twins = |subnet| format!("the first {} of `{subnet}`", ipam.subnet.size());
+            let ipv6 = ipam.ipv6.map(|ipv6| twins(ipv6.subnet));
             ipv4.into_iter().chain(ipv6).collect::<Vec<_>>().join(" or ")
         });
         Status::invalid_argument(format!(

@@ -62,9 +62,12 @@ impl Writer {
         let shown = ipam.shown(asked);
         if !given_out.contains(asked) || reserved(ipam).contains(&asked) {
             let gateway = ipam.shown(ipam.gateway);
-            let given_out = if ipam.is_ipv6_alone() { ipam.shown_subnet() } else { given_out.to_string() };
+            let given_out = match ipam.is_ipv6_alone() {
+                true => format!("the first {} of `{}`", ipam.subnet.size(), ipam.shown_subnet()),
+                false => format!("`{given_out}`"),
+            };
             return Err(refused(format!(
-                "address {shown} is not for tasks; expected one of `{given_out}`, neither its first nor its last, nor \
+                "address {shown} is not for tasks; expected one of {given_out}, neither its first nor its last, nor \
                  the gateway {gateway}"
             )));
         }
