@@ -28,6 +28,11 @@ fn compare(operator: u32, value: &[u8]) -> (&'static str, Attributes) {
     ("cmp", Attributes::new().be32(1, REG_1).be32(2, operator).nest(3, &data))
 }
 
+fn load(register: u32, value: &[u8]) -> (&'static str, Attributes) {
+    let data = Attributes::new().bytes(DATA_VALUE, value);
+    ("immediate", Attributes::new().be32(1, register).nest(2, &data))
+}
+
 /// Goes on only if one of `bits` is set in register 1.
 fn any_of(bits: &[u8]) -> Vec<(&'static str, Attributes)> {
     masked(bits, 1)
@@ -81,10 +86,7 @@ fn encode_expression(expression: &Expr) -> Vec<(&'static str, Attributes)> {
             )]
         }
         Expr::NotZero => vec![compare(1, &0u32.to_ne_bytes())],
-        Expr::Load(value) => {
-            let data = Attributes::new().bytes(DATA_VALUE, value);
-            vec![("immediate", Attributes::new().be32(1, REG_1).nest(2, &data))]
-        }
+        Expr::Load(value) => vec![load(REG_1, value)],
         Expr::MarkConnection => vec![("ct", Attributes::new().be32(2, Ct::Mark as u32).be32(4, REG_1))],
         Expr::MarkPacket => vec![("meta", Attributes::new().be32(2, Meta::Mark as u32).be32(3, REG_1))],
         Expr::SendTo => {
@@ -140,9 +142,11 @@ fn encode_expression(expression: &Expr) -> Vec<(&'static str, Attributes)> {
         Expr::Snat { ipv6 } => {
             vec![("nat", Attributes::new().be32(1, 0).be32(2, family(*ipv6)).be32(3, REG_1))]
         }
-        Expr::SnatPorts => {
+        Expr::SnatPorts { first, last } => {
             let nat = Attributes::new().be32(1, 0).be32(2, libc::NFPROTO_IPV4 as u32);
-            vec![("nat", nat.be32(5, REG_1).be32(6, WORD_1))]
+            // Each in a register of its own, else `nft` cannot print the rule.
+            let [from, to] = [(REG_1, first), (REG_2, last)].map(|(to, port)| load(to, &port.to_be_bytes()));
+            vec![from, to, ("nat", nat.be32(5, REG_1).be32(6, REG_2))]
         }
         Expr::Masquerade => vec![("masq", Attributes::new())],
         Expr::Verdict(verdict) => {

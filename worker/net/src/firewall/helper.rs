@@ -336,10 +336,8 @@ fn below_clients(offset: u32) -> [Expr; 2] {
     [high, Expr::NoBitOfByte(0x80)]
 }
 
-/// The port range that a client's own port is drawn from.
-fn clients() -> Expr {
-    Expr::Load([32768u16.to_be_bytes(), [0; 2], u16::MAX.to_be_bytes(), [0; 2]].concat())
-}
+/// A port that a client's own port may be is given.
+const TO_CLIENTS: Expr = Expr::SnatPorts { first: 32768, last: u16::MAX };
 
 /// The way of TCP between the tasks of two nodes, past routing.
 const DIRECT: Onward = Onward { prefix: TUNNEL, trusted: "from-elsewhere", checked: "to-elsewhere" };
@@ -457,7 +455,7 @@ fn chains() -> Vec<ChainSpec> {
                     &within(),
                     &translated(),
                     &below_clients(0),
-                    &[clients(), Expr::SnatPorts],
+                    &[TO_CLIENTS],
                 ]),
                 rule([&name_is(Meta::Oifname, UPLINK), &[Masquerade]]),
             ],

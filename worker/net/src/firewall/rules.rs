@@ -294,8 +294,11 @@ pub(crate) enum Expr {
     Snat {
         ipv6: bool,
     },
-    /// Translates the source's port to one from the number in register 1 to the one in its second word.
-    SnatPorts,
+    /// Translates the source's port to one of these.
+    SnatPorts {
+        first: u16,
+        last: u16,
+    },
     Masquerade,
     Verdict(Verdict),
 }
