@@ -66,8 +66,9 @@ pub fn change(before: &State, after: &State, node: NodeId) -> NetworkChange {
     for item in before.services.diff(&after.services) {
         let (DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. }) = item;
         touched.services.insert(*id);
-        // What is said of these where their service is not.
-        touched.tasks.extend(joined(after, *id).map(|(task, _)| task));
+        if is_renumbered(&item) {
+            touched.tasks.extend(joined(after, *id).map(|(task, _)| task));
+        }
     }
 
     let mut change = NetworkChange { index: after.index, ..NetworkChange::default() };
@@ -131,13 +132,16 @@ pub fn concerned(before: &State, after: &State) -> Concerned {
         }
     }
     for item in before.services.diff(&after.services) {
+        let renumbered = is_renumbered(&item);
         let mut touch = |state: &State, service: &Service| {
             let all = state.networks_of(service);
             if all.iter().any(|id| named_bridge(state, *id).is_some()) {
                 nodes.extend(state.tasks_of(service.id).filter_map(|task| task.node_id));
             }
             networks.extend(all);
-            networks.extend(joined(state, service.id).map(|(_, network)| network));
+            if renumbered {
+                networks.extend(joined(state, service.id).map(|(_, network)| network));
+            }
         };
         match item {
             DiffItem::Add(_, service) => touch(after, service),
@@ -153,6 +157,14 @@ pub fn concerned(before: &State, after: &State) -> Concerned {
     }
     nodes.extend(networks.into_iter().flat_map(|network| after.nodes_on(network)));
     Concerned::Nodes(nodes)
+}
+
+/// Whether a service's number differs, which is also told of its tasks where the service itself is not.
+fn is_renumbered(item: &DiffItem<'_, '_, ServiceId, Arc<Service>>) -> bool {
+    match item {
+        DiffItem::Add(..) | DiffItem::Remove(..) => true,
+        DiffItem::Update { old: (_, old), new: (_, new) } => old.endpoint.number != new.endpoint.number,
+    }
 }
 
 /// Tasks of a service that were connected to networks, and these.

@@ -76,13 +76,10 @@ pub fn of(
     }
     let ready = ready(map);
     let backends = |id: &ServiceId, service: &MapService, network: NetworkId| -> BTreeSet<Ipv4Addr> {
-        let on_it = |task: &&&MapEndpoint| task.addresses.contains_key(&network);
-        let mut tasks: Vec<_> = ready.get(id).into_iter().flatten().filter(on_it).collect();
-        let here = |task: &&MapEndpoint| task.node == node;
-        if service.prefer_same_node && tasks.iter().any(|task| here(task)) {
-            tasks.retain(|task| here(task));
-        }
-        tasks.into_iter().filter_map(|task| task.addresses.get(&network).copied()).collect()
+        let tasks = || ready.get(id).into_iter().flatten();
+        let all = || tasks().filter_map(|task| Some((task.node == node, *task.addresses.get(&network)?)));
+        let own_alone = service.prefer_same_node && all().any(|(own, _)| own);
+        all().filter(|(own, _)| *own || !own_alone).map(|(_, address)| address).collect()
     };
     let ingress = map.networks.iter().find(|(_, network)| network.ingress).map(|(id, _)| *id);
     for (id, service) in &map.services {
