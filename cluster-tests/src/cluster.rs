@@ -376,18 +376,7 @@ impl ClusterLab {
     /// is called from when it runs, so whoever called one of these then may have been refused.
     pub fn silent_starts(&self, asked: usize, service: &str) -> Vec<RangeInclusive<SystemTime>> {
         let logs = self.rswarm(asked, &["service", "logs", "--raw", service]).stdout;
-        let told = |line: &str| {
-            let (ran, listens) = line.strip_prefix("ran at ")?.split_once(" ms, listens at ")?;
-            let time = |text: &str| {
-                Some(
-                    SystemTime::UNIX_EPOCH
-                        + Duration::from_millis(text.trim_end_matches(" ms").parse().ok()?),
-                )
-            };
-            // The process was there some time before it looked at the clock.
-            Some(time(ran)? - STARTING..=time(listens)?)
-        };
-        logs.lines().filter_map(told).collect()
+        logs.lines().filter_map(silent_start).collect()
     }
 
     /// Pids of the workload's processes on a host: what really runs there, whatever anyone says.
@@ -452,4 +441,28 @@ pub fn describe(task: &v1::Task) -> String {
     let desired = task.desired().as_str_name().trim_start_matches("TASK_STATE_").to_lowercase();
     let reason = if status.error.is_empty() { &status.message } else { &status.error };
     format!("{}.{} {state} (desired {desired}): {reason}", task.service_name, task.slot)
+}
+
+/// What a line of the workload `serve` says of its start; none of other lines.
+fn silent_start(line: &str) -> Option<RangeInclusive<SystemTime>> {
+    let (ran, listens) = line.strip_prefix("ran at ")?.strip_suffix(" ms")?.split_once(" ms, listens at ")?;
+    let time = |text: &str| Some(SystemTime::UNIX_EPOCH + Duration::from_millis(text.parse().ok()?));
+    // The process was there some time before it looked at the clock. Both are whole milliseconds, what is left of the
+    // last one cut off: it was silent until some time in it.
+    Some(time(ran)? - STARTING..=time(listens)? + Duration::from_millis(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_is_silent_until_some_time_in_the_millisecond_that_was_told() {
+        let start = silent_start("ran at 1795950521227 ms, listens at 1795950521227 ms").expect("a start");
+        let at = |micros| SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
+        assert!(start.contains(&at(1_795_950_521_227_655)));
+        assert!(start.contains(&at(1_795_950_521_027_000)));
+        assert!(!start.contains(&at(1_795_950_521_026_999)) && !start.contains(&at(1_795_950_521_228_001)));
+        assert_eq!(silent_start("waiting"), None);
+    }
 }
