@@ -3,6 +3,8 @@
 //! Jumps in this instruction set go forward only and conditional ones reach 255 instructions, so everything is built
 //! from blocks whose inner distances are relative, which can be put one after another.
 
+use std::collections::BTreeSet;
+
 use oci_spec::runtime::{LinuxSeccompArg, LinuxSeccompOperator};
 
 /// One instruction, in the layout of the kernel's `struct sock_filter`.
@@ -16,6 +18,11 @@ pub struct Instruction {
 }
 
 impl Instruction {
+    /// Has a branch leave out `distance` instructions when it holds, or when it does not.
+    fn lead(&mut self, when: bool, distance: u8) {
+        *if when { &mut self.jump_true } else { &mut self.jump_false } = distance;
+    }
+
     /// As in memory.
     pub fn to_bytes(&self) -> [u8; 8] {
         let (code, k) = (self.code.to_ne_bytes(), self.k.to_ne_bytes());
@@ -36,6 +43,9 @@ pub(super) const IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
 pub(super) const IF_GREATER: u16 = 0x25; // BPF_JMP | BPF_JGT | BPF_K
 pub(super) const IF_AT_LEAST: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
 pub(super) const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+
+/// How many instructions a branch can leave out.
+const REACH: usize = u8::MAX as usize;
 
 /// Offsets in `struct seccomp_data`.
 const NUMBER: u32 = 0;
@@ -73,42 +83,104 @@ pub(super) fn assemble(architectures: &[(u32, Vec<Segment>)], foreign: u32) -> V
     let mut program = vec![op(LOAD, ARCHITECTURE)];
     for (architecture, segments) in architectures {
         let mut body = vec![op(LOAD, NUMBER)];
-        search(segments, &mut body);
+        body.extend(search(segments).closed());
         // Not this architecture: jump over its body, which is too long for a conditional jump.
         program.push(branch(IF_EQUAL, *architecture, 1, 0));
         program.push(op(JUMP, body.len() as u32));
-        program.append(&mut body);
+        program.extend(body);
     }
     program.push(op(RETURN, foreign));
     program
 }
 
-/// A binary search over `segments`, with the call's number in the accumulator.
-fn search(segments: &[Segment], out: &mut Vec<Instruction>) {
-    let [one] = segments else {
-        let (low, high) = segments.split_at(segments.len() / 2);
-        let node = out.len();
-        let boundary = high[0].first;
-        out.push(op(IF_AT_LEAST, boundary));
-        search(low, out);
-        let distance = out.len() - node - 1;
-        if let Ok(near) = u8::try_from(distance) {
-            out[node].jump_true = near;
-        } else {
-            out[node].jump_false = 1;
-            out.insert(node + 1, op(JUMP, distance as u32));
-        }
-        return search(high, out);
-    };
-    match &one.target {
-        Target::Return(verdict) => out.push(op(RETURN, *verdict)),
-        Target::Check { rules, otherwise } => {
-            for (conditions, verdict) in rules {
-                rule(conditions, *verdict, out);
-            }
-            out.push(op(RETURN, *otherwise));
+/// What decides about some calls, with the call's number in the accumulator.
+enum Piece {
+    Verdict(u32),
+    /// Instructions, the first of them to be executed first, and verdicts that they have yet to be given.
+    Code(Vec<Instruction>, Vec<Open>),
+}
+
+/// A way out of a branch that leads to a verdict. All those within reach of one `RETURN` share it, which halves a filter
+/// of many calls.
+struct Open {
+    /// Place of the branch.
+    at: usize,
+    when: bool,
+    verdict: u32,
+}
+
+impl Piece {
+    /// How many instructions it comes to with its verdicts.
+    fn len(&self) -> usize {
+        match self {
+            Self::Verdict(_) => 1,
+            Self::Code(code, open) => code.len() + verdicts(open).len(),
         }
     }
+
+    /// With its verdicts behind it.
+    fn closed(self) -> Vec<Instruction> {
+        let (mut code, open) = match self {
+            Self::Verdict(verdict) => return vec![op(RETURN, verdict)],
+            Self::Code(code, open) => (code, open),
+        };
+        for verdict in verdicts(&open) {
+            for way in open.iter().filter(|way| way.verdict == verdict) {
+                let distance = (code.len() - way.at - 1) as u8;
+                code[way.at].lead(way.when, distance);
+            }
+            code.push(op(RETURN, verdict));
+        }
+        code
+    }
+}
+
+fn verdicts(open: &[Open]) -> BTreeSet<u32> {
+    open.iter().map(|way| way.verdict).collect()
+}
+
+/// A binary search over `segments`.
+fn search(segments: &[Segment]) -> Piece {
+    if let [one] = segments {
+        return match &one.target {
+            Target::Return(verdict) => Piece::Verdict(*verdict),
+            Target::Check { rules, otherwise } => {
+                let mut code = Vec::new();
+                for (conditions, verdict) in rules {
+                    rule(conditions, *verdict, &mut code);
+                }
+                code.push(op(RETURN, *otherwise));
+                Piece::Code(code, Vec::new())
+            }
+        };
+    }
+    let (low, high) = segments.split_at(segments.len() / 2);
+    let boundary = high[0].first;
+    let mut halves = [search(low), search(high)];
+    let within_reach = halves.iter().map(Piece::len).sum::<usize>() <= REACH;
+    if !within_reach {
+        halves = halves.map(|half| Piece::Code(half.closed(), Vec::new()));
+    }
+    let (mut code, mut open) = (vec![op(IF_AT_LEAST, boundary)], Vec::new());
+    for (half, when) in halves.into_iter().zip([false, true]) {
+        match half {
+            Piece::Verdict(verdict) => open.push(Open { at: 0, when, verdict }),
+            Piece::Code(more, ways) => {
+                match u8::try_from(code.len() - 1) {
+                    Ok(near) => code[0].lead(when, near),
+                    // The upper half, with nothing open: a jump of its own leads there.
+                    Err(_) => {
+                        let jump = op(JUMP, code.len() as u32 - 1);
+                        code[0].lead(!when, 1);
+                        code.insert(1, jump);
+                    }
+                }
+                open.extend(ways.into_iter().map(|way| Open { at: code.len() + way.at, ..way }));
+                code.extend(more);
+            }
+        }
+    }
+    Piece::Code(code, open)
 }
 
 /// Returns `verdict` if all conditions hold, else continues behind the block.
