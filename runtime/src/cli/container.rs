@@ -184,7 +184,13 @@ impl Store {
 
 impl Container {
     pub fn phase(&self) -> Phase {
-        if !self.is_alive() {
+        self.look().0
+    }
+
+    /// With a descriptor of the first process, which is it and no other, unless it has ended.
+    pub fn look(&self) -> (Phase, Option<OwnedFd>) {
+        let pidfd = self.pidfd();
+        let phase = if pidfd.is_none() {
             Phase::Stopped
         } else if self.directory.join(CREATING).exists() {
             Phase::Creating
@@ -194,7 +200,8 @@ impl Container {
             Phase::Created
         } else {
             Phase::Running
-        }
+        };
+        (phase, pidfd)
     }
 
     /// Whether the first process has not been started yet.

@@ -24,7 +24,7 @@ pub(super) fn kill(context: &Context, parsed: &Parsed) -> Result<(), CommandErro
     let word = parsed.arguments.get(1).map_or("TERM", String::as_str);
     let signal =
         signal_number(word).ok_or_else(|| CommandError::UnknownSignal { signal: word.to_owned() })?;
-    let phase = container.phase();
+    let (phase, pidfd) = container.look();
     let cgroup = &container.record.cgroup;
     if parsed.is_on("all") {
         // Of a container that shares its pid namespace, others may live on after the first.
@@ -32,7 +32,7 @@ pub(super) fn kill(context: &Context, parsed: &Parsed) -> Result<(), CommandErro
     } else {
         let id = container.record.id.clone();
         let not_running = |found: Phase| CommandError::NotRunning { id, found: found.name() };
-        let Some(pidfd) = container.pidfd() else { return Err(not_running(Phase::Stopped)) };
+        let Some(pidfd) = pidfd else { return Err(not_running(Phase::Stopped)) };
         // The kernel spares the first process of a namespace what it has no handler for, and one that waits has none.
         let waits = container.is_waiting() && signal_ends(signal);
         match sys::pidfd_kill(&pidfd, if waits { libc::SIGKILL } else { signal }) {

@@ -21,20 +21,20 @@ use crate::sys;
 pub(super) fn exec(context: &Context, parsed: &Parsed) -> Result<i32, CommandError> {
     let container = context.load(parsed)?;
     let id = || container.record.id.clone();
-    match container.phase() {
-        Phase::Stopped => return Err(CommandError::ExecStopped { id: id() }),
+    let (phase, target) = container.look();
+    match phase {
         Phase::Paused if !parsed.is_on("ignore-paused") => return Err(CommandError::ExecPaused { id: id() }),
         // Its root may still be the host's.
         phase @ Phase::Creating => return Err(CommandError::NotRunning { id: id(), found: phase.name() }),
-        Phase::Created | Phase::Running | Phase::Paused => {}
+        _ => {}
     }
+    let Some(target) = target else { return Err(CommandError::ExecStopped { id: id() }) };
     let preserved = check_preserved(parsed, 0)?;
     let pid_file = parsed.value("pid-file").map(absolute).transpose()?;
     let foreground = !parsed.is_on("detach");
     let process = process(context, &container, parsed)?;
     let console =
         Console::open(process.terminal() == Some(true), parsed.value("console-socket"), foreground)?;
-    let Some(target) = container.pidfd() else { return Err(CommandError::ExecStopped { id: id() }) };
     let cgroup = below(&container.record.cgroup, parsed.values("cgroup"))?;
     let namespaces = run::joinable(container.record.namespaces, container.record.init_process_pid);
     let own_pids = namespaces & libc::CLONE_NEWPID as u64 != 0;
