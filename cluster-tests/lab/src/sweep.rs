@@ -19,6 +19,8 @@ use crate::{LabConfig, host};
 /// How long killed processes may take to be gone. Only one that hangs in the kernel gets near it.
 const END: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
+/// How long a cgroup may still hold processes that are found no more: they lose their words some time before their place.
+const LEAVING: Duration = Duration::from_millis(500);
 /// The cgroup of shims, beside those of containers. Known from the runtime.
 const SHIMS: &str = "shims";
 
@@ -116,11 +118,21 @@ fn end_host(netns: &Path, data_root: &Path, errors: &mut Vec<String>) {
         for mount in &mounts {
             // These hold nothing any more, or belong to others as well: then removing them fails, as it should.
             let directory = mount.join(relative);
-            let _ = fs::remove_dir(directory.join(SHIMS));
+            remove_left(&directory.join(SHIMS));
             for directory in directory.ancestors().take_while(|directory| directory != mount) {
                 let _ = fs::remove_dir(directory);
             }
         }
+    }
+}
+
+/// Removes a cgroup that everybody has left or is leaving.
+fn remove_left(cgroup: &Path) {
+    let deadline = Instant::now() + LEAVING;
+    while fs::remove_dir(cgroup).is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
+        && Instant::now() < deadline
+    {
+        std::thread::sleep(POLL);
     }
 }
 
@@ -174,4 +186,30 @@ fn text(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_whose_last_process_is_leaving_is_removed() {
+        let layout = Layout::detect().expect("the mounts can be read");
+        let mounts = layout.v1.iter().map(|one| &one.mount).chain(layout.unified.iter());
+        let Some(mount) = mounts.last().filter(|_| nix::unistd::geteuid().is_root()) else {
+            return eprintln!(
+                "skipped: `a_cgroup_whose_last_process_is_leaving_is_removed` needs root and cgroups"
+            );
+        };
+        let cgroup = mount.join(format!("rswarm-test-sweep-{}", std::process::id()));
+        fs::create_dir(&cgroup).expect("a cgroup can be made");
+        let mut last = std::process::Command::new("/bin/sleep").arg("0.1").spawn().expect("sleep runs");
+        let joined = fs::write(cgroup.join("cgroup.procs"), last.id().to_string());
+        remove_left(&cgroup);
+        let left = cgroup.exists();
+        last.wait().expect("it ends");
+        let _ = fs::remove_dir(&cgroup);
+        joined.expect("it can be moved there");
+        assert!(!left);
+    }
 }
