@@ -74,6 +74,7 @@ fn user_namespace_maps_ids_and_owns_the_other_namespaces() {
     let Some(lab) = Lab::new() else { return };
     let script = "cat /proc/self/uid_map; id -u; hostname changed && hostname; mount -t tmpfs x /tmp && echo mounted; \
                   ip link set lo down && echo down; echo x > /dev/null && echo device; echo y > /dev/stdout; \
+                  test -O /dev/mqueue && echo queues; \
                   touch /made && ls -ln /made; ulimit -Hn; cat /proc/self/oom_score_adj; grep -c . /proc/mounts";
     let mut request = lab.script("one", script);
     edit(&mut request, |config| {
@@ -92,7 +93,7 @@ fn user_namespace_maps_ids_and_owns_the_other_namespaces() {
     own_layer(&request, 100_000);
     let (code, text) = lab.run(&request);
     assert_eq!(code, 0, "{text}");
-    for expected in ["100000      65536\n0\nchanged\nmounted\ndown\ndevice\ny\n", "\n200\n300\n"] {
+    for expected in ["100000      65536\n0\nchanged\nmounted\ndown\ndevice\ny\nqueues\n", "\n200\n300\n"] {
         assert!(text.contains(expected), "expected {expected} in {text}");
     }
     // On the host the file belongs to the mapped id.

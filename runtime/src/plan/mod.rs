@@ -220,6 +220,8 @@ pub enum Inside {
     CpuAffinity(Vec<u64>),
     /// `PER_*`.
     Personality(u32),
+    /// A new ipc namespace, made by root of the user namespace, to whom its message queues belong then.
+    UnshareIpc,
     /// A new cgroup namespace, rooted at the container's cgroup.
     UnshareCgroup,
     Mount(MountPlan),
@@ -337,7 +339,7 @@ pub fn create(
     let process = spec.process().as_ref().ok_or(PlanError::Missing { field: "process" })?;
     let linux = spec.linux().as_ref().ok_or(PlanError::Missing { field: "linux" })?;
     refuse_unsupported(linux)?;
-    let namespaces = Namespaces::of(linux, host)?;
+    let mut namespaces = Namespaces::of(linux, host)?;
     validate::check_namespaces(spec, process, &namespaces, host)?;
     let limits = resources(linux, host);
     let cgroup = match &host.systemd {
@@ -355,6 +357,10 @@ pub fn create(
     let mut sources = Sources::default();
 
     let mut inside = Vec::new();
+    if user && namespaces.creates(libc::CLONE_NEWIPC) {
+        namespaces.created &= !(libc::CLONE_NEWIPC as u64);
+        inside.push(Inside::UnshareIpc);
+    }
     inside.extend(
         namespaces
             .joined

@@ -167,6 +167,9 @@ impl Process {
             Inside::Personality(domain) => {
                 sys::set_personality(*domain).step(|| format!("set the personality to {domain:#x}"))
             }
+            Inside::UnshareIpc => {
+                sys::unshare(libc::CLONE_NEWIPC).step(|| "make an ipc namespace".to_owned())
+            }
             Inside::UnshareCgroup => sys::unshare_cgroup().step(|| "make a cgroup namespace".to_owned()),
             Inside::Mount(mount) => {
                 let given = match mount.kind {
