@@ -131,6 +131,13 @@ fn come_up() -> Result<Settings, Failure> {
         let flags = MsFlags::empty();
         mount(Some(kind), target, Some(kind), flags, Some(options)).map_err(failed("mount", target))?;
     }
+    // The directories are there where the kernel has, and was started with, what these are about.
+    for (kind, target) in [("securityfs", "/sys/kernel/security"), ("selinuxfs", "/sys/fs/selinux")] {
+        if Path::new(target).exists() {
+            let none = None::<&str>;
+            mount(Some(kind), target, Some(kind), MsFlags::empty(), none).map_err(failed("mount", target))?;
+        }
+    }
     // Containers hold others' mounts back only if the root is private, which is what the kernel begins with.
     load_modules()?;
     let words = fs::read_to_string("/proc/cmdline").map_err(failed("read", "/proc/cmdline"))?;

@@ -19,6 +19,8 @@ pub struct Payload {
     entries: Vec<Entry>,
     /// The program that the guest's own one makes way for, as the first process.
     pub(super) first: Option<&'static str>,
+    /// More of the kernel's command line.
+    pub(super) kernel_words: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +119,12 @@ impl Payload {
         self.entries.push(Entry::Tree { from });
         self.first = Some(super::systemd::PROGRAM);
         Ok(super::systemd::FILES.iter().fold(self, |all, (to, text)| all.text(*to, text)))
+    }
+
+    /// More words for the kernel's command line.
+    pub fn kernel_words(mut self, words: &'static str) -> Self {
+        self.kernel_words = words;
+        self
     }
 
     /// A file of this text.

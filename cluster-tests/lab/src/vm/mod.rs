@@ -196,7 +196,7 @@ impl VmLab {
             let hardware = Hardware {
                 kernel: &kernel,
                 initramfs: &initramfs,
-                words: settings.words(),
+                words: format!("{} {}", lab.config.payload.kernel_words, settings.words()),
                 memory_mib: lab.config.memory_mib,
                 cpus: lab.config.cpus,
                 tap: port(number),
