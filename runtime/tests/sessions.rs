@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 
 use common::{Lab, chain, eventually, first_line, read_until};
 use rswarm_runtime::{
@@ -250,4 +251,21 @@ fn a_killed_shim_is_told_as_such() {
     assert_eq!((killed.code(), killed.signal()), (Some(0), None));
     assert!(matches!(session.wait(), Err(RuntimeError::SessionLost { .. })));
     assert_eq!(container.state().unwrap().status, rswarm_runtime::Status::Lost);
+}
+
+#[test]
+fn a_command_has_a_session_keyring_with_the_containers_name() {
+    let Some(lab) = Lab::new() else { return };
+    if !Path::new("/proc/keys").exists() {
+        eprintln!("skipped: needs a kernel with keyrings");
+        return;
+    }
+    let mut request = lab.script("one", "sleep 1000");
+    request.spec.linux_mut().as_mut().unwrap().set_masked_paths(None);
+    let container = lab.containers.create(&request).unwrap();
+    container.start().unwrap();
+    // Of the keys of root, a user sees those alone that the own process has.
+    let user = Some(ExecUser { uid: 1000, gid: 1000, additional_gids: Vec::new() });
+    let (code, keys, _) = outcome(exec(&container, &ExecRequest { user, ..shell("cat /proc/keys") }));
+    assert!(code == 0 && keys.contains("_ses.one"), "{keys}");
 }

@@ -68,6 +68,9 @@ pub(super) struct Record {
     pub seccomp_listener: Option<crate::plan::Listener>,
     /// `PER_*`.
     pub personality: Option<u32>,
+    /// It is in its creator's session keyring, and who enters it in the own one.
+    #[serde(default)]
+    pub keeps_keyring: bool,
     pub poststart: Vec<Hook>,
     pub poststop: Vec<Hook>,
 }

@@ -335,6 +335,7 @@ impl Config {
             Inside::Personality(personality) => Some(*personality),
             _ => None,
         });
+        record.keeps_keyring = !plan.inside.iter().any(|step| matches!(step, Inside::SessionKeyring(_)));
         run::create(plan, given, |pid, cgroup| {
             sys::forget_program();
             let fill = |record: &mut Record| -> io::Result<()> {
@@ -382,6 +383,7 @@ impl Config {
             seccomp_flags,
             seccomp_listener: None,
             personality: None,
+            keeps_keyring: false,
             poststart: plan::hooks_of(&self.spec, "poststart")?,
             poststop: plan::hooks_of(&self.spec, "poststop")?,
         })

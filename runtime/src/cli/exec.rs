@@ -49,6 +49,7 @@ pub(super) fn exec(context: &Context, parsed: &Parsed) -> Result<i32, CommandErr
             .clone()
             .map(|listener| plan::Listener { entered: Some(container.record.init_process_pid), ..listener }),
         personality: container.record.personality,
+        keyring: (!container.record.keeps_keyring).then(|| plan::keyring_name(&container.record.id)),
     };
     let steps = plan::enter(&process, entry, &plan::HostFacts::labels(&process))?;
 

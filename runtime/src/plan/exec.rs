@@ -20,6 +20,8 @@ pub struct Entry {
     pub listener: Option<Listener>,
     /// `PER_*`.
     pub personality: Option<u32>,
+    /// The name of a session keyring, in place of the caller's.
+    pub keyring: Option<String>,
 }
 
 impl Entry {
@@ -38,7 +40,7 @@ impl Entry {
             _ => None,
         });
         let namespaces = kinds.fold(0, |bits, kind| bits | kind as u64);
-        Ok(Self { namespaces, cgroup_files: Vec::new(), filter, listener, personality })
+        Ok(Self { namespaces, filter, listener, personality, ..Self::default() })
     }
 }
 
@@ -76,7 +78,7 @@ pub fn process_of(spec: &Spec, request: &ExecRequest) -> Result<Process, PlanErr
 /// Invalid parts of `process`, by name.
 pub fn enter(process: &Process, container: Entry, host: &HostFacts) -> Result<Vec<Inside>, PlanError> {
     validate::check_process(process)?;
-    let Entry { namespaces, cgroup_files, filter, listener, personality } = container;
+    let Entry { namespaces, cgroup_files, filter, listener, personality, keyring } = container;
     let [initial, last] = process::exec_affinity(process)?;
     // What follows the loss of the host's view comes after the namespaces; all else before.
     let mut steps: Vec<Inside> = initial.into_iter().collect();
@@ -87,8 +89,10 @@ pub fn enter(process: &Process, container: Entry, host: &HostFacts) -> Result<Ve
         steps.push(Inside::OomScoreAdj(adjustment));
     }
     steps.extend(listener.map(Inside::ConnectListener));
-    steps.extend(process::labels(process, host)?);
+    let (key_label, labels) = process::labels(process, host)?;
+    steps.extend(key_label.into_iter().chain(labels).map(Inside::Label));
     steps.push(Inside::EnterNamespaces { kinds: namespaces, user: false });
+    steps.extend(keyring.map(Inside::SessionKeyring));
     if process.terminal() == Some(true) {
         steps.push(lifecycle::terminal_of(process, false));
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::{Hook, Spec};
 
 use super::validate::{VARIABLE, is_variable};
-use super::{Inside, Outside, Plan, PlanError};
+use super::{Inside, Label, Outside, Plan, PlanError};
 
 /// Hooks of one kind, to be run one after the other until one fails.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,15 +84,15 @@ pub fn complete(plan: &mut Plan, spec: &Spec, callers: &Callers) -> Result<(), P
     }
     super::identify(plan, &callers.id, &callers.bundle);
     let pivots = plan.inside.contains(&Inside::PivotRoot);
-    let mut sysctls = Vec::new();
-    let mut steps = Vec::with_capacity(plan.inside.len() + 4);
     if !callers.keep_keyring {
-        steps.push(Inside::SessionKeyring(format!("_ses.{}", callers.id)));
+        super::part_keyring(plan, &callers.id);
     }
+    let (mut sysctls, mut labels) = (Vec::new(), Vec::new());
+    let mut steps = Vec::with_capacity(plan.inside.len() + 4);
     for step in plan.inside.drain(..) {
         match step {
-            // Before it, nothing can be done.
-            Inside::AwaitAdmission { .. } => steps.insert(0, step),
+            // Hooks of the host are not the container's program.
+            Inside::Label(Label::AppArmor(_) | Label::Selinux(_)) if pivots => labels.push(step),
             // Interfaces that some sysctls are about come by way of hooks.
             Inside::Sysctl { .. } if pivots => sysctls.push(step),
             Inside::PivotRoot => {
@@ -102,6 +102,7 @@ pub fn complete(plan: &mut Plan, spec: &Spec, callers: &Callers) -> Result<(), P
                 }
                 steps.append(&mut sysctls);
                 steps.extend(create_container.clone().map(Inside::RunHooks));
+                steps.append(&mut labels);
                 steps.push(if callers.no_pivot { Inside::MoveRoot } else { Inside::PivotRoot });
             }
             // With the program's rights, no more.

@@ -155,6 +155,17 @@ pub struct Listener {
     pub entered: Option<i32>,
 }
 
+/// A label that a process takes, and has its children take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Label {
+    /// The AppArmor profile that exec brings.
+    AppArmor(String),
+    /// The SELinux label that exec brings.
+    Selinux(String),
+    /// The SELinux label of keys that are made until exec.
+    Keys(String),
+}
+
 /// A step of the container's first process.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Inside {
@@ -175,11 +186,7 @@ pub enum Inside {
     },
     /// Connect to the seccomp agent, while its socket can be reached.
     ConnectListener(Listener),
-    /// Write below `/proc/self/attr`: a security label.
-    Label {
-        file: &'static str,
-        value: String,
-    },
+    Label(Label),
     /// Enter an existing namespace.
     JoinNamespace {
         kind: i32,
@@ -231,7 +238,11 @@ pub enum Inside {
         name: &'static str,
         target: &'static str,
     },
-    MaskPath(PathBuf),
+    MaskPath {
+        path: PathBuf,
+        /// SELinux context of an empty directory in its place.
+        label: Option<String>,
+    },
     ReadonlyPath(PathBuf),
     /// Say that the root file system is complete, and wait until the hooks on the host have run.
     AwaitHooks,
@@ -356,7 +367,15 @@ pub fn create(
     let far = (user && !host.rootless) || !own_mounts;
     let mut sources = Sources::default();
 
+    let mount_label = process::selinux_label("linux.mountLabel", linux.mount_label(), host)?;
+    let (key_label, mut labels) = process::labels(process, host)?;
     let mut inside = Vec::new();
+    if own_mounts {
+        inside.extend(key_label.map(Inside::Label));
+    } else {
+        // Before it is in a mount namespace in which others may have anything for `/proc`.
+        namespaces.birth.labels = key_label.into_iter().chain(labels.drain(..)).collect();
+    }
     if user && namespaces.creates(libc::CLONE_NEWIPC) {
         namespaces.created &= !(libc::CLONE_NEWIPC as u64);
         inside.push(Inside::UnshareIpc);
@@ -376,7 +395,6 @@ pub fn create(
         let given = far.then(|| sources.add(Source::Connection(path.clone())));
         inside.push(Inside::ConnectListener(listener(spec, linux, path.clone(), given)));
     }
-    inside.extend(process::labels(process, host)?);
     if own_mounts {
         inside.push(Inside::Propagation(propagation.tree));
         inside.push(if far {
@@ -416,7 +434,7 @@ pub fn create(
                 let propagation = if shared { 0 } else { propagation.tree };
                 *given = Some(sources.add(Source::Tree { path, recursive, ids, propagation }));
             }
-            mount_label(&mut mount, linux, host)?;
+            mount.set_label(mount_label);
             inside.push(Inside::Mount(mount));
         }
         devices::devices(linux, mounts, &mut inside)?;
@@ -435,7 +453,15 @@ pub fn create(
     if own_mounts {
         inside.push(Inside::MakeDirectory(process.cwd().clone()));
         inside.extend(linux.readonly_paths().iter().flatten().map(|path| Inside::ReadonlyPath(path.into())));
-        inside.extend(linux.masked_paths().iter().flatten().map(|path| Inside::MaskPath(path.into())));
+        inside.extend(
+            linux
+                .masked_paths()
+                .iter()
+                .flatten()
+                .map(|path| Inside::MaskPath { path: path.into(), label: mount_label.cloned() }),
+        );
+        // By the host's /proc, which no image can have prepared.
+        inside.extend(labels.into_iter().map(Inside::Label));
         inside.push(Inside::PivotRoot);
         inside.extend(propagation.root.map(Inside::RootPropagation));
         if spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly) == Some(true) {
@@ -484,9 +510,15 @@ pub fn identify(plan: &mut Plan, id: &str, bundle: &std::path::Path) {
 
 /// Parts the container from the keyring of whoever creates it.
 pub fn part_keyring(plan: &mut Plan, id: &str) {
-    let admitted =
-        plan.inside.iter().take_while(|step| matches!(step, Inside::AwaitAdmission { .. })).count();
-    plan.inside.insert(admitted, Inside::SessionKeyring(format!("_ses.{id}")));
+    let first =
+        |step: &&Inside| matches!(step, Inside::AwaitAdmission { .. } | Inside::Label(Label::Keys(_)));
+    let at = plan.inside.iter().take_while(first).count();
+    plan.inside.insert(at, Inside::SessionKeyring(keyring_name(id)));
+}
+
+/// As with runc.
+pub fn keyring_name(id: &str) -> String {
+    format!("_ses.{id}")
 }
 
 /// What the creator opens, by number.
@@ -542,21 +574,6 @@ fn resources<'a>(linux: &'a Linux, host: &HostFacts) -> Option<Cow<'a, LinuxReso
         resources.to_mut().set_devices(None);
     }
     Some(resources)
-}
-
-/// `linux.mountLabel`: the SELinux context of the files in file systems that are the container's alone.
-fn mount_label(mount: &mut MountPlan, linux: &Linux, host: &HostFacts) -> Result<(), PlanError> {
-    let Some(label) = linux.mount_label().as_ref().filter(|label| !label.is_empty()) else { return Ok(()) };
-    if !host.selinux {
-        let reason = "this kernel has SELinux neither built in nor switched on".to_owned();
-        return Err(PlanError::Invalid { field: "linux.mountLabel".into(), value: label.clone(), reason });
-    }
-    if let MountKind::FileSystem { name, options, .. } = &mut mount.kind
-        && matches!(name.as_str(), "tmpfs" | "devpts" | "mqueue")
-    {
-        options.push(("context".to_owned(), Some(label.clone())));
-    }
-    Ok(())
 }
 
 fn not_supported(field: &str) -> PlanError {

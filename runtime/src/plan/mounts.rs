@@ -21,6 +21,8 @@ pub struct MountPlan {
     pub attributes: MountAttributes,
     /// For it and all mounts below (`rro` and its like, `rprivate` and its like).
     pub recursive: MountAttributes,
+    /// SELinux context of the files that are the container's alone.
+    pub label: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,7 +263,18 @@ impl MountPlan {
             own.append(&mut options.general);
             MountKind::FileSystem { name, source, options: own, copy_up }
         };
-        Ok(Self { target, kind, attributes: options.attributes, recursive: options.recursive })
+        let Options { attributes, recursive, .. } = options;
+        Ok(Self { target, kind, attributes, recursive, label: None })
+    }
+
+    /// `label` is for its files, unless they are the host's or the kernel's, which show themselves with their own.
+    pub(super) fn set_label(&mut self, label: Option<&String>) {
+        let own = match &self.kind {
+            MountKind::FileSystem { name, .. } => name != "proc" && name != "sysfs",
+            MountKind::Cgroup(_) => true,
+            MountKind::Bind { .. } => false,
+        };
+        self.label = label.filter(|_| own).cloned();
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
 
-use super::{HostFacts, PlanError};
+use super::{HostFacts, Label, PlanError};
 
 /// A range of ids: `size` of them from `container` on inside are those from `host` on outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct Birth {
     pub join: Vec<(i32, PathBuf)>,
     /// A new time namespace with these lines of `/proc/self/timens_offsets`.
     pub time: Option<String>,
+    /// What it takes before.
+    pub labels: Vec<Label>,
 }
 
 /// The namespaces of a container, by what happens to them.

@@ -10,7 +10,7 @@ use oci_spec::runtime::{
     LinuxSchedulerPolicy, MemoryPolicyFlagType, MemoryPolicyModeType, Process, Scheduler,
 };
 
-use super::{HostFacts, Inside, PlanError};
+use super::{HostFacts, Inside, Label, PlanError};
 use crate::sys::Scheduling;
 
 /// Beyond this no Linux numbers its CPUs or NUMA nodes.
@@ -180,35 +180,36 @@ pub(super) fn personality(linux: &Linux) -> Result<Option<Inside>, PlanError> {
     })))
 }
 
-/// Labels of security modules, for the program that will be run.
-pub(super) fn labels(process: &Process, host: &HostFacts) -> Result<Vec<Inside>, PlanError> {
-    let mut steps = Vec::new();
-    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-    let zero = |text: &str| text.contains('\0');
-    if let Some(profile) =
-        given(process.apparmor_profile()).filter(|name| name != "unconfined" || host.apparmor)
-    {
-        let field = "process.apparmorProfile";
-        if !host.apparmor {
-            return Err(invalid(field, profile, "this kernel has AppArmor neither built in nor switched on"));
-        }
-        if zero(&profile) {
-            return Err(invalid(field, profile.replace('\0', "\\0"), "it contains a zero byte"));
-        }
-        steps.push(Inside::Label { file: "apparmor/exec", value: format!("exec {profile}") });
+/// Labels of security modules: for keys that are made on the way, and for the program that will be run.
+pub(super) fn labels(process: &Process, host: &HostFacts) -> Result<(Option<Label>, Vec<Label>), PlanError> {
+    let mut program = Vec::new();
+    let profile = process.apparmor_profile().as_ref().filter(|profile| !profile.is_empty());
+    if let Some(profile) = profile.filter(|profile| *profile != "unconfined" || host.apparmor) {
+        check_label("process.apparmorProfile", profile, host.apparmor, "AppArmor")?;
+        program.push(Label::AppArmor(profile.clone()));
     }
-    if let Some(label) = given(process.selinux_label()) {
-        let field = "process.selinuxLabel";
-        if !host.selinux {
-            return Err(invalid(field, label, "this kernel has SELinux neither built in nor switched on"));
-        }
-        if zero(&label) {
-            return Err(invalid(field, label.replace('\0', "\\0"), "it contains a zero byte"));
-        }
-        steps.push(Inside::Label { file: "keycreate", value: label.clone() });
-        steps.push(Inside::Label { file: "exec", value: label });
-    }
-    Ok(steps)
+    let label = selinux_label("process.selinuxLabel", process.selinux_label(), host)?;
+    program.extend(label.cloned().map(Label::Selinux));
+    Ok((label.cloned().map(Label::Keys), program))
+}
+
+/// A label of SELinux, if there is one.
+pub(super) fn selinux_label<'a>(
+    field: &'static str,
+    label: &'a Option<String>,
+    host: &HostFacts,
+) -> Result<Option<&'a String>, PlanError> {
+    let label = label.as_ref().filter(|label| !label.is_empty());
+    label.map_or(Ok(()), |label| check_label(field, label, host.selinux, "SELinux")).map(|()| label)
+}
+
+fn check_label(field: &'static str, label: &str, enabled: bool, module: &str) -> Result<(), PlanError> {
+    let reason = match label.contains('\0') {
+        _ if !enabled => format!("this kernel has {module} neither built in nor switched on"),
+        true => "it contains a zero byte".to_owned(),
+        false => return Ok(()),
+    };
+    Err(invalid(field, label.replace('\0', "\\0"), reason))
 }
 
 /// CPUs of `process.execCPUAffinity`, for a process that joins a container: before it is in the cgroup, and after.

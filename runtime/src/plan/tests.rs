@@ -49,7 +49,7 @@ fn order_of_what_takes_and_what_drops_privileges() {
             ("cgroup namespace", position(&plan, "unshare", |step| matches!(step, Inside::UnshareCgroup))),
             ("mount", position(&plan, "mount", |step| matches!(step, Inside::Mount(_)))),
             ("read-only", position(&plan, "read-only", |step| matches!(step, Inside::ReadonlyPath(_)))),
-            ("mask", position(&plan, "mask", |step| matches!(step, Inside::MaskPath(_)))),
+            ("mask", position(&plan, "mask", |step| matches!(step, Inside::MaskPath { .. }))),
             ("pivot", position(&plan, "pivot", |step| matches!(step, Inside::PivotRoot))),
             ("read-only root", position(&plan, "ro root", |step| matches!(step, Inside::ReadonlyRoot))),
             ("seccomp", position(&plan, "seccomp", |step| matches!(step, Inside::Seccomp(_)))),
@@ -209,4 +209,78 @@ fn a_terminal_is_made_while_the_containers_devpts_can_be_reached_safely() {
     assert_eq!(add_terminal(&mut with, &spec), Ok(true));
     let made = position(&with, "terminal", |step| matches!(step, Inside::Terminal { .. }));
     assert_eq!(with.inside[made + 1], Inside::PivotRoot);
+}
+
+#[test]
+fn labels_come_after_the_hooks_of_the_host_and_before_what_others_have_for_proc() {
+    let facts = HostFacts { apparmor: true, selinux: true, ..host() };
+    let mut spec = default_spec();
+    let process = spec.process_mut().as_mut().unwrap();
+    process.set_apparmor_profile(Some("a".to_owned())).set_selinux_label(Some("s".to_owned()));
+    let keys = Label::Keys("s".to_owned());
+    let program = [Label::AppArmor("a".to_owned()), Label::Selinux("s".to_owned())];
+    let completed = |spec: &Spec| {
+        let rootfs = Rootfs::Directory("/image".into());
+        let mut plan = create(spec, &rootfs, "/state/rootfs".into(), "/rswarm/t", &facts).unwrap();
+        let callers =
+            Callers { id: "x".to_owned(), bundle: "/b".into(), no_pivot: false, keep_keyring: false };
+        complete(&mut plan, spec, &callers).unwrap();
+        plan
+    };
+    let hook: Hook = HookBuilder::default().path("/hook").build().unwrap();
+    let mut hooks = Hooks::default();
+    hooks.set_create_container(Some(vec![hook]));
+    spec.set_hooks(Some(hooks));
+    let plan = completed(&spec);
+    let at = |wanted: &Label| {
+        position(&plan, "label", |step| matches!(step, Inside::Label(label) if label == wanted))
+    };
+    let keyring = position(&plan, "keyring", |step| matches!(step, Inside::SessionKeyring(_)));
+    let hooks = position(&plan, "hooks", |step| matches!(step, Inside::RunHooks(_)));
+    let pivot = position(&plan, "pivot", |step| matches!(step, Inside::PivotRoot));
+    let order = [at(&keys), keyring, hooks, at(&program[0]), at(&program[1]), pivot];
+    assert!(order.is_sorted(), "{order:?}");
+
+    // In a mount namespace of others, the process has its labels when it is born.
+    spec.set_hooks(None).set_mounts(None);
+    let linux = spec.linux_mut().as_mut().unwrap();
+    linux.set_masked_paths(None).set_readonly_paths(None).set_devices(None);
+    for namespace in linux.namespaces_mut().iter_mut().flatten() {
+        if namespace.typ() == LinuxNamespaceType::Mount {
+            namespace.set_path(Some("/proc/7/ns/mnt".into()));
+        }
+    }
+    let plan = completed(&spec);
+    assert!(!plan.inside.iter().any(|step| matches!(step, Inside::Label(_))), "{:?}", plan.inside);
+    let born = plan.outside.iter().find_map(|step| match step {
+        Outside::SpawnInit { birth, .. } => birth.as_ref(),
+        _ => None,
+    });
+    assert_eq!(born.unwrap().labels, [&[keys], &program[..]].concat());
+}
+
+#[test]
+fn the_mount_label_is_for_files_that_are_the_containers_alone() {
+    let mut spec = default_spec();
+    let facts = HostFacts { selinux: true, ..host() };
+    let bind = MountBuilder::default().destination("/x").typ("bind").source("/s").build().unwrap();
+    spec.mounts_mut().as_mut().unwrap().push(bind);
+    spec.linux_mut().as_mut().unwrap().set_mount_label(Some("m".to_owned()));
+    let make = |spec: &Spec| {
+        create(spec, &Rootfs::Directory("/image".into()), "/state/rootfs".into(), "/rswarm/t", &facts)
+    };
+    let plan = make(&spec).unwrap();
+    let targets = |labelled: bool| -> Vec<&str> {
+        let mounts = plan.inside.iter().filter_map(|step| match step {
+            Inside::Mount(mount) => Some(mount),
+            _ => None,
+        });
+        let found = mounts.filter(|mount| mount.label.is_some() == labelled);
+        found.map(|mount| mount.target.to_str().unwrap()).collect()
+    };
+    assert_eq!(targets(false), ["/proc", "/sys", "/x"]);
+    assert_eq!(targets(true), ["/dev", "/dev/pts", "/sys/fs/cgroup", "/dev/mqueue", "/dev/shm"]);
+    spec.linux_mut().as_mut().unwrap().set_mount_label(Some("m\0".to_owned()));
+    let expected = "`linux.mountLabel` has the invalid value `m\\0`: it contains a zero byte";
+    assert_eq!(make(&spec).unwrap_err().to_string(), expected);
 }

@@ -12,6 +12,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 
 use super::inside::write_existing;
+use super::label;
 use crate::error::{Failure, Step};
 use crate::plan::{Birth, namespace_name};
 use crate::sys::{self, Fork};
@@ -55,6 +56,7 @@ pub(super) fn make(birth: &Birth, namespaces: u64, cgroup: Option<BorrowedFd<'_>
 }
 
 fn go(birth: &Birth) -> Result<(), Failure> {
+    birth.labels.iter().try_for_each(label::take)?;
     if let Some(offsets) = &birth.time {
         sys::unshare(libc::CLONE_NEWTIME).step(|| "make a time namespace".to_owned())?;
         if !offsets.is_empty() {

@@ -9,6 +9,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::{Gid, Uid};
 
+use super::label;
 use super::listener::Listener;
 use super::root::{self, Root};
 use super::sources;
@@ -113,12 +114,7 @@ impl Process {
                 self.listener = Some(Listener::connect(listener, given)?);
                 Ok(())
             }
-            Inside::Label { file, value } => {
-                // The host's /proc, which no image can have prepared. It takes effect with exec.
-                let path = PathBuf::from(format!("/proc/self/attr/{file}"));
-                write_existing(&path, value)
-                    .step(|| format!("write the label `{value}` to `{}`", path.display()))
-            }
+            Inside::Label(label) => label::take(label),
             Inside::OomScoreAdj(adjustment) => {
                 oom_score_adj(Path::new("/proc/self/oom_score_adj"), *adjustment)
             }
@@ -180,7 +176,7 @@ impl Process {
             }
             Inside::Device(device) => self.root()?.device(device),
             Inside::DeviceLink { name, target } => self.root()?.device_link(name, target),
-            Inside::MaskPath(path) => self.root()?.mask(path),
+            Inside::MaskPath { path, label } => self.root()?.mask(path, label.as_deref()),
             Inside::ReadonlyPath(path) => self.root()?.make_readonly(path),
             Inside::AwaitHooks => {
                 send(self.lines.channel.as_fd(), &[HOOKS]).step(|| "report to the creator".to_owned())?;

@@ -13,6 +13,7 @@ mod copy;
 mod enter;
 mod host;
 mod inside;
+mod label;
 mod listener;
 mod root;
 mod sources;

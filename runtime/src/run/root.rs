@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, XattrFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
@@ -117,7 +117,8 @@ impl Root {
                 if name == "tmpfs" {
                     attributes.set &= !libc::MOUNT_ATTR_RDONLY;
                 }
-                let mount = new_mount(name, source.as_deref(), options, attributes, &plan.target)?;
+                let label = plan.label.as_deref();
+                let mount = new_mount(name, source.as_deref(), options, attributes, label, &plan.target)?;
                 let kernel = KERNEL.contains(&name.as_str());
                 let missing = self.resolve(&plan.target).is_err();
                 let place =
@@ -213,7 +214,7 @@ impl Root {
     }
 
     /// Hides what is at `path`, if anything is: an empty directory or an empty file in its place.
-    pub fn mask(&mut self, path: &Path) -> Result<(), Failure> {
+    pub fn mask(&mut self, path: &Path, label: Option<&str>) -> Result<(), Failure> {
         let step = || format!("mask `{}`", path.display());
         let Some(place) = self.existing(path).step(step)? else { return Ok(()) };
         let stat = rustix::fs::fstat(&place).step(step)?;
@@ -221,7 +222,7 @@ impl Root {
             let Some(empty) = &self.empty else {
                 let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
                 let options = [("size".to_owned(), Some("0k".to_owned()))];
-                let first = new_mount("tmpfs", Some("tmpfs"), &options, attributes, path)?;
+                let first = new_mount("tmpfs", Some("tmpfs"), &options, attributes, label, path)?;
                 // Before Linux 6.15 a mount can be cloned only once it is attached.
                 attach(first.as_fd(), place.as_fd()).step(step)?;
                 self.empty = Some(first);
@@ -363,12 +364,13 @@ fn split(path: &Path) -> rustix::io::Result<(&Path, &OsStr)> {
     }
 }
 
-/// A new instance of a file system, mounted nowhere yet.
+/// A new instance of a file system, mounted nowhere yet, whose files have the SELinux context `label`.
 fn new_mount(
     name: &str,
     source: Option<&str>,
     options: &[(String, Option<String>)],
     attributes: MountAttributes,
+    label: Option<&str>,
     target: &Path,
 ) -> Result<OwnedFd, Failure> {
     let step = || format!("mount {name} on `{}`", target.display());
@@ -389,9 +391,22 @@ fn new_mount(
         let value = value.as_deref().map_or(String::new(), |value| format!("={value}"));
         set.step(|| format!("{} with option `{key}{value}`", step()))?;
     }
-    rustix::mount::fsconfig_create(&context).step(step)?;
+    // The kernel has made the file system of message queues with their namespace, and takes no options for it.
+    let later = name == "mqueue";
+    let labelling = |label: &str| format!("{} with the SELinux label `{label}`", step());
+    if let Some(label) = label.filter(|_| !later) {
+        rustix::mount::fsconfig_set_string(&context, "context", label).step(|| labelling(label))?;
+    }
+    rustix::mount::fsconfig_create(&context).step(|| label.map_or_else(step, labelling))?;
     let flags = MountAttrFlags::from_bits_retain(attributes.set as u32);
-    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).step(step)
+    let mount = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).step(step)?;
+    if let Some(label) = label.filter(|_| later) {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(&mount, ".", flags, Mode::empty()).step(step)?;
+        rustix::fs::fsetxattr(&root, "security.selinux", label.as_bytes(), XattrFlags::empty())
+            .step(|| labelling(label))?;
+    }
+    Ok(mount)
 }
 
 /// A copy of the mount at `path`, mounted nowhere yet.
@@ -470,7 +485,8 @@ fn cgroup_mount(cgroup: &Cgroup, plan: &MountPlan, place: BorrowedFd<'_>) -> Res
     }
     let writable = MountAttributes { set: plan.attributes.set & !libc::MOUNT_ATTR_RDONLY, ..plan.attributes };
     let options = [("mode".to_owned(), Some("755".to_owned()))];
-    let tmpfs = new_mount("tmpfs", Some("cgroup"), &options, writable, &plan.target)?;
+    let label = plan.label.as_deref();
+    let tmpfs = new_mount("tmpfs", Some("cgroup"), &options, writable, label, &plan.target)?;
     let step = || format!("mount the cgroups on `{}`", plan.target.display());
     attach(tmpfs.as_fd(), place).step(step)?;
     for member in &cgroup.members {

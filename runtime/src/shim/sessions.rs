@@ -299,8 +299,10 @@ fn make(
     let namespaces = run::joinable(entry.namespaces, container.init);
     entry.namespaces = namespaces & !PIDS;
     entry.cgroup_files = container.cgroup.v1_task_files();
+    let id = container.directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    entry.keyring = Some(plan::keyring_name(&id));
     if let Some(listener) = &mut entry.listener {
-        listener.id = container.directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        listener.id = id;
         container.directory.clone_into(&mut listener.bundle);
     }
     let steps = plan::enter(&process, entry, &HostFacts::labels(&process)).map_err(invalid)?;

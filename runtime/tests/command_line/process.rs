@@ -143,3 +143,26 @@ fn descriptors_are_kept_when_asked_for_and_else_closed() {
     assert_eq!(seen(""), "");
     assert_eq!(seen("--preserve-fds 2"), "/etc/passwd\n/etc/group\n");
 }
+
+#[test]
+fn exec_has_a_session_keyring_of_its_own_unless_the_container_keeps_the_callers() {
+    let Some(lab) = Lab::new() else { return };
+    if !std::path::Path::new("/proc/keys").exists() {
+        eprintln!("skipped: needs a kernel with keyrings");
+        return;
+    }
+    let runtimes = [Some(Runtime::ours(&lab)), Runtime::peer(&lab)];
+    for runtime in runtimes.iter().flatten() {
+        for (more, own) in [(&[][..], true), (&["--no-new-keyring"], false)] {
+            let mut bundle = Bundle::new(&lab, runtime.name, "sleep 1000");
+            bundle.config["linux"]["maskedPaths"] = json!([]);
+            bundle.write();
+            runtime.done(&[&["create", "--bundle", bundle.path()], more, &["keys"]].concat());
+            runtime.done(&["start", "keys"]);
+            // Of the keys of root, a user sees those alone that the own process has.
+            let keys = runtime.done(&["exec", "--user", "1000", "keys", "cat", "/proc/keys"]);
+            assert_eq!(keys.contains("_ses.keys"), own, "{} {more:?}: {keys}", runtime.name);
+            runtime.done(&["delete", "--force", "keys"]);
+        }
+    }
+}
