@@ -487,13 +487,13 @@ fn keyrings_have_the_selinux_label() {
     let mut bundle = labelled(&lab, "long", "cat /proc/keys > /etc/keys; sleep 1000");
     bundle.config["linux"]["maskedPaths"] = json!([]);
     bundle.write();
-    runtime.done(&["create", "--bundle", bundle.path(), "x"]);
-    runtime.done(&["start", "x"]);
+    runtime.done(&["create", "--bundle", bundle.path(), "keyed"]);
+    runtime.done(&["start", "keyed"]);
     let keys = lab.layer().join("etc/keys");
     common::eventually("the keys are shown", || {
-        std::fs::read_to_string(&keys).is_ok_and(|text| text.contains("_ses"))
+        std::fs::read_to_string(&keys).is_ok_and(|text| text.contains("_ses.keyed"))
     });
     // Of the keys of root, a user sees those alone that the own process has.
-    let found = runtime.done(&["exec", "--user", "1000", "x", "cat", "/proc/keys"]);
-    assert!(found.contains("_ses.x"), "{found}");
+    let found = runtime.done(&["exec", "--user", "1000", "keyed", "cat", "/proc/keys"]);
+    assert!(found.contains("_ses.keyed"), "{found}");
 }

@@ -20,7 +20,7 @@ pub struct Entry {
     pub listener: Option<Listener>,
     /// `PER_*`.
     pub personality: Option<u32>,
-    /// The name of a session keyring, in place of the caller's.
+    /// The name of its session keyring, unless it keeps the caller's.
     pub keyring: Option<String>,
 }
 

@@ -175,7 +175,7 @@ pub enum Inside {
         /// It is root of the container's user namespace already.
         user: bool,
     },
-    /// Leave the caller's session keyring for a new one of this name.
+    /// Leave the caller's session keyring for the container's, of this name.
     SessionKeyring(String),
     /// Wait for so many descriptors of the creator, and until it has done its part; be root of the user namespace.
     AwaitAdmission {

@@ -103,7 +103,7 @@ impl Process {
                 self.user = *user;
                 self.enter_namespaces(*kinds)
             }
-            Inside::SessionKeyring(name) => session_keyring(name),
+            Inside::SessionKeyring(name) => session_keyring(name, self.lines.target.is_none()),
             Inside::JoinNamespace { kind, path } => join_namespace(*kind, path),
             Inside::AwaitAdmission { descriptors, user, open } => {
                 self.await_admission(*descriptors, *user)?;
@@ -410,12 +410,15 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Failure> {
         .step(|| format!("open `{}`", path.display()))
 }
 
-/// What the caller keeps in its session keyring is none of the container's business.
-fn session_keyring(name: &str) -> Result<(), Failure> {
+/// What the caller keeps in its session keyring is none of the container's business. The `first` process makes one that
+/// those find who enter the container later.
+fn session_keyring(name: &str, first: bool) -> Result<(), Failure> {
+    let step = || format!("make the session keyring `{name}`");
     match sys::join_session_keyring(name) {
         // A kernel without keyrings, or a seccomp filter around us that forbids them.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(()),
-        other => other.step(|| format!("make the session keyring `{name}`")),
+        Ok(keyring) if first => sys::let_join_keyring(keyring).step(step),
+        other => other.map(drop).step(step),
     }
 }
 

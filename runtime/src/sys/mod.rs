@@ -241,11 +241,23 @@ pub fn keep_only<const N: usize>(
     }
 }
 
-/// Makes a new session keyring and leaves the old one. Source: `keyctl(2)`, `KEYCTL_JOIN_SESSION_KEYRING`.
-pub fn join_session_keyring(name: &str) -> io::Result<()> {
+/// Leaves the session keyring for the one of this name, which is made if nobody has one that may be searched: its number.
+///
+/// Source: `keyctl(2)`, `KEYCTL_JOIN_SESSION_KEYRING`.
+pub fn join_session_keyring(name: &str) -> io::Result<c_long> {
     let name = CString::new(name)?;
     // SAFETY: `name` outlives the call.
-    check(unsafe { libc::syscall(libc::SYS_keyctl, 1, name.as_ptr()) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) })
+}
+
+/// Lets processes of the keyring's user join it by its name.
+///
+/// Source: `keyctl(2)`, `KEYCTL_SETPERM`; `keyrings(7)`, "Access rights".
+pub fn let_join_keyring(keyring: c_long) -> io::Result<()> {
+    // All for who has it, view, read, search and link for its user: what it is made with, and search.
+    const RIGHTS: u32 = 0x3f1b_0000;
+    // SAFETY: the call takes no pointers.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_SETPERM, keyring, RIGHTS) }).map(drop)
 }
 
 /// Takes over the descriptor this process was started with as number `fd`, moved away from the standard ones.
