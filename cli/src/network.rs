@@ -76,7 +76,8 @@ pub struct CreateArgs {
     /// Label
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
-    /// Option of the driver: `encrypted` (what goes between nodes), com.docker.network.driver.mtu=BYTES
+    /// Option of the driver, by Docker's name: `encrypted`, `com.docker.network.driver.mtu`, and of bridges `enable_icc`,
+    /// `enable_ip_masquerade` and `host_binding_ipv4`, all three behind `com.docker.network.bridge.`
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = label)]
     opt: Vec<(String, String)>,
     /// What Docker tells local networks from; here it follows from the driver

@@ -72,6 +72,7 @@ fn refused(netns: &Path, address: impl Into<IpAddr>, port: u16) -> bool {
 fn networks_have_the_families_and_the_way_out_that_they_were_made_with() {
     let Some(lab) = ClusterLab::form("families", 1, 1) else { return };
     internal_bridge(&lab);
+    bridge_with_options(&lab);
     let hosts = give_ipv6(&lab);
     dual_bridge(&lab, &hosts);
     ipv6_alone(&lab, &hosts);
@@ -113,6 +114,46 @@ fn internal_bridge(lab: &ClusterLab) {
             assert!(refused(&netns, address, port), "{address}:{port}");
         }
     }
+}
+
+/// What Docker's options ask for is so, and shown; what is not to be had is refused with the reason.
+fn bridge_with_options(lab: &ClusterLab) {
+    let option = |name: &str| format!("com.docker.network.{name}");
+    let create = ["network", "create", "--driver", "bridge"];
+    for (refused, reason) in [
+        ("bridge.name=br7", "each node names its bridge"),
+        ("bridge.enable_icc=no", "expected `true` or `false`"),
+        ("driver.mtu=100", "expected a number of bytes from 576"),
+    ] {
+        let refused = option(refused);
+        let refusal = [&create[..], &["-o", &refused, "tuned"]].concat();
+        lab.refused(1, &refusal, &[refused.split('=').next().unwrap_or_default(), reason]);
+    }
+    let (mtu, icc, host_ip) = (
+        option("driver.mtu=1400"),
+        option("bridge.enable_icc=false"),
+        option("bridge.host_binding_ipv4=127.0.0.1"),
+    );
+    lab.ok(1, &[&create[..], &["-o", &mtu, "-o", &icc, "-o", &host_ip, "tuned"]].concat());
+    let seen = shown(lab, "tuned", "{{json .Options}}");
+    for part in [&mtu, &icc, &host_ip] {
+        let (name, value) = part.split_once('=').expect("an option");
+        assert!(seen.contains(&format!(r#""{name}":"{value}""#)), "{seen}");
+    }
+    let flags = [&["--network", "tuned"][..], &ON_HOST_1].concat();
+    let port = ["--publish", "mode=host,published=8094,target=80"];
+    lab.create(1, "shy", 1, &[&flags[..], &port].concat(), &["serve", "80"]);
+    lab.create(1, "neighbour", 1, &flags, &[]);
+    lab.until_running(1, "shy", 1, SOON);
+    lab.until_running(1, "neighbour", 1, SOON);
+    let neighbour = namespaces(lab, "neighbour").remove(0);
+    assert!(output(&neighbour, "ip link show eth0").contains(" mtu 1400 "));
+    let found = resolve(&neighbour, gateway(lab, "tuned"), "shy").expect("a known name");
+    assert!(refused(&neighbour, *found.first().expect("its address"), 80));
+    let host = lab.host(1);
+    assert_eq!(task_at_port(&host.netns, Ipv4Addr::LOCALHOST.into(), 8094), "shy.1");
+    assert!(refused(&lab.config().wire_netns(), host.address, 8094));
+    lab.ok(1, &["service", "rm", "shy"]);
 }
 
 /// Gives the hosts and the wire between them IPv6 addresses; returns those of the hosts.

@@ -258,6 +258,8 @@ fn on_bridge(mut task: Task) -> Task {
         address: Some(TaskAddress { address, prefix_len: 24, gateway, ipv6: None }),
         aliases: vec![],
         internal: false,
+        mtu: None,
+        bridge: rswarm_types::network::BridgeOptions::default(),
         joined: false,
     }];
     task

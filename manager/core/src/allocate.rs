@@ -90,6 +90,8 @@ impl Allocator<'_> {
             address: network.ipam.map(|ipam| self.address(network, ipam)).transpose()?,
             aliases: aliases.to_vec(),
             internal: network.spec.internal,
+            mtu: network.spec.mtu,
+            bridge: network.spec.bridge,
             joined: false,
         })
     }

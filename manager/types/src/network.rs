@@ -41,12 +41,14 @@ pub struct NetworkSpec {
     /// The network that carries the routing mesh; one in the cluster at most.
     #[serde(default)]
     pub ingress: bool,
-    /// Bytes of a packet inside; `None` follows the path between the nodes.
+    /// Bytes of a packet inside; `None` follows the path between the nodes, and of a bridge is what Ethernet has.
     #[serde(default)]
     pub mtu: Option<u32>,
     /// Traffic between nodes is encrypted.
     #[serde(default)]
     pub encrypted: bool,
+    #[serde(default)]
+    pub bridge: BridgeOptions,
     /// As the user gave them, for what shows them again.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
@@ -66,9 +68,28 @@ impl NetworkSpec {
             ingress: false,
             mtu: None,
             encrypted: false,
+            bridge: BridgeOptions::default(),
             options: BTreeMap::new(),
             ipam: IpamSpec::default(),
         }
+    }
+}
+
+/// What options say of a network of driver `bridge` alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BridgeOptions {
+    /// Whether its tasks reach each other.
+    pub icc: bool,
+    /// Whether what leaves the node takes the node's address.
+    pub masquerade: bool,
+    /// Where alone ports in mode `host` answer that name no place of their own.
+    pub host_ip: Option<Ipv4Addr>,
+}
+
+impl Default for BridgeOptions {
+    fn default() -> Self {
+        Self { icc: true, masquerade: true, host_ip: None }
     }
 }
 
@@ -212,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_before_networks_could_have_ipv6_alone_is_read_as_it_was_meant() {
+    fn what_was_written_before_networks_could_have_ipv6_alone_or_options_is_read_as_it_was_meant() {
         let ipv6 = r#"{"subnet":{"address":"fd00:1::","prefix_len":64},"gateway":"fd00:1::1"}"#;
         assert!(!serde_json::from_str::<Ipam6>(ipv6).unwrap().alone);
         assert!(!serde_json::from_str::<IpamSpec6>(r#"{"subnet":null,"gateway":null}"#).unwrap().alone);
@@ -225,7 +246,10 @@ mod tests {
             r#"{{"network":"{}","name":"n","driver":"bridge","address":null,"aliases":[]}}"#,
             NetworkId::from_bytes([1; 16])
         );
-        assert!(!serde_json::from_str::<crate::task::TaskNetwork>(&network).unwrap().internal);
+        let network: crate::task::TaskNetwork = serde_json::from_str(&network).unwrap();
+        assert!(!network.internal);
+        let BridgeOptions { icc, masquerade, host_ip } = network.bridge;
+        assert_eq!((network.mtu, icc, masquerade, host_ip), (None, true, true, None));
     }
 
     #[test]

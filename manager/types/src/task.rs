@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::network::NetworkDriver;
+use crate::network::{BridgeOptions, NetworkDriver};
 use crate::node::{Platform, Resources, words};
 use crate::service::{PortConfig, Protocol, host_ip};
 use crate::{InterfaceName, Labels, Meta, NetworkId, NodeId, ServiceId, TaskId, Timestamp, Version};
@@ -278,6 +278,12 @@ pub struct TaskNetwork {
     /// It has no way out and none in.
     #[serde(default)]
     pub internal: bool,
+    /// [`NetworkSpec::mtu`](crate::NetworkSpec::mtu).
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    /// [`NetworkSpec::bridge`](crate::NetworkSpec::bridge).
+    #[serde(default)]
+    pub bridge: BridgeOptions,
     /// This task alone was connected to it by a user; its service is not on the network.
     #[serde(default)]
     pub joined: bool,

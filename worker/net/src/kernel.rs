@@ -42,14 +42,12 @@ pub(crate) use ipv6::{configure_inside6, enable_ipv6};
 const LOOPBACK: u32 = 1;
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
-/// The settings of a bridge of this node alone: published ports answer at 127.0.0.1, and no container is its router.
-fn settle_bridge(bridge: &str, ipv6: bool) -> Result<(), NetError> {
-    switch_on(&route_localnet(bridge))?;
-    ipv6::settle_bridge(bridge, ipv6)
-}
+const ROUTE_LOCALNET: &str = "route_localnet";
+const PROXY_ARP_PVLAN: &str = "proxy_arp_pvlan";
 
-fn route_localnet(bridge: &str) -> PathBuf {
-    PathBuf::from(format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"))
+/// A setting of a link.
+fn setting(link: &str, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/sys/net/ipv4/conf/{link}/{name}"))
 }
 
 /// Whether a sysctl of this thread's network namespace is on. One that cannot be read counts as off: writing it then
@@ -59,7 +57,12 @@ fn is_on(path: &Path) -> bool {
 }
 
 fn switch_on(path: &Path) -> Result<(), NetError> {
-    fs::write(path, "1").map_err(|source| NetError::Sysctl { path: path.to_owned(), value: "1", source })
+    switch(path, true)
+}
+
+fn switch(path: &Path, on: bool) -> Result<(), NetError> {
+    let value = if on { "1" } else { "0" };
+    fs::write(path, value).map_err(|source| NetError::Sysctl { path: path.to_owned(), value, source })
 }
 
 /// The sockets of one network namespace and the names to use in it.
@@ -424,16 +427,17 @@ impl Kernel {
         match operation {
             Operation::EnableForwarding6 => ipv6::enable_forwarding(),
             Operation::EnableForwarding => switch_on(Path::new(FORWARDING)),
-            Operation::SettleBridge { bridge, ipv6 } => settle_bridge(bridge, *ipv6),
+            Operation::SettleBridge { bridge, ipv6, answers } => self.settle_bridge(bridge, *ipv6, *answers),
             Operation::RemoveLink { link } => route::delete_link(socket, link).map(drop).map_err(failed),
             Operation::CreateBridge { bridge, mac } => {
                 route::create_bridge(socket, bridge, *mac).map_err(failed)
             }
-            Operation::SetBridge { bridge, mac, alias } => {
+            Operation::SetBridge { bridge, mac, alias, mtu } => {
                 let change = LinkChange {
                     up: Some(true),
                     alias: Some(alias),
                     mac: Some(*mac),
+                    mtu: *mtu,
                     ..LinkChange::default()
                 };
                 route::set_link(socket, bridge, &change).map_err(failed)
@@ -462,27 +466,30 @@ impl Kernel {
                 let index = self.index_of(link)?;
                 forwarding::delete_neighbour(&mut self.route, index, (*address).into()).map_err(failed)
             }
-            Operation::CreateVeth { link, endpoint } => {
+            Operation::CreateVeth { link, endpoint, mtu } => {
                 let namespace = netns::open(&netns::of_process(endpoint.netns_pid))?;
                 let peer = Peer {
                     name: &endpoint.interface_name,
                     mac: Some(endpoint.mac()),
-                    mtu: None,
+                    mtu: *mtu,
                     namespace: namespace.as_fd(),
                 };
                 route::create_veth(socket, link, &peer).map_err(failed)
             }
-            Operation::ConfigureInside { endpoint, address, gateway } => {
+            Operation::ConfigureInside { endpoint, address, gateway, mtu } => {
                 let mut socket = socket_inside(endpoint)?;
-                configure_inside(&mut socket, &endpoint.interface_name, *address, *gateway).map_err(failed)
+                configure_inside(&mut socket, &endpoint.interface_name, *mtu, *address, *gateway)
+                    .map_err(failed)
             }
             Operation::ConfigureInside6 { endpoint, inside } => configure_inside6(endpoint, inside),
-            Operation::SetVeth { link, bridge, alias } => {
+            Operation::SetVeth { link, bridge, alias, mtu, isolated } => {
+                // Isolated before it comes up, so that nothing passes meanwhile.
                 let master = Some(self.index_of(bridge)?);
-                let change =
-                    LinkChange { up: Some(true), alias: Some(alias), master, ..LinkChange::default() };
-                let set = route::set_link(&mut self.route, link, &change);
-                set.and_then(|()| route::set_hairpin(&mut self.route, link)).map_err(failed)
+                let joined = LinkChange { master, mtu: *mtu, ..LinkChange::default() };
+                let up = LinkChange { up: Some(true), alias: Some(alias), ..LinkChange::default() };
+                let set = route::set_link(&mut self.route, link, &joined);
+                let set = set.and_then(|()| route::set_hairpin(&mut self.route, link, *isolated));
+                set.and_then(|()| route::set_link(&mut self.route, link, &up)).map_err(failed)
             }
             Operation::BuildRules(_)
             | Operation::AddElement(_)
@@ -491,6 +498,18 @@ impl Kernel {
             | Operation::ForgetPort { .. }
             | Operation::Overlay(_) => Ok(()), // Performed above, or in groups.
         }
+    }
+
+    /// The settings of a bridge of this node alone: published ports answer at 127.0.0.1, and no container is its router.
+    fn settle_bridge(&mut self, bridge: &str, ipv6: bool, answers: bool) -> Result<(), NetError> {
+        switch_on(&setting(bridge, ROUTE_LOCALNET))?;
+        if answers {
+            let index = self.index_of(bridge)?;
+            forwarding::answer_at_once(&mut self.route, index)
+                .map_err(|error| NetError::kernel(format!("have bridge `{bridge}` answer at once"), error))?;
+        }
+        switch(&setting(bridge, PROXY_ARP_PVLAN), answers)?;
+        ipv6::settle_bridge(bridge, ipv6)
     }
 
     fn index_of(&mut self, name: &str) -> Result<u32, NetError> {
@@ -532,6 +551,7 @@ pub(crate) fn index_of(socket: &mut Socket, name: &str) -> Result<u32, KernelErr
 
 fn observed_link(link: &Link, master: Option<String>) -> ObservedLink {
     let is_bridge = link.kind == "bridge";
+    let has = |name| is_on(&setting(&link.name, name));
     ObservedLink {
         kind: link.kind.clone(),
         alias: link.alias.clone(),
@@ -540,9 +560,12 @@ fn observed_link(link: &Link, master: Option<String>) -> ObservedLink {
         master,
         addresses: BTreeSet::new(),
         addresses6: BTreeSet::new(),
-        route_localnet: (is_bridge || link.alias.is_some()) && is_on(&route_localnet(&link.name)),
+        route_localnet: (is_bridge || link.alias.is_some()) && has(ROUTE_LOCALNET),
         ipv6: if is_bridge { ipv6::of_bridge(&link.name) } else { None },
         hairpin: link.hairpin,
+        isolated: link.isolated,
+        answers: is_bridge && has(PROXY_ARP_PVLAN),
+        mtu: link.mtu,
         peer: link.peer,
     }
 }
@@ -556,6 +579,7 @@ pub(crate) fn socket_inside(endpoint: &Endpoint) -> Result<Socket, NetError> {
 pub(crate) fn configure_inside(
     socket: &mut Socket,
     name: &str,
+    mtu: Option<u32>,
     address: Option<Cidr>,
     gateway: Option<std::net::Ipv4Addr>,
 ) -> Result<(), KernelError> {
@@ -564,7 +588,7 @@ pub(crate) fn configure_inside(
     let up = LinkChange { up: Some(true), ..LinkChange::default() };
     route::set_link(socket, "lo", &up)?;
     route::set_addresses(socket, index, &address.into_iter().collect())?;
-    route::set_link(socket, name, &up)?;
+    route::set_link(socket, name, &LinkChange { mtu, ..up })?;
     gateway.map_or(Ok(()), |gateway| forwarding::set_default_route(socket, index, gateway))
 }
 

@@ -67,6 +67,8 @@ mod testing {
             internal: false,
             ipv6: None,
             ipv6_only: false,
+            mtu: None,
+            separate: false,
         }
     }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::NetError,
-    overlay::{Overlay, fabric::Local},
+    overlay::{MTU_MAX, MTU_MIN, MTU6_MIN, Overlay, fabric::Local},
 };
 
 /// Longest interface name the kernel takes (`IFNAMSIZ` less the closing NUL).
@@ -126,6 +126,12 @@ pub struct BridgeNetwork {
     /// Without IPv4: such addresses only tell who is who, and nobody has them.
     #[serde(default)]
     pub ipv6_only: bool,
+    /// Bytes of a packet inside; left to the kernel if `None`.
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    /// Its containers reach each other by published ports alone.
+    #[serde(default)]
+    pub separate: bool,
 }
 
 /// One container's attachment to a network.
@@ -372,6 +378,11 @@ impl BridgeNetwork {
         }
         if let Some(ipv6) = self.ipv6.filter(|ipv6| !(1..=64).contains(&ipv6.prefix_len)) {
             return invalid(format!("expected an IPv6 prefix of 1 to 64, found `{ipv6}`"));
+        }
+        // Less would end IPv4, and IPv6 where there is any.
+        let least = if self.ipv6.is_some() { MTU6_MIN } else { MTU_MIN };
+        if let Some(mtu) = self.mtu.filter(|mtu| !(least..=MTU_MAX).contains(mtu)) {
+            return invalid(format!("expected an MTU of {least} to {MTU_MAX}, found {mtu}"));
         }
         Ok(())
     }

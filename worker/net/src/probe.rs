@@ -52,6 +52,8 @@ pub(crate) fn probe(config: &NetworkConfig) -> Result<(), NetError> {
             internal: false,
             ipv6: None,
             ipv6_only: false,
+            mtu: None,
+            separate: false,
         });
         let adds: Vec<Change> = elements.into_iter().map(|element: Element| Change::Add(element)).collect();
         kernel.change_firewall(&adds)?;

@@ -318,6 +318,8 @@ fn a_task_on_an_overlay_is_stopped_once_no_node_sends_it_connections() {
             address: None,
             aliases: vec![],
             internal: false,
+            mtu: None,
+            bridge: rswarm_types::network::BridgeOptions::default(),
             joined: false,
         };
         Task { desired, networks: vec![network], ..task(1) }
@@ -363,6 +365,8 @@ fn a_running_task_is_connected_to_what_it_is_given_and_tried_again() {
             address: None,
             aliases: vec![],
             internal: false,
+            mtu: None,
+            bridge: rswarm_types::network::BridgeOptions::default(),
             joined: true,
         };
         Task { desired: TaskState::Running, networks: networks.iter().map(network).collect(), ..task(1) }

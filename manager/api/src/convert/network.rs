@@ -8,7 +8,7 @@ use rswarm_types as types;
 use types::netmap::{
     Joined, MapAttachment, MapBridge, MapEndpoint, MapNetwork, MapNode, MapService, NetworkChange, NetworkMap,
 };
-use types::network::{Ipam, Ipam6, IpamSpec, IpamSpec6, Network, NetworkSpec};
+use types::network::{BridgeOptions, Ipam, Ipam6, IpamSpec, IpamSpec6, Network, NetworkSpec};
 use types::node::{NodeNetworkFacts, TunnelKey, TunnelKeys};
 use types::service::{Protocol, ServiceEndpoint};
 use types::{NetworkId, NodeId, ServiceId, TaskId, Version};
@@ -69,6 +69,7 @@ impl From<&NetworkSpec> for v1::NetworkSpec {
             ingress: spec.ingress,
             mtu: spec.mtu,
             encrypted: spec.encrypted,
+            bridge: Some((&spec.bridge).into()),
             options: labels(&spec.options),
             subnet: text(spec.ipam.subnet),
             gateway: text(spec.ipam.gateway),
@@ -93,6 +94,7 @@ impl TryFrom<v1::NetworkSpec> for NetworkSpec {
             ingress: wire.ingress,
             mtu: wire.mtu,
             encrypted: wire.encrypted,
+            bridge: or_default("bridge", wire.bridge)?,
             options: wire.options.into_iter().collect(),
             ipam: IpamSpec {
                 subnet: parse_optional("subnet", &wire.subnet)?,
@@ -106,6 +108,20 @@ impl TryFrom<v1::NetworkSpec> for NetworkSpec {
                 .filter(|_| wire.ipv6),
             },
         })
+    }
+}
+
+impl From<&BridgeOptions> for v1::BridgeOptions {
+    fn from(options: &BridgeOptions) -> Self {
+        Self { no_icc: !options.icc, no_masquerade: !options.masquerade, host_ip: text(options.host_ip) }
+    }
+}
+
+impl TryFrom<v1::BridgeOptions> for BridgeOptions {
+    type Error = WireError;
+    fn try_from(wire: v1::BridgeOptions) -> Result<Self, WireError> {
+        let host_ip = parse_optional("host_ip", &wire.host_ip)?;
+        Ok(Self { icc: !wire.no_icc, masquerade: !wire.no_masquerade, host_ip })
     }
 }
 
@@ -457,6 +473,7 @@ mod tests {
         let mut spec = NetworkSpec::new("backend", NetworkDriver::Overlay);
         spec.internal = true;
         spec.mtu = Some(1400);
+        spec.bridge = BridgeOptions { icc: false, masquerade: false, host_ip: Some([127, 0, 0, 1].into()) };
         spec.labels.insert("a".into(), "b".into());
         spec.options.insert("com.docker.network.driver.mtu".into(), "1400".into());
         spec.ipam.subnet = Some("10.9.0.0/16".parse().unwrap());

@@ -358,6 +358,8 @@ impl From<&TaskNetwork> for v1::TaskNetwork {
             }),
             aliases: network.aliases.clone(),
             internal: network.internal,
+            mtu: network.mtu,
+            bridge: Some((&network.bridge).into()),
             joined: network.joined,
         }
     }
@@ -376,6 +378,8 @@ impl TryFrom<v1::TaskNetwork> for TaskNetwork {
                 .transpose()?,
             aliases: wire.aliases,
             internal: wire.internal,
+            mtu: wire.mtu,
+            bridge: or_default("bridge", wire.bridge)?,
             joined: wire.joined,
         })
     }
@@ -406,7 +410,7 @@ impl TryFrom<v1::TaskAddress> for TaskAddress {
 mod tests {
     use super::*;
     use std::time::Duration;
-    use types::network::NetworkDriver;
+    use types::network::{BridgeOptions, NetworkDriver};
     use types::service::{PortConfig, Protocol, PublishMode, ServiceMode, UpdateOrder, UpdateState};
     use types::task::{
         Mount, MountKind, NetworkAttachment, PlacementFilter, RestartCondition, TaskState, Ulimit,
@@ -532,6 +536,8 @@ mod tests {
                 }),
                 aliases: vec![],
                 internal: true,
+                mtu: Some(1400),
+                bridge: BridgeOptions { host_ip: Some([127, 0, 0, 1].into()), ..BridgeOptions::default() },
                 joined: true,
             }],
         };

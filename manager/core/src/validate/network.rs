@@ -1,5 +1,7 @@
 //! What a network and the cluster's address pools must satisfy.
 
+mod options;
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use rswarm_types::cluster::{Subnet, Subnet6};
@@ -24,9 +26,6 @@ const MTU6_MIN: u32 = 1280;
 /// Shortest prefix of an IPv6 subnet: what a provider is given.
 const PREFIX6_MIN: u8 = 32;
 
-const MTU_OPTION: &str = "com.docker.network.driver.mtu";
-const ENCRYPTED_OPTION: &str = "encrypted";
-
 /// Ports that may carry the data path. Source: swarm-parity 1.1, `--data-path-port`.
 const DATA_PATH_PORTS: std::ops::RangeInclusive<u16> = 1024..=49_151;
 
@@ -37,12 +36,14 @@ pub enum NetworkError {
         "a network of driver `{0}` exists in every cluster, under that name: expected `overlay` or `bridge`"
     )]
     Driver(NetworkDriver),
-    #[error("unknown option `{name}` for driver `{driver}`: expected {}", known_options(*.driver))]
+    #[error("unknown option `{name}` for driver `{driver}`: expected {}", options::known(*.driver))]
     Option { name: String, driver: NetworkDriver },
-    #[error("invalid option `{MTU_OPTION}={0}`: expected a number of bytes from {MTU_MIN} to {MTU_MAX}")]
-    Mtu(String),
-    #[error("invalid option `{ENCRYPTED_OPTION}={0}`: expected `true` (or nothing) or `false`")]
-    Encrypted(String),
+    #[error("option `{name}` is not for rswarm: {why}")]
+    OptionRefused { name: String, why: &'static str },
+    #[error("invalid option `{name}={value}`: expected {expected}")]
+    OptionValue { name: String, value: String, expected: String },
+    #[error("invalid MTU {0}: expected a number of bytes from {MTU_MIN} to {MTU_MAX}")]
+    Mtu(u32),
     #[error(
         "the ingress network is an overlay that no container attaches to and that has a way out: leave out {0}"
     )]
@@ -68,7 +69,10 @@ pub enum NetworkError {
     Size { what: &'static str, found: Subnet },
     #[error("invalid subnet `{0}`: expected a network of /{PREFIX6_MIN} to /{PREFIX6_MAX}")]
     Size6(Subnet6),
-    #[error("invalid option `{MTU_OPTION}={0}` for a network with IPv6: expected at least {MTU6_MIN} bytes")]
+    #[error(
+        "invalid option `{option}={0}` for a network with IPv6: expected at least {MTU6_MIN} bytes",
+        option = options::MTU
+    )]
     Mtu6(u32),
     #[error("invalid {what} `{found}`: it overlaps `{reserved}`, {why}")]
     Reserved { what: &'static str, found: String, reserved: String, why: &'static str },
@@ -82,32 +86,15 @@ pub enum NetworkError {
     DataPathPort { found: u16 },
 }
 
-fn known_options(driver: NetworkDriver) -> &'static str {
-    if driver == NetworkDriver::Overlay { "`com.docker.network.driver.mtu` or `encrypted`" } else { "none" }
-}
-
 /// Checks a network as the user wrote it, and takes its options in.
 pub fn network_spec(spec: &mut NetworkSpec) -> Result<(), SpecError> {
     super::name(&spec.name)?;
     if matches!(spec.driver, NetworkDriver::Host | NetworkDriver::None) {
         return Err(NetworkError::Driver(spec.driver).into());
     }
-    for (name, value) in &spec.options {
-        match (name.as_str(), spec.driver) {
-            (MTU_OPTION, NetworkDriver::Overlay) => {
-                let mtu = value.parse().ok().filter(|mtu| (MTU_MIN..=MTU_MAX).contains(mtu));
-                spec.mtu = Some(mtu.ok_or_else(|| NetworkError::Mtu(value.clone()))?);
-            }
-            (ENCRYPTED_OPTION, NetworkDriver::Overlay) => match value.as_str() {
-                "" | "true" => spec.encrypted = true,
-                "false" => spec.encrypted = false,
-                _ => return Err(NetworkError::Encrypted(value.clone()).into()),
-            },
-            _ => return Err(NetworkError::Option { name: name.clone(), driver: spec.driver }.into()),
-        }
-    }
+    options::take_in(spec)?;
     if let Some(mtu) = spec.mtu.filter(|mtu| !(MTU_MIN..=MTU_MAX).contains(mtu)) {
-        return Err(NetworkError::Mtu(mtu.to_string()).into());
+        return Err(NetworkError::Mtu(mtu).into());
     }
     if let Some(mtu) = spec.mtu.filter(|mtu| spec.ipam.ipv6.is_some() && *mtu < MTU6_MIN) {
         return Err(NetworkError::Mtu6(mtu).into());
@@ -124,6 +111,7 @@ pub fn network_spec(spec: &mut NetworkSpec) -> Result<(), SpecError> {
     }
     let alone = spec.ipam.ipv6.is_some_and(|ipv6| ipv6.alone);
     let parts = [
+        (spec.bridge.host_ip.is_some(), "a host binding"),
         (spec.ipam.subnet.is_some(), "a subnet"),
         (spec.ipam.gateway.is_some(), "a gateway"),
         (spec.ipam.range.is_some(), "an address range"),
@@ -325,30 +313,6 @@ mod tests {
             (Box::new(|_| {}), ""),
             (Box::new(|s| s.name = "a.b".into()), "invalid name"),
             (Box::new(|s| s.driver = NetworkDriver::Host), "driver `host` exists in every cluster"),
-            (Box::new(move |s| option(s, MTU_OPTION, "1400")), ""),
-            (Box::new(move |s| option(s, MTU_OPTION, "70000")), "mtu=70000`: expected a number"),
-            (Box::new(move |s| option(s, MTU_OPTION, "big")), "mtu=big`"),
-            (Box::new(move |s| option(s, "encrypted", "")), ""),
-            (Box::new(move |s| option(s, "encrypted", "false")), ""),
-            (
-                Box::new(move |s| option(s, "encrypted", "yes")),
-                "invalid option `encrypted=yes`: expected `true`",
-            ),
-            (
-                Box::new(move |s| {
-                    s.driver = NetworkDriver::Bridge;
-                    option(s, "encrypted", "");
-                }),
-                "unknown option `encrypted` for driver `bridge`",
-            ),
-            (Box::new(move |s| option(s, "dsr", "1")), "unknown option `dsr` for driver `overlay`"),
-            (
-                Box::new(move |s| {
-                    s.driver = NetworkDriver::Bridge;
-                    option(s, MTU_OPTION, "1400");
-                }),
-                "for driver `bridge`: expected none",
-            ),
             (Box::new(|s| (s.ingress, s.attachable) = (true, true)), "leave out `attachable`"),
             (Box::new(|s| (s.ingress, s.internal) = (true, true)), "leave out `internal`"),
             (
@@ -396,6 +360,14 @@ mod tests {
             (
                 Box::new(move |s| {
                     alone(s);
+                    s.driver = NetworkDriver::Bridge;
+                    option(s, "com.docker.network.bridge.host_binding_ipv4", "127.0.0.1");
+                }),
+                "a host binding of IPv4 is given for a network without IPv4",
+            ),
+            (
+                Box::new(move |s| {
+                    alone(s);
                     s.ingress = true;
                 }),
                 "leave out `--ipv4=false`",
@@ -419,7 +391,7 @@ mod tests {
             (
                 Box::new(move |s| {
                     ipv6(s, None, None);
-                    option(s, MTU_OPTION, "1279");
+                    option(s, options::MTU, "1279");
                 }),
                 "mtu=1279` for a network with IPv6",
             ),
@@ -439,15 +411,6 @@ mod tests {
             let mut spec = NetworkSpec::new("front", NetworkDriver::Overlay);
             change(&mut spec);
             check(network_spec(&mut spec).err().map(|error| error.to_string()), expected);
-        }
-        let mut spec = NetworkSpec::new("front", NetworkDriver::Overlay);
-        option(&mut spec, MTU_OPTION, "1400");
-        network_spec(&mut spec).unwrap();
-        assert_eq!((spec.mtu, spec.encrypted), (Some(1400), false));
-        for (value, encrypted) in [("", true), ("true", true), ("false", false)] {
-            option(&mut spec, "encrypted", value);
-            network_spec(&mut spec).unwrap();
-            assert_eq!(spec.encrypted, encrypted, "{value:?}");
         }
     }
 }

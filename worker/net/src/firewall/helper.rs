@@ -92,8 +92,8 @@ use super::{
     Set,
     rules::{
         Base, CT_ESTABLISHED, CT_RELATED, ChainSpec, Ct, Expr, Family, Layout, Meta, Onward, REG_1, REG_2,
-        REG_3, Verdict, WORD_1, WORD_5, ether_type, in_set, inet, ipv4, ipv6, name_is, rule, source_check,
-        state, translated, tunnelled,
+        REG_3, Verdict, WORD_1, WORD_5, ether_type, in_set, inet, ipv4, ipv6, l4proto, name_is, rule,
+        source_check, state, translated, tunnelled,
     },
 };
 use crate::wireguard::WIREGUARD;
@@ -148,10 +148,6 @@ pub(crate) static HELPER: Layout = Layout {
     chains,
     balancers: &[SERVICE, SERVICE6, PUBLISHED, PUBLISHED6],
 };
-
-fn l4proto(protocol: i32) -> [Expr; 2] {
-    [Expr::Meta { key: Meta::L4proto, to: REG_1 }, Expr::Equal(vec![protocol as u8])]
-}
 
 /// A version of IP: where its header has the addresses, and the sets that such addresses are in.
 struct Version {

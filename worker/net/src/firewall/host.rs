@@ -27,10 +27,13 @@
 //!                       ip6 daddr @peers6 iifname @bridges meta l4proto . th dport @guarded reject
 //!                       meta nfproto ipv4 iifname . oifname @within accept
 //!                       iifname . oifname @within oifname . ip6 daddr @members6 accept
+//!                       iifname @internal ct status dnat reject
+//!                       iifname @internal meta l4proto tcp reject with tcp reset
 //!                       iifname @internal reject
 //!                       oifname @internal reject
 //!                       iifname @bridges oifname != @bridges accept
 //!                       oifname @bridges ct status dnat accept
+//!                       oifname @bridges meta l4proto tcp reject with tcp reset
 //!                       oifname @bridges reject }
 //!   chain postrouting { type nat hook postrouting priority srcnat
 //!                       oifname . ip saddr @members ct status dnat masquerade
@@ -67,6 +70,10 @@
 //!   that nodes have for each other (`guarded`), at whichever address of this node or another (`peers`).
 //! - Of an internal network nothing is forwarded, and its containers reach of the node the name server at their gateway,
 //!   which is a member there for that, and nothing else.
+//! - Of a bridge whose containers are separate nothing is `within`: its ports exchange no frames, the bridge answers ARP for all of
+//!   them, and so they are strangers to each other like those of other bridges. The kernel says of each such packet that it
+//!   came by the way it goes (a redirect), and counts that against the refusals it may send: hence the resets,
+//!   which are not translated back, and so are not for what was translated.
 //! - By IPv6 containers of one bridge reach each other by the node, which is told where each is and asks nobody: what is for
 //!   an address that none of them has is refused before it could fill the table of neighbours.
 //! - Nothing here depends on `bridge-nf-call-iptables`. Where that is on, traffic between containers of one bridge
@@ -85,8 +92,8 @@ use super::{
     Set,
     rules::{
         Base, CT_ESTABLISHED, CT_RELATED, ChainSpec, Expr, Family, Layout, Meta, OPERATOR, REG_1, REG_2,
-        Verdict, WORD_1, WORD_2, WORD_5, in_set, inet, ipv4, ipv6, loopback, not_in_set, rule, source_check,
-        state, translated, tunnelled,
+        Verdict, WORD_1, WORD_2, WORD_5, in_set, inet, ipv4, ipv6, l4proto, loopback, not_in_set, rule,
+        source_check, state, translated, tunnelled,
     },
 };
 
@@ -199,7 +206,7 @@ fn chains() -> Vec<ChainSpec> {
     use Expr::{Map, Masquerade, Meta as Load, Snat};
     let accept = &[Expr::Verdict(Verdict::Accept)];
     let drop = &[Expr::Verdict(Verdict::Drop)];
-    let reject = &[Expr::Unreachable];
+    let (reject, reset) = (&[Expr::Unreachable], &[Expr::Reset]);
     let internal = &in_set(Meta::Iifname, Set::Internal);
     let within = &[
         Load { key: Meta::Iifname, to: REG_1 },
@@ -245,6 +252,8 @@ fn chains() -> Vec<ChainSpec> {
                 rule([&ipv6(), &to_peer(Set::Peers6, 24, 16), &guard()]),
                 rule([&ipv4(), within, accept]),
                 rule([&ipv6(), within, &member(Meta::Oifname, DESTINATION6), accept]),
+                rule([internal, &translated(), reject]),
+                rule([internal, &l4proto(libc::IPPROTO_TCP), reset]),
                 rule([internal, reject]),
                 rule([&in_set(Meta::Oifname, Set::Internal), reject]),
                 rule([
@@ -253,6 +262,7 @@ fn chains() -> Vec<ChainSpec> {
                     accept,
                 ]),
                 rule([&in_set(Meta::Oifname, Set::Bridges), &translated(), accept]),
+                rule([&in_set(Meta::Oifname, Set::Bridges), &l4proto(libc::IPPROTO_TCP), reset]),
                 rule([&in_set(Meta::Oifname, Set::Bridges), reject]),
             ],
         ),

@@ -31,7 +31,7 @@ pub enum Set {
     Masqueraded,
     /// `inet`: bridges of internal networks.
     Internal,
-    /// `inet`: bridge in and bridge out, equal: traffic that stays on its bridge.
+    /// `inet`: bridge in and bridge out, equal: traffic that stays on its bridge, where containers reach each other.
     Within,
     /// `inet`: bridge and an address on it: a container's, and the gateway's on an internal one.
     Members,
@@ -445,7 +445,8 @@ impl fmt::Debug for Element {
 /// The elements that a network needs.
 pub(crate) fn network_elements(network: &BridgeNetwork) -> BTreeSet<Element> {
     let bridge = network.bridge.as_str();
-    let mut elements = BTreeSet::from([Element::link(Set::Bridges, bridge), Element::within(bridge)]);
+    let mut elements = BTreeSet::from([Element::link(Set::Bridges, bridge)]);
+    elements.extend((!network.separate).then(|| Element::within(bridge)));
     if network.internal {
         elements.insert(Element::link(Set::Internal, bridge));
         let gateways = network.gateways().map(|address| Element::address(Set::Members, bridge, address));

@@ -327,6 +327,10 @@ pub(super) fn tunnelled() -> [Expr; 4] {
     ]
 }
 
+pub(super) fn l4proto(protocol: i32) -> [Expr; 2] {
+    [Expr::Meta { key: Meta::L4proto, to: REG_1 }, Expr::Equal(vec![protocol as u8])]
+}
+
 pub(super) fn not_in_set(key: Meta, set: Set) -> [Expr; 2] {
     [Expr::Meta { key, to: REG_1 }, Expr::Lookup { set, absent: true }]
 }

@@ -60,6 +60,7 @@ fn nonsense_is_refused_by_name() {
         },
         "endpoint `a`: expected an address behind gateway `fd00:1::1/64`, found `fd00:2::2`",
     );
+    check(|n| n.networks[0].mtu = Some(500), "network `n0`: expected an MTU of 576 to 65485, found 500");
     check(|n| n.endpoints[1].id = "a".into(), "endpoint `a`: given twice");
     check(
         |n| n.endpoints[1].network = "n9".into(),

@@ -295,9 +295,10 @@ pub(crate) fn set_link(socket: &mut Socket, name: &str, change: &LinkChange<'_>)
     socket.execute(&Message::new(libc::RTM_SETLINK, &link_header(0, change.up), attributes))
 }
 
-/// Lets a port of a bridge send back what came in by it. The link must be on its bridge already.
-pub(crate) fn set_hairpin(socket: &mut Socket, name: &str) -> Result<(), KernelError> {
-    set_port(socket, name, &[(IFLA_BRPORT_MODE, 1)])
+/// Lets a port of a bridge send back what came in by it; `isolated`, it exchanges no frames with other such ports. The link
+/// must be on its bridge already.
+pub(crate) fn set_hairpin(socket: &mut Socket, name: &str, isolated: bool) -> Result<(), KernelError> {
+    set_port(socket, name, &[(IFLA_BRPORT_MODE, 1), (IFLA_BRPORT_ISOLATED, u8::from(isolated))])
 }
 
 /// What [`close_port`] sets: nothing is learned from the port, and it gets only what is addressed to somebody who is

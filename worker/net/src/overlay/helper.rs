@@ -487,7 +487,7 @@ impl Helper {
     pub fn perform(&mut self, host: &mut Socket, step: &Step) -> Result<(), NetError> {
         if let Action::ConfigureInside { endpoint, address, gateway } = &step.0 {
             let mut socket = socket_inside(endpoint)?;
-            return configure_inside(&mut socket, &endpoint.interface_name, *address, *gateway)
+            return configure_inside(&mut socket, &endpoint.interface_name, None, *address, *gateway)
                 .map_err(|error| NetError::kernel(step.to_string(), error));
         }
         if let Action::ConfigureInside6 { endpoint, inside } = &step.0 {

@@ -16,6 +16,6 @@ pub(crate) mod helper;
 mod model;
 pub(crate) mod plan;
 
+pub(crate) use model::{MTU_MAX, MTU_MIN, bridge_name, next_hop, vxlan_name};
 pub use model::{MTU6_MIN, Overlay, OverlayNetwork, PublishedPort, VirtualService};
-pub(crate) use model::{bridge_name, next_hop, vxlan_name};
 pub use plan::Step;

@@ -100,6 +100,10 @@ impl PublishedPort {
     }
 }
 
+/// Least bytes of a packet: what every host has to accept. Source: RFC 791.
+pub(crate) const MTU_MIN: u32 = 576;
+/// Most: an IPv4 packet, less what VXLAN puts around it.
+pub(crate) const MTU_MAX: u32 = 65_485;
 /// Least bytes of a packet where there is IPv6. Source: RFC 8200, section 5.
 pub const MTU6_MIN: u32 = 1280;
 
@@ -239,7 +243,7 @@ impl Overlay {
             if network.ipv6.is_some() && network.mtu < MTU6_MIN {
                 return invalid("network", id(), "expected an MTU of at least 1280 for IPv6");
             }
-            if !(576..=65_485).contains(&network.mtu) {
+            if !(MTU_MIN..=MTU_MAX).contains(&network.mtu) {
                 return invalid("network", id(), "expected an MTU of 576 to 65485");
             }
             if network.ingress && network.ipv6_only {

@@ -74,6 +74,11 @@ pub struct ObservedLink {
     pub ipv6: Option<bool>,
     /// Whether a port of a bridge may send back what came in by it.
     pub hairpin: bool,
+    /// Whether a port of a bridge exchanges no frames with other such ports.
+    pub isolated: bool,
+    /// Whether a bridge answers for all addresses behind it; only looked at for bridges.
+    pub answers: bool,
+    pub mtu: u32,
     /// Index of a veth's other end.
     pub peer: Option<u32>,
 }
@@ -147,11 +152,12 @@ pub enum Operation {
         bridge: String,
         mac: Mac,
     },
-    /// Sets a bridge's MAC and alias and brings it up.
+    /// Sets a bridge's MAC, alias and MTU and brings it up.
     SetBridge {
         bridge: String,
         mac: Mac,
         alias: String,
+        mtu: Option<u32>,
     },
     AddAddress {
         link: String,
@@ -165,6 +171,8 @@ pub enum Operation {
     SettleBridge {
         bridge: String,
         ipv6: bool,
+        /// Whether it answers for all addresses behind it, so that what is for them is routed.
+        answers: bool,
     },
     AddAddress6 {
         link: String,
@@ -188,13 +196,15 @@ pub enum Operation {
     CreateVeth {
         link: String,
         endpoint: Endpoint,
+        mtu: Option<u32>,
     },
-    /// Gives the container's end its IPv4 address and route. `address` is `None` on a network without IPv4, `gateway` also on
-    /// an internal one.
+    /// Gives the container's end its MTU, IPv4 address and route. `address` is `None` on a network without IPv4, `gateway` also
+    /// on an internal one.
     ConfigureInside {
         endpoint: Endpoint,
         address: Option<Cidr>,
         gateway: Option<Ipv4Addr>,
+        mtu: Option<u32>,
     },
     ConfigureInside6 {
         endpoint: Endpoint,
@@ -209,6 +219,8 @@ pub enum Operation {
         link: String,
         bridge: String,
         alias: String,
+        mtu: Option<u32>,
+        isolated: bool,
     },
     /// Deletes the tracked connections of an address.
     ForgetAddress {
@@ -241,11 +253,12 @@ impl fmt::Display for Operation {
             Self::RemoveNeighbour { link, address } => {
                 write!(f, "remove neighbour `{address}` from `{link}`")
             }
-            Self::SettleBridge { bridge, ipv6 } => {
+            Self::SettleBridge { bridge, ipv6, answers } => {
                 let ipv6 = if *ipv6 { "enable" } else { "disable" };
-                write!(f, "enable route_localnet and {ipv6} IPv6 on `{bridge}`")
+                let answers = if *answers { ", proxy_arp_pvlan" } else { "" };
+                write!(f, "enable route_localnet{answers} and {ipv6} IPv6 on `{bridge}`")
             }
-            Self::CreateVeth { link, endpoint } => {
+            Self::CreateVeth { link, endpoint, .. } => {
                 write!(
                     f,
                     "create veth `{link}` to `{}` of endpoint `{}`",
@@ -465,13 +478,21 @@ pub(crate) fn plan_network(
         operations.push(Operation::CreateBridge { bridge: bridge.clone(), mac });
     }
     // Before it comes up, as it gives itself an address else, and asks for routers. The other addresses go with it.
-    let settled = found.filter(|link| link.route_localnet && link.ipv6 == network.ipv6.map(|_| true));
+    let settled = found.filter(|link| {
+        link.route_localnet && link.ipv6 == network.ipv6.map(|_| true) && link.answers == network.separate
+    });
     if settled.is_none() {
-        let ipv6 = network.ipv6.is_some();
-        operations.push(Operation::SettleBridge { bridge: bridge.clone(), ipv6 });
+        let (ipv6, answers) = (network.ipv6.is_some(), network.separate);
+        operations.push(Operation::SettleBridge { bridge: bridge.clone(), ipv6, answers });
     }
-    if found.is_none_or(|link| !link.up || link.mac != Some(mac) || link.alias.as_ref() != Some(&alias)) {
-        operations.push(Operation::SetBridge { bridge: bridge.clone(), mac, alias });
+    let set = found.is_some_and(|link| {
+        link.up
+            && link.mac == Some(mac)
+            && link.alias.as_ref() == Some(&alias)
+            && network.mtu.is_none_or(|mtu| link.mtu == mtu)
+    });
+    if !set {
+        operations.push(Operation::SetBridge { bridge: bridge.clone(), mac, alias, mtu: network.mtu });
     }
     let surplus = found.into_iter().flat_map(|link| &link.addresses).copied();
     let surplus = surplus.filter(|found| Some(*found) != network.ipv4());
@@ -507,6 +528,7 @@ pub(crate) fn plan_endpoint(
     let out = endpoint.default_route && !network.internal;
     let address = network.ipv4().map(|_| endpoint.cidr());
     let gateway = address.and(out.then_some(endpoint.gateway));
+    let (mtu, isolated) = (network.mtu, network.separate);
     // Both ends must be there, belong together, and carry the right MAC; else the pair is made anew.
     let pair = link.zip(inside).filter(|(link, inside)| {
         link.kind == "veth" && link.peer == Some(inside.index) && inside.mac == Some(endpoint.mac())
@@ -515,11 +537,15 @@ pub(crate) fn plan_endpoint(
         if link.is_some() {
             steps.before.push(Operation::RemoveLink { link: name.clone() });
         }
-        steps.before.push(Operation::CreateVeth { link: name.clone(), endpoint: endpoint.clone() });
+        let (link, endpoint) = (name.clone(), endpoint.clone());
+        steps.before.push(Operation::CreateVeth { link, endpoint, mtu });
     }
-    let configured = pair.is_some_and(|(_, inside)| inside.is_configured(address, gateway));
+    let configured = pair.is_some_and(|(_, inside)| {
+        inside.is_configured(address, gateway) && mtu.is_none_or(|mtu| inside.mtu == mtu)
+    });
     if !configured {
-        steps.before.push(Operation::ConfigureInside { endpoint: endpoint.clone(), address, gateway });
+        let endpoint = endpoint.clone();
+        steps.before.push(Operation::ConfigureInside { endpoint, address, gateway, mtu });
     }
     let wanted6 = endpoint
         .address6(network)
@@ -533,11 +559,14 @@ pub(crate) fn plan_endpoint(
     let in_place = pair.is_some_and(|(link, _)| {
         link.up
             && link.hairpin
+            && link.isolated == isolated
+            && mtu.is_none_or(|mtu| link.mtu == mtu)
             && link.master.as_ref() == Some(&network.bridge)
             && link.alias.as_ref() == Some(&alias)
     });
     if !in_place {
-        steps.after.push(Operation::SetVeth { link: name, bridge: network.bridge.clone(), alias });
+        let (link, bridge) = (name, network.bridge.clone());
+        steps.after.push(Operation::SetVeth { link, bridge, alias, mtu, isolated });
     }
     steps
 }

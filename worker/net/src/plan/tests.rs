@@ -31,9 +31,10 @@ fn perform(config: &NetworkConfig, observed: &mut Observed, operation: &Operatio
             let link = ObservedLink { kind: "bridge".into(), mac: Some(*mac), ..ObservedLink::default() };
             assert!(observed.links.insert(bridge.clone(), link).is_none(), "created {bridge} twice");
         }
-        Operation::SetBridge { bridge, mac, alias } => {
+        Operation::SetBridge { bridge, mac, alias, mtu } => {
             let link = observed.links.get_mut(bridge).unwrap();
             (link.up, link.mac, link.alias) = (true, Some(*mac), Some(alias.clone()));
+            link.mtu = mtu.unwrap_or(link.mtu);
             observed.neighbours.retain(|(of, ..)| of != bridge);
         }
         Operation::AddAddress { link, address } => {
@@ -42,9 +43,9 @@ fn perform(config: &NetworkConfig, observed: &mut Observed, operation: &Operatio
         Operation::RemoveAddress { link, address } => {
             assert!(observed.links.get_mut(link).unwrap().addresses.remove(address));
         }
-        Operation::SettleBridge { bridge, ipv6 } => {
+        Operation::SettleBridge { bridge, ipv6, answers } => {
             let link = observed.links.get_mut(bridge).unwrap();
-            (link.route_localnet, link.ipv6) = (true, ipv6.then_some(true));
+            (link.route_localnet, link.ipv6, link.answers) = (true, ipv6.then_some(true), *answers);
             link.addresses6.clear();
             observed.neighbours.retain(|(of, ..)| of != bridge);
         }
@@ -66,15 +67,17 @@ fn perform(config: &NetworkConfig, observed: &mut Observed, operation: &Operatio
         Operation::ConfigureInside6 { endpoint, inside } => {
             observed.inside.get_mut(&endpoint.id).unwrap().ipv6 = inside.clone();
         }
-        Operation::CreateVeth { link, endpoint } => {
-            let index = observed.links.len() as u32 + 10;
-            let near = ObservedLink { kind: "veth".into(), peer: Some(index), ..ObservedLink::default() };
+        Operation::CreateVeth { link, endpoint, mtu } => {
+            let (index, mtu) = (observed.links.len() as u32 + 10, mtu.unwrap_or(1500));
+            let near =
+                ObservedLink { kind: "veth".into(), peer: Some(index), mtu, ..ObservedLink::default() };
             assert!(observed.links.insert(link.clone(), near).is_none(), "created {link} twice");
-            let far = Inside { index, mac: Some(endpoint.mac()), ..Inside::default() };
+            let far = Inside { index, mtu, mac: Some(endpoint.mac()), ..Inside::default() };
             observed.inside.insert(endpoint.id.clone(), far);
         }
-        Operation::ConfigureInside { endpoint, address, gateway } => {
+        Operation::ConfigureInside { endpoint, address, gateway, mtu } => {
             let inside = observed.inside.get_mut(&endpoint.id).unwrap();
+            inside.mtu = mtu.unwrap_or(inside.mtu);
             inside.up = true;
             inside.loopback_up = true;
             inside.addresses = address.iter().copied().collect();
@@ -91,9 +94,10 @@ fn perform(config: &NetworkConfig, observed: &mut Observed, operation: &Operatio
             assert!(!observed.elements.iter().any(|other| other.same_key(element)), "no room for {element}");
             observed.elements.insert(element.clone());
         }
-        Operation::SetVeth { link, bridge, alias } => {
+        Operation::SetVeth { link, bridge, alias, mtu, isolated } => {
             assert!(observed.links.contains_key(bridge));
             let link = observed.links.get_mut(link).unwrap();
+            (link.mtu, link.isolated) = (mtu.unwrap_or(link.mtu), *isolated);
             (link.up, link.master, link.alias) = (true, Some(bridge.clone()), Some(alias.clone()));
             link.hairpin = true;
         }
@@ -179,6 +183,18 @@ fn each_difference_has_its_repair() {
     check(|_, o| o.inside.get_mut("a").unwrap().gateway = None, &[NEW_VETH[2]]);
     check(|_, o| o.inside.get_mut("a").unwrap().loopback_up = false, &[NEW_VETH[2]]);
     check(|_, o| drop(o.inside.remove("a")), &NEW_VETH);
+    check(
+        |n, _| n.networks[0].mtu = Some(1400),
+        &["bring up bridge `rsw-br0`", "configure `eth0` of endpoint `a`", NEW_VETH[3]],
+    );
+    check(
+        |n, _| n.networks[0].separate = true,
+        &[
+            "enable route_localnet, proxy_arp_pvlan and disable IPv6 on `rsw-br0`",
+            "remove nft element: within rsw-br0",
+            NEW_VETH[3],
+        ],
+    );
     check(
         |n, _| n.endpoints[0].ports[0].target = 81,
         &[
@@ -301,14 +317,17 @@ fn each_difference_in_ipv6_has_its_repair() {
 
 /// Any node of up to 3 networks and 12 endpoints.
 fn any_node() -> impl Strategy<Value = NodeNetwork> {
-    let networks = prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 1..4);
+    let options = (any::<bool>(), prop::option::of(1280u32..1300));
+    let networks = prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>(), options), 1..4);
     let endpoints = prop::collection::btree_map(2u8..14, (0usize..3, any::<bool>(), 1u16..4), 0..12);
     (networks, endpoints).prop_map(|(networks, endpoints)| {
         let networks: Vec<_> = (0u8..)
             .zip(networks)
-            .map(|(number, (masquerade, internal, ipv6))| BridgeNetwork {
+            .map(|(number, (masquerade, internal, ipv6, (separate, mtu)))| BridgeNetwork {
                 masquerade,
                 internal,
+                separate,
+                mtu,
                 // The two flags that have nothing to do with each other make a third.
                 ipv6_only: ipv6 && masquerade != internal,
                 ipv6: ipv6.then(|| gateway6(number.into())),

@@ -13,6 +13,7 @@ mod hostile;
 mod ipv6;
 mod lab;
 mod mesh;
+mod options;
 mod overlay;
 mod repair;
 mod sctp;

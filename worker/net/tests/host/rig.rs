@@ -246,6 +246,8 @@ pub fn network() -> BridgeNetwork {
         internal: false,
         ipv6: None,
         ipv6_only: false,
+        mtu: None,
+        separate: false,
     }
 }
 

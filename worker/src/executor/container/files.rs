@@ -121,6 +121,8 @@ mod tests {
             }),
             aliases: vec![],
             internal: false,
+            mtu: None,
+            bridge: rswarm_types::network::BridgeOptions::default(),
             joined: false,
         }
     }

@@ -1,6 +1,7 @@
 //! The links of one container: which it has to have, and how they are numbered. Pure.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use rswarm_net::{Cidr, Cidr6, Endpoint, HostPort};
 use rswarm_types::netmap::NetworkMap;
@@ -76,6 +77,28 @@ fn endpoint(
     }
 }
 
+/// The network with the way out.
+fn way_out(links: &[Link<'_>], map: &NetworkMap) -> Option<NetworkId> {
+    let networks: Vec<_> = links.iter().map(|(network, _)| *network).collect();
+    overlay::way_out(map, &networks)
+}
+
+/// The network that ports lead to: the one with the way out, else the first.
+fn reached_by<'a>(links: &[Link<'a>], map: &NetworkMap) -> Option<&'a TaskNetwork> {
+    let way_out = way_out(links, map);
+    let mut networks = links.iter().map(|(network, _)| *network);
+    let first = networks.clone().next();
+    networks.find(|network| Some(network.network) == way_out).or(first)
+}
+
+/// Where ports answer that name no place themselves is a matter of the network that they lead to.
+pub fn bind(ports: &mut [PortStatus], links: &[Link<'_>], map: &NetworkMap) {
+    let host_ip = reached_by(links, map).and_then(|network| network.bridge.host_ip);
+    for port in ports.iter_mut().filter(|port| port.interface.is_none()) {
+        port.host_ip = port.host_ip.or(host_ip.map(IpAddr::from));
+    }
+}
+
 /// One endpoint for each network with addresses, `eth0` on. Ports lead to the one with the way out.
 pub fn endpoints(
     task: TaskId,
@@ -84,9 +107,8 @@ pub fn endpoints(
     map: &NetworkMap,
     mut ports: Vec<HostPort>,
 ) -> Vec<Endpoint> {
-    let networks: Vec<_> = links.iter().map(|(network, _)| *network).collect();
-    let way_out = overlay::way_out(map, &networks);
-    let open = way_out.or(networks.first().map(|network| network.network));
+    let way_out = way_out(links, map);
+    let open = reached_by(links, map).map(|network| network.network);
     let with_ports = |(n, link): (usize, &Link<'_>)| Endpoint {
         ports: if open == Some(link.0.network) { std::mem::take(&mut ports) } else { Vec::new() },
         ..endpoint(task, pid, link, n, way_out)
@@ -123,6 +145,7 @@ pub fn gateway6(of: TaskAddress) -> Option<Cidr6> {
 #[cfg(test)]
 mod tests {
     use rswarm_types::NetworkDriver;
+    use rswarm_types::service::Protocol;
 
     use super::*;
 
@@ -140,8 +163,31 @@ mod tests {
             address: Some(address),
             aliases: vec![],
             internal: false,
+            mtu: None,
+            bridge: rswarm_types::network::BridgeOptions::default(),
             joined,
         }
+    }
+
+    #[test]
+    fn ports_answer_where_the_network_says_that_they_lead_to() {
+        let (map, own) = (NetworkMap::default(), Some(IpAddr::from([127, 0, 0, 1])));
+        let mut all = [network(1, false), network(2, false)];
+        all[1].bridge.host_ip = Some([127, 0, 0, 1].into());
+        let bound = |all: &[TaskNetwork], host_ip: Option<IpAddr>, interface: Option<&str>| {
+            let links: Vec<Link<'_>> = all.iter().filter_map(|one| Some((one, one.address?))).collect();
+            let interface = interface.map(|name| name.parse().unwrap());
+            let (protocol, target, published) = (Protocol::Tcp, 80, 8080);
+            let mut ports = [PortStatus { protocol, target, published, host_ip, interface }];
+            bind(&mut ports, &links, &map);
+            ports[0].host_ip
+        };
+        assert_eq!(bound(&all, None, None), None, "the first network leads out");
+        all[0].internal = true;
+        assert_eq!(bound(&all, None, None), own);
+        let other = Some(IpAddr::from([0, 0, 0, 0]));
+        assert_eq!(bound(&all, other, None), other, "what the port says itself counts");
+        assert_eq!(bound(&all, None, Some("eth0")), None);
     }
 
     #[test]

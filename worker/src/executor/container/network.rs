@@ -22,7 +22,7 @@ use rswarm_types::task::{PortStatus, TaskAddress, TaskNetwork};
 use rswarm_types::{NetworkDriver, NetworkId, NodeId, Task, TaskId, Timestamp, Version};
 
 use super::keys::Keys;
-use super::links::{Link, endpoints, fresh_endpoints, gateway6, host_port, ipv6_can_be_had, links};
+use super::links::{Link, bind, endpoints, fresh_endpoints, gateway6, host_port, ipv6_can_be_had, links};
 use super::overlay::{self, Guarded};
 use super::ports::{self, NodePort};
 use super::record::Record;
@@ -280,8 +280,10 @@ impl TaskNetworks {
             .collect()
         } else {
             let taken = state.attached.values().flat_map(|attached| attached.ports.iter().copied()).collect();
-            ports::choose(&task.ports, &taken, is_free, random)
-                .map_err(|error| Failure::new(FailureKind::Unfit, &error))?
+            let mut chosen = ports::choose(&task.ports, &taken, is_free, random)
+                .map_err(|error| Failure::new(FailureKind::Unfit, &error))?;
+            bind(&mut chosen, &links, &state.map);
+            chosen
         };
         record.networks = self.bridges(&links);
         let host_ports = if in_node { Vec::new() } else { record.ports.iter().map(host_port).collect() };
@@ -559,10 +561,12 @@ impl TaskNetworks {
             gateway: address.gateway,
             prefix_len: address.prefix_len,
             subnet,
-            masquerade: true,
+            masquerade: network.bridge.masquerade,
             internal: network.internal,
             ipv6: gateway6(address),
             ipv6_only: address.ipv4().is_none(),
+            mtu: network.mtu,
+            separate: !network.bridge.icc,
         }
     }
 }

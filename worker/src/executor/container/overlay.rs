@@ -349,6 +349,8 @@ mod tests {
             address: None,
             aliases: Vec::new(),
             internal: false,
+            mtu: None,
+            bridge: rswarm_types::network::BridgeOptions::default(),
             joined: false,
         }
     }

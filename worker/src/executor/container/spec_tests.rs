@@ -266,6 +266,8 @@ fn the_hosts_network_is_shared_and_not_mixed() {
         address: None,
         aliases: vec![],
         internal: false,
+        mtu: None,
+        bridge: rswarm_types::network::BridgeOptions::default(),
         joined: false,
     };
     let has_own = |task: &Task| {

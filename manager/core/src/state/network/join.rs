@@ -35,6 +35,8 @@ impl Writer {
             address: Some(self.address_for(network, address, refused)?),
             aliases: aliases.to_vec(),
             internal: network.spec.internal,
+            mtu: network.spec.mtu,
+            bridge: network.spec.bridge,
             joined: true,
         };
         self.advance_cursors(std::slice::from_ref(&joined));
