@@ -118,6 +118,44 @@ fn single_tasks_are_connected_to_a_network_and_leave_it() {
     });
 }
 
+/// The one task of `hermit` gets out only by networks that it is connected to: always by one that it is on.
+#[test]
+fn the_way_out_moves_on_when_the_network_that_it_led_by_goes() {
+    let Some(lab) = ClusterLab::form("way-out", 1, 0) else { return };
+    for network in
+        [&["--internal", "vault"][..], &["--attachable", "--ipv6", "wide"], &["-d", "bridge", "local"]]
+    {
+        lab.ok(1, &[&["network", "create"][..], network].concat());
+    }
+    lab.create(1, "hermit", 1, &["--network", "vault", MONITOR], &[]);
+    lab.until_running(1, "hermit", 1, SOON);
+    let netns = namespaces(&lab, "hermit").remove(0).1;
+    let leads_by = |networks: &[&str], verb: &str, network: &str, expected: Option<&str>| {
+        lab.ok(1, &["network", verb, network, "hermit.1"]);
+        let expected = expected.map(|network| gateway(&lab, network).to_string());
+        lab.wait(&format!("{verb} {network}: {networks:?}"), SOON, || {
+            let links = output(&netns, "ip -brief link").matches("eth").count();
+            let routes = output(&netns, "ip route show default");
+            let via: Vec<&str> = routes.lines().filter_map(|line| line.split(' ').nth(2)).collect();
+            let six = output(&netns, "ip -6 route show default").lines().count();
+            let wanted = (networks.len(), expected.as_deref().into_iter().collect::<Vec<_>>());
+            match (links, via) {
+                found if found == wanted => Ok(six),
+                found => Err(format!("{found:?}, not {wanted:?}")),
+            }
+        })
+    };
+    leads_by(&["vault", "wide"], "connect", "wide", Some("wide"));
+    leads_by(&["vault", "wide", "local"], "connect", "local", Some("wide"));
+    let six = leads_by(&["vault", "local"], "disconnect", "wide", Some("local"));
+    assert_eq!(six, 0);
+    leads_by(&["vault", "local", "wide"], "connect", "wide", Some("local"));
+    let six = leads_by(&["vault", "wide"], "disconnect", "local", Some("wide"));
+    assert_eq!(six, 1, "in both families");
+    leads_by(&["vault"], "disconnect", "wide", None);
+    assert!(lab.ok(1, &["network", "verify"]).contains("as it should be"));
+}
+
 #[test]
 fn tasks_on_a_bridge_find_those_of_their_own_node() {
     let Some(lab) = ClusterLab::form("bridge-names", 1, 1) else { return };

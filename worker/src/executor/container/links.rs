@@ -28,27 +28,26 @@ pub fn has_its_links(task: &Task, record: &Record) -> bool {
     held.collect::<BTreeSet<_>>() == wanted
 }
 
-/// Endpoints for the networks that a running container is not on yet. Its way out stays where it is; one that has none
-/// gets the first that there is.
-pub fn fresh_endpoints(
-    task: TaskId,
-    pid: i32,
-    links: &[Link<'_>],
-    held: &[Endpoint],
-    map: &NetworkMap,
-) -> Vec<Endpoint> {
+/// Endpoints for the networks that a running container is not on yet, still without a way out.
+pub fn fresh_endpoints(task: TaskId, pid: i32, links: &[Link<'_>], held: &[Endpoint]) -> Vec<Endpoint> {
     let fresh = links.iter().filter(|(network, _)| {
         let id = network.network.to_string();
         held.iter().all(|endpoint| endpoint.network != id)
     });
-    let fresh: Vec<_> = fresh.collect();
-    let networks: Vec<_> = fresh.iter().map(|(network, _)| *network).collect();
-    let has_way_out = held.iter().any(|endpoint| endpoint.default_route);
-    let way_out = overlay::way_out(map, &networks).filter(|_| !has_way_out);
     let is_held = |n: &usize| held.iter().any(|endpoint| endpoint.interface_name == interface_name(*n));
     let numbers = (0..).filter(|n| !is_held(n));
-    let pairs = fresh.iter().zip(numbers);
-    pairs.map(|(link, n)| endpoint(task, pid, link, n, way_out)).collect()
+    fresh.zip(numbers).map(|(link, n)| endpoint(task, pid, link, n, None)).collect()
+}
+
+/// The way out stays where it is; a container that has none gets the first that there is.
+pub fn give_way_out(endpoints: &mut [Endpoint], links: &[Link<'_>], map: &NetworkMap) {
+    if endpoints.iter().any(|endpoint| endpoint.default_route) {
+        return;
+    }
+    let Some(network) = way_out(links, map).map(|network| network.to_string()) else { return };
+    for endpoint in endpoints {
+        endpoint.default_route = endpoint.network == network;
+    }
 }
 
 fn interface_name(n: usize) -> String {
@@ -204,13 +203,21 @@ mod tests {
         let eth = |n: u8| format!("eth{n}");
         let mut held = endpoints(task, 1, &links[..1], &map, vec![]);
         assert_eq!(shown(&held), [(eth(0), 1, true)]);
-        held.extend(fresh_endpoints(task, 1, &links, &held, &map));
+        let connected = |mut held: Vec<Endpoint>, links: &[Link<'_>]| {
+            held.extend(fresh_endpoints(task, 1, links, &held));
+            give_way_out(&mut held, links, &map);
+            held
+        };
+        held = connected(held, &links);
         assert_eq!(shown(&held), [(eth(0), 1, true), (eth(1), 2, false), (eth(2), 3, false)]);
         assert_eq!(held[2].id, format!("{task}.2"));
         held.remove(1);
-        assert_eq!(shown(&fresh_endpoints(task, 1, &links, &held, &map)), [(eth(1), 2, false)]);
+        held = connected(held, &links);
+        assert_eq!(shown(&held), [(eth(0), 1, true), (eth(2), 3, false), (eth(1), 2, false)]);
         // One without a way out gets it with the first network that has one.
-        let fresh = fresh_endpoints(task, 1, &links[1..], &[], &map);
-        assert_eq!(shown(&fresh), [(eth(0), 2, true), (eth(1), 3, false)]);
+        assert_eq!(shown(&connected(vec![], &links[1..])), [(eth(0), 2, true), (eth(1), 3, false)]);
+        // So it does when the network with its way out has gone, also where it was already.
+        held.remove(0);
+        assert_eq!(shown(&connected(held, &links[1..])), [(eth(2), 3, false), (eth(1), 2, true)]);
     }
 }

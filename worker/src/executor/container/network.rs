@@ -22,7 +22,9 @@ use rswarm_types::task::{PortStatus, TaskAddress, TaskNetwork};
 use rswarm_types::{NetworkDriver, NetworkId, NodeId, Task, TaskId, Timestamp, Version};
 
 use super::keys::Keys;
-use super::links::{Link, bind, endpoints, fresh_endpoints, gateway6, host_port, ipv6_can_be_had, links};
+use super::links::{
+    Link, bind, endpoints, fresh_endpoints, gateway6, give_way_out, host_port, ipv6_can_be_had, links,
+};
 use super::overlay::{self, Guarded};
 use super::ports::{self, NodePort};
 use super::record::Record;
@@ -326,8 +328,9 @@ impl TaskNetworks {
         });
         let gone: Vec<Endpoint> = gone.collect();
         let kept = record.endpoints.len();
-        let fresh = fresh_endpoints(task.id, pid, &links, &record.endpoints, &state.map);
+        let fresh = fresh_endpoints(task.id, pid, &links, &record.endpoints);
         record.endpoints.extend(fresh);
+        give_way_out(&mut record.endpoints, &links, &state.map);
         record.networks = self.bridges(&links);
         let Some(former) = state.attached.insert(task.id, Attached::of(record, false)) else {
             // It has ended meanwhile.
