@@ -11,7 +11,7 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use rswarm_types::netmap::{
     EndpointState, Joined, MapAttachment, MapBridge, MapEndpoint, MapNetwork, MapNode, MapService,
-    NetworkChange, NetworkMap,
+    MapSubnets, NetworkChange, NetworkMap,
 };
 use rswarm_types::service::PublishMode;
 use rswarm_types::{
@@ -38,6 +38,7 @@ pub fn map(state: &State, node: NodeId) -> NetworkMap {
         nodes: state.nodes().filter_map(|node| Some((node.id, map_node(node)?))).collect(),
         networks: view.networks.iter().filter_map(|id| Some((*id, view.network(*id)?))).collect(),
         bridges: view.bridges.iter().filter_map(|id| Some((*id, view.bridge(*id)?))).collect(),
+        subnets: state.networks().filter_map(|one| Some((one.id, subnets(state, one.id)?))).collect(),
         services: services.into_iter().filter_map(|id| Some((id, view.service(id)?))).collect(),
         endpoints: endpoints.filter_map(|task| Some((task.id, view.endpoint(task.id)?))).collect(),
     }
@@ -73,7 +74,7 @@ pub fn change(before: &State, after: &State, node: NodeId) -> NetworkChange {
 
     let mut change = NetworkChange { index: after.index, ..NetworkChange::default() };
     (change.set.index, change.set.data_path_port) = (after.index, new.data_path_port());
-    let NetworkMap { nodes, networks, bridges, services, endpoints, .. } = &mut change.set;
+    let NetworkMap { nodes, networks, bridges, subnets: known, services, endpoints, .. } = &mut change.set;
     for id in touched.nodes {
         let (before, after) = (before.node(id), after.node(id));
         let (before, after) = (before.and_then(|n| map_node(n)), after.and_then(|n| map_node(n)));
@@ -84,6 +85,10 @@ pub fn change(before: &State, after: &State, node: NodeId) -> NetworkChange {
     }
     for id in old.bridges.union(&new.bridges).copied() {
         compare(id, old.bridge(id), new.bridge(id), bridges, &mut change.removed_networks);
+    }
+    for item in before.networks.diff(&after.networks) {
+        let (DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. }) = item;
+        compare(*id, subnets(before, *id), subnets(after, *id), known, &mut change.removed_subnets);
     }
     for id in touched.services {
         compare(id, old.service(id), new.service(id), services, &mut change.removed_services);
@@ -112,11 +117,13 @@ pub fn concerned(before: &State, after: &State) -> Concerned {
     if before.indexes.ingress != after.indexes.ingress {
         return Concerned::Everyone;
     }
-    // One that comes or goes has no tasks.
-    networks.extend(before.networks.diff(&after.networks).filter_map(|item| match item {
-        DiffItem::Update { new: (id, _), .. } => Some(*id),
-        DiffItem::Add(..) | DiffItem::Remove(..) => None,
-    }));
+    for item in before.networks.diff(&after.networks) {
+        let (DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. }) = item;
+        if subnets(before, *id) != subnets(after, *id) {
+            return Concerned::Everyone;
+        }
+        networks.insert(*id);
+    }
     let mut nodes = BTreeSet::new();
     for item in before.tasks.diff(&after.tasks) {
         let mut touch = |task: &Task| {
@@ -189,6 +196,13 @@ struct View<'a> {
 fn named_bridge(state: &State, id: NetworkId) -> Option<&Arc<Network>> {
     let is_default = state.default_network().is_some_and(|default| default.id == id);
     state.network(id).filter(|network| network.spec.driver == NetworkDriver::Bridge && !is_default)
+}
+
+/// Where a network has the addresses of its tasks.
+fn subnets(state: &State, id: NetworkId) -> Option<MapSubnets> {
+    let ipam = state.network(id)?.ipam?;
+    let ipv4 = Some(ipam.subnet).filter(|_| !ipam.is_ipv6_alone());
+    Some(MapSubnets { ipv4, ipv6: ipam.ipv6.map(|ipv6| ipv6.subnet) })
 }
 
 /// The bridges with names on which a task can be reached.
@@ -556,15 +570,42 @@ mod tests {
             (before, f.state.clone())
         };
         let (before, after) = grow(front, "10.2.0.0/19");
-        assert_eq!(concerned(&before, &after), Concerned::Nodes([node_id(1)].into()));
+        assert_eq!(
+            concerned(&before, &after),
+            Concerned::Everyone,
+            "all know where addresses are the cluster's"
+        );
         let told = change(&before, &after, node_id(1));
         assert_eq!(told.set.networks[&front].subnet.to_string(), "10.2.0.0/19");
         assert_eq!((told.set.networks.len(), told.set.endpoints.len(), told.set.services.len()), (1, 0, 0));
-        assert!(change(&before, &after, node_id(2)).is_empty());
+        let told = change(&before, &after, node_id(2)).set;
+        assert_eq!(told.subnets[&front].ipv4.unwrap().to_string(), "10.2.0.0/19");
+        assert!(told.networks.is_empty());
         // All nodes are on the ingress network, also while it has no task.
         let (before, after) = grow(ingress, "10.64.0.0/16");
         assert_eq!(concerned(&before, &after), Concerned::Everyone);
         assert!(change(&before, &after, node_id(3)).set.networks.contains_key(&ingress));
+    }
+
+    #[test]
+    fn every_node_knows_where_networks_have_addresses() {
+        let (mut f, ingress, front) = fixture(2);
+        let empty = f.state.clone();
+        let network = f.network("local", "10.9.0.0/24");
+        let local = network.id;
+        f.must(vec![Write::CreateNetwork(Box::new(network))]);
+        assert_eq!(concerned(&empty, &f.state), Concerned::Everyone);
+        let (before, full) = (map(&empty, node_id(2)), map(&f.state, node_id(2)));
+        assert!([ingress, front, local].iter().all(|id| full.subnets.contains_key(id)));
+        assert_eq!(full.subnets[&local].ipv4.unwrap().to_string(), "10.9.0.0/24");
+        let mut built = before.clone();
+        built.apply(change(&empty, &f.state, node_id(2)));
+        assert_eq!(built, full);
+        let held = f.state.clone();
+        f.must(vec![Write::RemoveNetwork { id: local }]);
+        assert_eq!(concerned(&held, &f.state), Concerned::Everyone);
+        built.apply(change(&held, &f.state, node_id(2)));
+        assert_eq!(built.subnets, before.subnets);
     }
 
     #[test]

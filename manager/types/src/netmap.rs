@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::Subnet;
+use crate::cluster::{Subnet, Subnet6};
 use crate::network::Ipam6;
 use crate::node::TunnelKeys;
 use crate::service::{EndpointMode, PortConfig};
@@ -28,6 +28,8 @@ pub struct NetworkMap {
     pub networks: BTreeMap<NetworkId, MapNetwork>,
     /// Networks of driver `bridge`, made by users, with a task on this node. Nothing of them is elsewhere.
     pub bridges: BTreeMap<NetworkId, MapBridge>,
+    /// Where the cluster's networks have their addresses, also those of which this node has no task.
+    pub subnets: BTreeMap<NetworkId, MapSubnets>,
     /// Services attached to one of these networks, or published on the mesh.
     pub services: BTreeMap<ServiceId, MapService>,
     /// Tasks on `networks`, this node's own included, and its own on `bridges`, from assigned until they have ended.
@@ -75,6 +77,13 @@ pub struct MapBridge {
     pub ipv6: Option<Ipam6>,
     #[serde(default)]
     pub internal: bool,
+}
+
+/// The subnets of a network that hosts can have addresses of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapSubnets {
+    pub ipv4: Option<Subnet>,
+    pub ipv6: Option<Subnet6>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -162,6 +171,7 @@ pub struct NetworkChange {
     pub removed_nodes: Vec<NodeId>,
     /// Bridges too.
     pub removed_networks: Vec<NetworkId>,
+    pub removed_subnets: Vec<NetworkId>,
     pub removed_services: Vec<ServiceId>,
     pub removed_endpoints: Vec<TaskId>,
 }
@@ -172,10 +182,12 @@ impl NetworkChange {
             && self.set.nodes.is_empty()
             && self.set.networks.is_empty()
             && self.set.bridges.is_empty()
+            && self.set.subnets.is_empty()
             && self.set.services.is_empty()
             && self.set.endpoints.is_empty()
             && self.removed_nodes.is_empty()
             && self.removed_networks.is_empty()
+            && self.removed_subnets.is_empty()
             && self.removed_services.is_empty()
             && self.removed_endpoints.is_empty()
     }
@@ -200,6 +212,9 @@ impl NetworkMap {
             self.networks.remove(id);
             self.bridges.remove(id);
         }
+        for id in &change.removed_subnets {
+            self.subnets.remove(id);
+        }
         for id in &change.removed_services {
             self.services.remove(id);
         }
@@ -211,6 +226,7 @@ impl NetworkMap {
         self.nodes.extend(change.set.nodes);
         self.networks.extend(change.set.networks);
         self.bridges.extend(change.set.bridges);
+        self.subnets.extend(change.set.subnets);
         self.services.extend(change.set.services);
         self.endpoints.extend(change.set.endpoints);
         true
@@ -227,12 +243,14 @@ impl NetworkMap {
                 nodes: different(&before.nodes, &self.nodes),
                 networks: different(&before.networks, &self.networks),
                 bridges: different(&before.bridges, &self.bridges),
+                subnets: different(&before.subnets, &self.subnets),
                 services: different(&before.services, &self.services),
                 endpoints: different(&before.endpoints, &self.endpoints),
             },
             removed_nodes: gone(&before.nodes, &self.nodes),
             removed_networks: [gone(&before.networks, &self.networks), gone(&before.bridges, &self.bridges)]
                 .concat(),
+            removed_subnets: gone(&before.subnets, &self.subnets),
             removed_services: gone(&before.services, &self.services),
             removed_endpoints: gone(&before.endpoints, &self.endpoints),
         }
@@ -276,7 +294,13 @@ mod tests {
         };
         old.bridges.extend([1, 2].map(bridge));
         new.bridges.extend([2, 3].map(bridge));
+        let subnets = |(id, bridge): (&NetworkId, &MapBridge)| {
+            (*id, MapSubnets { ipv4: Some(bridge.subnet), ipv6: None })
+        };
+        (old.subnets, new.subnets) =
+            (old.bridges.iter().map(subnets).collect(), new.bridges.iter().map(subnets).collect());
         let change = new.since(&old);
+        assert_eq!((change.set.subnets.len(), change.removed_subnets.len()), (1, 1));
         assert_eq!((change.set.nodes.len(), change.removed_nodes.len()), (2, 1));
         assert_eq!((change.set.bridges.len(), change.removed_networks.len()), (1, 1));
         let mut built = old.clone();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rswarm_types::cluster::{Subnet, Subnet6};
 use rswarm_types::id::{ID_TEXT_LEN, from_base36};
-use rswarm_types::netmap::{EndpointState, Joined, MapEndpoint, MapService, NetworkMap};
+use rswarm_types::netmap::{EndpointState, Joined, MapEndpoint, MapService, MapSubnets, NetworkMap};
 use rswarm_types::network::Ipam6;
 use rswarm_types::service::{EndpointMode, PortConfig, Protocol};
 use rswarm_types::subnet::Address;
@@ -26,8 +26,10 @@ pub struct Names {
     owners: HashMap<Ipv4Addr, Owner>,
     /// Where tasks on bridges ask.
     bridges: Vec<Audience>,
-    /// Of all networks, ingress included.
+    /// Of all networks that the node is on, ingress included.
     subnets: Vec<(Subnet, Option<Ipam6>)>,
+    /// Of all networks of the cluster.
+    clusters: Vec<MapSubnets>,
     /// Those of internal networks: who asks from there and is no task is as enclosed as the tasks are.
     internal: Vec<Subnet>,
 }
@@ -102,9 +104,9 @@ pub struct Found {
 /// Whose an address is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reverse {
-    /// Not of our networks.
+    /// Not of the cluster's networks.
     Foreign,
-    /// Of our networks, and of nobody that the asking task may know.
+    /// Of the cluster's networks, and of nobody that the asking task may know.
     Nobody,
     Name(String),
 }
@@ -119,6 +121,7 @@ impl Names {
                 .map(|network| (network.subnet, network.ipv6))
                 .chain(map.bridges.values().map(|bridge| (bridge.subnet, bridge.ipv6)))
                 .collect(),
+            clusters: map.subnets.values().copied().collect(),
             internal: map
                 .networks
                 .values()
@@ -294,6 +297,7 @@ impl Names {
             IpAddr::V6(twin) => match self.of_twin(twin) {
                 // Of the IPv6 subnet only as much is used as the IPv4 one has places.
                 Some(None) => return Reverse::Nobody,
+                None if self.holds6(Subnet { address: twin, prefix_len: 128 }) => return Reverse::Nobody,
                 found => found.flatten(),
             },
         };
@@ -324,20 +328,22 @@ impl Names {
         }
     }
 
-    /// Whether a network of ours holds all of `subnet`.
+    /// Whether a network of the cluster holds all of `subnet`.
     pub fn holds(&self, subnet: Subnet) -> bool {
         self.ipv4().any(|ours| is_within(subnet, ours))
     }
 
     /// The subnets of networks that have IPv4.
     fn ipv4(&self) -> impl Iterator<Item = Subnet> {
-        let all = self.subnets.iter().filter(|(_, ipv6)| !ipv6.is_some_and(|ipv6| ipv6.alone));
-        all.map(|(subnet, _)| *subnet)
+        let own = self.subnets.iter().filter(|(_, ipv6)| !ipv6.is_some_and(|ipv6| ipv6.alone));
+        own.map(|(subnet, _)| *subnet).chain(self.clusters.iter().filter_map(|one| one.ipv4))
     }
 
     /// The same of IPv6.
     pub fn holds6(&self, subnet: Subnet6) -> bool {
-        self.subnets.iter().filter_map(|(_, ipv6)| *ipv6).any(|ours| is_within(subnet, ours.subnet))
+        let own = self.subnets.iter().filter_map(|(_, ipv6)| Some((*ipv6)?.subnet));
+        let mut all = own.chain(self.clusters.iter().filter_map(|one| one.ipv6));
+        all.any(|ours| is_within(subnet, ours))
     }
 
     fn find<T>(

@@ -6,7 +6,8 @@ use std::net::Ipv4Addr;
 
 use rswarm_types as types;
 use types::netmap::{
-    Joined, MapAttachment, MapBridge, MapEndpoint, MapNetwork, MapNode, MapService, NetworkChange, NetworkMap,
+    Joined, MapAttachment, MapBridge, MapEndpoint, MapNetwork, MapNode, MapService, MapSubnets,
+    NetworkChange, NetworkMap,
 };
 use types::network::{BridgeOptions, Ipam, Ipam6, IpamSpec, IpamSpec6, Network, NetworkSpec};
 use types::node::{NodeNetworkFacts, TunnelKey, TunnelKeys};
@@ -229,7 +230,7 @@ impl TryFrom<v1::ServiceEndpoint> for ServiceEndpoint {
 
 impl From<&NetworkChange> for v1::NetworkChange {
     fn from(change: &NetworkChange) -> Self {
-        let NetworkMap { index: _, data_path_port, nodes, networks, bridges, services, endpoints } =
+        let NetworkMap { index: _, data_path_port, nodes, networks, bridges, subnets, services, endpoints } =
             &change.set;
         Self {
             index: change.index.0,
@@ -238,10 +239,12 @@ impl From<&NetworkChange> for v1::NetworkChange {
             nodes: nodes.iter().map(node_to_wire).collect(),
             networks: networks.iter().map(network_to_wire).collect(),
             bridges: bridges.iter().map(bridge_to_wire).collect(),
+            subnets: subnets.iter().map(subnets_to_wire).collect(),
             services: services.iter().map(service_to_wire).collect(),
             endpoints: endpoints.iter().map(endpoint_to_wire).collect(),
             removed_node_ids: change.removed_nodes.iter().map(ToString::to_string).collect(),
             removed_network_ids: change.removed_networks.iter().map(ToString::to_string).collect(),
+            removed_subnets_ids: change.removed_subnets.iter().map(ToString::to_string).collect(),
             removed_service_ids: change.removed_services.iter().map(ToString::to_string).collect(),
             removed_endpoint_ids: change.removed_endpoints.iter().map(ToString::to_string).collect(),
         }
@@ -261,11 +264,13 @@ impl TryFrom<v1::NetworkChange> for NetworkChange {
                 nodes: entries("nodes", wire.nodes, node_from_wire)?,
                 networks: entries("networks", wire.networks, network_from_wire)?,
                 bridges: entries("bridges", wire.bridges, bridge_from_wire)?,
+                subnets: entries("subnets", wire.subnets, |one| subnets_from_wire(&one))?,
                 services: entries("services", wire.services, service_from_wire)?,
                 endpoints: entries("endpoints", wire.endpoints, endpoint_from_wire)?,
             },
             removed_nodes: texts("removed_node_ids", &wire.removed_node_ids)?,
             removed_networks: texts("removed_network_ids", &wire.removed_network_ids)?,
+            removed_subnets: texts("removed_subnets_ids", &wire.removed_subnets_ids)?,
             removed_services: texts("removed_service_ids", &wire.removed_service_ids)?,
             removed_endpoints: texts("removed_endpoint_ids", &wire.removed_endpoint_ids)?,
         })
@@ -353,6 +358,15 @@ fn bridge_from_wire(wire: v1::MapBridge) -> Result<(NetworkId, MapBridge), WireE
     let ipv6 = ipv6_side(&wire.subnet6, &wire.gateway6, "", wire.ipv6_alone)?;
     let bridge = MapBridge { name: wire.name, subnet, gateway, ipv6, internal: wire.internal };
     Ok((parse("id", &wire.id)?, bridge))
+}
+
+fn subnets_to_wire((id, subnets): (&NetworkId, &MapSubnets)) -> v1::MapSubnets {
+    v1::MapSubnets { id: id.to_string(), ipv4: text(subnets.ipv4), ipv6: text(subnets.ipv6) }
+}
+
+fn subnets_from_wire(wire: &v1::MapSubnets) -> Result<(NetworkId, MapSubnets), WireError> {
+    let (ipv4, ipv6) = (parse_optional("ipv4", &wire.ipv4)?, parse_optional("ipv6", &wire.ipv6)?);
+    Ok((parse("id", &wire.id)?, MapSubnets { ipv4, ipv6 }))
 }
 
 fn service_to_wire((id, service): (&ServiceId, &MapService)) -> v1::MapService {
@@ -536,6 +550,8 @@ mod tests {
         let gateway = [10, 8, 0, 1].into();
         let bridge = MapBridge { name: "local".into(), subnet, gateway, ipv6, internal: true };
         set.bridges.insert(NetworkId::from_bytes([8; 16]), bridge);
+        let subnets = MapSubnets { ipv4: Some(subnet), ipv6: Some("fd00:8::/64".parse().unwrap()) };
+        set.subnets.insert(NetworkId::from_bytes([8; 16]), subnets);
         let at = MapAttachment { vip: Some([10, 9, 0, 2].into()), aliases: vec!["db".into()] };
         set.services.insert(
             service,
@@ -580,6 +596,7 @@ mod tests {
             set,
             removed_nodes: vec![NodeId::from_bytes([6; 16])],
             removed_networks: vec![NetworkId::from_bytes([6; 16])],
+            removed_subnets: vec![NetworkId::from_bytes([7; 16])],
             removed_services: vec![ServiceId::from_bytes([6; 16])],
             removed_endpoints: vec![TaskId::from_bytes([6; 16])],
         }

@@ -167,11 +167,12 @@ fn each_kind_of_name_has_its_answer() {
     ptr(front, "51.0.0.10.in-addr.arpa", &format!("NOERROR {agent}.front."));
     ptr(back, "31.16.0.10.in-addr.arpa", &format!("NOERROR db.1.{}.back.office.", task(31)));
     check(front, "21.0.0.10.in-addr.arpa", Rtype::A, "NOERROR");
-    for name in ["99.0.0.10", "31.16.0.10", "21.0.255.10", "_tcp.21.0.0.10"] {
+    for name in ["99.0.0.10", "31.16.0.10", "21.0.255.10", "_tcp.21.0.0.10", "2.48.0.10", "_tcp.2.63.0.10"] {
         ptr(front, &format!("{name}.in-addr.arpa"), "NXDOMAIN");
         ptr(stranger, &format!("{name}.in-addr.arpa"), "NXDOMAIN");
     }
     ptr(front, "15.0.10.in-addr.arpa", "NOERROR");
+    ptr(front, "48.0.10.in-addr.arpa", "NOERROR");
     for name in ["0.10", "10", "1.2.0.192", "1.32.0.10", "x", "256.0.0.10"] {
         let forwarded = if name == "256.0.0.10" { "NOERROR" } else { "forwarded" };
         ptr(front, &format!("{name}.in-addr.arpa"), forwarded);
@@ -257,7 +258,7 @@ fn names_have_ipv6_addresses_where_the_network_has_them() {
     ptr(front, &arpa("fd00:1::15"), &format!("NOERROR {web_21}.front."));
     ptr(front, &arpa("fd00:1::2").to_uppercase(), "NOERROR web.front.");
     check(front, &arpa("fd00:1::2"), Rtype::AAAA, "NOERROR");
-    for nobody in ["fd00:1::63", "fd00:1::1:15", "fd00:1:0:0:1::"] {
+    for nobody in ["fd00:1::63", "fd00:1::1:15", "fd00:1:0:0:1::", "fd00:4::2"] {
         ptr(front, &arpa(nobody), "NXDOMAIN");
     }
     ptr(back, &arpa("fd00:1::15"), "NXDOMAIN");

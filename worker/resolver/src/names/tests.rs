@@ -36,7 +36,7 @@ fn map_network(name: &str, subnet: &str, ingress: bool) -> MapNetwork {
     }
 }
 
-/// Networks 1 `front`, 2 `Back.office`, 3 `ingress`; a service's virtual address on a network ends in its number, a
+/// Networks 1 `front`, 2 `Back.office`, 3 `ingress`, and 4 elsewhere, of which only the subnets are known; a service's virtual address on a network ends in its number, a
 /// task's in its own.
 ///
 /// - 2 `Web` on both, alias `www` on front; tasks 21 and 22 ready, 23 starting, 24 draining
@@ -49,6 +49,8 @@ pub(crate) fn map() -> NetworkMap {
     map.networks.insert(network(1), map_network("front", "10.0.0.0/20", false));
     map.networks.insert(network(2), map_network("Back.office", "10.0.16.0/20", false));
     map.networks.insert(network(3), map_network("ingress", "10.255.0.0/20", true));
+    let (ipv4, ipv6) = ("10.0.48.0/20".parse().ok(), "fd00:4::/64".parse().ok());
+    map.subnets.insert(network(4), MapSubnets { ipv4, ipv6 });
     let port = |target, protocol| PortConfig {
         protocol,
         target,
