@@ -4,25 +4,25 @@
 //! taken or used up refuses the write, by name and numbers.
 
 mod join;
+mod ports;
+mod subnets;
 #[cfg(test)]
 mod tests;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rswarm_types::cluster::{Subnet, Subnet6};
-use rswarm_types::network::{FIRST_VNI, Ipam, Ipam6, IpamSpec6, LAST_VNI, NUMBERS, NUMBERS_PREFIX_LEN};
-use rswarm_types::node::NodeNetworkFacts;
-use rswarm_types::service::{EndpointMode, PortConfig, Protocol, PublishMode, ServiceEndpoint};
-use rswarm_types::subnet::Address;
+use rswarm_types::cluster::Subnet;
+use rswarm_types::network::{FIRST_VNI, Ipam, LAST_VNI};
+use rswarm_types::service::{EndpointMode, PortConfig, PublishMode, ServiceEndpoint};
 use rswarm_types::task::{TaskAddress, TaskAddress6};
 use rswarm_types::{
-    Cluster, ClusterId, ClusterSpec, Network, NetworkDriver, NetworkId, Node, NodeId, NodeState, Service,
-    ServiceId, ServiceMode, ServiceSpec, Task, TaskId, Timestamp,
+    Network, NetworkDriver, NetworkId, Node, NodeId, NodeState, Service, ServiceId, ServiceMode, ServiceSpec,
+    Task, TaskId, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -31,14 +31,12 @@ use super::apply::{Writer, missing};
 use super::command::{ObjectRef, Rejected};
 use crate::constraint;
 
-/// Where ports are taken from that are published in mode `ingress` and left open. Source: swarm-parity 3.8.
-pub const INGRESS_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+pub use ports::INGRESS_PORTS;
+
 /// The network of a task that names none.
 const DEFAULT_NETWORK: &str = "bridge";
 /// What fits in twelve bits of a mark: 0 is no node, and the last number means "this host" in the data path.
 const NODE_NUMBERS: RangeInclusive<u16> = 1..=4094;
-/// How often the subnet of a network that was given none can be doubled, as long as there is room for that.
-const GROWTH_BITS: u8 = 4;
 /// How long an address is kept back once it is free: neighbours, connections and name caches forget it meanwhile.
 const QUARANTINE: Duration = Duration::from_secs(5);
 
@@ -122,27 +120,6 @@ impl State {
         range.size() - reserved(ipam).iter().filter(|address| range.contains(**address)).count() as u64
     }
 
-    /// What a node routes itself although networks of the cluster have those addresses, in words. Networks that are made
-    /// later stay clear of it; these were there before.
-    pub fn route_conflicts(&self, node: &Node) -> Vec<String> {
-        let Some(description) = &node.description else { return Vec::new() };
-        let mut conflicts = Vec::new();
-        for network in self.networks() {
-            let Some(ipam) = network.ipam else { continue };
-            let both = overlapping::<Ipv4Addr>(ipam, &description.network)
-                .chain(overlapping::<Ipv6Addr>(ipam, &description.network));
-            conflicts.extend(both.map(|(subnet, route)| {
-                format!(
-                    "network `{}` has the addresses `{subnet}`, and node `{}` has a route of its own to `{route}`: \
-                     what is there cannot be reached from the network, or the other way round",
-                    network.spec.name,
-                    node.display_name()
-                )
-            }));
-        }
-        conflicts
-    }
-
     /// The nodes that are ready and yet do not answer `node` by the data path, in words.
     pub fn unreached_peers(&self, node: &Node) -> Vec<String> {
         let Some(description) = &node.description else { return Vec::new() };
@@ -175,32 +152,6 @@ impl State {
         let around = VXLAN_BYTES + if encrypted { WIREGUARD_BYTES } else { 0 };
         least.saturating_sub(around).max(MTU_MIN)
     }
-
-    /// What a subnet overlaps: a network's other than `own`, or what a node routes itself.
-    fn overlap<A: Routed>(&self, subnet: Subnet<A>, own: Option<NetworkId>) -> Option<(Subnet<A>, String)> {
-        let others = self.networks().filter(|network| Some(network.id) != own);
-        let mut others = others.filter_map(|network| Some((network, A::subnet_of(network.ipam?)?)));
-        if let Some((network, other)) = others.find(|(_, other)| other.overlaps(subnet)) {
-            return Some((other, format!("network `{}`", network.spec.name)));
-        }
-        self.nodes().find_map(|node| {
-            let routes = A::routes_of(&node.description.as_ref()?.network);
-            let route = routes.iter().find(|route| route.overlaps(subnet))?;
-            Some((*route, format!("a route of node `{}`", node.display_name())))
-        })
-    }
-}
-
-fn taken<A: Routed>(subnet: Subnet<A>, other: Subnet<A>, by: String) -> Rejected {
-    Rejected::SubnetTaken { subnet: subnet.to_string(), other: other.to_string(), by }
-}
-
-/// The subnet of a network with each route of a node that overlaps it.
-fn overlapping<A: Routed>(ipam: Ipam, facts: &NodeNetworkFacts) -> impl Iterator<Item = (String, String)> {
-    let subnet = A::subnet_of(ipam);
-    let routes = A::routes_of(facts).iter().filter_map(move |route| Some((subnet?, *route)));
-    let routes = routes.filter(|(subnet, route)| route.overlaps(*subnet));
-    routes.map(|(subnet, route)| (subnet.to_string(), route.to_string()))
 }
 
 /// An address of a network as a task is given it.
@@ -227,32 +178,6 @@ fn reserved(ipam: Ipam) -> BTreeSet<Ipv4Addr> {
         ipam.ipv6.map(|ipv6| [Some(ipv6.first(ipam.subnet)), ipv6.of_twin(ipam.subnet, ipv6.gateway)]);
     let twins = twins.into_iter().flatten().flatten();
     [ipam.subnet.address, last, ipam.gateway].into_iter().chain(twins).collect()
-}
-
-/// Where subnets of a family are found that another one may overlap.
-trait Routed: Address {
-    fn subnet_of(ipam: Ipam) -> Option<Subnet<Self>>;
-    fn routes_of(facts: &NodeNetworkFacts) -> &[Subnet<Self>];
-}
-
-impl Routed for Ipv4Addr {
-    fn subnet_of(ipam: Ipam) -> Option<Subnet> {
-        Some(ipam.subnet).filter(|_| !ipam.is_ipv6_alone())
-    }
-
-    fn routes_of(facts: &NodeNetworkFacts) -> &[Subnet] {
-        &facts.routes
-    }
-}
-
-impl Routed for Ipv6Addr {
-    fn subnet_of(ipam: Ipam) -> Option<Subnet6> {
-        ipam.ipv6.map(|ipv6| ipv6.subnet)
-    }
-
-    fn routes_of(facts: &NodeNetworkFacts) -> &[Subnet6] {
-        &facts.routes6
-    }
 }
 
 impl Writer {
@@ -304,99 +229,6 @@ impl Writer {
         }
         self.state.take_network(id);
         Ok(())
-    }
-
-    fn not_taken<A: Routed>(&self, subnet: Subnet<A>) -> Result<Subnet<A>, Rejected> {
-        match self.state.overlap(subnet, None) {
-            Some((other, by)) => Err(taken(subnet, other, by)),
-            None => Ok(subnet),
-        }
-    }
-
-    /// What is asked for of IPv6, the rest chosen: the first /64 of the cluster's pool that overlaps nothing.
-    fn ipv6_side(&self, ipam: Ipam, asked: IpamSpec6) -> Result<Ipam6, Rejected> {
-        let subnet = match asked.subnet {
-            Some(subnet) => self.not_taken(subnet)?,
-            None => {
-                const PREFIX_LEN: u8 = 64;
-                let id = self.state.cluster().map_or(ClusterId::from_bytes([0; 16]), |cluster| cluster.id);
-                let pool = Cluster::ipv6_pool(id);
-                let nth = |n: u16| Subnet6 {
-                    address: (u128::from(pool.address) | u128::from(n) << (128 - PREFIX_LEN)).into(),
-                    prefix_len: PREFIX_LEN,
-                };
-                let mut all = (1..=u16::MAX).map(nth);
-                let free = all.find(|subnet| self.state.overlap(*subnet, None).is_none());
-                free.ok_or_else(|| Rejected::NoSubnet {
-                    prefix_len: PREFIX_LEN,
-                    pools: format!("`{pool}`"),
-                    example: format!("`{}` is in use", nth(1)),
-                })?
-            }
-        };
-        let ipv6 = Ipam6 { subnet, gateway: subnet.address, counted_from: None, alone: asked.alone };
-        let gateway = asked.gateway.unwrap_or(ipv6.twin(ipam.subnet, ipam.gateway));
-        Ok(Ipam6 { gateway, ..ipv6 })
-    }
-
-    /// Numbers for a network with IPv6 alone. Those with the broadcast address are left out.
-    fn free_numbers(&self) -> Result<Subnet, Rejected> {
-        let ipams = self.state.networks().filter_map(|network| network.ipam);
-        let taken: BTreeSet<Ipv4Addr> =
-            ipams.filter(|ipam| ipam.is_ipv6_alone()).map(|ipam| ipam.subnet.address).collect();
-        let size = 1 << (32 - NUMBERS_PREFIX_LEN);
-        let most = (NUMBERS.size() / size - 1) as u32;
-        let mut all =
-            (0..most).filter_map(|n| Subnet::new(NUMBERS.nth(n * size as u32)?, NUMBERS_PREFIX_LEN));
-        all.find(|subnet| !taken.contains(&subnet.address)).ok_or(Rejected::TooManyIpv6Alone { most })
-    }
-
-    /// The first subnet of the pools that overlaps nothing, and has room to grow where there is any: up to 2^[`GROWTH_BITS`]
-    /// times its size are free around it, in the first pool that has one. Source: the idea is that of RFC 3531.
-    fn free_subnet(&self) -> Result<Subnet, Rejected> {
-        let default;
-        let spec = match self.state.cluster() {
-            Some(cluster) => &cluster.spec,
-            None => {
-                default = ClusterSpec::default();
-                &default
-            }
-        };
-        let mut example = None;
-        for pool in &spec.overlay_pools {
-            let prefix_len = spec.overlay_prefix_len.max(pool.prefix_len);
-            let widest = prefix_len.saturating_sub(GROWTH_BITS).max(pool.prefix_len);
-            for room in widest..=prefix_len {
-                match self.free_block(*pool, room) {
-                    Ok(block) => return Ok(Subnet { prefix_len, ..block }),
-                    Err(taken) => {
-                        example = taken.map(|(other, by)| format!("`{other}` is {by}'s")).or(example);
-                    }
-                }
-            }
-        }
-        let pools = spec.overlay_pools.iter().map(|pool| format!("`{pool}`")).collect::<Vec<_>>().join(", ");
-        let example = example.unwrap_or_else(|| "there is no pool".to_owned());
-        Err(Rejected::NoSubnet { prefix_len: spec.overlay_prefix_len, pools, example })
-    }
-
-    /// The first block of a pool that overlaps nothing, else the last thing that is in the way.
-    fn free_block(&self, pool: Subnet, prefix_len: u8) -> Result<Subnet, Option<(Subnet, String)>> {
-        let end = u64::from(u32::from(pool.address)) + pool.size();
-        let mut next = u64::from(u32::from(pool.address));
-        let mut in_the_way = None;
-        while let Some(block) = u32::try_from(next)
-            .ok()
-            .filter(|_| next < end)
-            .and_then(|first| Subnet::new(first.into(), prefix_len))
-        {
-            let Some((other, by)) = self.state.overlap(block, None) else { return Ok(block) };
-            // On behind whichever of the two ends later; both are aligned to their size.
-            let of = |subnet: Subnet| u64::from(u32::from(subnet.address)) + subnet.size();
-            next = of(block).max(of(other));
-            in_the_way = Some((other, by));
-        }
-        Err(in_the_way)
     }
 
     fn free_vni(&mut self) -> Result<u32, Rejected> {
@@ -527,83 +359,6 @@ impl Writer {
         *cursor
     }
 
-    fn published(
-        &self,
-        id: ServiceId,
-        spec: &ServiceSpec,
-        held: &ServiceEndpoint,
-    ) -> Result<Vec<PortConfig>, Rejected> {
-        let mut ports = spec.endpoint.ports.clone();
-        for port in &ports {
-            if let Some((number, user)) = port.published.zip(self.used_by_nodes(port)) {
-                return Err(Rejected::PortOfNodes {
-                    port: number,
-                    protocol: port.protocol,
-                    user: user.into(),
-                });
-            }
-            if let Some((by, mode)) = self.port_holder(port, id) {
-                let name = self.state.service(by).map_or_else(|| by.to_string(), |s| s.spec.name.clone());
-                let number = port.published.unwrap_or_default();
-                return Err(Rejected::PortTaken { port: number, protocol: port.protocol, mode, by: name });
-            }
-        }
-        for i in 0..ports.len() {
-            let open = ports[i];
-            if open.mode != PublishMode::Ingress || open.published.is_some() {
-                continue;
-            }
-            let free = |number: u16| {
-                let wanted = PortConfig { published: Some(number), ..open };
-                let own = |port: &PortConfig| {
-                    (port.published, port.protocol) == (wanted.published, wanted.protocol)
-                };
-                !ports.iter().any(own)
-                    && self.port_holder(&wanted, id).is_none()
-                    && self.used_by_nodes(&wanted).is_none()
-            };
-            let had = held.ports.iter().filter(|port| (port.target, port.protocol, port.mode) == key(&open));
-            let had = had.filter_map(|port| port.published).filter(|port| INGRESS_PORTS.contains(port));
-            let number = had.chain(INGRESS_PORTS).find(|number| free(*number));
-            ports[i].published = Some(number.ok_or(Rejected::NoPort { protocol: open.protocol })?);
-        }
-        Ok(ports)
-    }
-
-    /// What the nodes themselves need a port for.
-    fn used_by_nodes(&self, port: &PortConfig) -> Option<&'static str> {
-        let number = port.published?;
-        let data_path = self.state.cluster().map_or(0, |cluster| cluster.spec.data_path_port);
-        let is_managers = || {
-            let mut managers = self.state.nodes().filter_map(|node| node.manager.as_ref());
-            managers.any(|manager| manager.addr.rsplit(':').next() == Some(&number.to_string()))
-        };
-        match port.protocol {
-            Protocol::Udp if data_path > 0 && (data_path..=data_path + 1).contains(&number) => {
-                Some("the data path of overlay networks")
-            }
-            Protocol::Tcp if is_managers() => Some("the managers"),
-            _ => None,
-        }
-    }
-
-    /// Another service whose port excludes this one: on the mesh a number is one service's, in mode `host` any number
-    /// of services may have it, on different nodes.
-    fn port_holder(&self, port: &PortConfig, id: ServiceId) -> Option<(ServiceId, PublishMode)> {
-        let key = (port.published?, port.protocol);
-        let indexes = &self.state.indexes;
-        let other = |service: &&ServiceId| **service != id;
-        let mesh = indexes.ingress_ports.get(&key).filter(other).map(|by| (*by, PublishMode::Ingress));
-        let on_nodes = || {
-            let mut holders = indexes.host_ports.get(&key)?.iter();
-            holders.find(other).map(|by| (*by, PublishMode::Host))
-        };
-        match port.mode {
-            PublishMode::Ingress => mesh.or_else(on_nodes),
-            PublishMode::Host => mesh,
-        }
-    }
-
     fn virtual_ips(
         &mut self,
         spec: &ServiceSpec,
@@ -656,10 +411,6 @@ impl Writer {
             self.state.released.remove(&(network, address));
         }
     }
-}
-
-fn key(port: &PortConfig) -> (u16, rswarm_types::service::Protocol, PublishMode) {
-    (port.target, port.protocol, port.mode)
 }
 
 fn full(state: &State, network: &Network) -> Rejected {

@@ -7,7 +7,8 @@ use rswarm_types::subnet::Subnet;
 use rswarm_types::task::TaskAddress;
 use rswarm_types::{Meta, Network, NetworkDriver, NetworkId, NetworkSpec, TaskId, Version};
 
-use super::{range, reserved, taken};
+use super::subnets::taken;
+use super::{range, reserved};
 use crate::state::State;
 use crate::state::apply::{Writer, expect_version, missing};
 use crate::state::command::{ObjectRef, Rejected};
