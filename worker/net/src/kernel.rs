@@ -1,5 +1,6 @@
 //! The hands: reads the kernel into an [`Observed`], performs [`Operation`]s. Blocking; one owner, see [`crate::network`].
 
+mod facts;
 mod ipv6;
 
 use std::{
@@ -26,7 +27,6 @@ use crate::{
         route::{self, Link, LinkChange, Peer},
     },
     netns,
-    network::Facts,
     overlay::{
         fabric::{Piece, Uplink},
         helper::{self, Helper},
@@ -160,53 +160,6 @@ impl Kernel {
             observed.mesh = self.mesh(desired, &observed.elements)?;
         }
         Ok(observed)
-    }
-
-    /// Networks the host routes, ours left out, and the size of the link that has `source`.
-    pub fn facts(&mut self, source: std::net::Ipv4Addr) -> Result<Facts, NetError> {
-        let failed = |error| NetError::kernel("read links and addresses", error);
-        let links = route::links(&mut self.route).map_err(failed)?;
-        let addresses = route::addresses(&mut self.route).map_err(failed)?;
-        self.facts_of(&links, &addresses, source)
-    }
-
-    fn facts_of(
-        &mut self,
-        links: &[Link],
-        addresses: &[(u32, Cidr)],
-        source: std::net::Ipv4Addr,
-    ) -> Result<Facts, NetError> {
-        let ours = |link: &&Link| {
-            let alias = link.alias.as_deref().unwrap_or_default();
-            self.config.is_ours(alias) || alias == self.config.uplink_alias()
-        };
-        let ours: BTreeSet<u32> = links.iter().filter(ours).map(|link| link.index).collect();
-        let failed = |error| NetError::kernel("read routes", error);
-        let routes = forwarding::routes::<std::net::Ipv4Addr>(&mut self.route).map_err(failed)?;
-        let wanted = routes.iter().filter(|route| route.to.prefix_len > 0 && !ours.contains(&route.link));
-        let routes6 = forwarding::routes::<Ipv6Addr>(&mut self.route).map_err(failed)?;
-        // Each link has a route to its own link-local addresses.
-        let wanted6 = routes6.iter().filter(|route| {
-            route.to.prefix_len > 0
-                && !route.to.address.is_unicast_link_local()
-                && !ours.contains(&route.link)
-                && route.link != LOOPBACK
-        });
-        let addresses6 = route::addresses6(&mut self.route).map_err(failed)?;
-        let all = addresses.iter().map(|(index, cidr)| (*index, IpAddr::from(cidr.address)));
-        let all = all.chain(addresses6.iter().map(|(index, cidr)| (*index, cidr.address.into())));
-        let known = all.filter(|(index, address)| {
-            let of_link = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-            !ours.contains(index) && !address.is_loopback() && !of_link
-        });
-        let holder = addresses.iter().find(|(_, cidr)| cidr.address == source).map(|(index, _)| *index);
-        let carrier = links.iter().find(|link| Some(link.index) == holder);
-        Ok(Facts {
-            routes: wanted.map(|route| route.to).collect(),
-            routes6: wanted6.map(|route| route.to).collect(),
-            addresses: known.map(|(_, address)| address).collect(),
-            mtu: carrier.map(|link| link.mtu),
-        })
     }
 
     /// The namespace of the overlays, if there is one.
