@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -49,7 +49,16 @@ pub struct Reader {
 const FILES_MAX: u32 = 1000;
 /// Numbers in a row that may be missing in the middle of a log.
 const GAP_MAX: u32 = 2;
+/// How often the files are listed anew because the log was rotated meanwhile: far more often than a writer can keep up.
+const SCANS_MAX: u32 = 1000;
 const BLOCK: usize = 64 << 10;
+
+/// Device and inode: what a file is known by, whatever its name.
+type Identity = (u64, u64);
+
+fn identity(meta: &Metadata) -> Identity {
+    (meta.dev(), meta.ino())
+}
 
 impl Reader {
     /// Opens the log in `directory` (a container's directory). There may be none yet: it is read once it is there.
@@ -129,8 +138,7 @@ impl Reader {
             self.used = 0;
             return Ok(true);
         }
-        let present =
-            self.files.front().map(File::metadata).transpose()?.map(|meta| (meta.dev(), meta.ino()));
+        let present = self.files.front().map(File::metadata).transpose()?.as_ref().map(identity);
         // If there are newer ones, the present file is complete from now on, but more may have come since it was
         // last read: it is only left when its end is seen again.
         let newer = self.newer_than(present)?;
@@ -140,11 +148,31 @@ impl Reader {
     }
 
     /// All files that are newer than the one with this identity; all there are if it is not among them.
-    fn newer_than(&self, present: Option<(u64, u64)>) -> io::Result<VecDeque<File>> {
-        let mut newer: VecDeque<(File, (u64, u64))> = VecDeque::new();
-        let mut missing = 0;
+    ///
+    /// # Errors
+    /// The file system's, and that the log is rotated all the time.
+    fn newer_than(&self, present: Option<Identity>) -> io::Result<VecDeque<File>> {
+        for _ in 0..SCANS_MAX {
+            if let Some(newer) = self.scan(present, |path| File::open(path))? {
+                return Ok(newer);
+            }
+        }
+        let place = self.directory.display();
+        Err(io::Error::other(format!(
+            "the log in `{place}` was rotated each of {SCANS_MAX} times that it was listed"
+        )))
+    }
+
+    /// One look at it. `None` when the log was rotated meanwhile: after two rotations the files may be out of order.
+    pub(super) fn scan(
+        &self,
+        present: Option<Identity>,
+        mut open: impl FnMut(&Path) -> io::Result<File>,
+    ) -> io::Result<Option<VecDeque<File>>> {
+        let mut newer: VecDeque<(File, Identity)> = VecDeque::new();
+        let (mut missing, mut newest) = (0, None);
         for number in 0..FILES_MAX {
-            let opened = match File::open(file(&self.directory, number)) {
+            let opened = match open(&file(&self.directory, number)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     // Or the writer is between two renames: one number, any of them, is missing for a moment. The
                     // next rotation may have come to the number after it by the time that is looked for.
@@ -157,17 +185,29 @@ impl Reader {
                 other => other?,
             };
             missing = 0;
-            let meta = opened.metadata()?;
-            let identity = (meta.dev(), meta.ino());
-            if Some(identity) == present {
+            let found = identity(&opened.metadata()?);
+            newest.get_or_insert(found);
+            if Some(found) == present {
                 break;
             }
             // A rotation while we look shows a file twice.
-            if newer.iter().all(|(_, known)| *known != identity) {
-                newer.push_front((opened, identity));
+            if newer.iter().all(|(_, known)| *known != found) {
+                newer.push_front((opened, found));
             }
         }
-        Ok(newer.into_iter().map(|(opened, _)| opened).collect())
+        let same = self.newest()? == newest;
+        Ok(same.then(|| newer.into_iter().map(|(opened, _)| opened).collect()))
+    }
+
+    /// The file that is written to, or in the middle of a rotation the one that was.
+    fn newest(&self) -> io::Result<Option<Identity>> {
+        for number in 0..=GAP_MAX {
+            match std::fs::metadata(file(&self.directory, number)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => return other.map(|meta| Some(identity(&meta))),
+            }
+        }
+        Ok(None)
     }
 
     /// Leaves the last `lines` lines to be read.

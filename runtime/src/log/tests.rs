@@ -124,6 +124,43 @@ fn a_rotation_under_way_hides_no_file() {
     }
 }
 
+/// Whoever lists the files may be held up for any number of rotations between one number and the next.
+#[test]
+fn files_that_were_rotated_while_they_were_listed_are_listed_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut writer = writer(directory.path(), 30, 6);
+    let mut numbers = 0..;
+    let mut rotate = |times: usize| {
+        // Two lines fill a file.
+        for number in numbers.by_ref().take(2 * times) {
+            writer.write(Stream::Stdout, format!("{number}\n").as_bytes(), 1);
+        }
+    };
+    rotate(6);
+    let reader = open(directory.path());
+    let mut look = |held_up_before: usize, rotations: usize| {
+        let mut opened = 0;
+        let found = reader.scan(None, |path| {
+            if opened == held_up_before {
+                rotate(rotations);
+            }
+            opened += 1;
+            std::fs::File::open(path)
+        });
+        found.unwrap()
+    };
+    for before in 1..6 {
+        for rotations in 1..4 {
+            assert!(look(before, rotations).is_none(), "{rotations} rotations before number {before}");
+        }
+    }
+    let read = |file: std::fs::File| std::io::read_to_string(file).unwrap();
+    let text: String = look(usize::MAX, 0).unwrap().into_iter().map(read).collect();
+    let lines: Vec<u32> =
+        text.lines().map(|line| line.rsplit_once(' ').unwrap().1.parse().unwrap()).collect();
+    assert_eq!((lines.len(), lines.is_sorted()), (12, true), "{lines:?}");
+}
+
 #[test]
 fn reader_that_was_overtaken_goes_on_with_the_oldest_file() {
     let directory = tempfile::tempdir().unwrap();
