@@ -23,7 +23,7 @@ use rswarm_image::builder::ImageBuilder;
 use rswarm_image::{ImageStore, LoadOptions};
 use rswarm_net::NetworkConfig;
 use rswarm_net::lab::{create_named_netns, delete_named_netns};
-use rswarm_runtime::{Containers, ShimCommand};
+use rswarm_runtime::{Containers, ShimCommand, Status};
 use rswarm_types::service::{PortConfig, Protocol, PublishMode};
 use rswarm_types::task::{ContainerSpec, Limits, Mount, MountKind, TaskAddress, TaskNetwork};
 use rswarm_types::{NetworkDriver, NetworkId, NodeDescription, NodeId, Task, TaskSpec, TaskState};
@@ -414,8 +414,12 @@ fn containers_outlive_the_worker_and_are_adopted(lab: &Lab) {
         [pid(1), pid(2), pid(3)]
     });
     std::fs::write(gate.join("2"), "").unwrap();
-    let gone = || !Path::new(&format!("/proc/{}", pids[1])).exists();
-    block_on(eventually("the end of the second", gone));
+    // Its process is gone a moment before its shim has noted when.
+    let noted = || {
+        let second = lab.containers().open(&id(2).to_string()).unwrap();
+        matches!(second.state().unwrap().status, Status::Exited(_))
+    };
+    block_on(eventually("the end of the second", noted));
     let ended_before = rswarm_types::Timestamp::now();
     std::fs::remove_file(gate.join("2")).unwrap();
     block_on(async {
