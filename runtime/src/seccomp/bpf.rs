@@ -3,8 +3,6 @@
 //! Jumps in this instruction set go forward only and conditional ones reach 255 instructions, so everything is built
 //! from blocks whose inner distances are relative, which can be put one after another.
 
-use std::collections::BTreeSet;
-
 use oci_spec::runtime::{LinuxSeccompArg, LinuxSeccompOperator};
 
 /// One instruction, in the layout of the kernel's `struct sock_filter`.
@@ -46,6 +44,8 @@ pub(super) const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 
 /// How many instructions a branch can leave out.
 const REACH: usize = u8::MAX as usize;
+/// Instructions that a condition takes.
+const CONDITION_MAX: usize = 6;
 
 /// Offsets in `struct seccomp_data`.
 const NUMBER: u32 = 0;
@@ -83,104 +83,95 @@ pub(super) fn assemble(architectures: &[(u32, Vec<Segment>)], foreign: u32) -> V
     let mut program = vec![op(LOAD, ARCHITECTURE)];
     for (architecture, segments) in architectures {
         let mut body = vec![op(LOAD, NUMBER)];
-        body.extend(search(segments).closed());
+        search(segments, &mut body);
         // Not this architecture: jump over its body, which is too long for a conditional jump.
         program.push(branch(IF_EQUAL, *architecture, 1, 0));
         program.push(op(JUMP, body.len() as u32));
-        program.extend(body);
+        program.append(&mut body);
     }
     program.push(op(RETURN, foreign));
     program
 }
 
-/// What decides about some calls, with the call's number in the accumulator.
-enum Piece {
-    Verdict(u32),
-    /// Instructions, the first of them to be executed first, and verdicts that they have yet to be given.
-    Code(Vec<Instruction>, Vec<Open>),
+/// A binary search over `segments`, with the call's number in the accumulator. Those that are near enough to each other
+/// share their verdicts, which all come last: that nearly halves a filter of many calls.
+fn search(segments: &[Segment], out: &mut Vec<Instruction>) {
+    if segments.len() == 1 || len_at_most(segments) <= REACH {
+        let mut open = Vec::new();
+        if let Some(verdict) = tree(segments, out, &mut open) {
+            out.push(op(RETURN, verdict));
+        }
+        return close(&mut open, out);
+    }
+    let (low, high) = segments.split_at(segments.len() / 2);
+    let node = out.len();
+    out.push(op(IF_AT_LEAST, high[0].first));
+    search(low, out);
+    let distance = out.len() - node - 1;
+    if let Ok(near) = u8::try_from(distance) {
+        out[node].lead(true, near);
+    } else {
+        out[node].lead(false, 1);
+        out.insert(node + 1, op(JUMP, distance as u32));
+    }
+    search(high, out);
 }
 
-/// A way out of a branch that leads to a verdict. All those within reach of one `RETURN` share it, which halves a filter
-/// of many calls.
+/// How many instructions come of `segments`, with a branch and a verdict for each.
+fn len_at_most(segments: &[Segment]) -> usize {
+    let checks = segments.iter().map(|segment| match &segment.target {
+        Target::Return(_) => 0,
+        Target::Check { rules, .. } => {
+            rules.iter().map(|(conditions, _)| CONDITION_MAX * conditions.len() + 1).sum()
+        }
+    });
+    2 * segments.len() + checks.sum::<usize>()
+}
+
+/// A way out of a branch that leads to a verdict which is not written yet.
 struct Open {
-    /// Place of the branch.
     at: usize,
     when: bool,
     verdict: u32,
 }
 
-impl Piece {
-    /// How many instructions it comes to with its verdicts.
-    fn len(&self) -> usize {
-        match self {
-            Self::Verdict(_) => 1,
-            Self::Code(code, open) => code.len() + verdicts(open).len(),
-        }
-    }
-
-    /// With its verdicts behind it.
-    fn closed(self) -> Vec<Instruction> {
-        let (mut code, open) = match self {
-            Self::Verdict(verdict) => return vec![op(RETURN, verdict)],
-            Self::Code(code, open) => (code, open),
-        };
-        for verdict in verdicts(&open) {
-            for way in open.iter().filter(|way| way.verdict == verdict) {
-                let distance = (code.len() - way.at - 1) as u8;
-                code[way.at].lead(way.when, distance);
-            }
-            code.push(op(RETURN, verdict));
-        }
-        code
-    }
-}
-
-fn verdicts(open: &[Open]) -> BTreeSet<u32> {
-    open.iter().map(|way| way.verdict).collect()
-}
-
-/// A binary search over `segments`.
-fn search(segments: &[Segment]) -> Piece {
+/// The search without its verdicts. Where it is nothing but a verdict, that.
+fn tree(segments: &[Segment], out: &mut Vec<Instruction>, open: &mut Vec<Open>) -> Option<u32> {
     if let [one] = segments {
-        return match &one.target {
-            Target::Return(verdict) => Piece::Verdict(*verdict),
+        match &one.target {
+            Target::Return(verdict) => return Some(*verdict),
             Target::Check { rules, otherwise } => {
-                let mut code = Vec::new();
                 for (conditions, verdict) in rules {
-                    rule(conditions, *verdict, &mut code);
+                    rule(conditions, *verdict, out);
                 }
-                code.push(op(RETURN, *otherwise));
-                Piece::Code(code, Vec::new())
+                out.push(op(RETURN, *otherwise));
             }
-        };
+        }
+        return None;
     }
     let (low, high) = segments.split_at(segments.len() / 2);
-    let boundary = high[0].first;
-    let mut halves = [search(low), search(high)];
-    let within_reach = halves.iter().map(Piece::len).sum::<usize>() <= REACH;
-    if !within_reach {
-        halves = halves.map(|half| Piece::Code(half.closed(), Vec::new()));
-    }
-    let (mut code, mut open) = (vec![op(IF_AT_LEAST, boundary)], Vec::new());
-    for (half, when) in halves.into_iter().zip([false, true]) {
-        match half {
-            Piece::Verdict(verdict) => open.push(Open { at: 0, when, verdict }),
-            Piece::Code(more, ways) => {
-                match u8::try_from(code.len() - 1) {
-                    Ok(near) => code[0].lead(when, near),
-                    // The upper half, with nothing open: a jump of its own leads there.
-                    Err(_) => {
-                        let jump = op(JUMP, code.len() as u32 - 1);
-                        code[0].lead(!when, 1);
-                        code.insert(1, jump);
-                    }
-                }
-                open.extend(ways.into_iter().map(|way| Open { at: code.len() + way.at, ..way }));
-                code.extend(more);
-            }
+    let at = out.len();
+    out.push(op(IF_AT_LEAST, high[0].first));
+    for (half, when) in [(low, false), (high, true)] {
+        let distance = out.len() - at - 1;
+        match tree(half, out, open) {
+            Some(verdict) => open.push(Open { at, when, verdict }),
+            None => out[at].lead(when, distance as u8),
         }
     }
-    Piece::Code(code, open)
+    None
+}
+
+/// Writes the verdicts, each once.
+fn close(open: &mut [Open], out: &mut Vec<Instruction>) {
+    open.sort_by_key(|way| way.verdict);
+    for alike in open.chunk_by(|one, two| one.verdict == two.verdict) {
+        let place = out.len();
+        for way in alike {
+            out[way.at].lead(way.when, (place - way.at - 1) as u8);
+        }
+        out.push(op(RETURN, alike[0].verdict));
+    }
 }
 
 /// Returns `verdict` if all conditions hold, else continues behind the block.

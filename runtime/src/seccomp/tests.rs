@@ -196,6 +196,29 @@ fn docker_default_decides_on_arguments() {
     assert_eq!(x86_64(&privileged, "chroot", first(0)), EPERM);
 }
 
+/// Branches reach 255 instructions: rules of one call may take more, and so may calls that each have a few.
+#[test]
+fn more_than_a_branch_reaches_is_decided_as_well() {
+    let equal = |value| (0, Operator::ScmpCmpEq, value, None);
+    let wanted: Vec<[Condition; 1]> = (0..100).map(|value| [equal(value)]).collect();
+    let names = ["read", "close", "mmap", "ioctl", "openat"];
+    for per_call in [1, 9, 30, 100] {
+        let calls =
+            wanted.iter().enumerate().map(|(at, conditions)| (names[(at / per_call) % 5], conditions));
+        let rules: Vec<_> = calls
+            .enumerate()
+            .map(|(at, (name, conditions))| (name, ERRNO, Some(at as u32 + 1), &conditions[..]))
+            .collect();
+        let program = compile(&profile(ALLOW, &rules)).unwrap();
+        for (name, _, errno, conditions) in &rules {
+            let found = x86_64(&program, name, [conditions[0].2, 0, 0, 0, 0, 0]);
+            assert_eq!(found, RET_ERRNO | errno.unwrap(), "{name} {conditions:?}");
+            assert_eq!(x86_64(&program, name, [1000, 0, 0, 0, 0, 0]), RET_ALLOW, "{name}");
+        }
+        assert_eq!(x86_64(&program, "write", [0; 6]), RET_ALLOW);
+    }
+}
+
 #[test]
 fn operators_compare_all_64_bits() {
     let big = 0x1_0000_0005u64;
