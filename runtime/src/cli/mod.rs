@@ -69,6 +69,8 @@ impl Context {
 /// Gives the exit code: 0 or 1 as runc does, of `run` and `exec` in the foreground that of the container's program, and
 /// 255 for an `exec` that did not come about.
 pub fn runc_main(args: impl IntoIterator<Item = OsString>) -> i32 {
+    // Starting a process of this size takes a third of the memory that a command may have.
+    crate::sys::forget_program();
     let words = args.into_iter().map(|word| {
         word.into_string().map_err(|word| UsageError::NotText { word: word.to_string_lossy().into_owned() })
     });
