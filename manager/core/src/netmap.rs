@@ -4,7 +4,7 @@
 //! what they have in common, and only the rest is looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -18,7 +18,7 @@ use rswarm_types::{
     Network, NetworkDriver, NetworkId, Node, NodeId, NodeState, Service, ServiceId, Task, TaskId, TaskState,
 };
 
-use crate::state::{State, holds_resources, overlays};
+use crate::state::{Routed, State, holds_resources, overlays};
 
 /// All that a node must know.
 pub fn full(state: &State, node: NodeId) -> NetworkChange {
@@ -201,8 +201,7 @@ fn named_bridge(state: &State, id: NetworkId) -> Option<&Arc<Network>> {
 /// Where a network has the addresses of its tasks.
 fn subnets(state: &State, id: NetworkId) -> Option<MapSubnets> {
     let ipam = state.network(id)?.ipam?;
-    let ipv4 = Some(ipam.subnet).filter(|_| !ipam.is_ipv6_alone());
-    Some(MapSubnets { ipv4, ipv6: ipam.ipv6.map(|ipv6| ipv6.subnet) })
+    Some(MapSubnets { ipv4: Ipv4Addr::subnet_of(ipam), ipv6: Ipv6Addr::subnet_of(ipam) })
 }
 
 /// The bridges with names on which a task can be reached.

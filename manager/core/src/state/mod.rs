@@ -29,7 +29,7 @@ pub use command::{Applied, Command, NewTask, ObjectRef, Rejected, ServiceChange,
 pub use index::NodeUsage;
 pub(crate) use index::{fixed_host_ports, overlays};
 pub use network::{AddressHolder, INGRESS_PORTS};
-pub(crate) use network::{on_mesh, task_address};
+pub(crate) use network::{Routed, on_mesh, task_address};
 
 /// Everything the managers agree on, as of `index`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -32,6 +32,7 @@ use super::command::{ObjectRef, Rejected};
 use crate::constraint;
 
 pub use ports::INGRESS_PORTS;
+pub(crate) use subnets::Routed;
 
 /// The network of a task that names none.
 const DEFAULT_NETWORK: &str = "bridge";

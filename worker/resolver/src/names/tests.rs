@@ -36,8 +36,8 @@ fn map_network(name: &str, subnet: &str, ingress: bool) -> MapNetwork {
     }
 }
 
-/// Networks 1 `front`, 2 `Back.office`, 3 `ingress`, and 4 elsewhere, of which only the subnets are known; a service's virtual address on a network ends in its number, a
-/// task's in its own.
+/// Networks 1 `front`, 2 `Back.office`, 3 `ingress`, and 4 elsewhere, of which only the subnets are known; a service's
+/// virtual address on a network ends in its number, a task's in its own.
 ///
 /// - 2 `Web` on both, alias `www` on front; tasks 21 and 22 ready, 23 starting, 24 draining
 /// - 3 `db` on 2 in mode dnsrr, aliases `store` and `web-db`; tasks 31 and 32 ready, 31 with hostname `Primary`

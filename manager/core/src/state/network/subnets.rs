@@ -165,7 +165,7 @@ fn overlapping<A: Routed>(ipam: Ipam, facts: &NodeNetworkFacts) -> impl Iterator
 }
 
 /// Where subnets of a family are found that another one may overlap.
-pub(super) trait Routed: Address {
+pub(crate) trait Routed: Address {
     fn subnet_of(ipam: Ipam) -> Option<Subnet<Self>>;
     fn routes_of(facts: &NodeNetworkFacts) -> &[Subnet<Self>];
 }
