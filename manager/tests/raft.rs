@@ -41,6 +41,37 @@ fn one_manager_writes_reads_and_restarts() {
     });
 }
 
+/// What it noted to be committed may be less than what it acknowledged, and its vote says that it leads.
+#[test]
+fn a_leader_that_comes_back_shows_no_less_than_it_acknowledged() {
+    runtime().block_on(async {
+        for managers in [1, 3] {
+            let mut group = Group::of(managers).await;
+            for round in 0..8 {
+                let leader = group.leader().await;
+                let newest = round * 100 + 9;
+                for n in round * 100..=newest {
+                    write_network(group.node(leader), n).await.unwrap();
+                }
+                group.kill(leader).await;
+                group.lose_last_entries(leader, 0);
+                group.restart(leader).await;
+                let node = group.node(leader);
+                let mut leadership = node.leadership();
+                let leads = leadership.wait_for(|part| matches!(part, Leadership::Leader { .. }));
+                tokio::select! {
+                    _ = leads => {}
+                    result = node.read_barrier() => result.unwrap(),
+                }
+                assert!(
+                    group.has(leader, newest),
+                    "{managers} managers, round {round}: acknowledged, and gone"
+                );
+            }
+        }
+    });
+}
+
 #[test]
 fn three_managers_survive_their_leader_and_a_restart_of_all() {
     runtime().block_on(async {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::errors::{ClientWriteError, RaftError as LibraryError};
+use openraft::errors::{ClientWriteError, Fatal, RaftError as LibraryError};
 use rswarm_api::v1::{JoinGroupRequest, ProposeRequest, ReadIndexRequest};
 use rswarm_core::state::{Applied, Command, Rejected};
 use rswarm_types::{ClusterId, NodeId};
@@ -242,7 +242,15 @@ impl RaftNode {
         let progress = machine.progress();
         let peers = Arc::new(Peers::new(config.connector.clone(), config.cluster_id));
         let network = NetworkFactory { peers: peers.clone(), patience: config.timings.election_min / 2 };
-        let raft = match Raft::new(raft_id, library, network, log.clone(), machine).await {
+        let start = async {
+            let raft = Raft::new(raft_id, library, network, log.clone(), machine).await?;
+            // Nobody to wait for: a group of one need not sit out an election timeout.
+            if raft.voter_ids().eq([raft_id]) {
+                raft.trigger().elect(false).await?;
+            }
+            Ok::<_, Fatal<_>>(raft)
+        };
+        let raft = match start.await {
             Ok(raft) => raft,
             Err(error) => {
                 log.close().await;

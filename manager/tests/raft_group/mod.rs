@@ -205,24 +205,31 @@ impl Group {
     }
 
     /// Takes the last `count` entries, and what was written after them, from the log of a manager that is down, as a
-    /// disk does that said they were safe when they were not. The form of a segment is that of `raft::log::segment`.
+    /// disk does that said they were safe when they were not; with none, what was noted after the last one: how much
+    /// of the log is committed. The form of a segment is that of `raft::log::segment`.
     pub fn lose_last_entries(&self, n: usize, count: usize) {
         assert!(self.managers[n].node.is_none(), "that manager is up");
         let segments = std::fs::read_dir(self.dir(n).join("log")).unwrap().map(|entry| entry.unwrap().path());
         let path = segments.max().unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         let mut entries = Vec::new();
+        let mut after = 16;
         let mut at = 16;
         loop {
             let body_len = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+            let next = at + (24 + body_len).next_multiple_of(8);
             match bytes[at + 8] {
                 0 => break,
-                2 => entries.push(at),
+                2 => {
+                    entries.push(at);
+                    after = next;
+                }
                 _ => {}
             }
-            at += (24 + body_len).next_multiple_of(8);
+            at = next;
         }
-        bytes[entries[entries.len() - count]..].fill(0);
+        entries.push(after);
+        bytes[entries[entries.len() - 1 - count]..].fill(0);
         std::fs::write(&path, bytes).unwrap();
     }
 
