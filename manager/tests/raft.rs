@@ -6,7 +6,7 @@ mod raft_group;
 
 use std::time::{Duration, Instant};
 
-use raft_group::{Group, eventually, write_network};
+use raft_group::{Group, eventually, write_network, write_surely};
 use rswarm_manager::raft::{Leadership, ProposeError, Reachability, Removal, RemoveError};
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -51,7 +51,7 @@ fn a_leader_that_comes_back_shows_no_less_than_it_acknowledged() {
                 let leader = group.leader().await;
                 let newest = round * 100 + 9;
                 for n in round * 100..=newest {
-                    write_network(group.node(leader), n).await.unwrap();
+                    write_surely(group.node(leader), n).await;
                 }
                 group.kill(leader).await;
                 group.lose_last_entries(leader, 0);
@@ -79,14 +79,14 @@ fn three_managers_survive_their_leader_and_a_restart_of_all() {
         let mut written = Vec::new();
         for n in 0..30 {
             // Followers forward.
-            write_network(group.node(n % 3), n as u128).await.unwrap();
+            write_surely(group.node(n % 3), n as u128).await;
             written.push(n as u128);
         }
         let leader = group.leader().await;
         group.kill(leader).await;
         let killed = Instant::now();
         let survivor = (leader + 1) % 3;
-        while write_network(group.node(survivor), 100).await.is_err() {}
+        write_surely(group.node(survivor), 100).await;
         let lost = killed.elapsed();
         eprintln!("leader killed until a write is accepted: {lost:?}");
         assert!(lost < Duration::from_secs(2), "a write was accepted after {lost:?}");
@@ -161,7 +161,7 @@ fn a_read_barrier_at_a_follower_sees_every_acknowledged_write() {
         let leader = group.leader().await;
         let follower = (leader + 1) % 3;
         for n in 0..50 {
-            write_network(group.node(leader), n).await.unwrap();
+            write_surely(group.node(leader), n).await;
             group.node(follower).read_barrier().await.unwrap();
             assert!(group.has(follower, n), "write {n} is not seen");
         }
@@ -199,7 +199,7 @@ fn a_member_that_lags_gets_a_snapshot() {
         let lagging = (leader + 1) % 3;
         group.kill(lagging).await;
         for n in 0..400 {
-            write_network(group.node(leader), n).await.unwrap();
+            write_surely(group.node(leader), n).await;
         }
         let snapshots = group.dir(leader).join("snapshots");
         eventually("snapshots are made, two are kept", || {
@@ -219,7 +219,7 @@ fn a_member_that_lags_gets_a_snapshot() {
         // And one that starts from its snapshot goes on.
         group.kill(lagging).await;
         group.restart(lagging).await;
-        write_network(group.node(lagging), 1000).await.unwrap();
+        write_surely(group.node(lagging), 1000).await;
         group.node(lagging).read_barrier().await.unwrap();
         assert!(group.has(lagging, 0) && group.has(lagging, 1000));
     });
@@ -239,7 +239,7 @@ fn snapshots_come_as_often_as_the_cluster_says_also_after_a_restart() {
         let mut before = snapshots();
         for round in 0..2 {
             for n in 0..80 {
-                write_network(group.node(0), round * 1000 + n).await.unwrap();
+                write_surely(group.node(0), round * 1000 + n).await;
             }
             eventually("there are two, newer than before", || {
                 let now = snapshots();
@@ -262,7 +262,7 @@ fn a_follower_that_lost_the_end_of_its_log_gets_it_again_from_the_same_leader() 
         let leader = group.leader().await;
         let (follower, other) = ((leader + 1) % 3, (leader + 2) % 3);
         for n in 0..50 {
-            write_network(group.node(leader), n).await.unwrap();
+            write_surely(group.node(leader), n).await;
         }
         for n in 0..3 {
             group.node(n).read_barrier().await.unwrap();
@@ -274,7 +274,7 @@ fn a_follower_that_lost_the_end_of_its_log_gets_it_again_from_the_same_leader() 
         // The other one does not help: the leader needs the follower that lost entries.
         group.kill(other).await;
         for n in 50..60 {
-            write_network(group.node(leader), n).await.unwrap();
+            write_surely(group.node(leader), n).await;
         }
         group.node(follower).read_barrier().await.unwrap();
         for n in 0..60 {
@@ -294,7 +294,7 @@ fn five_managers_survive_two_losses() {
             let alive = group.alive();
             for (n, manager) in alive.iter().enumerate() {
                 let id = 1000 * (leader as u128 + 1) + n as u128;
-                while write_network(group.node(*manager), id).await.is_err() {}
+                write_surely(group.node(*manager), id).await;
             }
         }
         let alive = group.alive();
@@ -350,7 +350,7 @@ fn members_are_removed_but_never_the_quorum() {
         leadership.wait_for(|part| matches!(part, Leadership::Leader { .. })).await.unwrap();
         assert_eq!(heir.remove_member(node.raft_id()).await.unwrap(), Removal::Done);
         group.kill(leader).await;
-        write_network(&heir, 7).await.unwrap();
+        write_surely(&heir, 7).await;
         assert!(matches!(heir.remove_member(heir.raft_id()).await, Err(RemoveError::Last(_))));
 
         // A removed manager comes back as another member.
@@ -369,7 +369,7 @@ fn concurrent_writers_share_the_log() {
             let node = group.node(writer as usize % 3).clone();
             writers.push(tokio::spawn(async move {
                 for n in 0..25 {
-                    write_network(&node, writer * 1000 + n).await.unwrap();
+                    write_surely(&node, writer * 1000 + n).await;
                 }
             }));
         }

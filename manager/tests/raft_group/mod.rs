@@ -69,6 +69,20 @@ pub async fn write_network(node: &RaftNode, n: u128) -> Result<Applied, ProposeE
     node.propose(Command::one(Timestamp(1), Write::CreateNetwork(Box::new(network)))).await
 }
 
+/// Writes it until it is known to be written: a leader may go, or be short of a processor, before it answers.
+pub async fn write_surely(node: &RaftNode, n: u128) {
+    let mut unanswered = false;
+    loop {
+        match write_network(node, n).await {
+            Ok(_) => return,
+            Err(ProposeError::Rejected(_)) if unanswered => return,
+            Err(ProposeError::Timeout) => unanswered = true,
+            Err(ProposeError::NoLeader) => {}
+            Err(error) => panic!("network {n}: {error}"),
+        }
+    }
+}
+
 /// Writes the cluster, with this in its spec.
 pub async fn set_snapshot_interval(node: &RaftNode, snapshot_interval: u64) {
     let cluster = Cluster {
