@@ -308,7 +308,8 @@ impl Kernel {
                 }
                 Group::HelperForget => {
                     let steps: Vec<_> = now.iter().filter_map(helper_step).collect();
-                    self.in_helper().and_then(|(_, helper)| helper.forget(&steps))
+                    let config = self.config.clone();
+                    self.in_helper().and_then(|(_, helper)| helper.forget(&config, &steps))
                 }
                 Group::Forget => self.forget(&now.iter().filter_map(flows).collect::<Vec<_>>()),
             };

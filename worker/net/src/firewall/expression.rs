@@ -40,6 +40,11 @@ fn any_of(bits: &[u8]) -> Vec<(&'static str, Attributes)> {
 
 /// Compares what is left of register 1 under `bits` with zero.
 fn masked(bits: &[u8], operator: u32) -> Vec<(&'static str, Attributes)> {
+    masked_as(bits, &vec![0; bits.len()], operator)
+}
+
+/// Compares what is left of register 1 under `bits` with `wanted`.
+fn masked_as(bits: &[u8], wanted: &[u8], operator: u32) -> Vec<(&'static str, Attributes)> {
     let zero = vec![0; bits.len()];
     let value = |bytes: &[u8]| Attributes::new().bytes(DATA_VALUE, bytes);
     let and = Attributes::new()
@@ -48,7 +53,19 @@ fn masked(bits: &[u8], operator: u32) -> Vec<(&'static str, Attributes)> {
         .be32(3, bits.len() as u32)
         .nest(4, &value(bits))
         .nest(5, &value(&zero));
-    vec![("bitwise", and), compare(operator, &zero)]
+    vec![("bitwise", and), compare(operator, wanted)]
+}
+
+/// Turns the number of that many bytes in register 1 into network byte order.
+fn to_network_order(len: u32) -> (&'static str, Attributes) {
+    const TO_NETWORK_ORDER: u32 = 1;
+    let turn = Attributes::new().be32(1, REG_1).be32(2, REG_1).be32(3, TO_NETWORK_ORDER);
+    ("byteorder", turn.be32(4, len).be32(5, len))
+}
+
+/// Changes a learned map as packets pass.
+fn dynamic(set: Set, operation: u32) -> Attributes {
+    Attributes::new().text(1, set.spec().name).be32(3, operation).be32(4, REG_1).be32(5, REG_2)
 }
 
 fn family(ipv6: bool) -> u32 {
@@ -78,6 +95,28 @@ fn encode_expression(expression: &Expr) -> Vec<(&'static str, Attributes)> {
         Expr::AnyOf(bits) => any_of(&bits.to_ne_bytes()),
         Expr::AnyBitOfByte(bits) => any_of(&[*bits]),
         Expr::NoBitOfByte(bits) => masked(&[*bits], 0),
+        Expr::Masked { mask, value, not } => masked_as(mask, value, u32::from(*not)),
+        Expr::CalledAddress => {
+            const DESTINATION_IPV4: u32 = 20;
+            const ORIGINAL: u8 = 0;
+            vec![("ct", Attributes::new().be32(1, REG_1).be32(2, DESTINATION_IPV4).bytes(3, &[ORIGINAL]))]
+        }
+        Expr::KeptLonger(seconds) => {
+            const EXPIRATION: u32 = 5;
+            const GREATER: u32 = 4;
+            let load = Attributes::new().be32(1, REG_1).be32(2, EXPIRATION);
+            vec![("ct", load), to_network_order(4), compare(GREATER, &(seconds * 1000).to_be_bytes())]
+        }
+        Expr::SetAddress { offset } => {
+            const INET_CHECKSUM: u32 = 1;
+            const CHECKSUM_OFFSET: u32 = 10;
+            const ALSO_OF_TRANSPORT: u32 = 1;
+            let to =
+                Attributes::new().be32(2, Base::Network as u32).be32(3, *offset).be32(4, 4).be32(5, REG_1);
+            vec![("payload", to.be32(6, INET_CHECKSUM).be32(7, CHECKSUM_OFFSET).be32(8, ALSO_OF_TRANSPORT))]
+        }
+        Expr::Learn(set) => vec![("dynset", dynamic(*set, 0))],
+        Expr::Unlearn(set) => vec![("dynset", dynamic(*set, 2))],
         Expr::Between(first, last) => {
             let end = |byte: u8| Attributes::new().bytes(DATA_VALUE, &[byte]);
             vec![(
@@ -108,18 +147,9 @@ fn encode_expression(expression: &Expr) -> Vec<(&'static str, Attributes)> {
             const ROUTE_TCP_MSS: u32 = 3;
             const OPTION_MAXSEG: u8 = 2;
             const OF_TCP_OPTION: u32 = 1;
-            const TO_NETWORK_ORDER: u32 = 1;
             vec![
                 ("rt", Attributes::new().be32(1, REG_1).be32(2, ROUTE_TCP_MSS)),
-                (
-                    "byteorder",
-                    Attributes::new()
-                        .be32(1, REG_1)
-                        .be32(2, REG_1)
-                        .be32(3, TO_NETWORK_ORDER)
-                        .be32(4, 2)
-                        .be32(5, 2),
-                ),
+                to_network_order(2),
                 (
                     "exthdr",
                     Attributes::new()

@@ -59,9 +59,11 @@
 //!                       of tasks goes on in to-elsewhere }
 //!   chain from-elsewhere { ether type ip tcp flags ack th dport & 0x8000 == 0
 //!                           ether daddr set iifname . ip daddr map @here accept
-//!                       ether type ip tcp flags syn / syn,ack iifname . ip daddr map @here notrack }
+//!                       ether type ip tcp flags syn / syn,ack iifname . ip daddr map @here notrack accept
+//!                       ether type ip meta l4proto tcp goto from-learned, see super::learned }
 //!   chain to-elsewhere { tcp flags ack ether daddr set ip daddr map @elsewhere accept
-//!                       tcp flags syn / syn,ack ip daddr map @elsewhere notrack }
+//!                       tcp flags syn / syn,ack ip daddr map @elsewhere notrack accept
+//!                       meta l4proto tcp goto to-learned }
 //! }
 //! ```
 //!
@@ -89,7 +91,7 @@
 //! - The members of the ingress network cannot call each other: it only carries what entered by a published port.
 
 use super::{
-    Set,
+    Set, learned,
     rules::{
         Base, CT_ESTABLISHED, CT_RELATED, ChainSpec, Ct, Expr, Family, Layout, Meta, Onward, REG_1, REG_2,
         REG_3, Verdict, WORD_1, WORD_5, ether_type, in_set, inet, ipv4, ipv6, l4proto, name_is, rule,
@@ -106,7 +108,7 @@ pub(crate) const TUNNEL: &str = "rsx";
 pub(crate) const OWN_MARK: u32 = 0xfff;
 
 /// Flags of TCP.
-const SYN: u8 = 2;
+pub(super) const SYN: u8 = 2;
 const ACK: u8 = 16;
 
 pub(crate) const SERVICE: &str = "service-";
@@ -144,6 +146,9 @@ pub(crate) static HELPER: Layout = Layout {
         Set::Sources6,
         Set::Here,
         Set::Elsewhere,
+        Set::Calls,
+        Set::Answers,
+        Set::Meshed,
     ],
     chains,
     balancers: &[SERVICE, SERVICE6, PUBLISHED, PUBLISHED6],
@@ -343,7 +348,9 @@ fn direct() -> [ChainSpec; 2] {
     let elsewhere = &[IPV4.address(IPV4.destination, REG_1), Expr::Map(Set::Elsewhere)];
     let is_ipv4 = &ether_type(0x0800);
     let (goes_on, begins) = (&tcp(Expr::AnyBitOfByte(ACK)), &begins());
-    let (send, untracked) = (&[Expr::SendTo, Expr::Verdict(Verdict::Accept)], &[Expr::Untracked]);
+    let accept = Expr::Verdict(Verdict::Accept);
+    let (send, untracked) = (&[Expr::SendTo, accept.clone()], &[Expr::Untracked, accept]);
+    let goes_on_in = |chain| rule([&l4proto(libc::IPPROTO_TCP), &[Expr::Verdict(Verdict::Goto(chain))]]);
     let chain = |name, rules| ChainSpec { family: Family::Bridge, name, hook: None, rules };
     [
         chain(
@@ -351,9 +358,17 @@ fn direct() -> [ChainSpec; 2] {
             vec![
                 rule([is_ipv4, goes_on, &below_clients(2), here, send]),
                 rule([is_ipv4, begins, here, untracked]),
+                rule([is_ipv4, &goes_on_in(learned::FROM_ELSEWHERE)]),
             ],
         ),
-        chain(DIRECT.checked, vec![rule([goes_on, elsewhere, send]), rule([begins, elsewhere, untracked])]),
+        chain(
+            DIRECT.checked,
+            vec![
+                rule([goes_on, elsewhere, send]),
+                rule([begins, elsewhere, untracked]),
+                goes_on_in(learned::TO_ELSEWHERE),
+            ],
+        ),
     ]
 }
 
@@ -375,7 +390,7 @@ fn chains() -> Vec<ChainSpec> {
         inet(name, "filter", number, -300, vec![rule([device, &[Expr::Untracked]])])
     };
     let [from_elsewhere, to_elsewhere] = direct();
-    vec![
+    let mut chains = vec![
         raw("raw", libc::NF_INET_PRE_ROUTING, from_tunnel),
         raw("raw-output", libc::NF_INET_LOCAL_OUT, to_tunnel),
         inet("pin", "filter", libc::NF_INET_PRE_ROUTING, -150, vec![pin_reply()]),
@@ -456,8 +471,8 @@ fn chains() -> Vec<ChainSpec> {
                 rule([&name_is(Meta::Oifname, UPLINK), &[Masquerade]]),
             ],
         ),
-        from_elsewhere,
-        to_elsewhere,
-        source_check(Some(&DIRECT)),
-    ]
+    ];
+    chains.extend(learned::chains());
+    chains.extend([from_elsewhere, to_elsewhere, source_check(Some(&DIRECT))]);
+    chains
 }

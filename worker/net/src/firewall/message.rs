@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use super::{
     Backends, Balancer, Element, Set,
     expression::encode_rule,
-    octets,
+    learned, octets,
     rules::{
         self, ChainSpec, Expr, FAMILIES, Family, Hook, INET_SERVICE, IPV4_ADDR, IPV6_ADDR, Layout, Meta,
         OPERATOR, REG_1, SetSpec, VERDICT, pair,
@@ -63,6 +63,7 @@ pub(super) const SET_DATA_TYPE: u16 = 6;
 pub(super) const SET_DATA_LEN: u16 = 7;
 pub(super) const SET_ID: u16 = 10;
 pub(super) const SET_DESCRIPTION: u16 = 9;
+pub(super) const SET_TIMEOUT: u16 = 11;
 pub(super) const SET_USERDATA: u16 = 13;
 pub(super) const GENERATION_ID: u16 = 1;
 pub(super) const ELEMENTS_TABLE: u16 = 1;
@@ -79,6 +80,8 @@ pub(super) const VERDICT_CHAIN: u16 = 2;
 pub(super) const SET_IS_ANONYMOUS: u32 = 1;
 pub(super) const SET_IS_CONSTANT: u32 = 2;
 pub(super) const SET_IS_MAP: u32 = 8;
+pub(super) const SET_HAS_TIMEOUT: u32 = 16;
+pub(super) const SET_IS_DYNAMIC: u32 = 32;
 pub(super) const POLICY_ACCEPT: u32 = 1;
 /// Attributes end at 64 KiB; the largest element takes some 80 bytes.
 pub(super) const ELEMENTS_PER_MESSAGE: usize = 500;
@@ -94,6 +97,8 @@ pub(crate) enum Change {
     Balance(Balancer),
     /// Deletes the chain of this name, which nothing may lead to any more.
     Unbalance(String),
+    /// Empties a learned map.
+    Forget(Set),
     /// Deletes the tables of these families, with all that is in them.
     Drop(Vec<Family>),
 }
@@ -192,6 +197,14 @@ fn encode(table: &str, layout: &Layout, changes: &[Change]) -> Vec<(String, Mess
                     out.push((
                         format!("delete nft chain `{chain}`"),
                         message(DEL_CHAIN, Family::Inet, attributes),
+                    ));
+                }
+                Change::Forget(set) => {
+                    let spec = set.spec();
+                    let all = Attributes::new().text(ELEMENTS_TABLE, table).text(ELEMENTS_SET, spec.name);
+                    out.push((
+                        format!("empty nft map `{}`", spec.name),
+                        message(DEL_ELEMENT, spec.family, all),
                     ));
                 }
                 Change::Drop(families) => out.extend(families.iter().map(|&family| {
@@ -394,11 +407,17 @@ fn data_in_host_order() -> [u8; 6] {
     hint
 }
 
+/// What kind of set it is.
+pub(super) fn set_flags(set: &SetSpec) -> u32 {
+    let map = if set.data.is_some() { SET_IS_MAP } else { 0 };
+    if set.learned { map | SET_HAS_TIMEOUT | SET_IS_DYNAMIC } else { map }
+}
+
 fn encode_set(table: &str, set: &SetSpec, id: u32) -> Message {
     let mut attributes = Attributes::new()
         .text(SET_TABLE, table)
         .text(SET_NAME, set.name)
-        .be32(SET_FLAGS, if set.data.is_some() { SET_IS_MAP } else { 0 })
+        .be32(SET_FLAGS, set_flags(set))
         .be32(SET_KEY_TYPE, set.key_type)
         .be32(SET_KEY_LEN, set.key_len)
         .be32(SET_ID, id);
@@ -410,6 +429,11 @@ fn encode_set(table: &str, set: &SetSpec, id: u32) -> Message {
     }
     if let Some((kind, len)) = set.data {
         attributes = attributes.be32(SET_DATA_TYPE, kind).be32(SET_DATA_LEN, len);
+    }
+    if set.learned {
+        let size = Attributes::new().be32(1, learned::CAPACITY);
+        let timeout = (u64::from(learned::KEPT) * 1000).to_be_bytes();
+        attributes = attributes.nest(SET_DESCRIPTION, &size).bytes(SET_TIMEOUT, &timeout);
     }
     message(NEW_SET, set.family, attributes).flags(libc::NLM_F_CREATE)
 }

@@ -6,6 +6,7 @@
 mod expression;
 pub(crate) mod helper;
 pub(crate) mod host;
+mod learned;
 pub(crate) mod message;
 pub(crate) mod reading;
 pub(crate) mod rules;
@@ -96,6 +97,12 @@ pub enum Set {
     Here,
     /// `bridge`: the address of a task elsewhere, to its node's MAC.
     Elsewhere,
+    /// `bridge`: a flow from a task of this node to a virtual address, to the backend's address. Learned, see [`learned`].
+    Calls,
+    /// `bridge`: a flow from such a backend, to the virtual address. Learned.
+    Answers,
+    /// `bridge`: a flow of a published port, to the MAC it goes to. Learned.
+    Meshed,
 }
 
 impl Set {

@@ -9,7 +9,7 @@ use super::{
     Backends, Element,
     expression::{encode_rule, same_rule},
     message::*,
-    rules::{FAMILIES, Family, Layout, SetSpec},
+    rules::{FAMILIES, Family, Layout, OPERATOR, SetSpec},
 };
 use crate::{
     error::KernelError,
@@ -43,6 +43,7 @@ impl Tables {
                 self.balancers.insert(balancer.chain.clone(), balancer.backends.clone());
             }
             Change::Unbalance(chain) => drop(self.balancers.remove(chain)),
+            Change::Forget(_) => {}
             Change::Rules(_) | Change::Drop(_) => return false,
         }
         true
@@ -72,7 +73,7 @@ pub(crate) fn observe(socket: &mut Socket, table: &str, layout: &Layout) -> Resu
             balancers.insert(chain, backends);
         }
     }
-    for spec in layout.specs() {
+    for spec in layout.specs().filter(|spec| !spec.learned) {
         if shape.sets.get(&(spec.family, spec.name.to_owned())) == Some(&true) {
             observe_elements(socket, table, spec, &mut elements)?;
         }
@@ -141,7 +142,7 @@ fn observe_sets(
         let right = value(SET_KEY_LEN) == Some(set.key_len)
             && value(SET_KEY_TYPE) == Some(set.key_type)
             && value(SET_DATA_LEN) == set.data.map(|(_, len)| len)
-            && value(SET_FLAGS).unwrap_or(0) == if set.data.is_some() { SET_IS_MAP } else { 0 };
+            && value(SET_FLAGS).unwrap_or(0) == set_flags(set);
         shape.sets.insert((family, name), right);
     })
 }
@@ -163,7 +164,7 @@ fn observe_rules(socket: &mut Socket, table: &str, family: Family) -> Result<Rul
 }
 
 fn rules_intact(layout: &Layout, family: Family, shown: &Rules) -> bool {
-    (layout.chains)().iter().filter(|chain| chain.family == family && chain.hook.is_some()).all(|chain| {
+    (layout.chains)().iter().filter(|chain| chain.family == family && chain.name != OPERATOR).all(|chain| {
         let shown = shown.get(chain.name).map_or(&[][..], Vec::as_slice);
         shown.len() == chain.rules.len()
             && chain

@@ -21,6 +21,8 @@ pub(crate) struct SetSpec {
     pub key_len: u32,
     /// Type and length of a map's data.
     pub data: Option<(u32, u32)>,
+    /// Its elements come from packets, and go by themselves.
+    pub learned: bool,
 }
 
 /// Data of a verdict map: the chain to go on in.
@@ -43,14 +45,21 @@ pub(crate) const fn pair(first: u32, second: u32) -> u32 {
 }
 
 const fn plain(set: Set, family: Family, name: &'static str, key_type: u32, key_len: u32) -> SetSpec {
-    SetSpec { set, family, name, key_type, key_len, data: None }
+    SetSpec { set, family, name, key_type, key_len, data: None, learned: false }
 }
 
 const fn map(set: Set, family: Family, name: &'static str, key: (u32, u32), data: (u32, u32)) -> SetSpec {
-    SetSpec { set, family, name, key_type: key.0, key_len: key.1, data: Some(data) }
+    SetSpec { set, family, name, key_type: key.0, key_len: key.1, data: Some(data), learned: false }
 }
 
-pub(crate) const SETS: [SetSpec; 40] = [
+/// A map from flows of TCP by IPv4: source and its port, destination and its port.
+const fn flows(set: Set, name: &'static str, data: (u32, u32)) -> SetSpec {
+    let end = pair(IPV4_ADDR, INET_SERVICE);
+    let spec = map(set, Family::Bridge, name, (pair(pair(end, IPV4_ADDR), INET_SERVICE), 16), data);
+    SetSpec { learned: true, ..spec }
+}
+
+pub(crate) const SETS: [SetSpec; 43] = [
     plain(Set::Bridges, Family::Inet, "bridges", IFNAME, NAME_LEN),
     plain(Set::Masqueraded, Family::Inet, "masqueraded", IFNAME, NAME_LEN),
     plain(Set::Internal, Family::Inet, "internal", IFNAME, NAME_LEN),
@@ -127,6 +136,9 @@ pub(crate) const SETS: [SetSpec; 40] = [
     plain(Set::Sources6, Family::Bridge, "sources6", pair(pair(IFNAME, ETHER_ADDR), IPV6_ADDR), 40),
     map(Set::Here, Family::Bridge, "here", (pair(IFNAME, IPV4_ADDR), 20), (ETHER_ADDR, 6)),
     map(Set::Elsewhere, Family::Bridge, "elsewhere", (IPV4_ADDR, 4), (ETHER_ADDR, 6)),
+    flows(Set::Calls, "calls", (IPV4_ADDR, 4)),
+    flows(Set::Answers, "answers", (IPV4_ADDR, 4)),
+    flows(Set::Meshed, "meshed", (ETHER_ADDR, 6)),
 ];
 
 /// The rule set of one network namespace: the same tables, with other sets and chains in them.
@@ -176,9 +188,10 @@ pub(crate) struct ChainSpec {
 pub(crate) const REG_1: u32 = 1;
 pub(crate) const REG_2: u32 = 2;
 pub(crate) const REG_3: u32 = 3;
-/// The second word of [`REG_1`], and its third.
+/// The second word of [`REG_1`], its third, and its fourth.
 pub(crate) const WORD_1: u32 = 9;
 pub(crate) const WORD_2: u32 = 10;
+pub(crate) const WORD_3: u32 = 11;
 /// The second word of [`REG_2`], and its third.
 pub(crate) const WORD_5: u32 = 13;
 const WORD_6: u32 = 14;
@@ -204,6 +217,7 @@ pub(crate) enum Ct {
 
 pub(crate) const CT_ESTABLISHED: u32 = 2;
 pub(crate) const CT_RELATED: u32 = 4;
+pub(crate) const CT_STATUS_SNAT: u32 = 1 << 4;
 pub(crate) const CT_STATUS_DNAT: u32 = 1 << 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -243,6 +257,12 @@ pub(crate) enum Expr {
     AnyBitOfByte(u8),
     /// Goes on only if none of these bits is set in the byte in register 1.
     NoBitOfByte(u8),
+    /// Goes on only if what is left of register 1 under the mask is the value (or, `not`, is not).
+    Masked {
+        mask: Vec<u8>,
+        value: Vec<u8>,
+        not: bool,
+    },
     /// Goes on only if register 1 is found (or, `absent`, is not).
     Lookup {
         set: Set,
@@ -254,6 +274,10 @@ pub(crate) enum Expr {
     ToThisNode,
     /// Loads what is known of the connection into register 1.
     Ct(Ct),
+    /// Loads the IPv4 address that the connection was opened to, before any translation, into register 1.
+    CalledAddress,
+    /// Goes on only if connection tracking will keep the connection for longer than this, in seconds, without a packet.
+    KeptLonger(u32),
     /// Goes on only if one of these bits is set in register 1.
     AnyOf(u32),
     /// Goes on only if the byte in register 1 is one of these or between them.
@@ -268,6 +292,14 @@ pub(crate) enum Expr {
     MarkPacket,
     /// Gives the frame the MAC in register 1 as its destination.
     SendTo,
+    /// Puts register 1 in the place of the IPv4 address at `offset` of its header, and mends the checksums.
+    SetAddress {
+        offset: u32,
+    },
+    /// Adds an element to a learned map, of key in register 1 and data in register 2, unless the key is there.
+    Learn(Set),
+    /// Deletes the element of the key in register 1; register 2 is to hold something, but does not count.
+    Unlearn(Set),
     /// Keeps the packet out of connection tracking.
     Untracked,
     /// Goes on in the chain found under register 1, if there is one.

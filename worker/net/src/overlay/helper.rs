@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// Settings of the namespace. Some are of modules that may be absent: then there is nothing to set.
-const SETTINGS: [(&str, &str); 17] = [
+const SETTINGS: [(&str, &str); 19] = [
     ("net/ipv4/ip_forward", "1"),
     // Clients of the mesh come from anywhere.
     ("net/ipv4/conf/all/rp_filter", "0"),
@@ -64,6 +64,10 @@ const SETTINGS: [(&str, &str); 17] = [
     ("net/netfilter/nf_conntrack_tcp_loose", "0"),
     // A segment that comes late must not be taken for a stranger's: the translation would be left out.
     ("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),
+    ("net/netfilter/nf_conntrack_tcp_ignore_invalid_rst", "1"),
+    // Of a flow that the bridge has learned, tracking saw no acknowledgement of what it saw last, and the connection may
+    // then be silent for hours.
+    ("net/netfilter/nf_conntrack_tcp_timeout_unacknowledged", "21600"),
 ];
 
 /// Settings of every bridge.
@@ -302,9 +306,12 @@ impl Helper {
 
     /// Performs neighbouring changes of the firewall as one transaction.
     pub fn change_firewall(&mut self, config: &NetworkConfig, steps: &[&Step]) -> Result<(), NetError> {
-        let changes: Vec<Change> = steps.iter().filter_map(|step| change(&step.0)).collect();
+        self.change(config, &steps.iter().filter_map(|step| change(&step.0)).collect::<Vec<_>>())
+    }
+
+    fn change(&mut self, config: &NetworkConfig, changes: &[Change]) -> Result<(), NetError> {
         let before = self.generation().ok();
-        message::apply(&mut self.netfilter, &config.table, &HELPER, &changes)
+        message::apply(&mut self.netfilter, &config.table, &HELPER, changes)
             .map_err(|(what, error)| NetError::kernel(what, error))?;
         // If only we made the change, what we know stays true, and need not be read back.
         let after = self.generation().ok();
@@ -320,7 +327,7 @@ impl Helper {
     }
 
     /// Deletes the tracked connections of gone tasks, in one pass over all there are.
-    pub fn forget(&mut self, steps: &[&Step]) -> Result<(), NetError> {
+    pub fn forget(&mut self, config: &NetworkConfig, steps: &[&Step]) -> Result<(), NetError> {
         let of = |step: &&Step| match step.0 {
             Action::Forget { address } => Some(Flows::Of(address)),
             _ => None,
@@ -329,7 +336,10 @@ impl Helper {
         let forgotten = conntrack::forget(&mut self.netfilter, &which)
             .map_err(|error| NetError::kernel("delete tracked connections of the overlays", error))?;
         tracing::debug!(forgotten, ?which, "forgot tracked connections of the overlays");
-        Ok(())
+        // And what the bridge has learned of them, now that it cannot learn it again.
+        let learned = HELPER.specs().filter(|spec| spec.learned);
+        let changes: Vec<Change> = learned.map(|spec| Change::Forget(spec.set)).collect();
+        if which.is_empty() { Ok(()) } else { self.change(config, &changes) }
     }
 
     /// Performs one step that is no change of the firewall.

@@ -12,6 +12,7 @@ mod growth;
 mod hostile;
 mod ipv6;
 mod lab;
+mod learned;
 mod mesh;
 mod options;
 mod overlay;

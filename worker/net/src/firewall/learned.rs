@@ -1,0 +1,267 @@
+//! Flows of TCP by IPv4 that had to be routed, and are switched once they last: by a service's virtual address between two
+//! nodes, and by a published port on the task's node. Read as nft would print it, `FLOW` being `ip saddr . tcp sport . ip
+//! daddr . tcp dport`:
+//!
+//! ```text
+//! table inet rswarm {
+//!   chain learn        { type filter hook forward priority filter + 1
+//!                        numgen random mod 32 != 0 accept
+//!                        LASTING iifname @ingress oifname @ingress ct mark != 0 meta mark set 0x1fff
+//!                        LASTING ct mark 0 ct direction original ct status dnat / snat,dnat iifname . oifname @within
+//!                          ct original ip daddr & 0.0.255.255 != 0.0.0.0 meta mark set ct original ip daddr }
+//! }                      LASTING: nfproto ipv4, tcp flags ack / fin,syn,rst,ack, ct state established ct expiration > 2h
+//! table bridge rswarm {
+//!   map calls          { FLOW : ip daddr;    flags dynamic,timeout; timeout 1h }
+//!   map answers        { FLOW : ip saddr;    … }
+//!   map meshed         { FLOW : ether daddr; … }
+//!   chain output       { type filter hook output priority filter
+//!                        meta mark & 0xfffff000 == 0 accept
+//!                        meta mark 0x1fff add @meshed { FLOW : ether daddr } accept
+//!                        oifname "rsx*" add @calls { ip saddr . tcp sport . meta mark . tcp dport : ip daddr }
+//!                        oifname "rsx*" add @answers { ip daddr . tcp dport . ip saddr . tcp sport : meta mark } }
+//!   chain to-learned   { tcp flags != ack / fin,syn,rst,ack goto to-ended
+//!                        tcp sport & 0x8000 != 0 ip daddr set FLOW map @calls
+//!                          ether daddr set ip daddr map @elsewhere accept
+//!                        tcp sport & 0x8000 == 0 ether daddr set FLOW map @meshed accept }
+//!   chain to-ended     { delete @calls { FLOW … }, or delete @meshed { FLOW … }, by the port likewise }
+//!   chain from-learned { tcp flags != ack / fin,syn,rst,ack goto from-ended
+//!                        tcp dport & 0x8000 != 0 ip saddr set FLOW map @answers
+//!                          ether daddr set iifname . ip daddr map @here accept
+//!                        tcp dport & 0x8000 == 0 ether daddr set FLOW map @meshed accept }
+//!   chain from-ended   { delete @answers { FLOW … }, or delete @meshed { FLOW … } }
+//! }
+//! ```
+//!
+//! - A connection begins routed: checked, tracked, translated. Of its later segments one in [`ONE_IN`] is marked (`learn`) with what
+//!   the bridge cannot know, the virtual address, and `output` notes where that segment, as it left, went. From then on the
+//!   bridge does the same to all that follow, both ways. Short connections mostly end before, and cost next to nothing.
+//! - Segments that open or end a connection are always routed, so tracking sees them, and the flow is forgotten first. What
+//!   follows an end is not learned again, as the connection is then kept for minutes only.
+//! - An element goes after [`KEPT`], whether used or not: the next segments are routed, and tracking learns that the connection
+//!   lives. It keeps one for longer than that, also if the last segment that it saw was never acknowledged, as far as it knows
+//!   (`nf_conntrack_tcp_timeout_unacknowledged` in [`crate::overlay::helper`]).
+//! - When a task goes, tracking forgets its connections, and the bridge all that it has learned: what still lives is learned anew.
+//! - Clients have ports from 32768 on, see [`super::helper`]; below are services. One look-up tells which flow a segment is of.
+//! - Linux before 6.5, but for the stable series that had it mended, does not free what is deleted by a rule. [`CAPACITY`] bounds
+//!   that; when it is reached, flows are routed.
+
+use super::{
+    Set,
+    helper::SYN,
+    rules::{
+        Base, CT_ESTABLISHED, CT_STATUS_DNAT, CT_STATUS_SNAT, ChainSpec, Ct, Expr, Family, Hook, Meta, REG_1,
+        REG_2, Verdict, WORD_1, WORD_2, WORD_3, in_set, inet, ipv4, l4proto, name_begins, rule, state,
+    },
+};
+
+/// Of the segments that are routed, one in so many makes its flow known.
+const ONE_IN: u32 = 32;
+/// How long a flow is known, in seconds.
+pub(super) const KEPT: u32 = 3600;
+/// Of how many flows each map knows at most.
+pub(super) const CAPACITY: u32 = 65536;
+
+/// Mark of a segment that came in, or goes back, by a published port. Nodes have lower ones, and a virtual address a higher
+/// one, unless it ends in `.0.0`.
+const MESH_MARK: u32 = 0x1fff;
+const BELOW_MARKS: u32 = 0xffff_f000;
+
+/// Where an IPv4 header has its addresses, and a TCP header its ports.
+const SOURCE: u32 = 12;
+const DESTINATION: u32 = 16;
+const SOURCE_PORT: u32 = 0;
+const DESTINATION_PORT: u32 = 2;
+
+const FIN: u8 = 1;
+const RST: u8 = 4;
+const ACK: u8 = 16;
+
+/// In which chains segments go on that were neither switched nor refused.
+pub(super) const FROM_ELSEWHERE: &str = "from-learned";
+pub(super) const TO_ELSEWHERE: &str = "to-learned";
+const FROM_ENDED: &str = "from-ended";
+const TO_ENDED: &str = "to-ended";
+
+const ACCEPT: Expr = Expr::Verdict(Verdict::Accept);
+
+fn address(offset: u32, to: u32) -> Expr {
+    Expr::Payload { base: Base::Network, offset, len: 4, to }
+}
+
+fn port(offset: u32, to: u32) -> Expr {
+    Expr::Payload { base: Base::Transport, offset, len: 2, to }
+}
+
+fn receiver(to: u32) -> Expr {
+    Expr::Payload { base: Base::Link, offset: 0, len: 6, to }
+}
+
+/// Loads the flow that the segment belongs to.
+fn flow() -> [Expr; 4] {
+    [
+        address(SOURCE, REG_1),
+        port(SOURCE_PORT, WORD_1),
+        address(DESTINATION, WORD_2),
+        port(DESTINATION_PORT, WORD_3),
+    ]
+}
+
+/// Loads the flow of the answers to this segment.
+fn backwards() -> [Expr; 4] {
+    [
+        address(DESTINATION, REG_1),
+        port(DESTINATION_PORT, WORD_1),
+        address(SOURCE, WORD_2),
+        port(SOURCE_PORT, WORD_3),
+    ]
+}
+
+/// Goes on only with segments in the middle of a connection; or, `not`, only with others.
+fn in_the_middle(not: bool) -> [Expr; 2] {
+    let flags = Expr::Payload { base: Base::Transport, offset: 13, len: 1, to: REG_1 };
+    [flags, Expr::Masked { mask: vec![FIN | SYN | RST | ACK], value: vec![ACK], not }]
+}
+
+/// The port at `offset` is one that clients have.
+fn of_client(offset: u32) -> [Expr; 2] {
+    let high = Expr::Payload { base: Base::Transport, offset, len: 1, to: REG_1 };
+    [high, Expr::AnyBitOfByte(0x80)]
+}
+
+/// The port at `offset` is one that services have.
+fn of_service(offset: u32) -> [Expr; 2] {
+    let high = Expr::Payload { base: Base::Transport, offset, len: 1, to: REG_1 };
+    [high, Expr::NoBitOfByte(0x80)]
+}
+
+/// Marks what the bridge is to learn.
+fn learn() -> ChainSpec {
+    let lasting = &rule([
+        &ipv4(),
+        &l4proto(libc::IPPROTO_TCP),
+        &in_the_middle(false),
+        &state(CT_ESTABLISHED),
+        &[Expr::KeptLonger(2 * KEPT)],
+    ]);
+    let translated = Expr::Masked {
+        mask: (CT_STATUS_SNAT | CT_STATUS_DNAT).to_ne_bytes().to_vec(),
+        value: CT_STATUS_DNAT.to_ne_bytes().to_vec(),
+        not: false,
+    };
+    let within = [
+        Expr::Meta { key: Meta::Iifname, to: REG_1 },
+        Expr::Meta { key: Meta::Oifname, to: REG_2 },
+        Expr::Lookup { set: Set::Within, absent: false },
+    ];
+    let no_mark = Expr::Masked { mask: vec![0, 0, 255, 255], value: vec![0; 4], not: true };
+    inet(
+        "learn",
+        "filter",
+        libc::NF_INET_FORWARD,
+        1,
+        vec![
+            vec![Expr::Draw(ONE_IN), Expr::NotZero, ACCEPT],
+            rule([
+                lasting,
+                &in_set(Meta::Iifname, Set::Ingress),
+                &in_set(Meta::Oifname, Set::Ingress),
+                &[Expr::Ct(Ct::Mark), Expr::NotZero],
+                &[Expr::Load(MESH_MARK.to_ne_bytes().to_vec()), Expr::MarkPacket],
+            ]),
+            rule([
+                lasting,
+                &[Expr::Ct(Ct::Mark), Expr::Equal(vec![0; 4])],
+                &[Expr::Ct(Ct::Direction), Expr::Equal(vec![0])],
+                &[Expr::Ct(Ct::Status), translated],
+                &within,
+                &[Expr::CalledAddress, no_mark, Expr::CalledAddress, Expr::MarkPacket],
+            ]),
+        ],
+    )
+}
+
+/// Notes where marked segments go as they leave the bridge.
+fn output() -> ChainSpec {
+    const LOCAL_OUT: u32 = 3;
+    let tunnel = &name_begins(Meta::Oifname, super::helper::TUNNEL);
+    let called = Expr::Meta { key: Meta::Mark, to: WORD_2 };
+    let call = [address(SOURCE, REG_1), port(SOURCE_PORT, WORD_1), called, port(DESTINATION_PORT, WORD_3)];
+    let unmarked = Expr::Masked { mask: BELOW_MARKS.to_ne_bytes().to_vec(), value: vec![0; 4], not: false };
+    let meshed = [Expr::Meta { key: Meta::Mark, to: REG_1 }, Expr::Equal(MESH_MARK.to_ne_bytes().to_vec())];
+    ChainSpec {
+        family: Family::Bridge,
+        name: "output",
+        hook: Some(Hook { kind: "filter", number: LOCAL_OUT, priority: 0 }),
+        rules: vec![
+            vec![Expr::Meta { key: Meta::Mark, to: REG_1 }, unmarked, ACCEPT],
+            rule([&meshed, &flow(), &[receiver(REG_2), Expr::Learn(Set::Meshed), ACCEPT]]),
+            rule([tunnel, &call, &[address(DESTINATION, REG_2), Expr::Learn(Set::Calls)]]),
+            rule([
+                tunnel,
+                &backwards(),
+                &[Expr::Meta { key: Meta::Mark, to: REG_2 }, Expr::Learn(Set::Answers)],
+            ]),
+        ],
+    }
+}
+
+/// The chains, those first that others lead to.
+pub(super) fn chains() -> Vec<ChainSpec> {
+    let chain = |name, rules| ChainSpec { family: Family::Bridge, name, hook: None, rules };
+    let goto = |chain| [Expr::Verdict(Verdict::Goto(chain))];
+    let flow = &flow();
+    let found = |set| [Expr::Map(set)];
+    let send = &[Expr::SendTo, ACCEPT];
+    let elsewhere = &[address(DESTINATION, REG_1), Expr::Map(Set::Elsewhere)];
+    let here =
+        &[Expr::Meta { key: Meta::Iifname, to: REG_1 }, address(DESTINATION, REG_2), Expr::Map(Set::Here)];
+    // What the element held is of no account.
+    let forget = |set| {
+        [if set == Set::Meshed { receiver(REG_2) } else { address(DESTINATION, REG_2) }, Expr::Unlearn(set)]
+    };
+    let ended = |name, port, set| {
+        chain(
+            name,
+            vec![
+                rule([&of_client(port), flow, &forget(set)]),
+                rule([&of_service(port), flow, &forget(Set::Meshed)]),
+            ],
+        )
+    };
+    vec![
+        ended(TO_ENDED, SOURCE_PORT, Set::Calls),
+        ended(FROM_ENDED, DESTINATION_PORT, Set::Answers),
+        chain(
+            TO_ELSEWHERE,
+            vec![
+                rule([&in_the_middle(true), &goto(TO_ENDED)]),
+                rule([
+                    &of_client(SOURCE_PORT),
+                    flow,
+                    &found(Set::Calls),
+                    &[Expr::SetAddress { offset: DESTINATION }],
+                    elsewhere,
+                    send,
+                ]),
+                rule([&of_service(SOURCE_PORT), flow, &found(Set::Meshed), send]),
+            ],
+        ),
+        chain(
+            FROM_ELSEWHERE,
+            vec![
+                rule([&in_the_middle(true), &goto(FROM_ENDED)]),
+                rule([
+                    &of_client(DESTINATION_PORT),
+                    flow,
+                    &found(Set::Answers),
+                    &[Expr::SetAddress { offset: SOURCE }],
+                    here,
+                    send,
+                ]),
+                rule([&of_service(DESTINATION_PORT), flow, &found(Set::Meshed), send]),
+            ],
+        ),
+        learn(),
+        output(),
+    ]
+}
