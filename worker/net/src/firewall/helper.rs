@@ -25,6 +25,7 @@
 //!                       iifname "rsup" meta l4proto tcp reject with tcp reset
 //!                       iifname "rsup" meta l4proto != icmp meta l4proto != icmpv6 reject }
 //!   chain forward     { type filter hook forward priority filter
+//!                       numgen random mod 32 == 0 jump learn, see super::learned
 //!                       ct state established,related accept
 //!                       tcp flags syn tcp option maxseg size set rt mtu
 //!                       iifname "rsup" ct status dnat oifname . ip daddr @members accept
@@ -390,7 +391,8 @@ fn chains() -> Vec<ChainSpec> {
         inet(name, "filter", number, -300, vec![rule([device, &[Expr::Untracked]])])
     };
     let [from_elsewhere, to_elsewhere] = direct();
-    let mut chains = vec![
+    let mut chains = learned::chains();
+    chains.extend([
         raw("raw", libc::NF_INET_PRE_ROUTING, from_tunnel),
         raw("raw-output", libc::NF_INET_LOCAL_OUT, to_tunnel),
         inet("pin", "filter", libc::NF_INET_PRE_ROUTING, -150, vec![pin_reply()]),
@@ -446,7 +448,11 @@ fn chains() -> Vec<ChainSpec> {
             libc::NF_INET_FORWARD,
             0,
             [
-                vec![rule([known, accept]), rule([&tcp(Expr::AnyBitOfByte(SYN)), &[Expr::ClampMss]])],
+                vec![
+                    learned::pick(),
+                    rule([known, accept]),
+                    rule([&tcp(Expr::AnyBitOfByte(SYN)), &[Expr::ClampMss]]),
+                ],
                 IPV4.forward(),
                 IPV6.forward(),
                 vec![rule([&l4proto(libc::IPPROTO_TCP), &[Reset]]), vec![Unreachable]],
@@ -471,8 +477,9 @@ fn chains() -> Vec<ChainSpec> {
                 rule([&name_is(Meta::Oifname, UPLINK), &[Masquerade]]),
             ],
         ),
-    ];
-    chains.extend(learned::chains());
-    chains.extend([from_elsewhere, to_elsewhere, source_check(Some(&DIRECT))]);
+        from_elsewhere,
+        to_elsewhere,
+        source_check(Some(&DIRECT)),
+    ]);
     chains
 }

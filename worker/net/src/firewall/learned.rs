@@ -4,9 +4,8 @@
 //!
 //! ```text
 //! table inet rswarm {
-//!   chain learn        { type filter hook forward priority filter + 1
-//!                        numgen random mod 32 != 0 accept
-//!                        LASTING iifname @ingress oifname @ingress ct mark != 0 meta mark set 0x1fff
+//!   chain forward      { numgen random mod 32 == 0 jump learn, and then as in super::helper }
+//!   chain learn        { LASTING iifname @ingress oifname @ingress ct mark != 0 meta mark set 0x1fff
 //!                        LASTING ct mark 0 ct direction original ct status dnat / snat,dnat iifname . oifname @within
 //!                          ct original ip daddr & 0.0.255.255 != 0.0.0.0 meta mark set ct original ip daddr }
 //! }                      LASTING: nfproto ipv4, tcp flags ack / fin,syn,rst,ack, ct state established ct expiration > 2h
@@ -50,7 +49,7 @@ use super::{
     helper::SYN,
     rules::{
         Base, CT_ESTABLISHED, CT_STATUS_DNAT, CT_STATUS_SNAT, ChainSpec, Ct, Expr, Family, Hook, Meta, REG_1,
-        REG_2, Verdict, WORD_1, WORD_2, WORD_3, in_set, inet, ipv4, l4proto, name_begins, rule, state,
+        REG_2, Verdict, WORD_1, WORD_2, WORD_3, in_set, ipv4, l4proto, name_begins, rule, state,
     },
 };
 
@@ -79,6 +78,7 @@ const ACK: u8 = 16;
 /// In which chains segments go on that were neither switched nor refused.
 pub(super) const FROM_ELSEWHERE: &str = "from-learned";
 pub(super) const TO_ELSEWHERE: &str = "to-learned";
+const LEARN: &str = "learn";
 const FROM_ENDED: &str = "from-ended";
 const TO_ENDED: &str = "to-ended";
 
@@ -134,6 +134,11 @@ fn of_service(offset: u32) -> [Expr; 2] {
     [high, Expr::NoBitOfByte(0x80)]
 }
 
+/// Picks segments out of what is forwarded.
+pub(super) fn pick() -> Vec<Expr> {
+    vec![Expr::Draw(ONE_IN), Expr::Equal(vec![0; 4]), Expr::Verdict(Verdict::Jump(LEARN))]
+}
+
 /// Marks what the bridge is to learn.
 fn learn() -> ChainSpec {
     let lasting = &rule([
@@ -154,13 +159,11 @@ fn learn() -> ChainSpec {
         Expr::Lookup { set: Set::Within, absent: false },
     ];
     let no_mark = Expr::Masked { mask: vec![0, 0, 255, 255], value: vec![0; 4], not: true };
-    inet(
-        "learn",
-        "filter",
-        libc::NF_INET_FORWARD,
-        1,
-        vec![
-            vec![Expr::Draw(ONE_IN), Expr::NotZero, ACCEPT],
+    ChainSpec {
+        family: Family::Inet,
+        name: LEARN,
+        hook: None,
+        rules: vec![
             rule([
                 lasting,
                 &in_set(Meta::Iifname, Set::Ingress),
@@ -177,7 +180,7 @@ fn learn() -> ChainSpec {
                 &[Expr::CalledAddress, no_mark, Expr::CalledAddress, Expr::MarkPacket],
             ]),
         ],
-    )
+    }
 }
 
 /// Notes where marked segments go as they leave the bridge.
