@@ -61,10 +61,10 @@
 //!   chain from-elsewhere { ether type ip tcp flags ack th dport & 0x8000 == 0
 //!                           ether daddr set iifname . ip daddr map @here accept
 //!                       ether type ip tcp flags syn / syn,ack iifname . ip daddr map @here notrack accept
-//!                       ether type ip meta l4proto tcp goto from-learned, see super::learned }
+//!                       then what is learned, see super::learned }
 //!   chain to-elsewhere { tcp flags ack ether daddr set ip daddr map @elsewhere accept
 //!                       tcp flags syn / syn,ack ip daddr map @elsewhere notrack accept
-//!                       meta l4proto tcp goto to-learned }
+//!                       then what is learned }
 //! }
 //! ```
 //!
@@ -351,26 +351,15 @@ fn direct() -> [ChainSpec; 2] {
     let (goes_on, begins) = (&tcp(Expr::AnyBitOfByte(ACK)), &begins());
     let accept = Expr::Verdict(Verdict::Accept);
     let (send, untracked) = (&[Expr::SendTo, accept.clone()], &[Expr::Untracked, accept]);
-    let goes_on_in = |chain| rule([&l4proto(libc::IPPROTO_TCP), &[Expr::Verdict(Verdict::Goto(chain))]]);
     let chain = |name, rules| ChainSpec { family: Family::Bridge, name, hook: None, rules };
-    [
-        chain(
-            DIRECT.trusted,
-            vec![
-                rule([is_ipv4, goes_on, &below_clients(2), here, send]),
-                rule([is_ipv4, begins, here, untracked]),
-                rule([is_ipv4, &goes_on_in(learned::FROM_ELSEWHERE)]),
-            ],
-        ),
-        chain(
-            DIRECT.checked,
-            vec![
-                rule([goes_on, elsewhere, send]),
-                rule([begins, elsewhere, untracked]),
-                goes_on_in(learned::TO_ELSEWHERE),
-            ],
-        ),
-    ]
+    let mut from_elsewhere = vec![
+        rule([is_ipv4, goes_on, &below_clients(2), here, send]),
+        rule([is_ipv4, begins, here, untracked]),
+    ];
+    from_elsewhere.extend(learned::from_elsewhere().map(|lead| rule([is_ipv4, &lead])));
+    let mut to_elsewhere = vec![rule([goes_on, elsewhere, send]), rule([begins, elsewhere, untracked])];
+    to_elsewhere.extend(learned::to_elsewhere());
+    [chain(DIRECT.trusted, from_elsewhere), chain(DIRECT.checked, to_elsewhere)]
 }
 
 /// The first segment of a connection.

@@ -18,16 +18,15 @@
 //!                        meta mark 0x1fff add @meshed { FLOW : ether daddr } accept
 //!                        oifname "rsx*" add @calls { ip saddr . tcp sport . meta mark . tcp dport : ip daddr }
 //!                        oifname "rsx*" add @answers { ip daddr . tcp dport . ip saddr . tcp sport : meta mark } }
-//!   chain to-learned   { tcp flags != ack / fin,syn,rst,ack goto to-ended
-//!                        tcp sport & 0x8000 != 0 ip daddr set FLOW map @calls
-//!                          ether daddr set ip daddr map @elsewhere accept
-//!                        tcp sport & 0x8000 == 0 ether daddr set FLOW map @meshed accept }
-//!   chain to-ended     { delete @calls { FLOW … }, or delete @meshed { FLOW … }, by the port likewise }
-//!   chain from-learned { tcp flags != ack / fin,syn,rst,ack goto from-ended
-//!                        tcp dport & 0x8000 != 0 ip saddr set FLOW map @answers
-//!                          ether daddr set iifname . ip daddr map @here accept
-//!                        tcp dport & 0x8000 == 0 ether daddr set FLOW map @meshed accept }
-//!   chain from-ended   { delete @answers { FLOW … }, or delete @meshed { FLOW … } }
+//!   chain to-elsewhere { after what helper has there: meta l4proto tcp
+//!                          th sport & 0x8000 != 0 FLOW @calls goto call, or th sport & 0x8000 == 0 FLOW @meshed goto mesh }
+//!   chain from-elsewhere { likewise, by the th dport: FLOW @answers goto answer, or FLOW @meshed goto mesh }
+//!   chain call         { tcp flags != ack / fin,syn,rst,ack delete @calls { FLOW … } accept
+//!                        ip daddr set FLOW map @calls ether daddr set ip daddr map @elsewhere accept }
+//!   chain answer       { tcp flags != ack / fin,syn,rst,ack delete @answers { FLOW … } accept
+//!                        ip saddr set FLOW map @answers ether daddr set iifname . ip daddr map @here accept }
+//!   chain mesh         { tcp flags != ack / fin,syn,rst,ack delete @meshed { FLOW … } accept
+//!                        ether daddr set FLOW map @meshed accept }
 //! }
 //! ```
 //!
@@ -40,7 +39,7 @@
 //!   lives. It keeps one for longer than that, also if the last segment that it saw was never acknowledged, as far as it knows
 //!   (`nf_conntrack_tcp_timeout_unacknowledged` in [`crate::overlay::helper`]).
 //! - When a task goes, tracking forgets its connections, and the bridge all that it has learned: what still lives is learned anew.
-//! - Clients have ports from 32768 on, see [`super::helper`]; below are services. One look-up tells which flow a segment is of.
+//! - Clients have ports from 32768 on, see [`super::helper`]; below are services. So whatever is routed costs one look-up.
 //! - Linux before 6.5, but for the stable series that had it mended, does not free what is deleted by a rule. [`CAPACITY`] bounds
 //!   that; when it is reached, flows are routed.
 
@@ -75,12 +74,8 @@ const FIN: u8 = 1;
 const RST: u8 = 4;
 const ACK: u8 = 16;
 
-/// In which chains segments go on that were neither switched nor refused.
-pub(super) const FROM_ELSEWHERE: &str = "from-learned";
-pub(super) const TO_ELSEWHERE: &str = "to-learned";
+/// What marks the segments that the bridge is to learn from.
 const LEARN: &str = "learn";
-const FROM_ENDED: &str = "from-ended";
-const TO_ENDED: &str = "to-ended";
 
 const ACCEPT: Expr = Expr::Verdict(Verdict::Accept);
 
@@ -208,63 +203,61 @@ fn output() -> ChainSpec {
     }
 }
 
+/// A way that segments take which are of a learned flow.
+struct Way {
+    set: Set,
+    chain: &'static str,
+    /// What is done to a segment, from what the map holds on.
+    send: Vec<Expr>,
+}
+
+impl Way {
+    /// Leads segments here, by the port at `offset` that tells of which kind their flow is.
+    fn lead(&self, port: &[Expr; 2]) -> Vec<Expr> {
+        let tcp = l4proto(libc::IPPROTO_TCP);
+        let known = [Expr::Lookup { set: self.set, absent: false }, Expr::Verdict(Verdict::Goto(self.chain))];
+        rule([&tcp, port, &flow(), &known])
+    }
+
+    /// Sends on what is in the middle of a connection; else forgets the flow.
+    fn chain(&self) -> ChainSpec {
+        // What the element held is of no account.
+        let held = if self.set == Set::Meshed { receiver(REG_2) } else { address(DESTINATION, REG_2) };
+        let rules = vec![
+            rule([&in_the_middle(true), &flow(), &[held, Expr::Unlearn(self.set), ACCEPT]]),
+            rule([&flow(), &[Expr::Map(self.set)], &self.send, &[Expr::SendTo, ACCEPT]]),
+        ];
+        ChainSpec { family: Family::Bridge, name: self.chain, hook: None, rules }
+    }
+}
+
+fn calls() -> Way {
+    let elsewhere = [address(DESTINATION, REG_1), Expr::Map(Set::Elsewhere)];
+    let send = rule([&[Expr::SetAddress { offset: DESTINATION }], &elsewhere]);
+    Way { set: Set::Calls, chain: "call", send }
+}
+
+fn answers() -> Way {
+    let here =
+        [Expr::Meta { key: Meta::Iifname, to: REG_1 }, address(DESTINATION, REG_2), Expr::Map(Set::Here)];
+    Way { set: Set::Answers, chain: "answer", send: rule([&[Expr::SetAddress { offset: SOURCE }], &here]) }
+}
+
+fn meshed() -> Way {
+    Way { set: Set::Meshed, chain: "mesh", send: Vec::new() }
+}
+
+/// For segments of tasks: those of learned flows leave here.
+pub(super) fn to_elsewhere() -> [Vec<Expr>; 2] {
+    [calls().lead(&of_client(SOURCE_PORT)), meshed().lead(&of_service(SOURCE_PORT))]
+}
+
+/// For IPv4 from other nodes.
+pub(super) fn from_elsewhere() -> [Vec<Expr>; 2] {
+    [answers().lead(&of_client(DESTINATION_PORT)), meshed().lead(&of_service(DESTINATION_PORT))]
+}
+
 /// The chains, those first that others lead to.
 pub(super) fn chains() -> Vec<ChainSpec> {
-    let chain = |name, rules| ChainSpec { family: Family::Bridge, name, hook: None, rules };
-    let goto = |chain| [Expr::Verdict(Verdict::Goto(chain))];
-    let flow = &flow();
-    let found = |set| [Expr::Map(set)];
-    let send = &[Expr::SendTo, ACCEPT];
-    let elsewhere = &[address(DESTINATION, REG_1), Expr::Map(Set::Elsewhere)];
-    let here =
-        &[Expr::Meta { key: Meta::Iifname, to: REG_1 }, address(DESTINATION, REG_2), Expr::Map(Set::Here)];
-    // What the element held is of no account.
-    let forget = |set| {
-        [if set == Set::Meshed { receiver(REG_2) } else { address(DESTINATION, REG_2) }, Expr::Unlearn(set)]
-    };
-    let ended = |name, port, set| {
-        chain(
-            name,
-            vec![
-                rule([&of_client(port), flow, &forget(set)]),
-                rule([&of_service(port), flow, &forget(Set::Meshed)]),
-            ],
-        )
-    };
-    vec![
-        ended(TO_ENDED, SOURCE_PORT, Set::Calls),
-        ended(FROM_ENDED, DESTINATION_PORT, Set::Answers),
-        chain(
-            TO_ELSEWHERE,
-            vec![
-                rule([&in_the_middle(true), &goto(TO_ENDED)]),
-                rule([
-                    &of_client(SOURCE_PORT),
-                    flow,
-                    &found(Set::Calls),
-                    &[Expr::SetAddress { offset: DESTINATION }],
-                    elsewhere,
-                    send,
-                ]),
-                rule([&of_service(SOURCE_PORT), flow, &found(Set::Meshed), send]),
-            ],
-        ),
-        chain(
-            FROM_ELSEWHERE,
-            vec![
-                rule([&in_the_middle(true), &goto(FROM_ENDED)]),
-                rule([
-                    &of_client(DESTINATION_PORT),
-                    flow,
-                    &found(Set::Answers),
-                    &[Expr::SetAddress { offset: SOURCE }],
-                    here,
-                    send,
-                ]),
-                rule([&of_service(DESTINATION_PORT), flow, &found(Set::Meshed), send]),
-            ],
-        ),
-        learn(),
-        output(),
-    ]
+    vec![calls().chain(), answers().chain(), meshed().chain(), learn(), output()]
 }

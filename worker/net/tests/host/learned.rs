@@ -264,8 +264,9 @@ async fn a_rule_planted_where_others_lead_to_is_taken_away() {
     needs_kernel!();
     let cluster = Cluster::new(1);
     cluster.tell().await;
-    for chain in ["to-elsewhere", "to-learned"] {
-        cluster.inside(1, "nft", &["insert", "rule", "bridge", "rswarm", chain, "drop"]);
+    for chain in ["to-elsewhere", "call", "learn"] {
+        let family = if chain == "learn" { "inet" } else { "bridge" };
+        cluster.inside(1, "nft", &["insert", "rule", family, "rswarm", chain, "drop"]);
         assert_eq!(cluster.node(1).verify().await.unwrap().len(), 1, "{chain}");
         cluster.node(1).reconcile(&cluster.desired(1)).await.unwrap();
         cluster.assert_settled().await;
