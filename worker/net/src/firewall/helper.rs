@@ -58,12 +58,15 @@
 //! table bridge rswarm {
 //!   chain prerouting  { iifname "rsx*" goto from-elsewhere, then as in the host's, see super::host, but that IPv4
 //!                       of tasks goes on in to-elsewhere }
-//!   chain from-elsewhere { ether type ip tcp flags ack th dport & 0x8000 == 0
-//!                           ether daddr set iifname . ip daddr map @here accept
+//!   chain from-elsewhere { ether type ip tcp flags ack goto from-begun
 //!                       ether type ip tcp flags syn / syn,ack iifname . ip daddr map @here notrack accept
 //!                       then what is learned, see super::learned }
-//!   chain to-elsewhere { tcp flags ack ether daddr set ip daddr map @elsewhere accept
+//!   chain from-begun  { th dport & 0x8000 == 0 ether daddr set iifname . ip daddr map @here accept
+//!                       then what is learned }
+//!   chain to-elsewhere { tcp flags ack goto to-begun
 //!                       tcp flags syn / syn,ack ip daddr map @elsewhere notrack accept
+//!                       then what is learned }
+//!   chain to-begun    { ether daddr set ip daddr map @elsewhere accept
 //!                       then what is learned }
 //! }
 //! ```
@@ -344,22 +347,36 @@ const TO_CLIENTS: Expr = Expr::SnatPorts { first: 32768, last: u16::MAX };
 /// The way of TCP between the tasks of two nodes, past routing.
 const DIRECT: Onward = Onward { prefix: TUNNEL, trusted: "from-elsewhere", checked: "to-elsewhere" };
 
-fn direct() -> [ChainSpec; 2] {
+/// Where segments of connections that have begun go on.
+const FROM_BEGUN: &str = "from-begun";
+const TO_BEGUN: &str = "to-begun";
+
+fn direct() -> [ChainSpec; 4] {
     let here = &rule([&IPV4.at(Meta::Iifname, IPV4.destination), &[Expr::Map(Set::Here)]]);
     let elsewhere = &[IPV4.address(IPV4.destination, REG_1), Expr::Map(Set::Elsewhere)];
-    let is_ipv4 = &ether_type(0x0800);
-    let (goes_on, begins) = (&tcp(Expr::AnyBitOfByte(ACK)), &begins());
+    let (is_ipv4, is_tcp) = (&ether_type(0x0800), &l4proto(libc::IPPROTO_TCP));
+    let (begun, begins) = (&tcp(Expr::AnyBitOfByte(ACK)), &begins());
     let accept = Expr::Verdict(Verdict::Accept);
     let (send, untracked) = (&[Expr::SendTo, accept.clone()], &[Expr::Untracked, accept]);
+    let goto = |chain| [Expr::Verdict(Verdict::Goto(chain))];
     let chain = |name, rules| ChainSpec { family: Family::Bridge, name, hook: None, rules };
-    let mut from_elsewhere = vec![
-        rule([is_ipv4, goes_on, &below_clients(2), here, send]),
-        rule([is_ipv4, begins, here, untracked]),
-    ];
-    from_elsewhere.extend(learned::from_elsewhere().map(|lead| rule([is_ipv4, &lead])));
-    let mut to_elsewhere = vec![rule([goes_on, elsewhere, send]), rule([begins, elsewhere, untracked])];
-    to_elsewhere.extend(learned::to_elsewhere());
-    [chain(DIRECT.trusted, from_elsewhere), chain(DIRECT.checked, to_elsewhere)]
+
+    let mut from_begun = vec![rule([&below_clients(2), here, send])];
+    from_begun.extend(learned::from_elsewhere());
+    let mut from_elsewhere =
+        vec![rule([is_ipv4, begun, &goto(FROM_BEGUN)]), rule([is_ipv4, begins, here, untracked])];
+    from_elsewhere.extend(learned::from_elsewhere().map(|lead| rule([is_ipv4, is_tcp, &lead])));
+
+    let mut to_begun = vec![rule([elsewhere, send])];
+    to_begun.extend(learned::to_elsewhere());
+    let mut to_elsewhere = vec![rule([begun, &goto(TO_BEGUN)]), rule([begins, elsewhere, untracked])];
+    to_elsewhere.extend(learned::to_elsewhere().map(|lead| rule([is_tcp, &lead])));
+    [
+        chain(FROM_BEGUN, from_begun),
+        chain(TO_BEGUN, to_begun),
+        chain(DIRECT.trusted, from_elsewhere),
+        chain(DIRECT.checked, to_elsewhere),
+    ]
 }
 
 /// The first segment of a connection.
@@ -379,8 +396,8 @@ fn chains() -> Vec<ChainSpec> {
     let raw = |name, number, device: &[Expr]| {
         inet(name, "filter", number, -300, vec![rule([device, &[Expr::Untracked]])])
     };
-    let [from_elsewhere, to_elsewhere] = direct();
     let mut chains = learned::chains();
+    chains.extend(direct());
     chains.extend([
         raw("raw", libc::NF_INET_PRE_ROUTING, from_tunnel),
         raw("raw-output", libc::NF_INET_LOCAL_OUT, to_tunnel),
@@ -466,8 +483,6 @@ fn chains() -> Vec<ChainSpec> {
                 rule([&name_is(Meta::Oifname, UPLINK), &[Masquerade]]),
             ],
         ),
-        from_elsewhere,
-        to_elsewhere,
         source_check(Some(&DIRECT)),
     ]);
     chains

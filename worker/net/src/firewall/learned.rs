@@ -18,9 +18,10 @@
 //!                        meta mark 0x1fff add @meshed { FLOW : ether daddr } accept
 //!                        oifname "rsx*" add @calls { ip saddr . tcp sport . meta mark . tcp dport : ip daddr }
 //!                        oifname "rsx*" add @answers { ip daddr . tcp dport . ip saddr . tcp sport : meta mark } }
-//!   chain to-elsewhere { after what helper has there: meta l4proto tcp
-//!                          th sport & 0x8000 != 0 FLOW @calls goto call, or th sport & 0x8000 == 0 FLOW @meshed goto mesh }
-//!   chain from-elsewhere { likewise, by the th dport: FLOW @answers goto answer, or FLOW @meshed goto mesh }
+//!   chain to-begun, and to-elsewhere for TCP, after what helper has there
+//!                      { th sport & 0x8000 != 0 FLOW @calls goto call, or th sport & 0x8000 == 0 FLOW @meshed goto mesh }
+//!   chain from-begun, and from-elsewhere
+//!                      { likewise, by th dport: FLOW @answers goto answer, or FLOW @meshed goto mesh }
 //!   chain call         { tcp flags != ack / fin,syn,rst,ack delete @calls { FLOW … } accept
 //!                        ip daddr set FLOW map @calls ether daddr set ip daddr map @elsewhere accept }
 //!   chain answer       { tcp flags != ack / fin,syn,rst,ack delete @answers { FLOW … } accept
@@ -214,9 +215,8 @@ struct Way {
 impl Way {
     /// Leads segments here, by the port at `offset` that tells of which kind their flow is.
     fn lead(&self, port: &[Expr; 2]) -> Vec<Expr> {
-        let tcp = l4proto(libc::IPPROTO_TCP);
         let known = [Expr::Lookup { set: self.set, absent: false }, Expr::Verdict(Verdict::Goto(self.chain))];
-        rule([&tcp, port, &flow(), &known])
+        rule([port, &flow(), &known])
     }
 
     /// Sends on what is in the middle of a connection; else forgets the flow.
@@ -247,12 +247,12 @@ fn meshed() -> Way {
     Way { set: Set::Meshed, chain: "mesh", send: Vec::new() }
 }
 
-/// For segments of tasks: those of learned flows leave here.
+/// For TCP by IPv4 of tasks: what is of learned flows goes on there.
 pub(super) fn to_elsewhere() -> [Vec<Expr>; 2] {
     [calls().lead(&of_client(SOURCE_PORT)), meshed().lead(&of_service(SOURCE_PORT))]
 }
 
-/// For IPv4 from other nodes.
+/// For TCP by IPv4 from other nodes.
 pub(super) fn from_elsewhere() -> [Vec<Expr>; 2] {
     [answers().lead(&of_client(DESTINATION_PORT)), meshed().lead(&of_service(DESTINATION_PORT))]
 }
