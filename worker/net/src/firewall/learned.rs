@@ -19,9 +19,10 @@
 //!                        oifname "rsx*" add @calls { ip saddr . tcp sport . meta mark . tcp dport : ip daddr }
 //!                        oifname "rsx*" add @answers { ip daddr . tcp dport . ip saddr . tcp sport : meta mark } }
 //!   chain to-begun, and to-elsewhere for TCP, after what helper has there
-//!                      { th sport & 0x8000 != 0 FLOW @calls goto call, or th sport & 0x8000 == 0 FLOW @meshed goto mesh }
+//!                      { th sport & 0x8000 != 0 FLOW map @calls != 0.0.0.0 goto call
+//!                        th sport & 0x8000 == 0 FLOW map @meshed != 00:00:00:00:00:00 goto mesh }
 //!   chain from-begun, and from-elsewhere
-//!                      { likewise, by th dport: FLOW @answers goto answer, or FLOW @meshed goto mesh }
+//!                      { likewise, by th dport, goto answer or goto mesh }
 //!   chain call         { tcp flags != ack / fin,syn,rst,ack delete @calls { FLOW … } accept
 //!                        ip daddr set FLOW map @calls ether daddr set ip daddr map @elsewhere accept }
 //!   chain answer       { tcp flags != ack / fin,syn,rst,ack delete @answers { FLOW … } accept
@@ -215,7 +216,11 @@ struct Way {
 impl Way {
     /// Leads segments here, by the port at `offset` that tells of which kind their flow is.
     fn lead(&self, port: &[Expr; 2]) -> Vec<Expr> {
-        let known = [Expr::Lookup { set: self.set, absent: false }, Expr::Verdict(Verdict::Goto(self.chain))];
+        // With its data, as Linux before 6.5 looks no map up without; and compared with nothing that it could be, else `nft`
+        // would not show it.
+        let len = self.set.spec().data.map_or(0, |(_, len)| len as usize);
+        let known =
+            [Expr::Map(self.set), Expr::Differs(vec![0; len]), Expr::Verdict(Verdict::Goto(self.chain))];
         rule([port, &flow(), &known])
     }
 

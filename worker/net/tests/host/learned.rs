@@ -14,7 +14,7 @@ use rustix::{
 };
 
 use crate::{
-    cluster::{APP, Cluster, INGRESS, Task},
+    cluster::{APP, Cluster, INGRESS, Task, helper},
     rig::DEADLINE,
 };
 
@@ -80,6 +80,18 @@ fn learned(cluster: &Cluster, node: usize) -> [usize; 3] {
     })
 }
 
+/// For how many seconds tracking will keep what it knows of the connection from this port, if nothing comes; where the
+/// kernel shows that.
+fn kept(cluster: &Cluster, node: usize, own: u16) -> Option<u64> {
+    let read = || std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").ok();
+    let Some(shown) = rswarm_net::run_in_netns(&helper(cluster.host(node)), read).unwrap() else {
+        eprintln!("left out: needs /proc/net/nf_conntrack, as a witness");
+        return None;
+    };
+    let line = shown.lines().find(|line| line.contains(&format!("sport={own} "))).unwrap();
+    Some(line.split_whitespace().nth(4).unwrap().parse().unwrap())
+}
+
 /// Segments of the middle of connections that a node has routed so far.
 struct Routed<'a>(&'a Cluster, usize);
 
@@ -133,6 +145,8 @@ async fn a_call_by_a_virtual_address_is_switched_once_it_lasts() {
     let routed = Routed::count(&cluster, 1);
     assert_eq!(converse(&mut stream), answer);
     assert_eq!(routed.segments(), 0, "none");
+    // What tracking saw last was a question, never answered as far as it knows; a client may be silent for longer than that.
+    assert!(kept(&cluster, 1, 40_000).is_none_or(|seconds| seconds > 5 * 3600));
     // What is learned is nobody's mistake, and a daemon that starts leaves it alone.
     cluster.assert_settled().await;
     cluster.tell().await;
