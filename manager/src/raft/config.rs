@@ -70,9 +70,6 @@ impl RaftConfig {
             // A follower whose disk lost the end of the log gets it again. Else the leader, which still counts these
             // entries as replicated, would panic or never send them.
             allow_log_reversion: Some(true),
-            // A leader that comes back is elected anew: an entry of its new term tells how much of its log is
-            // committed. What it noted of that may be less than what it acknowledged.
-            enable_leader_restore: Some(false),
             // A member that comes back is soon heard of.
             backoff: "20ms 50ms 100ms ..500ms".to_owned(),
             ..openraft::Config::default()

@@ -6,14 +6,17 @@
 //!
 //! A group of one needs no clock: its ticks are turned off, so that an idle daemon does nothing.
 
+use std::io;
 use std::time::Duration;
 
 use openraft::Instant;
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::storage::{RaftLogReader, RaftLogStorage};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::config::Timings;
+use super::log::LogStore;
 use super::types::{LogId, Raft};
 
 /// This member's part in the group.
@@ -47,10 +50,35 @@ pub(super) fn believed_leader(raft: &Raft) -> Option<LeaderInfo> {
     Some(LeaderInfo { raft_id, addr })
 }
 
+/// What a member had on disk when it started.
+///
+/// The library lets a leader that comes back lead on in its old term, without an election and the entry that tells how
+/// much of the log is committed. What the leader has noted of that may be less than what it acknowledged, which is all
+/// in its log: so in that term nothing counts as applied, and nothing is read, before that.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Resumed {
+    term: u64,
+    last: Option<u64>,
+}
+
+impl Resumed {
+    pub async fn of(mut log: LogStore) -> io::Result<Self> {
+        let term = log.read_vote().await?.map_or(0, |vote| vote.leader_id.term);
+        let last = log.get_log_state().await?.last_log_id.map(|log_id| log_id.index);
+        Ok(Self { term, last })
+    }
+
+    /// Up to where a leader of `term` must have applied the log before it shows its state.
+    pub fn until(self, term: u64) -> Option<u64> {
+        self.last.filter(|_| term == self.term)
+    }
+}
+
 /// Keeps `leadership` true until cancelled or until the library stops.
 pub(super) async fn watch(
     raft: Raft,
     mut progress: watch::Receiver<Option<LogId>>,
+    resumed: Resumed,
     leadership: watch::Sender<Leadership>,
     timings: Timings,
     cancelled: CancellationToken,
@@ -66,7 +94,9 @@ pub(super) async fn watch(
         };
         raft.runtime_config().tick(!(leads && alone));
 
-        let applied = progress.borrow_and_update().is_some_and(|log_id| log_id.leader_id.term == term);
+        let applied = progress
+            .borrow_and_update()
+            .is_some_and(|log_id| log_id.leader_id.term == term && Some(log_id.index) >= resumed.until(term));
         let heard = alone || {
             let metrics = raft.metrics();
             let acked = metrics.borrow_watched().last_quorum_acked;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::errors::{ClientWriteError, Fatal, RaftError as LibraryError};
+use openraft::errors::{ClientWriteError, RaftError as LibraryError};
 use rswarm_api::v1::{JoinGroupRequest, ProposeRequest, ReadIndexRequest};
 use rswarm_core::state::{Applied, Command, Rejected};
 use rswarm_types::{ClusterId, NodeId};
@@ -26,7 +26,7 @@ use super::config::RaftConfig;
 use super::error::{JoinError, ProposeError, RaftError, ReadError};
 use super::files;
 use super::key::DataKey;
-use super::leadership::{self, LeaderInfo, Leadership};
+use super::leadership::{self, LeaderInfo, Leadership, Resumed};
 use super::log::LogStore;
 use super::membership;
 use super::network::{NetworkFactory, Peers, never_sent};
@@ -84,6 +84,7 @@ struct Inner {
     snapshots: SnapshotDir,
     store: Store,
     progress: watch::Receiver<Option<LogId>>,
+    resumed: Resumed,
     leadership: watch::Receiver<Leadership>,
     peers: Arc<Peers>,
     /// One change of the group at a time.
@@ -242,15 +243,9 @@ impl RaftNode {
         let progress = machine.progress();
         let peers = Arc::new(Peers::new(config.connector.clone(), config.cluster_id));
         let network = NetworkFactory { peers: peers.clone(), patience: config.timings.election_min / 2 };
-        let start = async {
-            let raft = Raft::new(raft_id, library, network, log.clone(), machine).await?;
-            // Nobody to wait for: a group of one need not sit out an election timeout.
-            if raft.voter_ids().eq([raft_id]) {
-                raft.trigger().elect(false).await?;
-            }
-            Ok::<_, Fatal<_>>(raft)
-        };
-        let raft = match start.await {
+        let io_error = |source| RaftError::Io { action: "read the log in", path: config.dir.clone(), source };
+        let resumed = Resumed::of(log.clone()).await.map_err(io_error)?;
+        let raft = match Raft::new(raft_id, library, network, log.clone(), machine).await {
             Ok(raft) => raft,
             Err(error) => {
                 log.close().await;
@@ -270,6 +265,7 @@ impl RaftNode {
                 snapshots,
                 store,
                 progress: progress.clone(),
+                resumed,
                 leadership,
                 peers,
                 changing: tokio::sync::Mutex::default(),
@@ -277,7 +273,7 @@ impl RaftNode {
                 lock,
             }),
         };
-        tokio::spawn(leadership::watch(raft, progress, leadership_sender, timings, cancelled));
+        tokio::spawn(leadership::watch(raft, progress, resumed, leadership_sender, timings, cancelled));
         tokio::spawn(membership::maintain(node.clone()));
         tokio::spawn(compaction::maintain(node.clone()));
         tokio::spawn(membership::hand_over_when_full(node.clone()));
@@ -422,8 +418,9 @@ impl RaftNode {
 
     /// The index a linearizable read must see, if this member leads and a majority confirms that it still does.
     pub(super) async fn read_index_here(&self) -> Option<u64> {
+        let term = self.inner.raft.server_metrics().borrow_watched().vote.leader_id.term;
         let reader = self.inner.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.ok()?;
-        Some(reader.read_log_id().index())
+        Some(self.inner.resumed.until(term).unwrap_or(0).max(reader.read_log_id().index()))
     }
 
     /// The state as this member knows it.
