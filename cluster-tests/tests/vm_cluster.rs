@@ -1,5 +1,6 @@
 //! The same claims on virtual machines, with pure cgroup v2 and Debian's kernel, and on namespaces.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rswarm_cluster_tests::ClusterLab;
@@ -13,12 +14,19 @@ use rswarm_lab::vm::Payload;
 const PATIENCE_VM: Duration = Duration::from_secs(120);
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Emulated machines take all processors, for longer than a cluster of namespaces has patience: one after the other.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Plays scenarios on a cluster of three virtual machines; says why, if there can be none.
 fn on_virtual_machines(test: &str, lab: &str, play: impl FnOnce(&mut Scenario<'_>)) {
     if let Err(reason) = vm::can_run() {
         eprintln!("skipped: `{test}` {reason}");
         return;
     }
+    let _turn = turn();
     let archive = vm::hello_archive().unwrap_or_else(|error| panic!("{error:#}"));
     let payload = vm::node_payload(Payload::new()).unwrap_or_else(|error| panic!("{error:#}"));
     let payload = payload.file(&archive, "/root/rswarm-hello.tar", 0o644);
@@ -33,6 +41,7 @@ fn on_virtual_machines(test: &str, lab: &str, play: impl FnOnce(&mut Scenario<'_
 
 /// Plays scenarios on a cluster of three namespaces.
 fn on_namespaces(lab: &str, play: impl FnOnce(&mut Scenario<'_>)) {
+    let _turn = turn();
     let Some(mut lab) = ClusterLab::new(lab, 3) else { return };
     let archive = vm::hello_archive().unwrap_or_else(|error| panic!("{error:#}"));
     let wire = lab.config().wire_netns();
