@@ -68,9 +68,10 @@ impl Resumed {
         Ok(Self { term, last })
     }
 
-    /// Up to where a leader of `term` must have applied the log before it shows its state.
+    /// Up to where a leader of `term` must have applied the log before it shows its state. A lower term than at the start
+    /// is one that the library has not told yet.
     pub fn until(self, term: u64) -> Option<u64> {
-        self.last.filter(|_| term == self.term)
+        self.last.filter(|_| term <= self.term)
     }
 }
 
