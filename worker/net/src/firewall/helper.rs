@@ -113,7 +113,7 @@ pub(crate) const OWN_MARK: u32 = 0xfff;
 
 /// Flags of TCP.
 pub(super) const SYN: u8 = 2;
-const ACK: u8 = 16;
+pub(super) const ACK: u8 = 16;
 
 pub(crate) const SERVICE: &str = "service-";
 pub(crate) const SERVICE6: &str = "service6-";
@@ -213,7 +213,7 @@ const IPV6: Version = Version {
 };
 
 /// It stays on one bridge, that of a network whose tasks may speak with each other.
-fn within() -> [Expr; 3] {
+pub(super) fn within() -> [Expr; 3] {
     [
         Expr::Meta { key: Meta::Iifname, to: REG_1 },
         Expr::Meta { key: Meta::Oifname, to: REG_2 },
@@ -336,7 +336,7 @@ fn tcp(flags: Expr) -> Vec<Expr> {
 }
 
 /// The port at `offset` of the transport header is below 32768.
-fn below_clients(offset: u32) -> [Expr; 2] {
+pub(super) fn below_clients(offset: u32) -> [Expr; 2] {
     let high = Expr::Payload { base: Base::Transport, offset, len: 1, to: REG_1 };
     [high, Expr::NoBitOfByte(0x80)]
 }
@@ -347,13 +347,22 @@ const TO_CLIENTS: Expr = Expr::SnatPorts { first: 32768, last: u16::MAX };
 /// The way of TCP between the tasks of two nodes, past routing.
 const DIRECT: Onward = Onward { prefix: TUNNEL, trusted: "from-elsewhere", checked: "to-elsewhere" };
 
+/// Loads the MAC of the task of this node that the frame from elsewhere is for.
+pub(super) fn here() -> Vec<Expr> {
+    rule([&IPV4.at(Meta::Iifname, IPV4.destination), &[Expr::Map(Set::Here)]])
+}
+
+/// Loads the MAC of the node whose task the frame is for.
+pub(super) fn elsewhere() -> [Expr; 2] {
+    [IPV4.address(IPV4.destination, REG_1), Expr::Map(Set::Elsewhere)]
+}
+
 /// Where segments of connections that have begun go on.
 const FROM_BEGUN: &str = "from-begun";
 const TO_BEGUN: &str = "to-begun";
 
 fn direct() -> [ChainSpec; 4] {
-    let here = &rule([&IPV4.at(Meta::Iifname, IPV4.destination), &[Expr::Map(Set::Here)]]);
-    let elsewhere = &[IPV4.address(IPV4.destination, REG_1), Expr::Map(Set::Elsewhere)];
+    let (here, elsewhere) = (&here(), &elsewhere());
     let (is_ipv4, is_tcp) = (&ether_type(0x0800), &l4proto(libc::IPPROTO_TCP));
     let (begun, begins) = (&tcp(Expr::AnyBitOfByte(ACK)), &begins());
     let accept = Expr::Verdict(Verdict::Accept);

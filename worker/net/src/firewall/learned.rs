@@ -47,7 +47,7 @@
 
 use super::{
     Set,
-    helper::SYN,
+    helper::{ACK, SYN, below_clients, elsewhere, here, within},
     rules::{
         Base, CT_ESTABLISHED, CT_STATUS_DNAT, CT_STATUS_SNAT, ChainSpec, Ct, Expr, Family, Hook, Meta, REG_1,
         REG_2, Verdict, WORD_1, WORD_2, WORD_3, in_set, ipv4, l4proto, name_begins, rule, state,
@@ -74,7 +74,6 @@ const DESTINATION_PORT: u32 = 2;
 
 const FIN: u8 = 1;
 const RST: u8 = 4;
-const ACK: u8 = 16;
 
 /// What marks the segments that the bridge is to learn from.
 const LEARN: &str = "learn";
@@ -125,12 +124,6 @@ fn of_client(offset: u32) -> [Expr; 2] {
     [high, Expr::AnyBitOfByte(0x80)]
 }
 
-/// The port at `offset` is one that services have.
-fn of_service(offset: u32) -> [Expr; 2] {
-    let high = Expr::Payload { base: Base::Transport, offset, len: 1, to: REG_1 };
-    [high, Expr::NoBitOfByte(0x80)]
-}
-
 /// Picks segments out of what is forwarded.
 pub(super) fn pick() -> Vec<Expr> {
     vec![Expr::Draw(ONE_IN), Expr::Equal(vec![0; 4]), Expr::Verdict(Verdict::Jump(LEARN))]
@@ -150,11 +143,6 @@ fn learn() -> ChainSpec {
         value: CT_STATUS_DNAT.to_ne_bytes().to_vec(),
         not: false,
     };
-    let within = [
-        Expr::Meta { key: Meta::Iifname, to: REG_1 },
-        Expr::Meta { key: Meta::Oifname, to: REG_2 },
-        Expr::Lookup { set: Set::Within, absent: false },
-    ];
     let no_mark = Expr::Masked { mask: vec![0, 0, 255, 255], value: vec![0; 4], not: true };
     ChainSpec {
         family: Family::Inet,
@@ -173,7 +161,7 @@ fn learn() -> ChainSpec {
                 &[Expr::Ct(Ct::Mark), Expr::Equal(vec![0; 4])],
                 &[Expr::Ct(Ct::Direction), Expr::Equal(vec![0])],
                 &[Expr::Ct(Ct::Status), translated],
-                &within,
+                &within(),
                 &[Expr::CalledAddress, no_mark, Expr::CalledAddress, Expr::MarkPacket],
             ]),
         ],
@@ -237,15 +225,12 @@ impl Way {
 }
 
 fn calls() -> Way {
-    let elsewhere = [address(DESTINATION, REG_1), Expr::Map(Set::Elsewhere)];
-    let send = rule([&[Expr::SetAddress { offset: DESTINATION }], &elsewhere]);
+    let send = rule([&[Expr::SetAddress { offset: DESTINATION }], &elsewhere()]);
     Way { set: Set::Calls, chain: "call", send }
 }
 
 fn answers() -> Way {
-    let here =
-        [Expr::Meta { key: Meta::Iifname, to: REG_1 }, address(DESTINATION, REG_2), Expr::Map(Set::Here)];
-    Way { set: Set::Answers, chain: "answer", send: rule([&[Expr::SetAddress { offset: SOURCE }], &here]) }
+    Way { set: Set::Answers, chain: "answer", send: rule([&[Expr::SetAddress { offset: SOURCE }], &here()]) }
 }
 
 fn meshed() -> Way {
@@ -254,12 +239,12 @@ fn meshed() -> Way {
 
 /// For TCP by IPv4 of tasks: what is of learned flows goes on there.
 pub(super) fn to_elsewhere() -> [Vec<Expr>; 2] {
-    [calls().lead(&of_client(SOURCE_PORT)), meshed().lead(&of_service(SOURCE_PORT))]
+    [calls().lead(&of_client(SOURCE_PORT)), meshed().lead(&below_clients(SOURCE_PORT))]
 }
 
 /// For TCP by IPv4 from other nodes.
 pub(super) fn from_elsewhere() -> [Vec<Expr>; 2] {
-    [answers().lead(&of_client(DESTINATION_PORT)), meshed().lead(&of_service(DESTINATION_PORT))]
+    [answers().lead(&of_client(DESTINATION_PORT)), meshed().lead(&below_clients(DESTINATION_PORT))]
 }
 
 /// The chains, those first that others lead to.
