@@ -187,10 +187,15 @@ impl Scenario<'_> {
         };
         let gateway =
             self.ok(1, &["network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", network]);
-        let answer = inside(&["nslookup", "web", gateway.trim()]).unwrap_or_else(|error| panic!("{error}"));
-        let address =
-            answer.lines().rev().find_map(|line| Some(line.strip_prefix("Address:")?.trim().to_owned()));
-        let address = address.unwrap_or_else(|| panic!("no address in:\n{answer}"));
+        // The host hears of the tasks a moment after the manager; the name has no address until then.
+        let address = self.wait("the service has an address", || {
+            let answer = inside(&["nslookup", "web", gateway.trim()])?;
+            // Above this line is the name server's own.
+            let found = answer.split_once("Name:").and_then(|(_, found)| {
+                found.lines().find_map(|line| Some(line.strip_prefix("Address:")?.trim().to_owned()))
+            });
+            found.ok_or_else(|| format!("none in:\n{answer}"))
+        });
         let all: BTreeSet<String> = tasks.iter().map(|task| task.name.clone()).collect();
         let mut seen = BTreeSet::new();
         self.wait("all tasks answer by the service's address", || {

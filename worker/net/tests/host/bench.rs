@@ -17,19 +17,10 @@ use rswarm_net::{
 
 use crate::{
     cluster::{APP, Cluster, INGRESS, address},
-    rig::{Container, output, wait_until},
+    rig::{Container, installed, output, wait_until},
 };
 
 const ROUNDS: usize = 10;
-
-fn installed(tool: &str) -> bool {
-    let found =
-        Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
-    if !found {
-        eprintln!("skipped: needs {tool}");
-    }
-    found
-}
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);

@@ -3,7 +3,6 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
-    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -12,7 +11,7 @@ use rswarm_net::{Network, PeerAnswers, PeerQuestions};
 
 use crate::{
     cluster::{APP, Cluster, INNER, OTHER, Task, address, address6, helper},
-    rig::{DEADLINE, fetch, output, receive, serve, stays_silent, udp},
+    rig::{DEADLINE, fetch, installed, output, receive, serve, stays_silent, udp},
 };
 
 /// Sends bytes from one task to another, and compares.
@@ -42,10 +41,7 @@ async fn tasks_reach_each_other_within_and_across_nodes() {
     cluster.assert_settled().await;
     let settings = format!("/proc/sys/net/ipv4/neigh/rsb{APP}/proxy_delay");
     assert_eq!(cluster.inside(1, "cat", &[&settings]).trim(), "0", "a first packet waits for no answer");
-    let ping = Command::new("ping").arg("-V").output().is_ok();
-    if !ping {
-        eprintln!("left out: ping, which is not installed");
-    }
+    let ping = installed("ping");
     for from in &cluster.tasks {
         for to in &cluster.tasks {
             if from.id != to.id {

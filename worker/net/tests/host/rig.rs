@@ -26,9 +26,6 @@ pub fn cannot_run() -> Option<&'static str> {
     if !rustix::process::geteuid().is_root() {
         return Some("root");
     }
-    let found = |tool: &str| {
-        Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
-    };
     if !found("nft") {
         Some("the nft binary, as a witness")
     } else if !found("ip") {
@@ -36,6 +33,19 @@ pub fn cannot_run() -> Option<&'static str> {
     } else {
         None
     }
+}
+
+fn found(tool: &str) -> bool {
+    Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+}
+
+/// Whether a tool is there that part of a test needs; says so if not.
+pub fn installed(tool: &str) -> bool {
+    let found = found(tool);
+    if !found {
+        eprintln!("left out: needs {tool}");
+    }
+    found
 }
 
 /// Runs the rest of the test, or says by name what is missing.
