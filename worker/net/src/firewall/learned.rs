@@ -23,20 +23,21 @@
 //!                        th sport & 0x8000 == 0 FLOW map @meshed != 00:00:00:00:00:00 goto mesh }
 //!   chain from-begun, and from-elsewhere
 //!                      { likewise, by th dport, goto answer or goto mesh }
-//!   chain call         { tcp flags != ack / fin,syn,rst,ack delete @calls { FLOW … } accept
-//!                        ip daddr set FLOW map @calls ether daddr set ip daddr map @elsewhere accept }
-//!   chain answer       { tcp flags != ack / fin,syn,rst,ack delete @answers { FLOW … } accept
-//!                        ip saddr set FLOW map @answers ether daddr set iifname . ip daddr map @here accept }
-//!   chain mesh         { tcp flags != ack / fin,syn,rst,ack delete @meshed { FLOW … } accept
-//!                        ether daddr set FLOW map @meshed accept }
+//!   chain call         { tcp flags ack / fin,syn,rst,ack
+//!                          ip daddr set FLOW map @calls ether daddr set ip daddr map @elsewhere accept
+//!                        meta mark set FLOW map @calls
+//!                          delete @answers { meta mark . tcp dport . ip saddr . tcp sport … } meta mark set 0
+//!                        delete @calls { FLOW … } accept }
+//!   chain answer       { likewise: ip saddr set FLOW map @answers ether daddr set iifname . ip daddr map @here accept, … }
+//!   chain mesh         { likewise: ether daddr set FLOW map @meshed accept, … }
 //! }
 //! ```
 //!
 //! - A connection begins routed: checked, tracked, translated. Of its later segments one in [`ONE_IN`] is marked (`learn`) with what
 //!   the bridge cannot know, the virtual address, and `output` notes where that segment, as it left, went. From then on the
 //!   bridge does the same to all that follow, both ways. Short connections mostly end before, and cost next to nothing.
-//! - Segments that open or end a connection are always routed, so tracking sees them, and the flow is forgotten first. What
-//!   follows an end is not learned again, as the connection is then kept for minutes only.
+//! - Segments that open or end a connection are always routed, so tracking sees them, and the connection is forgotten first, both
+//!   ways. It is not learned again: tracking keeps what has been ended from one side for minutes only, and has to see each segment.
 //! - An element goes after [`KEPT`], whether used or not: the next segments are routed, and tracking learns that the connection
 //!   lives. It keeps one for longer than that, also if the last segment that it saw was never acknowledged, as far as it knows
 //!   (`nf_conntrack_tcp_timeout_unacknowledged` in [`crate::overlay::helper`]).
@@ -112,10 +113,10 @@ fn backwards() -> [Expr; 4] {
     ]
 }
 
-/// Goes on only with segments in the middle of a connection; or, `not`, only with others.
-fn in_the_middle(not: bool) -> [Expr; 2] {
+/// Goes on only with segments in the middle of a connection.
+fn in_the_middle() -> [Expr; 2] {
     let flags = Expr::Payload { base: Base::Transport, offset: 13, len: 1, to: REG_1 };
-    [flags, Expr::Masked { mask: vec![FIN | SYN | RST | ACK], value: vec![ACK], not }]
+    [flags, Expr::Masked { mask: vec![FIN | SYN | RST | ACK], value: vec![ACK], not: false }]
 }
 
 /// The port at `offset` is one that clients have.
@@ -134,7 +135,7 @@ fn learn() -> ChainSpec {
     let lasting = &rule([
         &ipv4(),
         &l4proto(libc::IPPROTO_TCP),
-        &in_the_middle(false),
+        &in_the_middle(),
         &state(CT_ESTABLISHED),
         &[Expr::KeptLonger(2 * KEPT)],
     ]);
@@ -199,6 +200,14 @@ struct Way {
     chain: &'static str,
     /// What is done to a segment, from what the map holds on.
     send: Vec<Expr>,
+    /// Where the flow of what goes the other way is, and what loads that.
+    back: (Set, Vec<Expr>),
+}
+
+/// Loads the flow that goes back by `set`: one address of it is what the map holds. It takes the packet's mark to the key,
+/// for nft could not print a key with a look-up in its middle.
+fn back(set: Set, key: impl FnOnce(fn(u32) -> Expr) -> [Expr; 4]) -> Vec<Expr> {
+    rule([&flow(), &[Expr::Map(set), Expr::MarkPacket], &key(|to| Expr::Meta { key: Meta::Mark, to })])
 }
 
 impl Way {
@@ -212,13 +221,18 @@ impl Way {
         rule([port, &flow(), &known])
     }
 
-    /// Sends on what is in the middle of a connection; else forgets the flow.
+    /// Sends on what is in the middle of a connection; else forgets it, both ways: tracking has to see what comes after an end,
+    /// as it does not keep the connection for long then.
     fn chain(&self) -> ChainSpec {
-        // What the element held is of no account.
+        // What the elements held is of no account.
         let held = if self.set == Set::Meshed { receiver(REG_2) } else { address(DESTINATION, REG_2) };
+        let forget = |set| [held.clone(), Expr::Unlearn(set)];
+        let unmark = [Expr::Load(vec![0; 4]), Expr::MarkPacket];
+        let (back, its_flow) = &self.back;
         let rules = vec![
-            rule([&in_the_middle(true), &flow(), &[held, Expr::Unlearn(self.set), ACCEPT]]),
-            rule([&flow(), &[Expr::Map(self.set)], &self.send, &[Expr::SendTo, ACCEPT]]),
+            rule([&in_the_middle(), &flow(), &[Expr::Map(self.set)], &self.send, &[Expr::SendTo, ACCEPT]]),
+            rule([its_flow, &forget(*back), &unmark]),
+            rule([&flow(), &forget(self.set), &[ACCEPT]]),
         ];
         ChainSpec { family: Family::Bridge, name: self.chain, hook: None, rules }
     }
@@ -226,15 +240,22 @@ impl Way {
 
 fn calls() -> Way {
     let send = rule([&[Expr::SetAddress { offset: DESTINATION }], &elsewhere()]);
-    Way { set: Set::Calls, chain: "call", send }
+    let from_backend = back(Set::Calls, |held| {
+        [held(REG_1), port(DESTINATION_PORT, WORD_1), address(SOURCE, WORD_2), port(SOURCE_PORT, WORD_3)]
+    });
+    Way { set: Set::Calls, chain: "call", send, back: (Set::Answers, from_backend) }
 }
 
 fn answers() -> Way {
-    Way { set: Set::Answers, chain: "answer", send: rule([&[Expr::SetAddress { offset: SOURCE }], &here()]) }
+    let send = rule([&[Expr::SetAddress { offset: SOURCE }], &here()]);
+    let to_service = back(Set::Answers, |held| {
+        [address(DESTINATION, REG_1), port(DESTINATION_PORT, WORD_1), held(WORD_2), port(SOURCE_PORT, WORD_3)]
+    });
+    Way { set: Set::Answers, chain: "answer", send, back: (Set::Calls, to_service) }
 }
 
 fn meshed() -> Way {
-    Way { set: Set::Meshed, chain: "mesh", send: Vec::new() }
+    Way { set: Set::Meshed, chain: "mesh", send: Vec::new(), back: (Set::Meshed, backwards().to_vec()) }
 }
 
 /// For TCP by IPv4 of tasks: what is of learned flows goes on there.

@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// Settings of the namespace. Some are of modules that may be absent: then there is nothing to set.
-const SETTINGS: [(&str, &str); 19] = [
+const SETTINGS: [(&str, &str); 21] = [
     ("net/ipv4/ip_forward", "1"),
     // Clients of the mesh come from anywhere.
     ("net/ipv4/conf/all/rp_filter", "0"),
@@ -68,6 +68,12 @@ const SETTINGS: [(&str, &str); 19] = [
     // Of a flow that the bridge has learned, tracking saw no acknowledgement of what it saw last, and the connection may
     // then be silent for hours.
     ("net/netfilter/nf_conntrack_tcp_timeout_unacknowledged", "21600"),
+    // What both sides have ended has nothing to come but what was sent twice. For two minutes, as by default, 2,000
+    // connections a second would fill the table, and a task that calls one by its own address, from a port by which it has just
+    // called it by the service's, would be answered from the service's.
+    ("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "1"),
+    // Likewise after a reset; of one that did not count, tracking hears in the next moment.
+    ("net/netfilter/nf_conntrack_tcp_timeout_close", "1"),
 ];
 
 /// Settings of every bridge.

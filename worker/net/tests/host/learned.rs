@@ -10,7 +10,10 @@ use std::{
 use rswarm_net::Protocol::Tcp;
 use rustix::{
     io::Errno,
-    net::{AddressFamily, SocketType, bind, connect, socket, sockopt::set_socket_reuseaddr},
+    net::{
+        AddressFamily, SocketType, bind, connect, socket,
+        sockopt::{set_socket_linger, set_socket_reuseaddr},
+    },
 };
 
 use crate::{
@@ -92,6 +95,20 @@ fn kept(cluster: &Cluster, node: usize, own: u16) -> Option<u64> {
     Some(line.split_whitespace().nth(4).unwrap().parse().unwrap())
 }
 
+/// Waits until a node has forgotten all flows.
+fn assert_forgotten(cluster: &Cluster, node: usize) {
+    let end = Instant::now() + DEADLINE;
+    while learned(cluster, node) != [0; 3] {
+        assert!(Instant::now() < end, "{:?}", learned(cluster, node));
+    }
+}
+
+/// Ends a connection by a reset.
+fn reset(stream: TcpStream) {
+    set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+    drop(stream);
+}
+
 /// Segments of the middle of connections that a node has routed so far.
 struct Routed<'a>(&'a Cluster, usize);
 
@@ -160,9 +177,43 @@ async fn a_call_by_a_virtual_address_is_switched_once_it_lasts() {
     assert_eq!(learned(&cluster, 1), [1, 1, 0]);
     // The end of it is the end of what was learned.
     drop(stream);
-    let end = Instant::now() + DEADLINE;
-    while learned(&cluster, 1) != [0; 3] {
-        assert!(Instant::now() < end, "{:?}", learned(&cluster, 1));
+    assert_forgotten(&cluster, 1);
+}
+
+#[tokio::test]
+async fn a_reset_is_the_end_of_both_directions() {
+    needs_kernel!();
+    let mut cluster = Cluster::new(3);
+    cluster.tell().await;
+    cluster.start(1, 2, &[APP]).await;
+    let task = cluster.start(2, 5, &[INGRESS, APP]).await;
+    let service = cluster.serve("other", APP, 201, &[5]);
+    cluster.publish(Tcp, 8080, 81, &[5]);
+    cluster.tell().await;
+    let listener = cluster.tasks[task].container.listen(81);
+    let (client, outside) = (&cluster.tasks[0].container, cluster.outside());
+    let by_port = (cluster.host(3).address, 8080);
+    for published in [false, true] {
+        for by_client in [false, true] {
+            let mut stream = if published {
+                outside.run(|| open(40_001, by_port)).unwrap()
+            } else {
+                client.run(|| open(40_001, (service, 81)))
+            };
+            let mut accepted = listener.accept().unwrap().0;
+            for _ in 0..MANY {
+                stream.write_all(b"x").unwrap();
+                accepted.read_exact(&mut [0]).unwrap();
+                accepted.write_all(b"y").unwrap();
+                stream.read_exact(&mut [0]).unwrap();
+            }
+            let (node, known) = if published { (2, [0, 0, 2]) } else { (1, [1, 1, 0]) };
+            assert_eq!(learned(&cluster, node), known);
+            let (first, second) = if by_client { (stream, accepted) } else { (accepted, stream) };
+            reset(first);
+            assert_forgotten(&cluster, node);
+            drop(second);
+        }
     }
 }
 
@@ -252,7 +303,7 @@ async fn what_is_half_closed_goes_on_the_other_way() {
     stream.read_to_end(&mut all).unwrap();
     server.join().unwrap();
     assert!(all.len() == LONG && all.iter().enumerate().all(|(n, byte)| *byte == (n % 251) as u8));
-    assert_eq!(learned(&cluster, 1)[0], 0, "who has said all is tracked to the end");
+    assert_eq!(learned(&cluster, 1), [0; 3], "what is half-closed is tracked to the end");
 }
 
 #[tokio::test]
