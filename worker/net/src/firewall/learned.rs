@@ -1,5 +1,5 @@
 //! Flows of TCP by IPv4 that had to be routed, and are switched once they last: by a service's virtual address between two
-//! nodes, and by a published port on the task's node. Read as nft would print it, `FLOW` being `ip saddr . tcp sport . ip
+//! nodes, by a published port on the task's node, and answers by a task's own address. Read as nft would print it, `FLOW` being `ip saddr . tcp sport . ip
 //! daddr . tcp dport`:
 //!
 //! ```text
@@ -7,7 +7,9 @@
 //!   chain forward      { numgen random mod 32 == 0 jump learn, and then as in super::helper }
 //!   chain learn        { LASTING iifname @ingress oifname @ingress ct mark != 0 meta mark set 0x1fff
 //!                        LASTING ct mark 0 ct direction original ct status dnat / snat,dnat iifname . oifname @within
-//!                          ct original ip daddr & 0.0.255.255 != 0.0.0.0 meta mark set ct original ip daddr }
+//!                          ct original ip daddr & 0.0.255.255 != 0.0.0.0 meta mark set ct original ip daddr
+//!                        nfproto ipv4, tcp flags ack / fin,syn,rst,ack, th dport & 0x8000 != 0 ct state invalid
+//!                          iifname . oifname @within meta mark set 0x1ffe }
 //! }                      LASTING: nfproto ipv4, tcp flags ack / fin,syn,rst,ack, ct state established ct expiration > 2h
 //! table bridge rswarm {
 //!   map calls          { FLOW : ip daddr;    flags dynamic,timeout; timeout 1h }
@@ -16,6 +18,7 @@
 //!   chain output       { type filter hook output priority filter
 //!                        meta mark & 0xfffff000 == 0 accept
 //!                        meta mark 0x1fff add @meshed { FLOW : ether daddr } accept
+//!                        meta mark 0x1ffe add @answers { FLOW : ip saddr } accept
 //!                        oifname "rsx*" add @calls { ip saddr . tcp sport . meta mark . tcp dport : ip daddr }
 //!                        oifname "rsx*" add @answers { ip daddr . tcp dport . ip saddr . tcp sport : meta mark } }
 //!   chain to-begun, and to-elsewhere for TCP, after what helper has there
@@ -36,6 +39,8 @@
 //! - A connection begins routed: checked, tracked, translated. Of its later segments one in [`ONE_IN`] is marked (`learn`) with what
 //!   the bridge cannot know, the virtual address, and `output` notes where that segment, as it left, went. From then on the
 //!   bridge does the same to all that follow, both ways. Short connections mostly end before, and cost next to nothing.
+//! - What is called by its own address answers from there, which only routing can tell from an answer of a service: the
+//!   bridge learns that it stays as it is. The answer to an opening forgets what was learned of an earlier connection of the same ports.
 //! - Segments that open or end a connection are always routed, so tracking sees them, and the connection is forgotten first, both
 //!   ways. It is not learned again: tracking keeps what has been ended from one side for minutes only, and has to see each segment.
 //! - An element goes after [`KEPT`], whether used or not: the next segments are routed, and tracking learns that the connection
@@ -50,8 +55,8 @@ use super::{
     Set,
     helper::{ACK, SYN, below_clients, elsewhere, here, within},
     rules::{
-        Base, CT_ESTABLISHED, CT_STATUS_DNAT, CT_STATUS_SNAT, ChainSpec, Ct, Expr, Family, Hook, Meta, REG_1,
-        REG_2, Verdict, WORD_1, WORD_2, WORD_3, in_set, ipv4, l4proto, name_begins, rule, state,
+        Base, CT_ESTABLISHED, CT_INVALID, CT_STATUS_DNAT, CT_STATUS_SNAT, ChainSpec, Ct, Expr, Family, Hook,
+        Meta, REG_1, REG_2, Verdict, WORD_1, WORD_2, WORD_3, in_set, ipv4, l4proto, name_begins, rule, state,
     },
 };
 
@@ -65,6 +70,8 @@ pub(super) const CAPACITY: u32 = 65536;
 /// Mark of a segment that came in, or goes back, by a published port. Nodes have lower ones, and a virtual address a higher
 /// one, unless it ends in `.0.0`.
 const MESH_MARK: u32 = 0x1fff;
+/// Mark of an answer to a call by a task's own address.
+const DIRECT_MARK: u32 = 0x1ffe;
 const BELOW_MARKS: u32 = 0xffff_f000;
 
 /// Where an IPv4 header has its addresses, and a TCP header its ports.
@@ -165,6 +172,16 @@ fn learn() -> ChainSpec {
                 &within(),
                 &[Expr::CalledAddress, no_mark, Expr::CalledAddress, Expr::MarkPacket],
             ]),
+            // Of a connection that is not tracked.
+            rule([
+                &ipv4(),
+                &l4proto(libc::IPPROTO_TCP),
+                &in_the_middle(),
+                &of_client(DESTINATION_PORT),
+                &state(CT_INVALID),
+                &within(),
+                &[Expr::Load(DIRECT_MARK.to_ne_bytes().to_vec()), Expr::MarkPacket],
+            ]),
         ],
     }
 }
@@ -176,14 +193,21 @@ fn output() -> ChainSpec {
     let called = Expr::Meta { key: Meta::Mark, to: WORD_2 };
     let call = [address(SOURCE, REG_1), port(SOURCE_PORT, WORD_1), called, port(DESTINATION_PORT, WORD_3)];
     let unmarked = Expr::Masked { mask: BELOW_MARKS.to_ne_bytes().to_vec(), value: vec![0; 4], not: false };
-    let meshed = [Expr::Meta { key: Meta::Mark, to: REG_1 }, Expr::Equal(MESH_MARK.to_ne_bytes().to_vec())];
+    let marked =
+        |mark: u32| [Expr::Meta { key: Meta::Mark, to: REG_1 }, Expr::Equal(mark.to_ne_bytes().to_vec())];
     ChainSpec {
         family: Family::Bridge,
         name: "output",
         hook: Some(Hook { kind: "filter", number: LOCAL_OUT, priority: 0 }),
         rules: vec![
             vec![Expr::Meta { key: Meta::Mark, to: REG_1 }, unmarked, ACCEPT],
-            rule([&meshed, &flow(), &[receiver(REG_2), Expr::Learn(Set::Meshed), ACCEPT]]),
+            rule([&marked(MESH_MARK), &flow(), &[receiver(REG_2), Expr::Learn(Set::Meshed), ACCEPT]]),
+            // It comes from where it says.
+            rule([
+                &marked(DIRECT_MARK),
+                &flow(),
+                &[address(SOURCE, REG_2), Expr::Learn(Set::Answers), ACCEPT],
+            ]),
             rule([tunnel, &call, &[address(DESTINATION, REG_2), Expr::Learn(Set::Calls)]]),
             rule([
                 tunnel,

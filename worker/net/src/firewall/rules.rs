@@ -215,6 +215,7 @@ pub(crate) enum Ct {
     Mark = 3,
 }
 
+pub(crate) const CT_INVALID: u32 = 1;
 pub(crate) const CT_ESTABLISHED: u32 = 2;
 pub(crate) const CT_RELATED: u32 = 4;
 pub(crate) const CT_STATUS_SNAT: u32 = 1 << 4;

@@ -218,6 +218,34 @@ async fn a_reset_is_the_end_of_both_directions() {
 }
 
 #[tokio::test]
+async fn answers_by_a_tasks_own_address_are_switched_and_a_call_of_the_same_ports_forgets_that() {
+    needs_kernel!();
+    let (mut cluster, _) = served().await;
+    let service = cluster.serve("only", APP, 201, &[3]);
+    cluster.tell().await;
+    let (client, own) = (&cluster.tasks[0].container, cluster.tasks[1].address(APP));
+    let call = |to| {
+        let mut stream = client.run(|| open(40_000, (to, PORT)));
+        assert_eq!(converse(&mut stream), "three saw 10.0.0.2:40000");
+        stream
+    };
+    let mut stream = call(own);
+    assert_eq!(learned(&cluster, 1), [0, 1, 0]);
+    let routed = Routed::count(&cluster, 1);
+    converse(&mut stream);
+    assert_eq!(routed.segments(), 0, "none");
+    // The task hears nothing that it would answer, so the bridge does not hear of the end.
+    reset(stream);
+    assert_eq!(learned(&cluster, 1), [0, 1, 0]);
+    let stream = call(service);
+    assert_eq!(learned(&cluster, 1), [1, 1, 0]);
+    reset(stream);
+    assert_forgotten(&cluster, 1);
+    drop(call(own));
+    assert_forgotten(&cluster, 1);
+}
+
+#[tokio::test]
 async fn a_port_used_again_leads_to_the_backend_that_is_drawn_then() {
     needs_kernel!();
     let (cluster, service) = served().await;
