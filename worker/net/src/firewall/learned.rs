@@ -1,6 +1,6 @@
 //! Flows of TCP by IPv4 that had to be routed, and are switched once they last: by a service's virtual address between two
-//! nodes, by a published port on the task's node, and answers by a task's own address. Read as nft would print it, `FLOW` being `ip saddr . tcp sport . ip
-//! daddr . tcp dport`:
+//! nodes, by a published port on the task's node, and answers by a task's own address. Read as nft would print it, `FLOW`
+//! being `ip saddr . tcp sport . ip daddr . tcp dport`:
 //!
 //! ```text
 //! table inet rswarm {
