@@ -224,14 +224,27 @@ struct Way {
     chain: &'static str,
     /// What is done to a segment, from what the map holds on.
     send: Vec<Expr>,
-    /// Where the flow of what goes the other way is, and what loads that.
-    back: (Set, Vec<Expr>),
+    /// Forgets the flow of what goes the other way.
+    forget_back: Vec<Expr>,
 }
 
-/// Loads the flow that goes back by `set`: one address of it is what the map holds. It takes the packet's mark to the key,
-/// for nft could not print a key with a look-up in its middle.
-fn back(set: Set, key: impl FnOnce(fn(u32) -> Expr) -> [Expr; 4]) -> Vec<Expr> {
-    rule([&flow(), &[Expr::Map(set), Expr::MarkPacket], &key(|to| Expr::Meta { key: Meta::Mark, to })])
+/// Forgets the flow that is loaded.
+fn forget(set: Set) -> [Expr; 2] {
+    // What the element held is of no account.
+    let held = if set == Set::Meshed { receiver(REG_2) } else { address(DESTINATION, REG_2) };
+    [held, Expr::Unlearn(set)]
+}
+
+/// Forgets in `other` the flow that goes back by `set`: one address of its key is what the map holds. That gets there by the
+/// packet's mark, for nft could not print a key with a look-up in its middle.
+fn forget_back(set: Set, other: Set, key: impl FnOnce(fn(u32) -> Expr) -> [Expr; 4]) -> Vec<Expr> {
+    rule([
+        &flow(),
+        &[Expr::Map(set), Expr::MarkPacket],
+        &key(|to| Expr::Meta { key: Meta::Mark, to }),
+        &forget(other),
+        &[Expr::Load(vec![0; 4]), Expr::MarkPacket],
+    ])
 }
 
 impl Way {
@@ -248,14 +261,9 @@ impl Way {
     /// Sends on what is in the middle of a connection; else forgets it, both ways: tracking has to see what comes after an end,
     /// as it does not keep the connection for long then.
     fn chain(&self) -> ChainSpec {
-        // What the elements held is of no account.
-        let held = if self.set == Set::Meshed { receiver(REG_2) } else { address(DESTINATION, REG_2) };
-        let forget = |set| [held.clone(), Expr::Unlearn(set)];
-        let unmark = [Expr::Load(vec![0; 4]), Expr::MarkPacket];
-        let (back, its_flow) = &self.back;
         let rules = vec![
             rule([&in_the_middle(), &flow(), &[Expr::Map(self.set)], &self.send, &[Expr::SendTo, ACCEPT]]),
-            rule([its_flow, &forget(*back), &unmark]),
+            self.forget_back.clone(),
             rule([&flow(), &forget(self.set), &[ACCEPT]]),
         ];
         ChainSpec { family: Family::Bridge, name: self.chain, hook: None, rules }
@@ -264,22 +272,23 @@ impl Way {
 
 fn calls() -> Way {
     let send = rule([&[Expr::SetAddress { offset: DESTINATION }], &elsewhere()]);
-    let from_backend = back(Set::Calls, |held| {
+    let from_backend = forget_back(Set::Calls, Set::Answers, |held| {
         [held(REG_1), port(DESTINATION_PORT, WORD_1), address(SOURCE, WORD_2), port(SOURCE_PORT, WORD_3)]
     });
-    Way { set: Set::Calls, chain: "call", send, back: (Set::Answers, from_backend) }
+    Way { set: Set::Calls, chain: "call", send, forget_back: from_backend }
 }
 
 fn answers() -> Way {
     let send = rule([&[Expr::SetAddress { offset: SOURCE }], &here()]);
-    let to_service = back(Set::Answers, |held| {
+    let to_service = forget_back(Set::Answers, Set::Calls, |held| {
         [address(DESTINATION, REG_1), port(DESTINATION_PORT, WORD_1), held(WORD_2), port(SOURCE_PORT, WORD_3)]
     });
-    Way { set: Set::Answers, chain: "answer", send, back: (Set::Calls, to_service) }
+    Way { set: Set::Answers, chain: "answer", send, forget_back: to_service }
 }
 
 fn meshed() -> Way {
-    Way { set: Set::Meshed, chain: "mesh", send: Vec::new(), back: (Set::Meshed, backwards().to_vec()) }
+    let forget_back = rule([&backwards(), &forget(Set::Meshed)]);
+    Way { set: Set::Meshed, chain: "mesh", send: Vec::new(), forget_back }
 }
 
 /// For TCP by IPv4 of tasks: what is of learned flows goes on there.
