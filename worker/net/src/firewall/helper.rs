@@ -3,7 +3,7 @@
 //! ```text
 //! table inet rswarm {
 //!   chain raw         { type filter hook prerouting priority raw
-//!                       iifname "rswg" notrack }
+//!                       iiftype none notrack }
 //!   chain raw-output  { type filter hook output priority raw
 //!                       oifname "rswg" notrack }
 //!   chain pin         { type filter hook prerouting priority mangle
@@ -58,15 +58,20 @@
 //! table bridge rswarm {
 //!   chain prerouting  { iifname "rsx*" goto from-elsewhere, then as in the host's, see super::host, but that IPv4
 //!                       of tasks goes on in to-elsewhere }
-//!   chain from-elsewhere { ether type ip tcp flags ack goto from-begun
-//!                       ether type ip tcp flags syn / syn,ack iifname . ip daddr map @here notrack accept
+//!   chain from-elsewhere { ether type != ip accept
+//!                       meta l4proto != tcp accept
+//!                       tcp flags ack / fin,syn,rst,ack goto from-middle
+//!                       tcp flags ack th dport & 0x8000 == 0 ether daddr set iifname . ip daddr map @here accept
+//!                       tcp flags syn / syn,ack iifname . ip daddr map @here notrack accept
 //!                       then what is learned, see super::learned }
-//!   chain from-begun  { th dport & 0x8000 == 0 ether daddr set iifname . ip daddr map @here accept
+//!   chain from-middle { th dport & 0x8000 == 0 ether daddr set iifname . ip daddr map @here accept
 //!                       then what is learned }
-//!   chain to-elsewhere { tcp flags ack goto to-begun
+//!   chain to-elsewhere { meta l4proto != tcp accept
+//!                       tcp flags ack / fin,syn,rst,ack goto to-middle
+//!                       tcp flags ack ether daddr set ip daddr map @elsewhere accept
 //!                       tcp flags syn / syn,ack ip daddr map @elsewhere notrack accept
 //!                       then what is learned }
-//!   chain to-begun    { ether daddr set ip daddr map @elsewhere accept
+//!   chain to-middle   { ether daddr set ip daddr map @elsewhere accept
 //!                       then what is learned }
 //! }
 //! ```
@@ -95,11 +100,12 @@
 //! - The members of the ingress network cannot call each other: it only carries what entered by a published port.
 
 use super::{
-    Set, learned,
+    Set,
+    learned::{self, Way},
     rules::{
         Base, CT_ESTABLISHED, CT_RELATED, ChainSpec, Ct, Expr, Family, Layout, Meta, Onward, REG_1, REG_2,
-        REG_3, Verdict, WORD_1, WORD_5, ether_type, in_set, inet, ipv4, ipv6, l4proto, name_is, rule,
-        source_check, state, translated, tunnelled,
+        REG_3, Verdict, WORD_1, WORD_5, ether_type_not, in_set, inet, ipv4, ipv6, l4proto, l4proto_not,
+        name_is, rule, source_check, state, translated, tunnelled,
     },
 };
 use crate::wireguard::WIREGUARD;
@@ -330,9 +336,11 @@ fn pin_reply() -> Vec<Expr> {
     ]
 }
 
+/// Loads the flags of a TCP segment.
+pub(super) const FLAGS: Expr = Expr::Payload { base: Base::Transport, offset: 13, len: 1, to: REG_1 };
+
 fn tcp(flags: Expr) -> Vec<Expr> {
-    let byte = Expr::Payload { base: Base::Transport, offset: 13, len: 1, to: REG_1 };
-    rule([&l4proto(libc::IPPROTO_TCP), &[byte, flags]])
+    rule([&l4proto(libc::IPPROTO_TCP), &[FLAGS, flags]])
 }
 
 /// The port at `offset` of the transport header is below 32768.
@@ -357,41 +365,43 @@ pub(super) fn elsewhere() -> [Expr; 2] {
     [IPV4.address(IPV4.destination, REG_1), Expr::Map(Set::Elsewhere)]
 }
 
-/// Where segments of connections that have begun go on.
-const FROM_BEGUN: &str = "from-begun";
-const TO_BEGUN: &str = "to-begun";
+/// Where segments in the middle of connections go on: most by far, so nothing else is asked of them.
+const FROM_MIDDLE: &str = "from-middle";
+const TO_MIDDLE: &str = "to-middle";
 
 fn direct() -> [ChainSpec; 4] {
     let (here, elsewhere) = (&here(), &elsewhere());
-    let (is_ipv4, is_tcp) = (&ether_type(0x0800), &l4proto(libc::IPPROTO_TCP));
-    let (begun, begins) = (&tcp(Expr::AnyBitOfByte(ACK)), &begins());
     let accept = Expr::Verdict(Verdict::Accept);
+    let not_ipv4 = rule([&ether_type_not(0x0800), &[accept.clone()]]);
+    let not_tcp = rule([&l4proto_not(libc::IPPROTO_TCP), &[accept.clone()]]);
+    let middle = |chain| rule([&learned::in_the_middle(), &[Expr::Verdict(Verdict::Goto(chain))]]);
+    let acknowledges = &[FLAGS, Expr::AnyBitOfByte(ACK)];
+    let begins = &[FLAGS, Expr::Masked { mask: vec![SYN | ACK], value: vec![SYN], not: false }];
     let (send, untracked) = (&[Expr::SendTo, accept.clone()], &[Expr::Untracked, accept]);
-    let goto = |chain| [Expr::Verdict(Verdict::Goto(chain))];
-    let chain = |name, rules| ChainSpec { family: Family::Bridge, name, hook: None, rules };
-
-    let mut from_begun = vec![rule([&below_clients(2), here, send])];
-    from_begun.extend(learned::from_elsewhere());
-    let mut from_elsewhere =
-        vec![rule([is_ipv4, begun, &goto(FROM_BEGUN)]), rule([is_ipv4, begins, here, untracked])];
-    from_elsewhere.extend(learned::from_elsewhere().map(|lead| rule([is_ipv4, is_tcp, &lead])));
-
-    let mut to_begun = vec![rule([elsewhere, send])];
-    to_begun.extend(learned::to_elsewhere());
-    let mut to_elsewhere = vec![rule([begun, &goto(TO_BEGUN)]), rule([begins, elsewhere, untracked])];
-    to_elsewhere.extend(learned::to_elsewhere().map(|lead| rule([is_tcp, &lead])));
+    let for_service = &below_clients(2);
+    let chain = |name, first: Vec<Vec<Expr>>, learned: [Vec<Expr>; 2]| {
+        let rules = first.into_iter().chain(learned).collect();
+        ChainSpec { family: Family::Bridge, name, hook: None, rules }
+    };
+    let from_elsewhere = vec![
+        not_ipv4,
+        not_tcp.clone(),
+        middle(FROM_MIDDLE),
+        rule([acknowledges, for_service, here, send]),
+        rule([begins, here, untracked]),
+    ];
+    let to_elsewhere = vec![
+        not_tcp,
+        middle(TO_MIDDLE),
+        rule([acknowledges, elsewhere, send]),
+        rule([begins, elsewhere, untracked]),
+    ];
     [
-        chain(FROM_BEGUN, from_begun),
-        chain(TO_BEGUN, to_begun),
-        chain(DIRECT.trusted, from_elsewhere),
-        chain(DIRECT.checked, to_elsewhere),
+        chain(FROM_MIDDLE, vec![rule([for_service, here, send])], learned::from_elsewhere(Way::send)),
+        chain(TO_MIDDLE, vec![rule([elsewhere, send])], learned::to_elsewhere(Way::send)),
+        chain(DIRECT.trusted, from_elsewhere, learned::from_elsewhere(Way::forget)),
+        chain(DIRECT.checked, to_elsewhere, learned::to_elsewhere(Way::forget)),
     ]
-}
-
-/// The first segment of a connection.
-fn begins() -> Vec<Expr> {
-    let byte = Expr::Payload { base: Base::Transport, offset: 13, len: 1, to: REG_1 };
-    rule([&tcp(Expr::AnyBitOfByte(SYN)), &[byte, Expr::NoBitOfByte(ACK)]])
 }
 
 fn chains() -> Vec<ChainSpec> {
@@ -402,13 +412,16 @@ fn chains() -> Vec<ChainSpec> {
     let drop = &[Expr::Verdict(Verdict::Drop)];
     let from_tunnel = &name_is(Meta::Iifname, WIREGUARD);
     let to_tunnel = &name_is(Meta::Oifname, WIREGUARD);
+    // The tunnel, as no other link here: for every packet, a number is read sooner than a name.
+    let without_frames =
+        &[Load { key: Meta::Iiftype, to: REG_1 }, Expr::Equal(libc::ARPHRD_NONE.to_ne_bytes().to_vec())];
     let raw = |name, number, device: &[Expr]| {
         inet(name, "filter", number, -300, vec![rule([device, &[Expr::Untracked]])])
     };
     let mut chains = learned::chains();
     chains.extend(direct());
     chains.extend([
-        raw("raw", libc::NF_INET_PRE_ROUTING, from_tunnel),
+        raw("raw", libc::NF_INET_PRE_ROUTING, without_frames),
         raw("raw-output", libc::NF_INET_LOCAL_OUT, to_tunnel),
         inet("pin", "filter", libc::NF_INET_PRE_ROUTING, -150, vec![pin_reply()]),
         inet("pin-own", "route", libc::NF_INET_LOCAL_OUT, -150, vec![pin_reply()]),

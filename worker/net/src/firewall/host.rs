@@ -14,7 +14,8 @@
 //!                       then @bound6, @entered6 and @published6 as above, for ip6 daddr != ::1 }
 //!   chain output      { the same, for connections made on the node itself, with oifname for iifname }
 //!   chain input       { type filter hook input priority filter
-//!                       iifname @bridges meta l4proto . th dport @guarded reject
+//!                       iifname != @bridges accept
+//!                       meta l4proto . th dport @guarded reject
 //!                       iifname @internal ct state established,related accept
 //!                       iifname @internal iifname . ip daddr @members th dport 53 accept
 //!                       iifname @internal iifname . ip6 daddr @members6 th dport 53 accept
@@ -161,16 +162,13 @@ fn to_peer(set: Set, offset: u32, len: u32) -> [Expr; 2] {
 }
 
 /// Refuses what containers have no business with.
-fn guard() -> Vec<Expr> {
-    rule([
-        &in_set(Meta::Iifname, Set::Bridges),
-        &[
-            Expr::Meta { key: Meta::L4proto, to: REG_1 },
-            Expr::Payload { base: Base::Transport, offset: 2, len: 2, to: WORD_1 },
-            Expr::Lookup { set: Set::Guarded, absent: false },
-            Expr::Unreachable,
-        ],
-    ])
+fn guard() -> [Expr; 4] {
+    [
+        Expr::Meta { key: Meta::L4proto, to: REG_1 },
+        Expr::Payload { base: Base::Transport, offset: 2, len: 2, to: WORD_1 },
+        Expr::Lookup { set: Set::Guarded, absent: false },
+        Expr::Unreachable,
+    ]
 }
 
 /// The address at `offset` in its header is one of the bridge.
@@ -207,7 +205,7 @@ fn chains() -> Vec<ChainSpec> {
     let accept = &[Expr::Verdict(Verdict::Accept)];
     let drop = &[Expr::Verdict(Verdict::Drop)];
     let (reject, reset) = (&[Expr::Unreachable], &[Expr::Reset]);
-    let internal = &in_set(Meta::Iifname, Set::Internal);
+    let (bridged, internal) = (&in_set(Meta::Iifname, Set::Bridges), &in_set(Meta::Iifname, Set::Internal));
     let within = &[
         Load { key: Meta::Iifname, to: REG_1 },
         Load { key: Meta::Oifname, to: REG_2 },
@@ -233,7 +231,8 @@ fn chains() -> Vec<ChainSpec> {
             libc::NF_INET_LOCAL_IN,
             0,
             vec![
-                guard(),
+                rule([&not_in_set(Meta::Iifname, Set::Bridges), accept]),
+                guard().into(),
                 rule([internal, &state(CT_ESTABLISHED | CT_RELATED), accept]),
                 rule([internal, &ipv4(), &member(Meta::Iifname, DESTINATION), &name_server(), accept]),
                 rule([internal, &ipv6(), &member(Meta::Iifname, DESTINATION6), &name_server(), accept]),
@@ -248,19 +247,15 @@ fn chains() -> Vec<ChainSpec> {
             vec![
                 vec![Expr::Verdict(Verdict::Jump(OPERATOR))],
                 rule([&state(CT_ESTABLISHED | CT_RELATED), accept]),
-                rule([&ipv4(), &to_peer(Set::Peers, 16, 4), &guard()]),
-                rule([&ipv6(), &to_peer(Set::Peers6, 24, 16), &guard()]),
+                rule([&ipv4(), &to_peer(Set::Peers, 16, 4), bridged, &guard()]),
+                rule([&ipv6(), &to_peer(Set::Peers6, 24, 16), bridged, &guard()]),
                 rule([&ipv4(), within, accept]),
                 rule([&ipv6(), within, &member(Meta::Oifname, DESTINATION6), accept]),
                 rule([internal, &translated(), reject]),
                 rule([internal, &l4proto(libc::IPPROTO_TCP), reset]),
                 rule([internal, reject]),
                 rule([&in_set(Meta::Oifname, Set::Internal), reject]),
-                rule([
-                    &in_set(Meta::Iifname, Set::Bridges),
-                    &not_in_set(Meta::Oifname, Set::Bridges),
-                    accept,
-                ]),
+                rule([bridged, &not_in_set(Meta::Oifname, Set::Bridges), accept]),
                 rule([&in_set(Meta::Oifname, Set::Bridges), &translated(), accept]),
                 rule([&in_set(Meta::Oifname, Set::Bridges), &l4proto(libc::IPPROTO_TCP), reset]),
                 rule([&in_set(Meta::Oifname, Set::Bridges), reject]),
@@ -274,16 +269,10 @@ fn chains() -> Vec<ChainSpec> {
             vec![
                 rule([&ipv4(), &member(Meta::Oifname, SOURCE), &translated(), &[Masquerade]]),
                 rule([&ipv6(), &member(Meta::Oifname, SOURCE6), &translated(), &[Masquerade]]),
-                rule([&ipv4(), &in_set(Meta::Iifname, Set::Bridges), node_source]),
+                rule([&ipv4(), bridged, node_source]),
                 rule([&ipv4(), &loopback(12), node_source]),
                 rule([&in_set(Meta::Oifname, Set::Bridges), &ipv4(), &loopback(12), &[Masquerade]]),
-                rule([
-                    &ipv6(),
-                    &in_set(Meta::Iifname, Set::Bridges),
-                    &in_set(Meta::Oifname, Set::Bridges),
-                    &translated(),
-                    &[Masquerade],
-                ]),
+                rule([&ipv6(), bridged, &in_set(Meta::Oifname, Set::Bridges), &translated(), &[Masquerade]]),
                 rule([
                     &in_set(Meta::Iifname, Set::Masqueraded),
                     &not_in_set(Meta::Oifname, Set::Bridges),

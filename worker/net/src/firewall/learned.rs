@@ -21,18 +21,21 @@
 //!                        meta mark 0x1ffe add @answers { FLOW : ip saddr } accept
 //!                        oifname "rsx*" add @calls { ip saddr . tcp sport . meta mark . tcp dport : ip daddr }
 //!                        oifname "rsx*" add @answers { ip daddr . tcp dport . ip saddr . tcp sport : meta mark } }
-//!   chain to-begun, and to-elsewhere for TCP, after what helper has there
+//!   chain to-middle, after what helper has there
+//!                      { th sport & 0x8000 != 0 ip daddr set FLOW map @calls ether daddr set ip daddr map @elsewhere accept
+//!                        th sport & 0x8000 == 0 ether daddr set FLOW map @meshed accept }
+//!   chain from-middle  { th dport & 0x8000 != 0 ip saddr set FLOW map @answers ether daddr set iifname . ip daddr map @here accept
+//!                        th dport & 0x8000 == 0 ether daddr set FLOW map @meshed accept }
+//!   chain to-elsewhere, likewise
 //!                      { th sport & 0x8000 != 0 FLOW map @calls != 0.0.0.0 goto call
 //!                        th sport & 0x8000 == 0 FLOW map @meshed != 00:00:00:00:00:00 goto mesh }
-//!   chain from-begun, and from-elsewhere
-//!                      { likewise, by th dport, goto answer or goto mesh }
-//!   chain call         { tcp flags ack / fin,syn,rst,ack
-//!                          ip daddr set FLOW map @calls ether daddr set ip daddr map @elsewhere accept
-//!                        meta mark set FLOW map @calls
+//!   chain from-elsewhere
+//!                      { by th dport, goto answer or goto mesh }
+//!   chain call         { meta mark set FLOW map @calls
 //!                          delete @answers { meta mark . tcp dport . ip saddr . tcp sport … } meta mark set 0
 //!                        delete @calls { FLOW … } accept }
-//!   chain answer       { likewise: ip saddr set FLOW map @answers ether daddr set iifname . ip daddr map @here accept, … }
-//!   chain mesh         { likewise: ether daddr set FLOW map @meshed accept, … }
+//!   chain answer and chain mesh
+//!                      { likewise }
 //! }
 //! ```
 //!
@@ -53,7 +56,7 @@
 
 use super::{
     Set,
-    helper::{ACK, SYN, below_clients, elsewhere, here, within},
+    helper::{ACK, FLAGS, SYN, below_clients, elsewhere, here, within},
     rules::{
         Base, CT_ESTABLISHED, CT_INVALID, CT_STATUS_DNAT, CT_STATUS_SNAT, ChainSpec, Ct, Expr, Family, Hook,
         Meta, REG_1, REG_2, Verdict, WORD_1, WORD_2, WORD_3, in_set, ipv4, l4proto, name_begins, rule, state,
@@ -120,10 +123,9 @@ fn backwards() -> [Expr; 4] {
     ]
 }
 
-/// Goes on only with segments in the middle of a connection.
-fn in_the_middle() -> [Expr; 2] {
-    let flags = Expr::Payload { base: Base::Transport, offset: 13, len: 1, to: REG_1 };
-    [flags, Expr::Masked { mask: vec![FIN | SYN | RST | ACK], value: vec![ACK], not: false }]
+/// Goes on only with segments of TCP in the middle of a connection.
+pub(super) fn in_the_middle() -> [Expr; 2] {
+    [FLAGS, Expr::Masked { mask: vec![FIN | SYN | RST | ACK], value: vec![ACK], not: false }]
 }
 
 /// The port at `offset` is one that clients have.
@@ -219,7 +221,7 @@ fn output() -> ChainSpec {
 }
 
 /// A way that segments take which are of a learned flow.
-struct Way {
+pub(super) struct Way {
     set: Set,
     chain: &'static str,
     /// What is done to a segment, from what the map holds on.
@@ -248,8 +250,14 @@ fn forget_back(set: Set, other: Set, key: impl FnOnce(fn(u32) -> Expr) -> [Expr;
 }
 
 impl Way {
-    /// Leads segments here, by the port at `offset` that tells of which kind their flow is.
-    fn lead(&self, port: &[Expr; 2]) -> Vec<Expr> {
+    /// Sends on a segment in the middle of a connection, by the port at `offset` that tells of which kind its flow is.
+    pub(super) fn send(&self, port: &[Expr; 2]) -> Vec<Expr> {
+        rule([port, &flow(), &[Expr::Map(self.set)], &self.send, &[Expr::SendTo, ACCEPT]])
+    }
+
+    /// Forgets the flow, both ways, of a segment that opens or ends a connection: tracking has to see what comes after an
+    /// end, as it does not keep the connection for long then.
+    pub(super) fn forget(&self, port: &[Expr; 2]) -> Vec<Expr> {
         // With its data, as Linux before 6.5 looks no map up without; and compared with nothing that it could be, else `nft`
         // would not show it.
         let len = self.set.spec().data.map_or(0, |(_, len)| len as usize);
@@ -258,14 +266,9 @@ impl Way {
         rule([port, &flow(), &known])
     }
 
-    /// Sends on what is in the middle of a connection; else forgets it, both ways: tracking has to see what comes after an end,
-    /// as it does not keep the connection for long then.
+    /// Where the flow is forgotten.
     fn chain(&self) -> ChainSpec {
-        let rules = vec![
-            rule([&in_the_middle(), &flow(), &[Expr::Map(self.set)], &self.send, &[Expr::SendTo, ACCEPT]]),
-            self.forget_back.clone(),
-            rule([&flow(), &forget(self.set), &[ACCEPT]]),
-        ];
+        let rules = vec![self.forget_back.clone(), rule([&flow(), &forget(self.set), &[ACCEPT]])];
         ChainSpec { family: Family::Bridge, name: self.chain, hook: None, rules }
     }
 }
@@ -291,14 +294,14 @@ fn meshed() -> Way {
     Way { set: Set::Meshed, chain: "mesh", send: Vec::new(), forget_back }
 }
 
-/// For TCP by IPv4 of tasks: what is of learned flows goes on there.
-pub(super) fn to_elsewhere() -> [Vec<Expr>; 2] {
-    [calls().lead(&of_client(SOURCE_PORT)), meshed().lead(&below_clients(SOURCE_PORT))]
+/// For TCP by IPv4 of tasks: what [`Way::send`] or [`Way::forget`] has to do with segments of learned flows.
+pub(super) fn to_elsewhere(what: fn(&Way, &[Expr; 2]) -> Vec<Expr>) -> [Vec<Expr>; 2] {
+    [what(&calls(), &of_client(SOURCE_PORT)), what(&meshed(), &below_clients(SOURCE_PORT))]
 }
 
-/// For TCP by IPv4 from other nodes.
-pub(super) fn from_elsewhere() -> [Vec<Expr>; 2] {
-    [answers().lead(&of_client(DESTINATION_PORT)), meshed().lead(&below_clients(DESTINATION_PORT))]
+/// The same for TCP by IPv4 from other nodes.
+pub(super) fn from_elsewhere(what: fn(&Way, &[Expr; 2]) -> Vec<Expr>) -> [Vec<Expr>; 2] {
+    [what(&answers(), &of_client(DESTINATION_PORT)), what(&meshed(), &below_clients(DESTINATION_PORT))]
 }
 
 /// The chains, those first that others lead to.

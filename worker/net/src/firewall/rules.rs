@@ -364,6 +364,10 @@ pub(super) fn l4proto(protocol: i32) -> [Expr; 2] {
     [Expr::Meta { key: Meta::L4proto, to: REG_1 }, Expr::Equal(vec![protocol as u8])]
 }
 
+pub(super) fn l4proto_not(protocol: i32) -> [Expr; 2] {
+    [Expr::Meta { key: Meta::L4proto, to: REG_1 }, Expr::Differs(vec![protocol as u8])]
+}
+
 pub(super) fn not_in_set(key: Meta, set: Set) -> [Expr; 2] {
     [Expr::Meta { key, to: REG_1 }, Expr::Lookup { set, absent: true }]
 }
@@ -391,6 +395,12 @@ pub(super) fn ether_type(kind: u16) -> [Expr; 2] {
         Expr::Payload { base: Base::Link, offset: 12, len: 2, to: REG_1 },
         Expr::Equal(kind.to_be_bytes().to_vec()),
     ]
+}
+
+/// It is none of that kind.
+pub(super) fn ether_type_not(kind: u16) -> [Expr; 2] {
+    let [load, _] = ether_type(kind);
+    [load, Expr::Differs(kind.to_be_bytes().to_vec())]
 }
 
 /// Loads the device, and the MAC that is at `offset` in a header.

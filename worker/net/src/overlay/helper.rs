@@ -41,8 +41,10 @@ use crate::{
 };
 
 /// Settings of the namespace. Some are of modules that may be absent: then there is nothing to set.
-const SETTINGS: [(&str, &str); 21] = [
+const SETTINGS: [(&str, &str); 22] = [
     ("net/ipv4/ip_forward", "1"),
+    // What is forwarded is for no socket in here: none is looked for.
+    ("net/ipv4/ip_early_demux", "0"),
     // Clients of the mesh come from anywhere.
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/default/rp_filter", "0"),
