@@ -5,7 +5,7 @@
 //! record     length of the body (u32) | CRC32C (u32) | kind (u8), 3 zeros | synced (u32)
 //!            | index (u64) | sealed body | zeros up to a multiple of 8
 //! ```
-//! Integers are little-endian. The CRC covers everything of the record but itself. The body is sealed with (segment,
+//! Integers are little-endian. The CRC covers everything of the record but itself and the zeros, which have to be zeros. The body is sealed with (segment,
 //! offset, kind, index) as additional data. `synced` is the offset up to which the file was known to be on disk when
 //! the record was written: it tells a write that a power cut tore from bytes that went bad later. No record says that of
 //! the last write. It is taken for torn, and cut, where bytes are missing: a sector that reads as zeros, or the end. The
@@ -121,9 +121,10 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 /// The record at `offset`, if a whole and undamaged one begins there.
 fn record_at(bytes: &[u8], offset: usize) -> Option<Record> {
     let body_len = u32_at(bytes, offset)? as usize;
-    let record = bytes.get(offset..offset.checked_add(HEADER_LEN)?.checked_add(body_len)?)?;
+    let (record, rest) = bytes.get(offset..)?.split_at_checked(HEADER_LEN.checked_add(body_len)?)?;
     let kind = Kind::from_byte(record[8])?;
-    if record[9..12] != [0; 3] || u32_at(record, 4)? != checksum(record) {
+    let mut padding = rest.iter().take(record_len(body_len) - record.len());
+    if record[9..12] != [0; 3] || u32_at(record, 4)? != checksum(record) || padding.any(|byte| *byte != 0) {
         return None;
     }
     let index = u64::from_le_bytes(record[16..24].try_into().ok()?);
@@ -247,7 +248,7 @@ mod tests {
     fn a_flipped_byte_of_the_last_record_is_a_change_but_for_its_length() {
         let (bytes, records) = segment();
         let last = records[4];
-        for at in last.offset..last.offset + HEADER_LEN + last.body_len {
+        for at in last.offset..last.end() {
             let mut bad = bytes.clone();
             bad[at] ^= 0x40;
             let scan = scan(&bad);
@@ -285,7 +286,7 @@ mod tests {
     fn every_flipped_byte_before_the_last_record_is_corruption() {
         let (bytes, records) = segment();
         for record in &records[..4] {
-            for at in (record.offset..record.offset + HEADER_LEN + record.body_len).step_by(7) {
+            for at in record.offset..record.end() {
                 let mut bad = bytes.clone();
                 bad[at] ^= 0x10;
                 let scan = scan(&bad);
