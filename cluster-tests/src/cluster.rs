@@ -7,8 +7,12 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rswarm_api::v1;
 use rswarm_lab::{Host, Lab, LabConfig, Output};
 use tokio::runtime::Runtime;
@@ -24,6 +28,7 @@ const RUN_DIR: &str = "/run/rswarm-tests";
 const LOGS_DIR: &str = "/tmp/rswarm-tests-logs";
 const LOG_LINES: usize = 25;
 const DAEMON_DEADLINE: Duration = Duration::from_secs(20);
+const COMMAND_DEADLINE: Duration = Duration::from_secs(180);
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(10);
 /// How long a process on a busy machine may take from its start to its first look at the clock.
@@ -153,7 +158,7 @@ impl ClusterLab {
                 "the daemon of host {number} does not answer after {DAEMON_DEADLINE:?}\n{}",
                 self.host(number).log_tail(LOG_LINES)
             );
-            std::thread::sleep(POLL);
+            thread::sleep(POLL);
         }
     }
 
@@ -195,10 +200,21 @@ impl ClusterLab {
 
     // ---- commands ----
 
-    /// Runs `rswarm …` on a host.
+    /// Runs `rswarm …` on a host. It is killed if it does not end, such as a daemon that should have refused to start.
     pub fn rswarm(&self, number: usize, args: &[&str]) -> Output {
         let mut command = self.host(number).rswarm(args).expect("the host is there");
-        let output = command.stdin(Stdio::null()).output().expect("rswarm can be run");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().expect("rswarm can be run");
+        let pid = Pid::from_raw(child.id().cast_signed());
+        let (ended, watched) = mpsc::channel::<()>();
+        let watch = thread::spawn(move || {
+            if watched.recv_timeout(COMMAND_DEADLINE) == Err(RecvTimeoutError::Timeout) {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+        });
+        let output = child.wait_with_output().expect("its output can be read");
+        drop(ended);
+        watch.join().expect("it only waits");
         Output::new(output.status.code(), &output.stdout, &output.stderr)
     }
 
@@ -367,7 +383,7 @@ impl ClusterLab {
                 Err(reason) if Instant::now() > deadline => {
                     panic!("not within {within:?}: {what}; {reason}\n{}", self.logs());
                 }
-                Err(_) => std::thread::sleep(POLL),
+                Err(_) => thread::sleep(POLL),
             }
         }
     }
@@ -423,7 +439,7 @@ impl Drop for ClusterLab {
         if self.lab.is_none() {
             return;
         }
-        if std::thread::panicking() {
+        if thread::panicking() {
             self.keep_logs();
         }
         if let Some(lab) = self.lab.take()
