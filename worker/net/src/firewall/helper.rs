@@ -371,13 +371,14 @@ const TO_MIDDLE: &str = "to-middle";
 
 fn direct() -> [ChainSpec; 4] {
     let (here, elsewhere) = (&here(), &elsewhere());
-    let accept = Expr::Verdict(Verdict::Accept);
-    let not_ipv4 = rule([&ether_type_not(0x0800), &[accept.clone()]]);
-    let not_tcp = rule([&l4proto_not(libc::IPPROTO_TCP), &[accept.clone()]]);
+    let accept = &[Expr::Verdict(Verdict::Accept)];
+    let not_ipv4 = rule([&ether_type_not(0x0800), accept]);
+    let not_tcp = rule([&l4proto_not(libc::IPPROTO_TCP), accept]);
     let middle = |chain| rule([&learned::in_the_middle(), &[Expr::Verdict(Verdict::Goto(chain))]]);
     let acknowledges = &[FLAGS, Expr::AnyBitOfByte(ACK)];
     let begins = &[FLAGS, Expr::Masked { mask: vec![SYN | ACK], value: vec![SYN], not: false }];
-    let (send, untracked) = (&[Expr::SendTo, accept.clone()], &[Expr::Untracked, accept]);
+    let send = &rule([&[Expr::SendTo], accept]);
+    let untracked = &rule([&[Expr::Untracked], accept]);
     let for_service = &below_clients(2);
     let chain = |name, first: Vec<Vec<Expr>>, learned: [Vec<Expr>; 2]| {
         let rules = first.into_iter().chain(learned).collect();
