@@ -3,8 +3,8 @@
 //! ```text
 //! table inet rswarm {
 //!   chain raw         { type filter hook prerouting priority raw
-//!                       ip daddr 127.0.0.0/8 iifname @bridges drop
-//!                       udp dport @tunnels notrack }
+//!                       udp dport @tunnels notrack accept
+//!                       ip daddr 127.0.0.0/8 iifname @bridges drop }
 //!   chain raw-output  { type filter hook output priority raw
 //!                       udp dport @tunnels notrack }
 //!   chain prerouting  { type nat hook prerouting priority dstnat
@@ -219,7 +219,8 @@ fn chains() -> Vec<ChainSpec> {
             "filter",
             libc::NF_INET_PRE_ROUTING,
             -300,
-            vec![rule([&ipv4(), &loopback(16), &in_set(Meta::Iifname, Set::Bridges), drop]), untracked()],
+            // What is in tunnels first, as it is the most by far; from containers `input` refuses it.
+            vec![rule([&untracked(), accept]), rule([&ipv4(), &loopback(16), bridged, drop])],
         ),
         inet("raw-output", "filter", libc::NF_INET_LOCAL_OUT, -300, vec![untracked()]),
         inet("prerouting", "nat", libc::NF_INET_PRE_ROUTING, -100, publish(Meta::Iifname)),
