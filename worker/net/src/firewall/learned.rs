@@ -250,7 +250,7 @@ fn forget_back(set: Set, other: Set, key: impl FnOnce(fn(u32) -> Expr) -> [Expr;
 }
 
 impl Way {
-    /// Sends on a segment in the middle of a connection, by the port at `offset` that tells of which kind its flow is.
+    /// Sends on a segment in the middle of a connection whose flow is of this kind, as `port` tells.
     pub(super) fn send(&self, port: &[Expr; 2]) -> Vec<Expr> {
         rule([port, &flow(), &[Expr::Map(self.set)], &self.send, &[Expr::SendTo, ACCEPT]])
     }
