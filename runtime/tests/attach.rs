@@ -102,8 +102,9 @@ fn a_client_that_does_not_read_is_told_and_nobody_waits_for_it() {
 #[test]
 fn a_terminal_is_logged_read_written_and_resized() {
     let Some(lab) = Lab::new() else { return };
-    let script = "trap 'stty size' WINCH; tty; ls -l /dev/console | cut -c1; echo ready; \
-                  while ! read line; do :; done; echo got $line; exit 4";
+    // Not `read` while the signal may come: if it does just before the shell waits, the trap waits for a line.
+    let script = "trap 'stty size; resized=1' WINCH; tty; ls -l /dev/console | cut -c1; echo ready; \
+                  until [ $resized ]; do sleep 0.01; done; read line; echo got $line; exit 4";
     let container = create(&lab, &with_terminal(lab.script("one", script)));
     let attached = container.attach().unwrap();
     assert!(attached.stderr.is_none());
