@@ -16,8 +16,8 @@ use super::report::Log;
 use crate::run::receive_master;
 use crate::sys;
 
-/// How long the end waits for output that is still on its way.
-const DRAIN: Duration = Duration::from_millis(200);
+/// How long the end waits for output that is still on its way, if somebody keeps the terminal open; else its end is seen.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// Where the master of a new terminal goes.
 pub(super) enum Console {
