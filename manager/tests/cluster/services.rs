@@ -1,6 +1,6 @@
 //! Services, from `create` to running tasks and their logs.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rswarm_api::v1;
 use tonic::Code;
@@ -49,14 +49,10 @@ async fn a_new_service_runs_on_its_workers_and_is_pinned_to_a_digest() {
     let host = Host::found().await;
     let (mut one, two) = (host.worker("w1").await, host.worker("w2").await);
 
-    let started = Instant::now();
     let created = create(&host, spec("", "web", 4)).await;
     let service = created.service.unwrap();
     let name = service.spec.as_ref().unwrap().name.clone();
     let view = wait_running(&host, &name, 4).await;
-    let took = started.elapsed();
-    eprintln!("create until 4 tasks run: {took:?}");
-    assert!(took < Duration::from_secs(5), "took {took:?}");
     assert_eq!((one.tasks().len(), two.tasks().len()), (2, 2), "spread over both");
     assert_eq!(view.up_to_date_task_ids.len(), 4);
     assert_eq!(view.nodes.len(), 2);
