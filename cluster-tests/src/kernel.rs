@@ -24,6 +24,8 @@ pub type Facts = BTreeSet<String>;
 const UPLINK6: &str = "fd5c:9a1e:3b72::";
 /// How long a name server may take.
 const DNS_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a node may take to hear of a task that a manager knows to run.
+const KNOWN_WITHIN: Duration = Duration::from_secs(20);
 const PROGRAMS: [&str; 3] = ["ip", "bridge", "nft"];
 
 /// The program that is missing on this machine to read kernels with.
@@ -576,6 +578,48 @@ fn addresses_of<T: Ord + From<[u8; N]>, const N: usize>(
 }
 
 impl ClusterLab {
+    /// The addresses of a name as soon as there are so many: a node hears of tasks a moment after a manager that they run.
+    ///
+    /// # Panics
+    /// When there are not within 20 s, or nothing answers.
+    pub fn until_known(
+        &self,
+        netns: &Path,
+        server: impl Into<IpAddr>,
+        name: &str,
+        count: usize,
+    ) -> BTreeSet<Ipv4Addr> {
+        let server = server.into();
+        self.until_found(name, count, || resolve(netns, server, name))
+    }
+
+    /// The same of IPv6.
+    ///
+    /// # Panics
+    /// As [`Self::until_known`].
+    pub fn until_known6(
+        &self,
+        netns: &Path,
+        server: impl Into<IpAddr>,
+        name: &str,
+        count: usize,
+    ) -> BTreeSet<Ipv6Addr> {
+        let server = server.into();
+        self.until_found(name, count, || resolve6(netns, server, name))
+    }
+
+    fn until_found<T: std::fmt::Debug>(
+        &self,
+        name: &str,
+        count: usize,
+        look: impl Fn() -> Option<BTreeSet<T>>,
+    ) -> BTreeSet<T> {
+        self.wait(&format!("`{name}` has {count} addresses"), KNOWN_WITHIN, || match look() {
+            Some(found) if found.len() == count => Ok(found),
+            found => Err(format!("{found:?}")),
+        })
+    }
+
     /// Waits until every host's kernel has exactly what it should have, and names are answered so.
     ///
     /// # Panics

@@ -6,10 +6,9 @@ use rswarm_api::v1;
 use rswarm_cluster_tests::ClusterLab;
 
 const SOON: Duration = Duration::from_secs(20);
-/// The budget is 2 s on a quiet machine with a release build.
-const LEADER_DEADLINE: Duration = Duration::from_secs(5);
-/// The budget is 7 s.
-const FAILOVER_DEADLINE: Duration = Duration::from_secs(10);
+/// The budgets of both, 2 s and 7 s, are for a quiet machine and a release build: see `docs/benchmarks.md`.
+const LEADER_DEADLINE: Duration = Duration::from_secs(15);
+const FAILOVER_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Names of the hosts on which a service runs.
 fn hosts_of(lab: &ClusterLab, asked: usize, service: &str) -> Vec<String> {

@@ -139,7 +139,13 @@ fn leader_with_a_full_disk_hands_over_and_catches_up_when_there_is_room() {
     lab.join(2, "manager", 1);
     lab.join(3, "manager", 1);
     lab.until_ready(3);
-    assert_eq!(lab.until_leader(2), 1);
+    // Where others have the processors another may have been elected meanwhile.
+    loop {
+        match lab.until_leader(2) {
+            1 => break,
+            other => lab.restart(other),
+        }
+    }
     let pid = lab.host_mut(1).daemon_pid();
 
     let label = format!("big={}", "x".repeat(60 << 10));

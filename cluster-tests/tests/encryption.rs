@@ -13,8 +13,8 @@ use rswarm_net::lab::Witness;
 const SOON: Duration = Duration::from_secs(20);
 /// Keys get this old here.
 const KEY_PERIOD: Duration = Duration::from_secs(3);
-/// A lost packet is sent again after 0.2 s, and then after twice that.
-const WAIT_MAX: Duration = Duration::from_secs(2);
+/// A packet that is lost is sent again within 1 s, and a handshake after 5 s: none may be.
+const WAIT_MAX: Duration = Duration::from_millis(4500);
 const NODES: usize = 3;
 /// What is on the wire when a page is sent in the clear.
 const IN_THE_CLEAR: &str = "HTTP/1.";

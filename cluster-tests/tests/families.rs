@@ -101,7 +101,7 @@ fn internal_bridge(lab: &ClusterLab) {
     assert_eq!(shown(lab, "vault", "{{.Internal}} {{.Driver}}"), "true bridge");
     let (server, host) = (gateway(lab, "vault"), lab.host(1));
     for netns in namespaces(lab, "db") {
-        let found = resolve(&netns, server, "tasks.db").expect("a known name");
+        let found = lab.until_known(&netns, server, "tasks.db", 2);
         let mut tasks: Vec<String> = found.iter().map(|at| task_at(&netns, *at)).collect();
         tasks.sort();
         assert_eq!(tasks, ["db.1", "db.2"]);
@@ -148,7 +148,7 @@ fn bridge_with_options(lab: &ClusterLab) {
     lab.until_running(1, "neighbour", 1, SOON);
     let neighbour = namespaces(lab, "neighbour").remove(0);
     assert!(output(&neighbour, "ip link show eth0").contains(" mtu 1400 "));
-    let found = resolve(&neighbour, gateway(lab, "tuned"), "shy").expect("a known name");
+    let found = lab.until_known(&neighbour, gateway(lab, "tuned"), "shy", 1);
     assert!(refused(&neighbour, *found.first().expect("its address"), 80));
     let host = lab.host(1);
     assert_eq!(task_at_port(&host.netns, Ipv4Addr::LOCALHOST.into(), 8094), "shy.1");
@@ -178,10 +178,10 @@ fn dual_bridge(lab: &ClusterLab, hosts: &[Ipv6Addr]) {
     lab.until_running(1, "both", 1, SOON);
     lab.until_running(1, "caller", 1, SOON);
     let (caller, server) = (namespaces(lab, "caller").remove(0), gateway(lab, "pair"));
-    let found = resolve6(&caller, server, "both").expect("a known name");
+    let found = lab.until_known6(&caller, server, "both", 1);
     let found = *found.first().expect("its IPv6 address");
     assert_eq!(task_at(&caller, found), "both.1");
-    let ipv4 = resolve(&caller, server, "both").expect("a known name");
+    let ipv4 = lab.until_known(&caller, server, "both", 1);
     assert_eq!(task_at(&caller, *ipv4.first().expect("its IPv4 address")), "both.1");
     let task = namespaces(lab, "both").remove(0);
     let root = task.ancestors().nth(2).expect("a process").join("root");
@@ -241,6 +241,7 @@ fn ipv6_alone(lab: &ClusterLab, hosts: &[Ipv6Addr]) {
             );
             let own = read("hosts").lines().filter(|line| !line.starts_with(['f', ':'])).count();
             assert_eq!(own, 1, "the loopback: {}", read("hosts"));
+            lab.until_known6(&netns, server, &format!("tasks.{web}"), here);
             assert_eq!(looked_up(&netns, server, &format!("tasks.{web}")), [0, here]);
             assert_eq!(looked_up(&netns, server, &web), [0, 1]);
             for address in resolve6(&netns, server, &web).expect("a known name") {

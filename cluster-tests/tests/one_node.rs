@@ -1,10 +1,11 @@
 //! Claims about a cluster of one node.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rswarm_cluster_tests::{ClusterLab, workload};
 
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(30);
 
 #[test]
 fn service_is_created_scaled_updated_and_removed() {
@@ -51,7 +52,7 @@ fn until_processes(lab: &ClusterLab, count: usize) {
 fn containers_survive_a_crash_of_the_daemon() {
     let Some(mut lab) = ClusterLab::form("crash", 1, 0) else { return };
     lab.create(1, "count", 2, &[], &["count", "50"]);
-    lab.create(1, "short", 1, &["--restart-condition", "none"], &["exit", "7", "3000"]);
+    lab.create(1, "short", 1, &["--restart-condition", "none"], &["exit", "7", "10000"]);
     lab.until_running(1, "count", 2, SOON);
     lab.until_running(1, "short", 1, SOON);
     let before = lab.workload_pids(1);
@@ -81,12 +82,16 @@ fn containers_survive_a_crash_of_the_daemon() {
     let logs = lab.ok(1, &["service", "logs", "--raw", "count"]);
     let ones = logs.lines().filter(|line| line.trim() == "count 1").count();
     assert_eq!(ones, 2, "both logs begin at their beginning:\n{logs}");
-    let last =
-        logs.lines().filter_map(|line| line.trim().strip_prefix("count ")?.parse::<usize>().ok()).max();
-    let last = last.expect("there are lines");
-    for n in 1..last.saturating_sub(2) {
-        let found = logs.lines().filter(|line| line.trim() == format!("count {n}")).count();
-        assert_eq!(found, 2, "line {n} of both tasks");
+    let mut found = BTreeMap::new();
+    for n in logs.lines().filter_map(|line| line.trim().strip_prefix("count ")?.parse::<usize>().ok()) {
+        *found.entry(n).or_insert(0) += 1;
+    }
+    // One of the two may be ahead, but no line is missing before its last or there twice.
+    let last_of_both = found.iter().rev().find(|(_, times)| **times == 2).map(|(n, _)| *n);
+    let last_of_both = last_of_both.expect("there are lines");
+    for n in 1..=*found.last_key_value().expect("there are lines").0 {
+        let expected = if n <= last_of_both { 2 } else { 1 };
+        assert_eq!(found.get(&n), Some(&expected), "line {n} of both tasks");
     }
 }
 
@@ -124,7 +129,7 @@ fn stubborn_task_is_killed_after_its_grace_period() {
     until_processes(&lab, 0);
     let took = started_at.elapsed();
     assert!(took > Duration::from_millis(900), "it had its second: {took:?}");
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(took < Duration::from_secs(9), "without waiting for the usual 10 s: {took:?}");
 }
 
 #[test]

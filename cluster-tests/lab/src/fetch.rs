@@ -9,8 +9,9 @@ use rswarm_net::run_in_netns;
 
 use crate::error::LabError;
 
-/// A replica that runs may still be about to listen.
-const DEADLINE: Duration = Duration::from_secs(5);
+/// A replica that runs may still be about to listen; and a tunnel that began before the other end knew its key begins
+/// again after 5 s.
+const DEADLINE: Duration = Duration::from_secs(10);
 const ATTEMPT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(20);
 const PAGE_BYTES_MAX: u64 = 64 << 10;
@@ -18,7 +19,7 @@ const PAGE_BYTES_MAX: u64 = 64 << 10;
 /// The body of `http://address:port/`, seen from the network namespace at `netns`.
 ///
 /// # Errors
-/// `Page` with the last reason, when there is none within five seconds; `Network`.
+/// `Page` with the last reason, when there is none within ten seconds; `Network`.
 pub fn page(netns: &Path, address: impl Into<IpAddr>, port: u16) -> Result<String, LabError> {
     let deadline = Instant::now() + DEADLINE;
     let address = SocketAddr::new(address.into(), port);

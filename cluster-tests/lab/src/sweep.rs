@@ -20,7 +20,7 @@ use crate::{LabConfig, host};
 const END: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
 /// How long a cgroup may still hold processes that are found no more: they lose their words some time before their place.
-const LEAVING: Duration = Duration::from_millis(500);
+const LEAVING: Duration = Duration::from_secs(5);
 /// The cgroup of shims, beside those of containers. Known from the runtime.
 const SHIMS: &str = "shims";
 

@@ -24,6 +24,17 @@ const PUBLISHED: u16 = 8080;
 /// Commands that change a service wait so long for its tasks to prove themselves.
 const MONITOR: &str = "--update-monitor=500ms";
 
+/// Measures until it takes less than `budget`, three times at most: where others have the processors, one may not.
+/// Returns all that was measured.
+fn until_below(budget: Duration, mut measure: impl FnMut() -> Duration) -> Vec<Duration> {
+    let mut all = vec![measure()];
+    while all[all.len() - 1] >= budget {
+        assert!(all.len() < 3, "expected less than {budget:?}, measured {all:?}");
+        all.push(measure());
+    }
+    all
+}
+
 /// The network namespaces of a service's running tasks, by name.
 fn namespaces(lab: &ClusterLab, service: &str) -> Vec<(String, PathBuf)> {
     let running = lab.api(1).running(service).expect("a manager answers");
@@ -47,6 +58,7 @@ fn form_on(lab: &ClusterLab, replicas: usize, flags: &[&str]) {
     lab.create(1, "client", 3, &["--network", "front"], &[]);
     lab.until_running(1, "web", replicas, SOON);
     lab.until_running(1, "client", 3, SOON);
+    lab.until_kernels_are_exact(1, SOON);
 }
 
 /// `TASK PEER` of so many pages.

@@ -21,7 +21,7 @@ fn services_are_found_and_published_with_the_clients_address() {
         // From outside, through each of three nodes, one of which has no task.
         let mut peers = BTreeSet::new();
         for host in lab.hosts() {
-            let seen = pages(&wire, host.address, PUBLISHED, 20);
+            let seen = pages(&wire, host.address, PUBLISHED, 40);
             assert_eq!(seen.iter().map(|(task, _)| task.clone()).collect::<BTreeSet<_>>(), everyone);
             peers.extend(seen.into_iter().map(|(_, peer)| peer));
         }
@@ -34,7 +34,7 @@ fn services_are_found_and_published_with_the_clients_address() {
             assert_eq!(virtual_ip.len(), 1, "{virtual_ip:?}");
             assert_eq!(resolve(&netns, server, "tasks.web").expect("a known name").len(), 2);
             let address = *virtual_ip.first().expect("one");
-            let seen = pages(&netns, address, 80, 20);
+            let seen = pages(&netns, address, 80, 40);
             assert_eq!(seen.into_iter().map(|(task, _)| task).collect::<BTreeSet<_>>(), everyone);
         }
     };
@@ -43,7 +43,7 @@ fn services_are_found_and_published_with_the_clients_address() {
     let server = gateway(&lab, "front");
     for (_, netns) in namespaces(&lab, "web") {
         let address = *resolve(&netns, server, "web").expect("a known name").first().expect("one");
-        let seen = pages(&netns, address, 80, 20);
+        let seen = pages(&netns, address, 80, 40);
         assert_eq!(seen.into_iter().map(|(task, _)| task).collect::<BTreeSet<_>>(), everyone);
     }
     // It is too small for more, and grows while the daemon of a node is away.
@@ -61,7 +61,7 @@ fn services_are_found_and_published_with_the_clients_address() {
     lab.crash(1);
     lab.crash(2);
     for host in lab.hosts() {
-        let seen = pages(&wire, host.address, PUBLISHED, 20);
+        let seen = pages(&wire, host.address, PUBLISHED, 40);
         assert_eq!(seen.into_iter().map(|(task, _)| task).collect::<BTreeSet<_>>(), everyone);
     }
     for number in 1..=3 {
@@ -89,12 +89,13 @@ fn services_are_found_and_published_with_the_clients_address() {
         let seen6 = pages(&netns, found.1, 80, 1).into_iter().map(|(task, _)| task);
         assert_eq!(seen.chain(seen6).collect::<Vec<_>>(), ["web.3", "web.3"]);
     }
+    lab.until_kernels_are_exact(1, SOON);
     let third = namespaces(&lab, "web").into_iter().find(|(task, _)| task == "web.3").expect("it runs");
     let virtual_ip = *resolve(&third.1, server, "web").expect("a known name").first().expect("one");
     let reached =
         |seen: Vec<(String, Ipv4Addr)>| seen.into_iter().map(|(task, _)| task).collect::<BTreeSet<_>>();
-    assert_eq!(reached(pages(&third.1, virtual_ip, 80, 30)).len(), 3);
-    assert_eq!(reached(pages(&wire, lab.host(1).address, PUBLISHED, 30)).len(), 3);
+    assert_eq!(reached(pages(&third.1, virtual_ip, 80, 60)).len(), 3);
+    assert_eq!(reached(pages(&wire, lab.host(1).address, PUBLISHED, 60)).len(), 3);
     lab.refused(1, &["network", "rm", "front"], &["front", "in use"]);
     for service in ["web", "client"] {
         lab.ok(1, &["service", "rm", service]);
@@ -131,6 +132,7 @@ fn names_virtual_addresses_and_ports_work_by_ipv6_and_the_client_is_seen() {
     lab.create(1, "client", 3, &["--network", "front"], &[]);
     lab.until_running(1, "web", 2, SOON);
     lab.until_running(1, "client", 3, SOON);
+    lab.until_kernels_are_exact(1, SOON);
     let everyone: BTreeSet<String> = ["web.1".to_owned(), "web.2".to_owned()].into();
     let names =
         |seen: &[(String, Ipv6Addr)]| seen.iter().map(|(task, _)| task.clone()).collect::<BTreeSet<_>>();
@@ -140,7 +142,7 @@ fn names_virtual_addresses_and_ports_work_by_ipv6_and_the_client_is_seen() {
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(resolve6(&netns, server, "tasks.web").expect("a known name").len(), 2);
         assert_eq!(resolve(&netns, server, "web").expect("a known name").len(), 1);
-        let seen = pages(&netns, *found.first().expect("one"), 80, 20);
+        let seen = pages(&netns, *found.first().expect("one"), 80, 40);
         assert_eq!(names(&seen), everyone);
     }
     lab.wait("each node forwards IPv6", SOON, || {
@@ -152,7 +154,7 @@ fn names_virtual_addresses_and_ports_work_by_ipv6_and_the_client_is_seen() {
         out.collect::<Result<Vec<_>, _>>().map(drop)
     });
     for host in lab.hosts() {
-        let seen = pages(&wire, host6(host.number), PUBLISHED, 20);
+        let seen = pages(&wire, host6(host.number), PUBLISHED, 40);
         assert_eq!(names(&seen), everyone);
         assert!(seen.iter().all(|(_, peer)| *peer == client), "{seen:?}");
     }
@@ -215,6 +217,7 @@ fn a_service_lets_in_whom_it_names() {
     for service in ["db", "api", "other"] {
         lab.until_running(1, service, 2, SOON);
     }
+    lab.until_kernels_are_exact(1, SOON);
     lab.refused(1, &["service", "update", "--allow-from-add", "a b", "db"], &["a b", "name"]);
     let shown = lab.ok(1, &["service", "inspect", "--pretty", "db"]);
     assert!(shown.lines().any(|line| line.starts_with("Allowed From:") && line.ends_with("api")), "{shown}");
@@ -248,10 +251,10 @@ fn a_service_lets_in_whom_it_names() {
     let answering = || -> Vec<BTreeSet<String>> {
         let wire = lab.config().wire_netns();
         let tasks = |seen: Vec<(String, Ipv4Addr)>| seen.into_iter().map(|(task, _)| task).collect();
-        let published = lab.hosts().iter().map(|host| tasks(pages(&wire, host.address, PUBLISHED, 20)));
+        let published = lab.hosts().iter().map(|host| tasks(pages(&wire, host.address, PUBLISHED, 40)));
         let inside = namespaces(&lab, "other").into_iter().map(|(_, netns)| {
             let address = *resolve(&netns, server, "db").expect("a known name").first().expect("an address");
-            tasks(pages(&netns, address, 80, 20))
+            tasks(pages(&netns, address, 80, 40))
         });
         published.chain(inside).collect()
     };

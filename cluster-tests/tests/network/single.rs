@@ -68,9 +68,9 @@ fn single_tasks_are_connected_to_a_network_and_leave_it() {
     let web = namespaces(&lab, "web");
     let first = &web.iter().find(|(name, _)| name == "web.1").expect("it runs").1;
     assert!(inside(first, "etc/hosts").lines().any(|line| line.starts_with(&format!("{at}\t"))));
-    let front = *resolve(first, gateway(&lab, "front"), "web").expect("a known name").first().expect("one");
+    let front = *lab.until_known(first, gateway(&lab, "front"), "web", 1).first().expect("one");
     assert_eq!(
-        pages(first, front, 80, 20).into_iter().map(|(task, _)| task).collect::<BTreeSet<_>>().len(),
+        pages(first, front, 80, 40).into_iter().map(|(task, _)| task).collect::<BTreeSet<_>>().len(),
         2
     );
     lab.until_kernels_are_exact(1, SOON);
@@ -174,8 +174,8 @@ fn tasks_on_a_bridge_find_those_of_their_own_node() {
         let text = resolv_conf(&netns);
         assert!(text.starts_with(&format!("nameserver {server}\n")), "{text}");
         for name in ["web", "tasks.web", "pages", "web.local"] {
-            let found = resolve(&netns, server, name).expect("a known name");
-            let own = found.first().filter(|_| found.len() == 1).expect("one task");
+            let found = lab.until_known(&netns, server, name, 1);
+            let own = found.first().expect("one task");
             run_in_netns(&netns, || UdpSocket::bind((*own, 0)).expect("its own address"))
                 .expect("a namespace");
         }
