@@ -224,7 +224,7 @@ fn a_shim_that_does_not_answer_says_nothing_about_its_container() {
         assert!(matches!(error, RuntimeError::Control { .. }), "{}", chain(&error));
     }
     assert!(matches!(found.state_within(limit).unwrap_err(), RuntimeError::Control { .. }));
-    assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < std::time::Duration::from_secs(60), "{:?}", begun.elapsed());
     assert_eq!(found.init_pid().unwrap(), Some(pid));
     kill(shim, libc::SIGCONT);
     assert_eq!(found.state().unwrap().status, Status::Running);

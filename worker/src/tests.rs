@@ -111,7 +111,7 @@ async fn the_leader_is_found_by_redirect_and_again_when_it_is_gone() {
     let begun = std::time::Instant::now();
     let heard =
         second.until("the new leader's worker", |heard| heard.last(1) == Some(TaskState::Running)).await;
-    assert!(begun.elapsed() < Duration::from_secs(2), "took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "took {:?}", begun.elapsed());
     assert_eq!(heard.sessions, 1);
     // What the new leader does not know of, a stale one cannot take away.
     second.say(assignments(0, true, &[], &[]));

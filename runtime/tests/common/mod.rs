@@ -44,7 +44,7 @@ impl Lab {
         };
         let bin = lab.layer().join("bin");
         std::fs::create_dir_all(&bin).unwrap();
-        std::fs::copy(BUSYBOX, bin.join("busybox")).unwrap();
+        copy_program(BUSYBOX, &bin.join("busybox"));
         for name in [
             "sh", "true", "false", "sleep", "cat", "mount", "unshare", "id", "ls", "touch", "hostname", "dd",
             "yes", "head", "mknod", "kill", "ip", "grep", "readlink", "ulimit", "wc", "stty", "tty", "cut",

@@ -149,7 +149,7 @@ async fn a_registry_that_wants_a_pause_gets_it() {
     let error = store().pull(&format!("{}/demo:1", server.host), &PullOptions::default()).await.unwrap_err();
     assert!(matches!(error, ImageError::RateLimited { .. }), "{error}");
     assert!(error.to_string().contains("3600 s"), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(1));
+    assert!(start.elapsed() < Duration::from_secs(60), "it did not wait");
 }
 
 #[tokio::test(flavor = "multi_thread")]

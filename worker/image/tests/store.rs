@@ -6,6 +6,8 @@ mod common;
 use std::{
     fs,
     io::{Cursor, Read},
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
     process::Command,
     sync::Arc,
     time::Instant,
@@ -16,6 +18,11 @@ use rswarm_image::{
     Digest, ImageError, ImageStore, ImportConfig, LayerLimits, Limits, LoadOptions, Origin, Platform,
     builder::ImageBuilder,
 };
+
+/// Which directories these are: one that was made anew is another.
+fn inodes(directories: &[PathBuf]) -> Vec<u64> {
+    directories.iter().map(|directory| fs::metadata(directory).unwrap().ino()).collect()
+}
 
 #[test]
 fn built_image_loads_with_everything_it_says() {
@@ -114,10 +121,11 @@ fn a_tag_moves_to_the_image_loaded_last_and_survives_reopening() {
         store.list().iter().flat_map(|i| i.references.clone()).collect::<Vec<_>>(),
         ["demo:1", "other:2"]
     );
-    let start = Instant::now();
-    store.rootfs(&second).unwrap();
-    store.rootfs(&second).unwrap();
-    assert!(start.elapsed().as_millis() < 100, "nothing is unpacked again");
+    let unpacked = || names(&root.path().join("layers"));
+    let before = unpacked();
+    let first_layers = inodes(&store.rootfs(&second).unwrap());
+    assert_eq!(inodes(&store.rootfs(&second).unwrap()), first_layers);
+    assert_eq!(unpacked(), before, "nothing is unpacked again");
 
     let error = ImageStore::open(root.path()).unwrap_err();
     assert!(matches!(error, ImageError::Locked { .. }), "{error}");
@@ -175,24 +183,20 @@ fn concurrent_callers_unpack_once() {
     drop(inner);
     fs::remove_dir_all(root.join("layers")).unwrap();
     let store = ImageStore::open(&root).unwrap();
-    let inodes: Vec<u64> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..8)
-            .map(|_| {
-                scope.spawn(|| {
-                    use std::os::unix::fs::MetadataExt;
-                    fs::metadata(&store.rootfs(&image).unwrap()[0]).unwrap().ino()
-                })
-            })
-            .collect();
+    let found: Vec<Vec<u64>> = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..8).map(|_| scope.spawn(|| inodes(&store.rootfs(&image).unwrap()))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    assert!(inodes.iter().all(|inode| *inode == inodes[0]));
+    assert!(found.iter().all(|inodes| *inodes == found[0]));
     assert_eq!(names(&root.join("layers")).len(), 2);
-    let start = Instant::now();
-    for _ in 0..100 {
+    let calls = (0..100).map(|_| {
+        let start = Instant::now();
         store.rootfs(&image).unwrap();
-    }
-    assert!(start.elapsed().as_millis() < 100, "a call takes less than a millisecond: {:?}", start.elapsed());
+        start.elapsed()
+    });
+    let quickest = calls.min().unwrap();
+    assert!(quickest.as_millis() < 1, "{quickest:?}");
 }
 
 /// Replaces `from` in the bytes of an archive; only sound where the length stays.

@@ -6,6 +6,7 @@ use std::{
     net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
@@ -31,6 +32,19 @@ pub enum Protection<'a> {
 /// `user` with the password `secret`, as `htpasswd -B` writes it.
 const HTPASSWD: &str = "user:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
 
+/// A port that nobody has, and that nobody gets who asks for any port: servers of other tests would else have it before
+/// the program that it is for.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let port =
+            10_000 + (std::process::id() as u16 % 200 * 100 + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 /// `docker-registry` on a free loopback port, stopped with the test.
 pub struct Registry {
     process: Child,
@@ -45,8 +59,7 @@ impl Registry {
             return None;
         }
         let place = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let host = format!("127.0.0.1:{port}");
+        let host = format!("127.0.0.1:{}", free_port());
         let mut config = format!(
             "version: 0.1\nlog:\n  level: error\nstorage:\n  delete:\n    enabled: true\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n",
             place.path().join("data").display()

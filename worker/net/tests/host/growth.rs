@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Longer than an answer takes on a busy machine, shorter than if packets were lost again and again.
-const INTERRUPTION: Duration = Duration::from_secs(1);
+const INTERRUPTION: Duration = Duration::from_secs(3);
 
 /// How often a client asks, so that it leaves the processor to others.
 const PACE: Duration = Duration::from_millis(2);

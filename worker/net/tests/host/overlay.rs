@@ -11,7 +11,7 @@ use rswarm_net::{Network, PeerAnswers, PeerQuestions};
 
 use crate::{
     cluster::{APP, Cluster, INNER, OTHER, Task, address, address6, helper},
-    rig::{DEADLINE, fetch, installed, output, receive, serve, stays_silent, udp},
+    rig::{DEADLINE, fetch, installed, output, receive, serve, stays_silent, udp, wait_until},
 };
 
 /// Sends bytes from one task to another, and compares.
@@ -47,7 +47,7 @@ async fn tasks_reach_each_other_within_and_across_nodes() {
             if from.id != to.id {
                 if ping {
                     let address = to.address(APP).to_string();
-                    from.container.output("ping", &["-c", "1", "-W", "2", &address]);
+                    from.container.output("ping", &["-c", "1", "-W", "10", &address]);
                 }
                 transfer(from, to, APP, 1_000_000);
             }
@@ -224,11 +224,16 @@ async fn a_restricted_service_answers_none_but_the_allowed() {
     assert!(reaches(&cluster, near, at(&cluster, far)));
 }
 
-/// Who answers a node within a second, and who does not.
-async fn answers(node: &Network) -> PeerAnswers {
+/// Who answers a node, and who does not although all but `silent` have.
+async fn answers(node: &Network, silent: usize) -> PeerAnswers {
     let questions = node.ask_peers(&PeerQuestions::default()).await.unwrap();
-    let (mut found, end) = (questions.answers(), Instant::now() + Duration::from_secs(1));
-    while !found.silent.is_empty() && Instant::now() < end {
+    let (mut found, end) = (questions.answers(), Instant::now() + DEADLINE);
+    let mut enough = None;
+    // Those that are not to answer have another half of a second.
+    while !found.silent.is_empty() && Instant::now() < enough.unwrap_or(end) {
+        if found.silent.len() <= silent {
+            enough.get_or_insert(Instant::now() + Duration::from_millis(500));
+        }
         thread::sleep(Duration::from_millis(5));
         found.answered.extend(questions.answers().answered);
         found.silent.retain(|number| !found.answered.contains(number));
@@ -242,11 +247,11 @@ async fn kernels_answer_by_the_data_path_unless_it_is_filtered() {
     let mut cluster = Cluster::new(3);
     cluster.tell().await;
     let all = |numbers: &[u16]| numbers.iter().copied().collect::<std::collections::BTreeSet<_>>();
-    let found = answers(cluster.node(1)).await;
+    let found = answers(cluster.node(1), 0).await;
     assert_eq!(found, PeerAnswers { answered: all(&[2, 3]), silent: all(&[]) });
     // Without a daemon, too.
     cluster.nodes[1] = cluster.daemon(2);
-    assert_eq!(answers(cluster.node(1)).await.silent, all(&[]));
+    assert_eq!(answers(cluster.node(1), 0).await.silent, all(&[]));
     let nft = |words: &str| {
         let host = cluster.host(3);
         output(host.command("nft").unwrap().arg(words));
@@ -254,12 +259,12 @@ async fn kernels_answer_by_the_data_path_unless_it_is_filtered() {
     nft("add table ip test");
     nft("add chain ip test input { type filter hook input priority 0 ; }");
     nft("add rule ip test input udp dport 4789 drop");
-    let found = answers(cluster.node(1)).await;
+    let found = answers(cluster.node(1), 1).await;
     assert_eq!(found, PeerAnswers { answered: all(&[2]), silent: all(&[3]) });
     // What the others answer does not arrive either.
-    assert_eq!(answers(cluster.node(3)).await.silent, all(&[1, 2]));
+    assert_eq!(answers(cluster.node(3), 2).await.silent, all(&[1, 2]));
     nft("delete table ip test");
-    assert_eq!(answers(cluster.node(1)).await.silent, all(&[]));
+    assert_eq!(answers(cluster.node(1), 0).await.silent, all(&[]));
     assert_eq!(cluster.node(1).verify().await.unwrap(), []);
 }
 
@@ -338,6 +343,7 @@ async fn a_data_path_port_that_a_process_has_is_told() {
     let expected = "missing vxlan `rsx4097`: Address already in use";
     assert!(all.iter().any(|one| one.starts_with(expected)), "{all:?}");
     drop(other);
+    wait_until("the port is free", || !has(&cluster));
     let report = cluster.node(1).reconcile(&cluster.desired(1)).await.unwrap();
     assert!(report.failed.is_empty(), "{:?}", report.failed);
     cluster.assert_settled().await;

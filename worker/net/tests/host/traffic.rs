@@ -8,7 +8,9 @@ use rswarm_net::{
     Protocol::{Tcp, Udp},
 };
 
-use crate::rig::{Container, Rig, endpoint, fetch, network, port, receive, serve, stays_silent, udp};
+use crate::rig::{
+    Container, Rig, endpoint, fetch, network, port, receive, serve, stays_silent, udp, wait_until,
+};
 
 #[tokio::test]
 async fn published_port_answers_from_everywhere_and_sees_the_client() {
@@ -211,6 +213,9 @@ async fn ports_and_addresses_are_not_given_twice() {
     let taken = rig.net.publish("a", &[port(Tcp, 9000, 80)]).await.unwrap_err();
     assert!(matches!(taken, NetError::PortInUse { port: 9000, .. }), "{taken}");
     drop(busy);
+    wait_until("the port is free", || {
+        rig.node().run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9000))).unwrap().is_ok()
+    });
     rig.net.publish("a", &[port(Tcp, 9000, 80)]).await.unwrap();
     // At one address of the node, while another process has the port at another.
     let his = rig.node().run(move || TcpListener::bind((node, 9001)).unwrap()).unwrap();

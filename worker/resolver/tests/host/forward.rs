@@ -111,14 +111,14 @@ fn a_dead_or_failing_server_is_passed_over_and_the_next_question_does_not_wait_f
     needs_root!();
     // The first has no such host behind it (silence), the second refuses at once, the third answers.
     let mut rig = Rig::new(
-        "nameserver 10.77.0.99\nnameserver 127.0.0.8\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
+        "nameserver 10.77.0.99\nnameserver 127.0.0.8\nnameserver 127.0.0.1\noptions timeout:3 attempts:1\n",
     );
     World::start(rig.lab.host(1), loopback(1));
     rig.start(&[]);
     assert_eq!(rig.ask(3, "first.example"), "NOERROR 192.0.2.1/60");
     let start = Instant::now();
     assert_eq!(rig.ask(3, "second.example"), "NOERROR 192.0.2.1/60");
-    assert!(start.elapsed().as_millis() < 900, "{:?}", start.elapsed());
+    assert!(start.elapsed().as_millis() < 2900, "{:?}", start.elapsed());
     assert_eq!(rig.ask(3, "fail.example"), "SERVFAIL");
 }
 

@@ -91,6 +91,9 @@ fn a_bridge_whose_port_somebody_else_has_waits_and_keeps_no_other_from_its_names
     rig.start(&[]);
     assert_eq!(rig.ask(3, "web"), "NOERROR 10.77.0.3/2");
     drop(taken);
+    wait_until("the port is free", || {
+        rig.lab.host(1).run(|| std::net::UdpSocket::bind((gateway, 53))).unwrap().is_ok()
+    });
     rig.write_map(&map);
     wait_until("the next map brings it", || {
         rig.lab.host(3).run(|| TcpStream::connect((gateway, 53))).unwrap().is_ok()

@@ -7,8 +7,8 @@ use rswarm_tunnel::{new_key, public_key};
 
 use crate::{Cluster, OTHER, Traffic, exchange, rig::output, sample};
 
-/// What a handshake takes, on a machine with other work to do.
-const GAP_MAX: Duration = Duration::from_secs(1);
+/// Some milliseconds are usual, and more where others have the processors; a handshake that is lost costs 5 s.
+const GAP_MAX: Duration = Duration::from_secs(4);
 
 /// The index of the link, which is another one if it was made anew.
 fn index(cluster: &Cluster) -> u64 {
@@ -65,7 +65,7 @@ async fn the_tunnel_outlives_the_daemon_and_is_taken_up_by_the_next() {
         assert!(report.clean(), "{report:?}");
     }
     let gap = traffic.longest_gap();
-    assert!(gap < Duration::from_millis(500), "{gap:?}");
+    assert!(gap < GAP_MAX, "{gap:?}");
     assert_eq!(index(&cluster), before);
 }
 
