@@ -19,7 +19,7 @@ mod syscalls_aarch64;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSyscall,
@@ -132,9 +132,14 @@ const NATIVE: Machine = Machine::X86_64;
 pub fn check_program(profile: &LinuxSeccomp) -> Result<(), SeccompError> {
     let about =
         profile.syscalls().iter().flatten().filter(|rule| rule.names().iter().any(|name| name == "execve"));
-    let (always, sometimes): (Vec<_>, Vec<_>) =
-        about.partition(|rule| rule.args().as_ref().is_none_or(Vec::is_empty));
-    let otherwise = always.last().map_or(profile.default_action(), |rule| rule.action());
+    let default = (profile.default_action(), profile.default_errno_ret());
+    let (always, sometimes): (Vec<_>, Vec<_>) = about
+        .filter(|rule| (rule.action(), rule.errno_ret()) != default)
+        .partition(|rule| rule.args().as_ref().is_none_or(Vec::is_empty));
+    let (otherwise, sometimes) = match always.first() {
+        Some(rule) => (rule.action(), Vec::new()),
+        None => (profile.default_action(), sometimes),
+    };
     let refuses = |action| {
         use LinuxSeccompAction as Action;
         matches!(
@@ -157,8 +162,9 @@ pub fn check_program(profile: &LinuxSeccomp) -> Result<(), SeccompError> {
 ///
 /// - A call from an architecture that is not listed kills the process.
 /// - A name this kernel generation does not have is skipped, as runc does.
-/// - Of several rules for one call, the ones with conditions are asked first, in order; the unconditional one
-///   after them; then the default action.
+/// - A rule with the default action is none. Of several others for one call the first unconditional one decides; if there
+///   is none, those with conditions are asked in order, and then the default action holds. So it is with libseccomp, and
+///   with what runc makes of it.
 /// - Several conditions on one argument of a rule mean "either", as with runc; all others mean "and".
 /// - Calls newer than any the profile names answer `ENOSYS` where the default would refuse them, so that C libraries
 ///   fall back instead of failing (runc does the same).
@@ -229,6 +235,7 @@ fn handlings(
     number: impl Fn(&str) -> Option<u32>,
 ) -> Result<BTreeMap<u32, Handling>, SeccompError> {
     let mut table: BTreeMap<u32, Handling> = BTreeMap::new();
+    let mut decided = BTreeSet::new();
     for rule in rules {
         let verdict = action("linux.seccomp.syscalls.errnoRet", rule.action(), rule.errno_ret())?;
         let conditions = rule.args().as_deref().unwrap_or_default();
@@ -239,8 +246,12 @@ fn handlings(
             let Some(number) = number(name) else { continue };
             let handling =
                 table.entry(number).or_insert_with(|| Handling { rules: Vec::new(), otherwise: default });
+            if verdict == default || decided.contains(&number) {
+                continue;
+            }
             if conditions.is_empty() {
-                handling.otherwise = verdict;
+                decided.insert(number);
+                *handling = Handling { rules: Vec::new(), otherwise: verdict };
             } else if has_repeated_index(conditions) {
                 // Two conditions on one argument mean "either" to runc, and profiles count on it.
                 handling.rules.extend(conditions.iter().map(|condition| (vec![*condition], verdict)));

@@ -119,7 +119,7 @@ fn holds(condition: &LinuxSeccompArg, arguments: &[u64; 6]) -> bool {
     }
 }
 
-/// What the profile says about a call, read from top to bottom.
+/// What the profile says about a call.
 fn expected(profile: &LinuxSeccomp, architecture: u32, number: u32, arguments: &[u64; 6]) -> u32 {
     let listed = |arch| profile.architectures().as_ref().unwrap().contains(&arch);
     let x32 = architecture == AUDIT_ARCH_X86_64 && number >= X32_BIT;
@@ -137,7 +137,14 @@ fn expected(profile: &LinuxSeccomp, architecture: u32, number: u32, arguments: &
     }
     let rules = profile.syscalls().as_ref().unwrap();
     let about = |rule: &&LinuxSyscall| rule.names().iter().any(|name| number_of(name) == Some(number));
-    for rule in rules.iter().filter(about) {
+    let default = word(profile.default_action(), profile.default_errno_ret());
+    let verdict = |rule: &LinuxSyscall| word(rule.action(), rule.errno_ret());
+    let says_something = |rule: &&LinuxSyscall| verdict(rule) != default;
+    let about_it = || rules.iter().filter(about).filter(says_something);
+    if let Some(rule) = about_it().find(|rule| rule.args().is_none()) {
+        return verdict(rule);
+    }
+    for rule in about_it() {
         let Some(conditions) = rule.args() else { continue };
         let mut indexes: Vec<usize> = conditions.iter().map(LinuxSeccompArg::index).collect();
         indexes.sort_unstable();
@@ -148,15 +155,11 @@ fn expected(profile: &LinuxSeccomp, architecture: u32, number: u32, arguments: &
             conditions.iter().all(|condition| holds(condition, arguments))
         };
         if matches {
-            return word(rule.action(), rule.errno_ret());
+            return verdict(rule);
         }
-    }
-    if let Some(rule) = rules.iter().filter(about).rfind(|rule| rule.args().is_none()) {
-        return word(rule.action(), rule.errno_ret());
     }
     let newest = rules.iter().flat_map(LinuxSyscall::names).filter_map(|name| number_of(name)).max();
     let newer = newest.is_some_and(|newest| number > newest);
-    let default = word(profile.default_action(), profile.default_errno_ret());
     use LinuxSeccompAction::{ScmpActAllow, ScmpActLog, ScmpActTrace};
     if newer && !matches!(profile.default_action(), ScmpActAllow | ScmpActLog | ScmpActTrace) {
         return RET_ERRNO | libc::ENOSYS as u32;
