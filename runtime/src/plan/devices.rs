@@ -24,15 +24,21 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 pub(super) fn devices(linux: &Linux, mounts: &[Mount], inside: &mut Vec<Inside>) -> Result<(), PlanError> {
     // A /dev of the host has its nodes, and must not get ours.
     let host_dev = mounts.iter().any(|mount| target(mount) == Path::new("/dev") && is_bind(mount));
+    let asked = linux.devices().as_deref().unwrap_or_default();
+    // What the configuration has in the place of one of these is meant.
+    let is_asked = |path: &Path| asked.iter().any(|device| device.path() == path);
     if !host_dev {
-        inside.extend(DEFAULT_DEVICES.iter().map(|(name, major, minor)| {
+        let defaults = DEFAULT_DEVICES.map(|(name, major, minor)| {
             let path = PathBuf::from(format!("/dev/{name}"));
-            let (major, minor) = (*major, *minor);
-            Inside::Device(Device { path, kind: libc::S_IFCHR, major, minor, mode: 0o666, uid: 0, gid: 0 })
-        }));
-        inside.extend(DEVICE_LINKS.iter().map(|(name, target)| Inside::DeviceLink { name, target }));
+            Device { path, kind: libc::S_IFCHR, major, minor, mode: 0o666, uid: 0, gid: 0 }
+        });
+        inside.extend(defaults.into_iter().filter(|device| !is_asked(&device.path)).map(Inside::Device));
+        let links = DEVICE_LINKS
+            .iter()
+            .filter(|(name, _)| *name == "ptmx" || !is_asked(&Path::new("/dev").join(name)));
+        inside.extend(links.map(|(name, target)| Inside::DeviceLink { name, target }));
     }
-    for (at, device) in linux.devices().iter().flatten().enumerate() {
+    for (at, device) in asked.iter().enumerate() {
         // A privileged container is given all of the host's nodes; this one is the link into its own devpts.
         if device.path().as_path() == Path::new("/dev/ptmx") {
             continue;

@@ -5,9 +5,10 @@
 //! of it, never to a path that could mean something else by then.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,9 @@ pub(super) struct Root {
 
 /// How long a walk is repeated that somebody disturbs by renaming what is on its way.
 const UNDISTURBED_MAX: Duration = Duration::from_secs(5);
+
+/// So many links the kernel follows on one path. Source: `path_resolution(7)`.
+const LINKS_MAX: usize = 40;
 
 /// File systems that show the kernel, and must be where everybody expects them.
 const KERNEL: [&str; 2] = ["proc", "sysfs"];
@@ -72,17 +76,60 @@ impl Root {
 
     /// The directory at `path`, made with its parents if it is missing.
     fn directory(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
-        match self.open(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
+        let open = || self.open(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty());
+        match open() {
             Err(Errno::NOENT) => {}
             other => return other,
         }
-        let (parent, name) = split(path)?;
-        let parent = self.directory(parent)?;
-        match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error),
+        self.make(path, make_directory)?;
+        open()
+    }
+
+    /// Makes what is missing at `path`, its parents as directories and the end of it by `make_end`. Links are followed as
+    /// the kernel would, also those that lead to nothing: then that is made. Nothing is opened but by the name of one part
+    /// in a directory that is open, and `..` leads to the directory it was reached from.
+    fn make(
+        &self,
+        path: &Path,
+        make_end: fn(BorrowedFd<'_>, &OsStr) -> rustix::io::Result<()>,
+    ) -> rustix::io::Result<()> {
+        let mut way: Vec<OwnedFd> = Vec::new();
+        let mut rest = parts(path);
+        let mut links = 0;
+        while let Some(part) = rest.pop() {
+            if part == ".." {
+                way.pop();
+                continue;
+            }
+            let here = way.last().map_or(self.fd(), AsFd::as_fd);
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let open = || rustix::fs::openat(here, &part, flags, Mode::empty());
+            let found = match open() {
+                Err(Errno::NOENT) => {
+                    let make = if rest.is_empty() { make_end } else { make_directory };
+                    match make(here, &part) {
+                        Ok(()) | Err(Errno::EXIST) => open()?,
+                        Err(error) => return Err(error),
+                    }
+                }
+                other => other?,
+            };
+            if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) == FileType::Symlink {
+                links += 1;
+                if links > LINKS_MAX {
+                    return Err(Errno::LOOP);
+                }
+                let target = rustix::fs::readlinkat(&found, "", Vec::new())?;
+                let target = Path::new(OsStr::from_bytes(target.as_bytes()));
+                if target.is_absolute() {
+                    way.clear();
+                }
+                rest.extend(parts(target));
+            } else {
+                way.push(found);
+            }
         }
-        self.open(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+        Ok(())
     }
 
     /// Makes the working directory if it is not there.
@@ -97,13 +144,7 @@ impl Root {
             Err(Errno::NOENT) => {}
             other => return other,
         }
-        let (parent, name) = split(path)?;
-        let parent = self.directory(parent)?;
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
-        match rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)) {
-            Ok(_) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error),
-        }
+        self.make(path, make_file)?;
         self.resolve(path)
     }
 
@@ -277,10 +318,15 @@ impl Root {
         match rustix::fs::mknodat(&parent, name, kind, Mode::from_raw_mode(device.mode), number) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
-                let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).step(step)?;
-                if FileType::from_raw_mode(stat.st_mode) != kind || stat.st_rdev != number {
-                    return Err(Failure::new(step(), "something else is there"));
-                }
+                // By a link or not; it may be the host's, whose owner stays.
+                let there = self.resolve(&device.path).and_then(rustix::fs::fstat);
+                let same = |stat: &rustix::fs::Stat| {
+                    FileType::from_raw_mode(stat.st_mode) == kind && stat.st_rdev == number
+                };
+                return match there {
+                    Ok(stat) if same(&stat) => Ok(()),
+                    _ => Err(Failure::new(step(), "something else is there")),
+                };
             }
             // In a user namespace nobody makes devices, but the host's can be shown.
             Err(Errno::PERM) => return self.host_device(device),
@@ -318,6 +364,24 @@ impl Root {
             Err(error) => Err(error).step(step),
         }
     }
+}
+
+fn make_directory(parent: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+    rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))
+}
+
+fn make_file(parent: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
+    rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
+}
+
+/// The names on a path, the first one last.
+fn parts(path: &Path) -> Vec<OsString> {
+    let named = |part: Component<'_>| match part {
+        Component::Normal(_) | Component::ParentDir => Some(part.as_os_str().to_owned()),
+        _ => None,
+    };
+    path.components().rev().filter_map(named).collect()
 }
 
 /// Opens `path` with `root` as its root: neither `..` nor a link leads out of it.
