@@ -127,9 +127,14 @@ impl Drop for Docker {
 #[test]
 fn dockerd_runs_containers_with_it() {
     let Some(lab) = Lab::new() else { return };
+    let other = lab.layer().join("bin/other");
+    std::fs::write(&other, "echo x\n").unwrap();
+    std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let Some(docker) = Docker::start(&lab) else { return };
 
     assert_eq!(docker.done(&["run", "--rm", "box", "sh", "-c", "echo hello"]), "hello");
+    let (code, text) = docker.call(&["run", "--rm", "box", "/bin/other"]);
+    assert_eq!((code, text.trim_end()), (1, "exec /bin/other: exec format error"));
     assert_eq!(docker.call(&["run", "--rm", "box", "sh", "-c", "exit 7"]).0, 7);
     let (code, text) = docker.call(&["run", "--rm", "box", "nope"]);
     assert!(code == 127 && text.contains("exec `nope`"), "{code}: {text}");

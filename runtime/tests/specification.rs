@@ -75,6 +75,7 @@ fn user_namespace_maps_ids_and_owns_the_other_namespaces() {
     let script = "cat /proc/self/uid_map; id -u; hostname changed && hostname; mount -t tmpfs x /tmp && echo mounted; \
                   ip link set lo down && echo down; echo x > /dev/null && echo device; echo y > /dev/stdout; \
                   test -O /dev/mqueue && echo queues; \
+                  cat /proc/sys/kernel/shmmax /proc/sys/net/ipv4/ip_default_ttl; \
                   touch /made && ls -ln /made; ulimit -Hn; cat /proc/self/oom_score_adj; grep -c . /proc/mounts";
     let mut request = lab.script("one", script);
     edit(&mut request, |config| {
@@ -88,12 +89,16 @@ fn user_namespace_maps_ids_and_owns_the_other_namespaces() {
                 push(&mut config["process"]["capabilities"][set], name.into());
             }
         }
-        config["linux"]["sysctl"] = json!({ "net.ipv4.ip_unprivileged_port_start": "0" });
+        config["linux"]["sysctl"] = json!({
+            "net.ipv4.ip_unprivileged_port_start": "0", "kernel.shmmax": "4096", "net/ipv4/ip_default_ttl": "77",
+        });
     });
     own_layer(&request, 100_000);
     let (code, text) = lab.run(&request);
     assert_eq!(code, 0, "{text}");
-    for expected in ["100000      65536\n0\nchanged\nmounted\ndown\ndevice\ny\nqueues\n", "\n200\n300\n"] {
+    for expected in
+        ["100000      65536\n0\nchanged\nmounted\ndown\ndevice\ny\nqueues\n4096\n77\n", "\n200\n300\n"]
+    {
         assert!(text.contains(expected), "expected {expected} in {text}");
     }
     // On the host the file belongs to the mapped id.
@@ -442,6 +447,73 @@ fn tmpfs_starts_with_what_the_image_has() {
         assert!(text.contains(expected), "expected {expected} in {text}");
     }
     assert!(!image.join("deep/new").exists());
+}
+
+/// Of links in the image that lead to what is not there yet, the target is made, inside the root.
+#[test]
+fn mounts_and_devices_go_where_dangling_links_lead() {
+    let Some(lab) = Lab::new() else { return };
+    let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, lab.layer().join(name)).unwrap();
+    link("../run/systemd/stub.conf", "etc/resolv.conf");
+    link("/run/lock", "lock");
+    link("../../../../outside", "above");
+    link("gone/", "etc/relative");
+    link("/etc/round", "etc/round");
+    let source = lab.directory.path().join("given");
+    std::fs::create_dir(&source).unwrap();
+    std::fs::write(source.join("file"), "given\n").unwrap();
+    let bind = |source: &Path, destination: &str| json!({ "destination": destination, "type": "bind", "source": source, "options": ["bind"] });
+    let script = "cat /run/systemd/stub.conf /run/lock/sub/file /outside/file /etc/gone/deep/file; \
+                  test -c /run/lock/device && echo device";
+    let mut request = lab.script("one", script);
+    edit(&mut request, |config| {
+        push(&mut config["mounts"], json!({ "destination": "/run", "type": "tmpfs", "source": "tmpfs" }));
+        push(&mut config["mounts"], bind(&source.join("file"), "/etc/resolv.conf"));
+        push(&mut config["mounts"], bind(&source, "/lock/sub"));
+        push(&mut config["mounts"], bind(&source, "/above"));
+        push(&mut config["mounts"], bind(&source, "/etc/relative/deep"));
+        push(
+            &mut config["linux"]["devices"],
+            json!({ "path": "/lock/device", "type": "c", "major": 1, "minor": 3 }),
+        );
+    });
+    assert_eq!(lab.run(&request), (0, "given\ngiven\ngiven\ngiven\ndevice\n".to_owned()));
+    assert!(!lab.directory.path().join("outside").exists(), "nothing was made above the root");
+    let mut round = lab.script("two", "true");
+    edit(&mut round, |config| push(&mut config["mounts"], bind(&source, "/etc/round/sub")));
+    let error = refused(&lab, &round);
+    assert!(
+        error.contains("make the mount point `/etc/round/sub`: too many levels of symbolic links"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_device_takes_the_place_of_a_default_one_and_a_link_to_it_is_as_good() {
+    let Some(lab) = Lab::new() else { return };
+    let host = lab.directory.path().join("dv");
+    std::fs::create_dir(&host).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", host.join("link")).unwrap();
+    let script = "stat -c '%n %t:%T %a %u:%g' /dev/random /dev/tty; head -c 2 /dv/link | wc -c; ls -l /dev/stdin | cut -c1";
+    let mut request = lab.script("one", script);
+    edit(&mut request, |config| {
+        config["linux"]["devices"] = json!([
+            { "path": "/dev/random", "type": "c", "major": 1, "minor": 9 },
+            { "path": "/dev/tty", "type": "c", "major": 5, "minor": 0, "fileMode": 0o640, "uid": 7, "gid": 8 },
+            { "path": "/dev/stdin", "type": "c", "major": 1, "minor": 3 },
+            { "path": "/dv/link", "type": "c", "major": 1, "minor": 5 },
+        ]);
+        push(
+            &mut config["mounts"],
+            json!({ "destination": "/dv", "type": "bind", "source": host, "options": ["bind"] }),
+        );
+    });
+    assert_eq!(lab.run(&request), (0, "/dev/random 1:9 666 0:0\n/dev/tty 5:0 640 7:8\n2\nc\n".to_owned()));
+    let mut other = lab.script("two", "true");
+    other.spec = request.spec;
+    edit(&mut other, |config| config["linux"]["devices"][3]["minor"] = 7.into());
+    let error = refused(&lab, &other);
+    assert!(error.contains("make the device `/dv/link`: something else is there"), "{error}");
 }
 
 #[test]

@@ -79,14 +79,13 @@ pub fn plan(
     path: &str,
     resources: Option<&LinuxResources>,
 ) -> Result<CgroupPlan, CgroupError> {
-    let ordinary = path.starts_with('/')
-        && path.len() > 1
-        && path[1..].split('/').all(|part| !matches!(part, "" | "." | "..") && !part.contains(['\n', '\0']));
-    if !ordinary {
+    let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    let ordinary = |part: &&str| *part != ".." && !part.contains(['\n', '\0']);
+    if !path.starts_with('/') || parts.is_empty() || !parts.iter().all(ordinary) {
         return Err(CgroupError::Path { path: path.to_owned() });
     }
     resources.map_or(Ok(()), check::check_first)?;
-    update(layout, Cgroup::at(layout, path), resources)
+    update(layout, Cgroup::at(layout, &format!("/{}", parts.join("/"))), resources)
 }
 
 /// What to write for new `resources` of a container that exists.

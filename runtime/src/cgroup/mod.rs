@@ -143,6 +143,12 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Hands the v2 `controllers` down to it.
+    fn enable(&self, controllers: &[&str]) -> Result<(), Failure> {
+        let unified = self.members.iter().find(|member| member.is_unified() && !controllers.is_empty());
+        unified.map_or(Ok(()), |member| member.enable_controllers(controllers))
+    }
+
     /// Makes the directories, hands the v2 `controllers` down to them and applies the limits.
     ///
     /// # Errors
@@ -150,10 +156,8 @@ impl Cgroup {
     pub fn create(&self, controllers: &[&str], limits: &[Write]) -> Result<(), Failure> {
         for member in &self.members {
             unless_pruned(|| member.make_missing())?;
-            if member.is_unified() && !controllers.is_empty() {
-                member.enable_controllers(controllers)?;
-            }
         }
+        self.enable(controllers)?;
         let mut open: Option<(&Path, fs::File)> = None;
         for write in limits {
             // Rules come in rows for one file.
@@ -500,6 +504,9 @@ impl CgroupPlan {
     pub fn change(&self) -> Result<(), Failure> {
         if let Some(unit) = &self.cgroup.unit {
             unit.tell(&self.limits)?;
+        } else {
+            // There may be limits that create was not asked for.
+            self.cgroup.enable(&self.controllers)?;
         }
         let refused: Vec<&Write> = self.limits.iter().filter(|write| write.perform().is_err()).collect();
         refused.into_iter().try_for_each(Write::perform)

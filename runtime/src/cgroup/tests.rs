@@ -126,10 +126,14 @@ fn limits_that_cannot_be_kept_are_refused() {
         "`linux.resources.cpu.cpus` needs the cgroup controller `cpuset`, which this host does not have"
     );
     let empty = LinuxResources::default();
-    for path in ["", "/", "rswarm/t", "/a/../b", "/a//b", "/a/./b"] {
+    for path in ["", "/", "/.", "rswarm/t", "/a/../b"] {
         let expected =
             format!("`linux.cgroupsPath` has the invalid value `{path}`: expected a path of a cgroup");
         assert!(refusal(path, &empty).starts_with(&expected), "{path}");
+    }
+    let plain = plan(&layout, "/a/b", None).unwrap();
+    for path in ["/a/b/", "//a//b", "/a/./b"] {
+        assert_eq!(plan(&layout, path, None).unwrap(), plain, "{path}");
     }
 }
 

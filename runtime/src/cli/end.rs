@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,7 +22,7 @@ const CUT_SHORT: Duration = Duration::from_secs(2);
 /// `kill`.
 pub(super) fn kill(context: &Context, parsed: &Parsed) -> Result<(), CommandError> {
     let container = context.load(parsed)?;
-    let word = parsed.arguments.get(1).map_or("TERM", String::as_str);
+    let word = parsed.arguments.get(1).map(String::as_str).filter(|word| !word.is_empty()).unwrap_or("TERM");
     let signal =
         signal_number(word).ok_or_else(|| CommandError::UnknownSignal { signal: word.to_owned() })?;
     let (phase, pidfd) = container.look();
@@ -119,23 +120,26 @@ fn kill_first(container: &Container) -> Result<(), CommandError> {
     if container.record.cgroup.is_frozen() {
         container.record.cgroup.thaw()?;
     }
-    let deadline = Instant::now() + END;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let wait = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&wait)) {
-            Ok(0) => {
-                let id = container.record.id.clone();
-                return Err(CommandError::StillRunning { id, seconds: END.as_secs() });
-            }
-            Ok(_) => break,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error).during("wait for the container's end"),
-        }
+    if !await_end(&pidfd).during("wait for the container's end")? {
+        let id = container.record.id.clone();
+        return Err(CommandError::StillRunning { id, seconds: END.as_secs() });
     }
     // If it is our own child, nobody else will wait for it.
     let _ = sys::wait_for(container.record.init_process_pid);
     Ok(())
+}
+
+/// Waits until a process has ended: whether it does within [`END`].
+pub(super) fn await_end(pidfd: &OwnedFd) -> rustix::io::Result<bool> {
+    let deadline = Instant::now() + END;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let wait = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&wait)) {
+            Err(rustix::io::Errno::INTR) => {}
+            ready => return Ok(ready? > 0),
+        }
+    }
 }
 
 /// A signal by number or name, with or without `SIG`, in any case.

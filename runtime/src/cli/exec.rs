@@ -51,7 +51,8 @@ pub(super) fn exec(context: &Context, parsed: &Parsed) -> Result<i32, CommandErr
         personality: container.record.personality,
         keyring: (!container.record.keeps_keyring).then(|| plan::keyring_name(&container.record.id)),
     };
-    let steps = plan::enter(&process, entry, &plan::HostFacts::labels(&process))?;
+    let mut steps = plan::enter(&process, entry, &plan::HostFacts::labels(&process))?;
+    plan::fail_by_itself(&mut steps);
 
     let signals = foreground.then(console::watch_signals).transpose()?;
     if foreground && !parsed.is_on("no-subreaper") {
@@ -81,7 +82,8 @@ fn process(context: &Context, container: &Container, parsed: &Parsed) -> Result<
     if let Some(path) = parsed.value("process") {
         let path = PathBuf::from(path);
         let bytes = fs::read(&path).on("read", &path)?;
-        return plan::parse_process(&bytes).map_err(|source| CommandError::Spec { path, source });
+        let process = plan::parse_process(&bytes).map_err(|source| CommandError::Spec { path, source })?;
+        return Ok(completed(process, &container.record.process));
     }
     let mut process = container.record.process.clone();
     let invalid =
@@ -136,9 +138,31 @@ fn process(context: &Context, container: &Container, parsed: &Parsed) -> Result<
         }
     }
     if !added.is_empty() {
-        process.set_capabilities(Some(with(process.capabilities().clone().unwrap_or_default(), &added)));
+        let sets = process.capabilities().clone().unwrap_or_else(no_capabilities);
+        process.set_capabilities(Some(with(sets, &added)));
     }
     Ok(process)
+}
+
+/// With what it leaves to the container's own process, as runc does.
+fn completed(mut process: Process, own: &Process) -> Process {
+    if process.capabilities().is_none() {
+        process.set_capabilities(own.capabilities().clone());
+    }
+    if process.apparmor_profile().as_ref().is_none_or(String::is_empty) {
+        process.set_apparmor_profile(own.apparmor_profile().clone());
+    }
+    if process.selinux_label().as_ref().is_none_or(String::is_empty) {
+        process.set_selinux_label(own.selinux_label().clone());
+    }
+    process
+}
+
+/// The library's default has some.
+fn no_capabilities() -> LinuxCapabilities {
+    let mut sets = LinuxCapabilities::default();
+    sets.set_bounding(None).set_effective(None).set_permitted(None).set_inheritable(None).set_ambient(None);
+    sets
 }
 
 /// Not the inheritable ones, which would outlive a change of the user (CVE-2022-29162).

@@ -71,6 +71,7 @@ impl Context {
 pub fn runc_main(args: impl IntoIterator<Item = OsString>) -> i32 {
     // Starting a process of this size takes a third of the memory that a command may have.
     crate::sys::forget_program();
+    crate::sys::expect_children();
     let words = args.into_iter().map(|word| {
         word.into_string().map_err(|word| UsageError::NotText { word: word.to_string_lossy().into_owned() })
     });

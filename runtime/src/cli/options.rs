@@ -180,9 +180,10 @@ impl Parsed {
         Err(UsageError::Arguments { command: command.name, expected, found, usage: command.arguments })
     }
 
-    /// A flag's value; of several the last.
+    /// A flag's value; of several the last. An empty one is none, as with runc: scripts pass on variables that are not set.
     pub fn value(&self, name: &str) -> Option<&str> {
-        self.flags.iter().rev().find(|(flag, _)| *flag == name).map(|(_, value)| value.as_str())
+        let last = self.flags.iter().rev().find(|(flag, _)| *flag == name);
+        last.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
 
     /// All values of a flag that may be given several times.

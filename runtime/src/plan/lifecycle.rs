@@ -108,7 +108,7 @@ pub fn complete(plan: &mut Plan, spec: &Spec, callers: &Callers) -> Result<(), P
             // With the program's rights, no more.
             Inside::Exec { .. } => {
                 steps.extend(start_container.clone().map(Inside::RunHooks));
-                steps.push(step);
+                steps.extend([Inside::FailByItself, step]);
             }
             other => steps.push(other),
         }
@@ -123,6 +123,12 @@ pub fn complete(plan: &mut Plan, spec: &Spec, callers: &Callers) -> Result<(), P
         plan.outside.splice(ready..ready, steps);
     }
     Ok(())
+}
+
+/// Has what goes wrong with the program itself be its own failure.
+pub fn fail_by_itself(steps: &mut Vec<Inside>) {
+    let at = steps.iter().position(|step| matches!(step, Inside::Exec { .. })).unwrap_or(steps.len());
+    steps.insert(at, Inside::FailByItself);
 }
 
 /// Refuses by name what [`complete`] would add and a shim does not do.

@@ -35,13 +35,14 @@ use crate::sys::{CapabilityBits, Scheduling};
 use namespaces::Namespaces;
 
 pub use exec::{Entry, enter, process_of};
-pub use lifecycle::{Callers, HookStep, Shape, add_terminal, complete, refuse_hooks};
+pub use lifecycle::{Callers, HookStep, Shape, add_terminal, complete, fail_by_itself, refuse_hooks};
 pub(crate) use lifecycle::{annotations, hooks_of};
 pub(crate) use mounts::is_bind;
 pub(crate) use mounts::known_options;
 pub use mounts::{IdSource, MountIds, MountKind, MountPlan};
 pub use namespaces::{Birth, IdMap, IdMaps, host_id, map_text, name as namespace_name};
 pub(crate) use objects::is_plain_capability;
+pub use sysctl::path as sysctl_path;
 pub use validate::{ConfigError, check, parse, parse_process, parse_resources, unknown_capability};
 
 /// What the plan needs to know about the host.
@@ -285,7 +286,6 @@ pub enum Inside {
         gid: u32,
         groups: Vec<u32>,
         umask: u32,
-        keep_capabilities: bool,
     },
     Capabilities {
         sets: CapabilityBits,
@@ -300,6 +300,9 @@ pub enum Inside {
     AwaitStart,
     /// What exec needs besides and a filter may forbid: descriptors that it closes, signals as they were at first.
     PrepareExec,
+    /// From here on a failure is the program's: who started it has been told that it runs. As with runc it is said on the
+    /// standard error, and the exit code is 1.
+    FailByItself,
     Exec {
         args: Vec<String>,
         env: Vec<String>,
@@ -376,8 +379,8 @@ pub fn create(
         // Before it is in a mount namespace in which others may have anything for `/proc`.
         namespaces.birth.labels = key_label.into_iter().chain(labels.drain(..)).collect();
     }
-    if user && namespaces.creates(libc::CLONE_NEWIPC) {
-        namespaces.created &= !(libc::CLONE_NEWIPC as u64);
+    let own_ipc = user && namespaces.creates(libc::CLONE_NEWIPC);
+    if own_ipc {
         inside.push(Inside::UnshareIpc);
     }
     inside.extend(
@@ -407,11 +410,11 @@ pub fn create(
     if namespaces.creates(libc::CLONE_NEWNET) {
         inside.push(Inside::LoopbackUp);
     }
-    if let Some(name) = spec.hostname() {
+    if let Some(name) = spec.hostname().as_ref().filter(|name| !name.is_empty()) {
         namespaces.require(libc::CLONE_NEWUTS, "hostname", name)?;
         inside.push(Inside::Hostname(name.clone()));
     }
-    if let Some(name) = spec.domainname() {
+    if let Some(name) = spec.domainname().as_ref().filter(|name| !name.is_empty()) {
         namespaces.require(libc::CLONE_NEWUTS, "domainname", name)?;
         inside.push(Inside::Domainname(name.clone()));
     }
@@ -471,7 +474,10 @@ pub fn create(
     inside.extend(process::personality(linux)?);
     program::steps(process, filter, &mut inside)?;
 
-    let Namespaces { created, birth, maps, .. } = namespaces;
+    let Namespaces { mut created, birth, maps, .. } = namespaces;
+    if own_ipc {
+        created &= !(libc::CLONE_NEWIPC as u64);
+    }
     let birth = (birth != Birth::default()).then_some(birth);
     let spawn = Outside::SpawnInit { namespaces: created, birth };
     let made_user = created & libc::CLONE_NEWUSER as u64 != 0;

@@ -78,7 +78,8 @@ impl Namespaces {
                 return Err(invalid("type", name(kind).to_owned(), reason));
             }
             seen |= kind as u64;
-            match namespace.path() {
+            // An empty path is none, as with runc.
+            match namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
                 Some(path) if !path.is_absolute() || path.as_os_str().as_encoded_bytes().contains(&0) => {
                     let reason = "expected an absolute path without a zero byte";
                     return Err(invalid("path", path.display().to_string(), reason));

@@ -50,15 +50,11 @@ pub(super) fn steps(
     let no_new_privileges = process.no_new_privileges() == Some(true);
     let capabilities = process.capabilities().as_ref();
     // A filter need not allow what we do, so it comes last but for the program itself. Without no-new-privileges that takes
-    // `CAP_SYS_ADMIN`, which is kept as long; where all of them go with the user, the filter must precede that.
+    // `CAP_SYS_ADMIN`, which is kept as long.
     let filter = filter.map(Inside::Seccomp);
     let privileged = filter.is_some() && !no_new_privileges;
-    let lost = privileged && capabilities.is_none() && user.uid() != 0;
-    let (early, late) = if lost { (filter, None) } else { (None, filter) };
-    inside.extend(early);
-    if let Some(sets) = capabilities {
-        inside.push(Inside::BoundingSet(bits(sets.bounding().as_ref())));
-    }
+    // Who is given no sets is given none of them, as with runc, and not the caller's.
+    inside.push(Inside::BoundingSet(bits(capabilities.and_then(|sets| sets.bounding().as_ref()))));
     let mut groups = user.additional_gids().clone().unwrap_or_default();
     groups.sort_unstable();
     groups.dedup();
@@ -67,11 +63,10 @@ pub(super) fn steps(
         gid: user.gid(),
         groups,
         umask: user.umask().unwrap_or(0o022),
-        keep_capabilities: capabilities.is_some(),
     });
-    let final_sets = capabilities.map(capability_step);
+    let final_sets = capability_step(capabilities);
     let kept = if privileged { 1 << capability_number(Capability::SysAdmin) } else { 0 };
-    inside.extend(final_sets.clone().map(|step| with_capabilities(step, kept)));
+    inside.push(with_capabilities(final_sets.clone(), kept));
     if no_new_privileges {
         inside.push(Inside::NoNewPrivileges);
     }
@@ -79,23 +74,25 @@ pub(super) fn steps(
     inside.push(Inside::ResolveExecutable { name: name.clone(), path });
     inside.push(Inside::AwaitStart);
     inside.push(Inside::PrepareExec);
-    inside.extend(late);
-    inside.extend(final_sets.filter(|_| privileged));
+    inside.extend(filter);
+    inside.extend(privileged.then_some(final_sets));
     inside.push(Inside::Exec { args, env });
     Ok(())
 }
 
-fn capability_step(sets: &LinuxCapabilities) -> Inside {
-    let permitted = bits(sets.permitted().as_ref());
-    let inheritable = bits(sets.inheritable().as_ref());
+fn capability_step(sets: Option<&LinuxCapabilities>) -> Inside {
+    let bits =
+        |set: fn(&LinuxCapabilities) -> &Option<Capabilities>| bits(sets.and_then(|sets| set(sets).as_ref()));
+    let permitted = bits(LinuxCapabilities::permitted);
+    let inheritable = bits(LinuxCapabilities::inheritable);
     Inside::Capabilities {
         sets: CapabilityBits {
-            effective: bits(sets.effective().as_ref()) & permitted,
+            effective: bits(LinuxCapabilities::effective) & permitted,
             permitted,
             inheritable,
         },
         // The kernel only takes what is both permitted and inheritable.
-        ambient: bits(sets.ambient().as_ref()) & permitted & inheritable,
+        ambient: bits(LinuxCapabilities::ambient) & permitted & inheritable,
     }
 }
 

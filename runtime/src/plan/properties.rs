@@ -19,7 +19,7 @@ fn rich() -> Value {
     process["oomScoreAdj"] = 100.into();
     process["consoleSize"] = json!({ "height": 24, "width": 80 });
     process["scheduler"] = json!({
-        "policy": "SCHED_DEADLINE", "runtime": 1024, "deadline": 2000, "period": 3000, "flags": ["SCHED_RESET_ON_FORK"],
+        "policy": "SCHED_DEADLINE", "runtime": 1024, "deadline": 2000, "period": 3000, "flags": ["SCHED_FLAG_RESET_ON_FORK", "SCHED_FLAG_DL_OVERRUN"],
     });
     process["ioPriority"] = json!({ "class": "IOPRIO_CLASS_BE", "priority": 4 });
     process["execCPUAffinity"] = json!({ "initial": "0-1", "final": "1" });

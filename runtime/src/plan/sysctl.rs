@@ -61,6 +61,29 @@ fn are_numbers(value: &str, count: usize, range: &RangeInclusive<u64>) -> bool {
     (1..=count).contains(&words.len()) && words.iter().all(one_of)
 }
 
+/// A name with dots between its parts, and slashes for dots in them: which of the two comes first in `name` separates.
+///
+/// Source: `sysctl(8)`, `sysctl.d(5)`.
+fn dotted(name: &str) -> String {
+    match name.find(['.', '/']).map(|at| name.as_bytes()[at]) {
+        Some(b'/') => name.chars().map(swapped).collect(),
+        _ => name.to_owned(),
+    }
+}
+
+/// Where the kernel shows the setting of that name, below `/proc/sys`.
+pub fn path(name: &str) -> String {
+    name.chars().map(swapped).collect()
+}
+
+fn swapped(letter: char) -> char {
+    match letter {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    }
+}
+
 pub(super) fn sysctls(
     linux: &Linux,
     namespaces: &Namespaces,
@@ -70,9 +93,11 @@ pub(super) fn sysctls(
     all.sort();
     for (name, value) in all {
         let field = "linux.sysctl";
-        if name.contains(['/', '\0']) || name.split('.').any(str::is_empty) {
-            let reason = "expected names separated by dots".to_owned();
-            return Err(PlanError::Invalid { field: field.into(), value: name.clone(), reason });
+        let asked = name;
+        let name = &dotted(asked);
+        if name.contains('\0') || name.split('.').any(|part| part.trim_matches('/').is_empty()) {
+            let reason = "expected names separated by dots, or by slashes".to_owned();
+            return Err(PlanError::Invalid { field: field.into(), value: asked.clone(), reason });
         }
         if value.contains('\0') {
             let reason = format!("the value of {name} contains a zero byte");
@@ -114,6 +139,26 @@ pub(super) fn sysctls(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_have_dots_or_slashes_between_their_parts() {
+        for (name, found, at) in [
+            ("net.ipv4.ip_forward", "net.ipv4.ip_forward", "net/ipv4/ip_forward"),
+            ("net/ipv4/ip_forward", "net.ipv4.ip_forward", "net/ipv4/ip_forward"),
+            (
+                "net/ipv4/conf/eth0.5/forwarding",
+                "net.ipv4.conf.eth0/5.forwarding",
+                "net/ipv4/conf/eth0.5/forwarding",
+            ),
+            (
+                "net.ipv4.conf.eth0/5.forwarding",
+                "net.ipv4.conf.eth0/5.forwarding",
+                "net/ipv4/conf/eth0.5/forwarding",
+            ),
+        ] {
+            assert_eq!((dotted(name).as_str(), path(found).as_str()), (found, at), "{name}");
+        }
+    }
 
     #[test]
     fn numbers_are_read_as_the_kernel_does() {

@@ -76,12 +76,24 @@ pub fn unknown_capability(name: &str) -> String {
     format!("nobody can grant the capability `{name}`: it is left out")
 }
 
+/// Names of scheduler flags in the specification, and those that the library has for them.
+const SCHEDULER_FLAGS: [(&str, &str); 2] = [
+    ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
+    ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
+];
+
 /// Who is not named is root, as with runc.
 fn complete_process(process: &mut Value) {
     if let Some(process) = process.as_object_mut()
         && process.get("user").is_none_or(Value::is_null)
     {
         process.insert("user".to_owned(), serde_json::json!({ "uid": 0, "gid": 0 }));
+    }
+    let flags = process.pointer_mut("/scheduler/flags").and_then(Value::as_array_mut);
+    for flag in flags.into_iter().flatten() {
+        if let Some((_, name)) = SCHEDULER_FLAGS.iter().find(|(name, _)| flag == name) {
+            *flag = (*name).into();
+        }
     }
 }
 

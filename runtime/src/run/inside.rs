@@ -17,7 +17,7 @@ use super::stdio;
 use super::{FAILED, HOOKS, HOOKS_DONE, Message, READY, RECORDED, START, receive, send, terminal};
 use crate::error::{Cause, Failure, Step};
 use crate::hooks;
-use crate::plan::{Inside, MountKind, Rlimit};
+use crate::plan::{self, Inside, MountKind, Rlimit};
 use crate::request::Rootfs;
 use crate::sys::{self, MountAttributes};
 
@@ -42,11 +42,16 @@ pub(super) fn run(steps: &[Inside], lines: Lines, preserved: u32) -> i32 {
         executable: None,
         home: None,
         permitted: None,
+        fails_by_itself: false,
     };
     let open = matches!(steps.first(), Some(Inside::AwaitAdmission { open: true, .. }));
     if let Err(failure) =
         process.prepare(open).and_then(|()| steps.iter().try_for_each(|step| process.perform(step)))
     {
+        if process.fails_by_itself {
+            let _ = rustix::io::write(sys::standard(2), format!("{failure}\n").as_bytes());
+            return 1;
+        }
         let mut message = vec![FAILED];
         let _ = serde_json::to_writer(&mut message, &failure);
         let channel = process.lines.channel.as_fd();
@@ -84,6 +89,8 @@ struct Process {
     home: Option<String>,
     /// Capabilities that it has had.
     permitted: Option<u64>,
+    /// See [`Inside::FailByItself`].
+    fails_by_itself: bool,
 }
 
 impl Process {
@@ -138,7 +145,7 @@ impl Process {
                 .step(|| format!("set the domain name `{name}`")),
             Inside::Sysctl { name, value } => {
                 // The host's /proc, which no image can have prepared; it shows the namespaces of whoever asks.
-                let path = format!("/proc/sys/{}", name.replace('.', "/"));
+                let path = format!("/proc/sys/{}", plan::sysctl_path(name));
                 write_existing(Path::new(&path), value)
                     .step(|| format!("set `{name}` of `linux.sysctl` to `{value}`"))
             }
@@ -221,8 +228,8 @@ impl Process {
                 }
             }
             Inside::BoundingSet(keep) => bounding_set(*keep),
-            Inside::User { uid, gid, groups, umask, keep_capabilities } => {
-                user(*uid, *gid, groups, *keep_capabilities, self.user)?;
+            Inside::User { uid, gid, groups, umask } => {
+                user(*uid, *gid, groups, self.user)?;
                 rustix::process::umask(Mode::from_raw_mode(*umask));
                 Ok(())
             }
@@ -255,6 +262,10 @@ impl Process {
             Inside::PrepareExec => {
                 sys::reset_signals();
                 sys::close_on_exec_from(3 + self.preserved).step(|| "have exec close descriptors".to_owned())
+            }
+            Inside::FailByItself => {
+                self.fails_by_itself = true;
+                Ok(())
             }
             Inside::Exec { args, env } => self.exec(args, env),
         }
@@ -393,7 +404,9 @@ impl Process {
         };
         let args = args.iter().map(string).collect::<Result<Vec<_>, _>>()?;
         let env = env.iter().chain(&self.home).map(string).collect::<Result<Vec<_>, _>>()?;
-        Err(sys::exec(&executable, &args, &env)).step(|| format!("exec `{}`", executable.to_string_lossy()))
+        let shown = executable.to_string_lossy();
+        let step = || if self.fails_by_itself { format!("exec {shown}") } else { format!("exec `{shown}`") };
+        Err(sys::exec(&executable, &args, &env)).step(step)
     }
 }
 
@@ -527,15 +540,9 @@ fn bounding_set(keep: u64) -> Result<(), Failure> {
 }
 
 /// `namespaced`: in a user namespace that was made without privileges, groups can neither be set nor taken away.
-fn user(
-    uid: u32,
-    gid: u32,
-    groups: &[u32],
-    keep_capabilities: bool,
-    namespaced: bool,
-) -> Result<(), Failure> {
+fn user(uid: u32, gid: u32, groups: &[u32], namespaced: bool) -> Result<(), Failure> {
     let step = || format!("become user {uid}:{gid}");
-    if keep_capabilities && uid != 0 {
+    if uid != 0 {
         sys::keep_capabilities(true).step(step)?;
     }
     let groups: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();

@@ -29,17 +29,18 @@ pub(super) fn own_null() -> Result<(), Failure> {
         return Ok(());
     }
     let step = || "make a `/dev/null` of the container's own".to_owned();
-    // The image may have anything there, such as a pipe without an end.
-    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let there = rustix::fs::open("/dev/null", flags, Mode::empty()).ok();
-    let own = match there.filter(|fd| is_null(fd.as_fd()).unwrap_or(false)) {
-        Some(own) => own,
-        None => match root::new_device(FileType::CharacterDevice, device) {
-            Err(Errno::PERM) => return Ok(()),
-            made => made.step(step)?,
-        },
-    };
     for number in given {
+        // For what the host's was open for. The image may have anything there, such as a pipe without an end.
+        let access = rustix::fs::fcntl_getfl(sys::standard(number)).step(step)? & OFlags::RWMODE;
+        let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let there = rustix::fs::open("/dev/null", flags, Mode::empty()).ok();
+        let own = match there.filter(|fd| is_null(fd.as_fd()).unwrap_or(false)) {
+            Some(own) => own,
+            None => match root::new_device(FileType::CharacterDevice, device) {
+                Err(Errno::PERM) => return Ok(()),
+                made => made.step(step)?,
+            },
+        };
         match number {
             0 => rustix::stdio::dup2_stdin(&own),
             1 => rustix::stdio::dup2_stdout(&own),

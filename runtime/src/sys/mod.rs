@@ -102,6 +102,13 @@ pub fn block_signals_into_fd(signals: &[c_int]) -> io::Result<OwnedFd> {
     }
 }
 
+/// Lets children be waited for, whatever whoever started this process thinks of its own: `SIGCHLD` that is ignored stays
+/// ignored across exec, and then the kernel keeps nothing of a child that ends.
+pub fn expect_children() {
+    // SAFETY: no pointers, and no handler.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
 /// Puts every signal back to its default action and unblocks all: what a program expects to be started with.
 /// Rust ignores `SIGPIPE`, and an ignored signal stays ignored across exec.
 pub fn reset_signals() {

@@ -103,6 +103,62 @@ fn exit_codes_of_run_and_exec_are_those_of_the_program() {
     }
 }
 
+/// What the kernel cannot run has run as far as its caller is concerned, and ended.
+#[test]
+fn a_program_the_kernel_cannot_run_fails_by_itself() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(lab) = Lab::new() else { return };
+    for (name, text) in [("other", "echo x\n"), ("broken", "#!/no/such/interpreter\n")] {
+        let path = lab.layer().join("bin").join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    for runtime in runtimes(&lab) {
+        for (program, said) in [
+            ("/bin/other", "exec /bin/other: exec format error\n"),
+            ("/bin/broken", "exec /bin/broken: no such file or directory\n"),
+        ] {
+            let mut bundle = Bundle::new(&lab, &format!("{}-kernel", runtime.name), "");
+            bundle.config["process"]["args"] = json!([program]);
+            bundle.write();
+            let answer = runtime.call(&["run", "--bundle", bundle.path(), "x"]);
+            assert_eq!((answer.code, answer.errors.as_str()), (1, said), "{}", runtime.name);
+            assert_eq!(runtime.call(&["state", "x"]).code, 1, "{} is gone", runtime.name);
+            runtime.done(&["create", "--bundle", bundle.path(), "x"]);
+            runtime.done(&["start", "x"]);
+            runtime.await_status("x", "stopped");
+            runtime.done(&["delete", "x"]);
+        }
+        bring(&runtime, &lab, "running");
+        let answer = runtime.call(&["exec", "x", "/bin/other"]);
+        assert_eq!((answer.code, answer.errors.as_str()), (1, "exec /bin/other: exec format error\n"));
+        runtime.done(&["delete", "--force", "x"]);
+    }
+}
+
+#[test]
+fn empty_values_are_none() {
+    let Some(lab) = Lab::new() else { return };
+    for runtime in runtimes(&lab) {
+        let mut bundle = Bundle::new(&lab, &format!("{}-empty", runtime.name), "exec sleep 1000");
+        bundle.config["hostname"] = "".into();
+        for namespace in bundle.config["linux"]["namespaces"].as_array_mut().unwrap() {
+            namespace["path"] = "".into();
+        }
+        bundle.write();
+        runtime.done(&["run", "--detach", "--pid-file", "", "--bundle", bundle.path(), "x"]);
+        assert_eq!(
+            runtime.done(&["exec", "--user", "", "--cwd", "", "x", "id", "-u"]),
+            "0\n",
+            "{}",
+            runtime.name
+        );
+        runtime.done(&["update", "--memory", "", "x"]);
+        runtime.done(&["kill", "x", ""]);
+        runtime.done(&["delete", "--force", "x"]);
+    }
+}
+
 #[test]
 fn output_of_looking_has_runcs_shape() {
     let Some(lab) = Lab::new() else { return };

@@ -50,6 +50,66 @@ fn exec_has_the_users_environment_and_rights_it_is_given() {
     }
 }
 
+/// None of them are the caller's.
+#[test]
+fn who_is_given_no_capabilities_has_none_or_those_of_the_container() {
+    let Some(lab) = Lab::new() else { return };
+    let shown = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    for runtime in runtimes(&lab) {
+        let show = "grep -e CapInh -e CapPrm -e CapEff -e CapBnd -e CapAmb /proc/self/status | cut -f2";
+        for uid in [0, 1000] {
+            let mut bundle = Bundle::new(&lab, &format!("{}-none-{uid}", runtime.name), show);
+            let process = bundle.config["process"].as_object_mut().unwrap();
+            process.remove("capabilities");
+            process["user"]["uid"] = uid.into();
+            bundle.write();
+            let found = runtime.done(&["run", "--bundle", bundle.path(), "x"]);
+            assert_eq!(shown(&found), ["0000000000000000"; 5], "{} as {uid}", runtime.name);
+        }
+        let mut bundle = Bundle::new(&lab, &format!("{}-few", runtime.name), "exec sleep 1000");
+        let few = json!(["CAP_KILL"]);
+        bundle.config["process"]["capabilities"] =
+            json!({ "bounding": few, "effective": few, "permitted": few });
+        bundle.write();
+        runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]);
+        let process = lab.directory.path().join("process.json");
+        let json = json!({ "args": ["sh", "-c", show], "env": ["PATH=/bin"], "cwd": "/" });
+        std::fs::write(&process, json.to_string()).unwrap();
+        let found = runtime.done(&["exec", "--process", process.to_str().unwrap(), "x"]);
+        let kill = "0000000000000020";
+        let expected = ["0000000000000000", kill, kill, kill, "0000000000000000"];
+        assert_eq!(shown(&found), expected, "{}", runtime.name);
+        runtime.done(&["delete", "--force", "x"]);
+    }
+}
+
+/// A daemon that wants to hear nothing of its children has what it starts ignore theirs too.
+#[test]
+fn children_are_waited_for_although_the_caller_ignores_its_own() {
+    use std::os::unix::process::CommandExt;
+    let Some(lab) = Lab::new() else { return };
+    let runtime = Runtime::ours(&lab);
+    let ignoring = |args: &[&str]| {
+        let mut command = runtime.command(args);
+        // SAFETY: `signal` may be called between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+                Ok(())
+            })
+        };
+        runtime.answer(command)
+    };
+    let mut bundle = Bundle::new(&lab, "ignored", "exit 7");
+    bundle.config["hooks"] = json!({ "createRuntime": [{ "path": "/bin/true" }] });
+    bundle.write();
+    assert_eq!(ignoring(&["run", "--bundle", bundle.path(), "x"]).code, 7);
+    bring(&runtime, &lab, "running");
+    assert_eq!(ignoring(&["exec", "x", "sh", "-c", "exit 5"]).code, 5);
+    let shown = ignoring(&["ps", "x"]);
+    assert!(shown.code == 0 && shown.output.contains("sh -c"), "{shown:?}");
+}
+
 #[test]
 fn a_terminal_goes_over_the_console_socket() {
     use std::io::Read;
