@@ -257,7 +257,7 @@ pub struct Container {
 }
 
 impl Container {
-    fn new(id: String, directory: PathBuf, control: Option<OwnedFd>, pid: Option<i32>) -> Self {
+    pub(crate) fn new(id: String, directory: PathBuf, control: Option<OwnedFd>, pid: Option<i32>) -> Self {
         Self { id, directory, pid, control: Mutex::new(control) }
     }
 

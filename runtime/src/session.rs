@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -45,12 +46,9 @@ impl Container {
         let control = |source: io::Error| RuntimeError::Control { id: self.id().to_owned(), source };
         let file = in_memory(request).map_err(control)?;
         let expected = "running";
-        let Some(connection) = self.connect(ANSWER)? else { return Err(self.unheard(expected)) };
         let asked = Request::Exec { terminal: request.terminal.is_some() };
-        protocol::send_with(&connection, &asked, &[file.as_fd()]).map_err(control)?;
-        set_limit(&connection, Some(WORK)).map_err(control)?;
-        let received = protocol::receive_with(&connection).map_err(control)?;
-        let Some((reply, descriptors)) = received else { return Err(self.unheard(expected)) };
+        let answer = self.ask_apart(&asked, &[file.as_fd()], WORK)?;
+        let Some((reply, descriptors, connection)) = answer else { return Err(self.unheard(expected)) };
         let pid = match reply {
             Reply::Running { pid } => pid,
             Reply::Failed(source) => return Err(RuntimeError::Exec { id: self.id().to_owned(), source }),
@@ -64,6 +62,31 @@ impl Container {
         };
         set_limit(&connection, None).map_err(control)?;
         Ok(Session { pid, streams, container: self.id().to_owned(), connection })
+    }
+}
+
+impl Container {
+    /// Asks the shim by a connection of its own, which comes back with the answer and what was sent along. `None` when there
+    /// is no shim any more, also when it ends before it has read the question.
+    fn ask_apart(
+        &self,
+        request: &Request,
+        given: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<Option<(Reply, Vec<OwnedFd>, OwnedFd)>, RuntimeError> {
+        let Some(connection) = self.connect(ANSWER)? else { return Ok(None) };
+        let asked = protocol::send_with(&connection, request, given)
+            .and_then(|()| set_limit(&connection, Some(limit)))
+            .and_then(|()| protocol::receive_with(&connection));
+        match asked {
+            Ok(received) => Ok(received.map(|(reply, descriptors)| (reply, descriptors, connection))),
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+            {
+                Ok(None)
+            }
+            Err(source) => Err(RuntimeError::Control { id: self.id().to_owned(), source }),
+        }
     }
 }
 
@@ -98,10 +121,8 @@ impl Container {
     pub fn attach(&self) -> Result<Attachment, RuntimeError> {
         let control = |source: io::Error| RuntimeError::Control { id: self.id().to_owned(), source };
         let expected = "created or running";
-        let Some(connection) = self.connect(ANSWER)? else { return Err(self.unheard(expected)) };
-        protocol::send(&connection, &Request::Attach).map_err(control)?;
-        let received = protocol::receive_with(&connection).map_err(control)?;
-        let Some((reply, descriptors)) = received else { return Err(self.unheard(expected)) };
+        let answer = self.ask_apart(&Request::Attach, &[], ANSWER)?;
+        let Some((reply, descriptors, connection)) = answer else { return Err(self.unheard(expected)) };
         let (terminal, input) = match reply {
             Reply::Attached { terminal, input } => (terminal, input),
             Reply::Failed(source) => return Err(RuntimeError::Attach { id: self.id().to_owned(), source }),
@@ -256,4 +277,27 @@ impl AsFd for Session {
 fn resize(master: &OwnedFd, TerminalSize { columns, rows }: TerminalSize) -> io::Result<()> {
     let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     Ok(rustix::termios::tcsetwinsize(master, size)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    use super::*;
+
+    #[test]
+    fn a_shim_that_ends_before_it_takes_the_connection_is_gone() {
+        for _ in 0..20 {
+            let directory = tempfile::tempdir().expect("a place");
+            let listener = protocol::listen(directory.path()).expect("a socket");
+            let container = Container::new("one".to_owned(), directory.path().into(), None, None);
+            let answer = std::thread::scope(|scope| {
+                let asking = scope.spawn(|| container.ask_apart(&Request::Attach, &[], ANSWER));
+                poll(&mut [PollFd::new(&listener, PollFlags::IN)], None).expect("a connection");
+                drop(listener);
+                asking.join().expect("no panic")
+            });
+            assert!(matches!(answer, Ok(None)), "{answer:?}");
+        }
+    }
 }
