@@ -27,6 +27,8 @@ use self::tree::{Directory, Tree};
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE_MARK: &[u8] = b".wh..wh..opq";
 const AUFS_METADATA: &[u8] = b".wh..wh.";
+/// Where aufs keeps files with several names; a layer may have hard links to them.
+const AUFS_LINKS: &[u8] = b".wh..wh.plnk";
 
 /// Bounds on what one layer may hold.
 #[derive(Clone, Copy, Debug)]
@@ -130,6 +132,7 @@ pub(crate) fn unpack<R: Read>(
         unpacker.entry(&entry, &mut tar)?;
     }
     let Unpacker { tree, times, total, .. } = unpacker;
+    remove_aufs_links(&tree).map_err(failed)?;
     set_directory_times(&tree, times)?;
     Ok((total, tar.into_inner()))
 }
@@ -162,12 +165,15 @@ impl Unpacker {
         let Some((name, parent_path)) = path.split_last() else {
             return self.root(entry);
         };
+        // Bookkeeping of aufs, of no meaning elsewhere; what hard links may name goes at the end.
+        let is_metadata = |part: &&[u8]| part.starts_with(AUFS_METADATA);
+        let below_metadata = parent_path.iter().any(is_metadata) && parent_path[0] != AUFS_LINKS;
+        if below_metadata || is_metadata(name) && *name != OPAQUE_MARK {
+            return Ok(());
+        }
         if *name == OPAQUE_MARK {
             let directory = self.tree.make_directory(parent_path).map_err(fail("make the directory of"))?;
             return directory.make_opaque().map_err(fail("mark as opaque the directory of"));
-        }
-        if name.starts_with(AUFS_METADATA) {
-            return Ok(()); // Bookkeeping of aufs, of no meaning elsewhere.
         }
         let parent = self.tree.make_directory(parent_path).map_err(fail("make the directory of"))?;
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
@@ -272,6 +278,14 @@ impl Unpacker {
         }
         self.make_way(parent, name, entry)?;
         parent.create_hard_link(name, &directory, target_name).map_err(failed("create", entry))
+    }
+}
+
+fn remove_aufs_links(tree: &Tree) -> io::Result<()> {
+    let root = tree.directory(&[])?;
+    match root.kind(AUFS_LINKS)? {
+        Some(_) => root.remove(AUFS_LINKS),
+        None => Ok(()),
     }
 }
 

@@ -211,6 +211,10 @@ fn whiteouts_take_the_form_of_overlayfs() {
         file("var/.wh..wh..opq", b""),
         file("var/new", b"1"),
         file(".wh..wh.plnk", b""),
+        file(".wh..wh.orph/1", b"5"),
+        file("var/.wh..wh.plnk/.wh..wh..opq", b""),
+        file(".wh..wh.plnk/1.2", b"6"),
+        entry(EntryType::Link, "kept-link", ".wh..wh.plnk/1.2", b"", |_| {}),
         // In one layer: whiteout before, after, and of the parent of what follows.
         file(".wh.again", b""),
         directory("again"),
@@ -232,12 +236,18 @@ fn whiteouts_take_the_form_of_overlayfs() {
     for opaque in ["var", "again", "dir", "parent"] {
         assert!(outcome.is_opaque(opaque), "{opaque}");
     }
-    for (path, content) in [("var/new", "1"), ("kept", "2"), ("dir/x", "3"), ("parent/child", "4")] {
+    for (path, content) in
+        [("var/new", "1"), ("kept", "2"), ("dir/x", "3"), ("parent/child", "4"), ("kept-link", "6")]
+    {
         assert_eq!(fs::read_to_string(outcome.path(path)).unwrap(), content);
     }
     let mut names: Vec<_> = fs::read_dir(outcome.path("")).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["again", "dir", "etc", "gone", "kept", "node", "parent", "var"], "no marks are left");
+    assert_eq!(
+        names,
+        ["again", "dir", "etc", "gone", "kept", "kept-link", "node", "parent", "var"],
+        "no marks are left"
+    );
 }
 
 #[test]
