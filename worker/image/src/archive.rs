@@ -374,6 +374,7 @@ impl Files {
         let descriptor = Descriptor::new(OCI_CONFIG, Digest::of(&config), config.len() as u64);
         let manifest = Manifest::new(descriptor, descriptors);
         debug_assert_eq!(manifest.media_type, OCI_MANIFEST);
+        manifest.check(&format!("`{title}`"))?;
         let manifest = serde_json::to_vec(&manifest).expect("a manifest has string keys and plain values");
         Ok(Found { tags, config, manifest, diff_ids, layers })
     }

@@ -15,6 +15,7 @@ use crate::{
     index::{LayerRecord, Origin},
     layers::StageError,
     manifest::{Descriptor, Manifest, OCI_CONFIG},
+    names::check_new,
     platform::Platform,
     reference::Reference,
     store::{Image, ImageStore, NewImage},
@@ -100,6 +101,7 @@ impl ImageStore {
         config: &ImportConfig,
     ) -> Result<Image, ImageError> {
         let reference: Option<Reference> = reference.map(str::parse).transpose()?;
+        reference.iter().try_for_each(check_new)?;
         let mut writer = self.inner.blobs.writer()?;
         writer.copy(reader, self.inner.limits.archive_bytes, "root file system archive")?;
         let blob = writer.finish();

@@ -82,8 +82,8 @@ impl Manifest {
         }
     }
 
-    /// Refuses what is not a container image (charts, modules, encrypted layers) by its media type.
-    fn check(&self, what: &str) -> Result<(), ImageError> {
+    /// Refuses what is not a container image (charts, modules, encrypted layers) by its media type, and too many layers.
+    pub fn check(&self, what: &str) -> Result<(), ImageError> {
         if ![OCI_CONFIG, DOCKER_CONFIG].contains(&self.config.media_type.as_str()) {
             let media_type = self.config.media_type.clone();
             return Err(ImageError::UnsupportedMediaType {

@@ -176,6 +176,15 @@ fn take_name(record: &mut Record, reference: &Reference) -> Vec<String> {
     gone
 }
 
+/// Refuses what cannot be a new name.
+pub(crate) fn check_new(reference: &Reference) -> Result<(), ImageError> {
+    if reference.digest().is_none() {
+        return Ok(());
+    }
+    let reason = "a new name has a tag and no digest".to_owned();
+    Err(ImageError::InvalidReference { reference: reference.familiar(), reason })
+}
+
 /// A full name as a user writes it.
 pub(crate) fn familiar(full: &str) -> String {
     full.parse::<Reference>().map_or_else(|_| full.to_owned(), |reference| reference.familiar())

@@ -25,15 +25,16 @@ use crate::{
 };
 
 impl ImageStore {
-    /// Writes the images that `names` (names or ids) mean as one archive; an image given by id goes without a name.
-    /// Blocking.
+    /// Writes the images that `names` (names or ids) mean as one archive; an image given by id goes without a name, and a
+    /// name without a tag means all tags of that repository. Blocking.
     ///
     /// # Errors
     /// `NoSuchImage`, `AmbiguousId` before anything is written; `SaveFailed` if `writer` fails; `CorruptBlob` and
     /// `MissingBlob` by name: what was written until then is no archive.
     pub fn save(&self, names: &[String], writer: impl Write) -> Result<(), ImageError> {
+        let names: Vec<String> = names.iter().flat_map(|name| self.names_of(name)).collect();
         let mut images: Vec<(Image, BTreeSet<String>)> = Vec::new();
-        for name in names {
+        for name in &names {
             let image = self.find(name)?;
             // An id is no name, even where it would parse as one.
             let tag = name
@@ -84,6 +85,20 @@ impl ImageStore {
             self.save_blob(&mut archive, digest, size)?;
         }
         archive.into_inner().and_then(|mut writer| writer.flush()).map_err(failed)
+    }
+
+    /// The names that `name` stands for: if it is that of a repository, all that are in it, pinned ones too. Source:
+    /// `docker image save`.
+    fn names_of(&self, name: &str) -> Vec<String> {
+        let just = || vec![name.to_owned()];
+        let tagged = name.rsplit('/').next().unwrap_or(name).contains([':', '@']);
+        let Some(repository) = name.parse::<Reference>().ok().filter(|_| !tagged) else { return just() };
+        let within = |name: &String| {
+            name.parse::<Reference>().is_ok_and(|reference| reference.name() == repository.name())
+        };
+        let all = self.list().into_iter().flat_map(|image| image.references.into_iter().chain(image.digests));
+        let names: Vec<String> = all.filter(within).collect();
+        if names.is_empty() { just() } else { names }
     }
 
     /// Copies a blob, verified as it goes by.

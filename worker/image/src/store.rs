@@ -1,6 +1,7 @@
 //! The image store: which images there are, under which names, and what keeps them alive.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
     fs::{self, File},
@@ -20,7 +21,7 @@ use crate::{
     index::{Index, LayerRecord, Origin, Record},
     layers::{LayerInfo, Layers},
     manifest::{self, MAX_DOCUMENT},
-    names::familiar,
+    names::{check_new, familiar},
     partial::Partials,
     reference::Reference,
     registry::Registries,
@@ -55,6 +56,12 @@ pub struct Image {
     pub(crate) blobs: Vec<Digest>,
     /// Length of the files in each layer, likewise.
     pub(crate) layer_bytes: Vec<u64>,
+}
+
+impl Image {
+    pub(crate) fn created_at(&self) -> Option<jiff::Timestamp> {
+        self.created.as_ref()?.parse().ok()
+    }
 }
 
 /// What [`ImageStore::remove`] did.
@@ -192,13 +199,14 @@ impl ImageStore {
         state.find(reference_or_id).map(|manifest| state.images[&manifest].clone())
     }
 
-    /// All images, each manifest by itself: by first name, then those without a name, by id.
+    /// All images, each manifest by itself: the newest first, as Docker lists them; those of one time by first name, then
+    /// those without a name, by id.
     pub fn list(&self) -> Vec<Image> {
-        fn key(image: &Image) -> (bool, &[String], Digest, Digest) {
-            (image.references.is_empty(), &image.references, image.id, image.manifest_digest)
-        }
         let mut images: Vec<Image> = self.state().images.values().cloned().collect();
-        images.sort_by(|a, b| key(a).cmp(&key(b)));
+        images.sort_by_cached_key(|image| {
+            let names = (image.references.is_empty(), image.references.clone());
+            (Reverse(image.created_at()), names, image.id, image.manifest_digest)
+        });
         images
     }
 
@@ -230,12 +238,7 @@ impl ImageStore {
     /// `InvalidReference`; `NoSuchImage`; index write errors, after which nothing has changed.
     pub fn tag(&self, image: &str, reference: &str) -> Result<Image, ImageError> {
         let reference: Reference = reference.parse()?;
-        if reference.digest().is_some() {
-            return Err(ImageError::InvalidReference {
-                reference: reference.familiar(),
-                reason: "a new name has a tag and no digest".to_owned(),
-            });
-        }
+        check_new(&reference)?;
         let mut state = self.state();
         let manifest = state.find(image)?;
         let mut index = state.index.clone();
@@ -248,7 +251,7 @@ impl ImageStore {
     /// only they needed.
     ///
     /// By id, all names of all manifests go; with several of them only if `force`. The last name of an image in use is
-    /// refused; with `force` the image loses it but stays until nobody uses it.
+    /// refused; with `force` the image loses it but stays, until it is pruned.
     ///
     /// # Errors
     /// `NoSuchImage`, `AmbiguousId`, `InUse`, `SeveralNames`.

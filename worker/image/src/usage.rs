@@ -113,8 +113,7 @@ impl PruneFilter {
             return false;
         }
         if let Some(until) = self.until {
-            let created: Option<jiff::Timestamp> = image.created.as_ref().and_then(|at| at.parse().ok());
-            if created.is_none_or(|created| created >= until) {
+            if image.created_at().is_none_or(|created| created >= until) {
                 return false;
             }
         }

@@ -384,6 +384,9 @@ fn imported_root_file_system_becomes_an_image() {
     assert!(error.starts_with("root file system archive cannot be imported"), "{error}");
     let error = store.import(Cursor::new(&tar), Some("BAD NAME"), &config).unwrap_err().to_string();
     assert!(error.contains("`BAD NAME`"), "{error}");
+    let pinned = format!("name:1@{}", Digest::of(b"x"));
+    let error = store.import(Cursor::new(&tar), Some(&pinned), &config).unwrap_err().to_string();
+    assert!(error.contains(&pinned) && error.contains("no digest"), "{error}");
     assert_eq!((store.list().len(), store.names("tmp")), (before, vec![]));
 }
 
@@ -436,6 +439,68 @@ fn what_was_loaded_is_known_by_its_names_in_the_archive() {
         assert_eq!(loaded.names, names, "{saved:?}");
         assert_eq!(loaded.image.references, ["a/further:name", "demo:1"]);
     }
+}
+
+#[test]
+fn a_repository_is_saved_with_all_its_tags() {
+    if !is_root() {
+        return;
+    }
+    let (store, copy) = (store(), store());
+    for builder in [demo("app:1"), demo("app:2").env("TWO", "2"), demo("r:5000/app:3").env("THREE", "3")] {
+        store.load_bytes(&archive(&builder)).unwrap();
+    }
+    store.tag("app:1", "other:1").unwrap();
+    let mut bytes = Vec::new();
+    store.save(&["app".to_owned()], &mut bytes).unwrap();
+    let loaded = copy.load_bytes(&bytes).unwrap();
+    let mut names: Vec<String> = loaded.into_iter().flat_map(|image| image.references).collect();
+    names.sort();
+    assert_eq!(names, ["app:1", "app:2"]);
+    let error = store.save(&["none".to_owned()], &mut Vec::new()).unwrap_err();
+    assert!(matches!(error, ImageError::NoSuchImage { .. }), "{error}");
+}
+
+#[test]
+fn the_newest_images_are_listed_first() {
+    if !is_root() {
+        return;
+    }
+    let store = store();
+    for (name, time) in [("c:1", 1_000_000_000), ("b:1", 1_000_000_000), ("a:1", 0), ("d:1", 1_700_000_000)] {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_mtime(time);
+        header.set_size(0);
+        archive.append_data(&mut header, name, &[][..]).unwrap();
+        let tar = archive.into_inner().unwrap();
+        store.import(Cursor::new(tar), Some(name), &ImportConfig::default()).unwrap();
+    }
+    let names: Vec<String> = store.list().into_iter().flat_map(|image| image.references).collect();
+    assert_eq!(names, ["d:1", "b:1", "c:1", "a:1"]);
+}
+
+#[test]
+fn an_image_of_too_many_layers_is_refused_in_every_kind_of_archive() {
+    if !is_root() {
+        return;
+    }
+    let of = |layers: u32| {
+        let first = ImageBuilder::new().reference("deep:1".parse().unwrap()).file("/0", vec![], 0o644);
+        (1..layers).fold(first, |builder, n| builder.next_layer().file(&format!("/{n}"), vec![], 0o644))
+    };
+    let store = store();
+    for bytes in [archive(&of(128)), repacked(&of(128), "deep:1", <[u8]>::to_vec)] {
+        let error = store.load_bytes(&bytes).unwrap_err().to_string();
+        assert!(error.contains("deep:1") && error.contains("128 layers, more than 127"), "{error}");
+    }
+    for place in ["blobs/sha256", "layers", "tmp"] {
+        assert_eq!(store.names(place), Vec::<String>::new(), "{place}");
+    }
+    let [image] =
+        store.load_bytes(&repacked(&of(127), "deep:1", <[u8]>::to_vec)).unwrap().try_into().unwrap();
+    assert_eq!(image.layers.len(), 127);
 }
 
 #[test]
