@@ -16,7 +16,7 @@ pub enum SystemCommand {
         /// `table`, `table TEMPLATE`, `json` or a Go template
         #[arg(long)]
         format: Option<String>,
-        /// Each image by itself
+        /// Each image by itself; templates have them as the list `.Images`
         #[arg(short, long)]
         verbose: bool,
     },
@@ -51,8 +51,8 @@ pub async fn run(client: &Client, command: SystemCommand) -> anyhow::Result<()> 
     let SystemCommand::Df { format, verbose } = command;
     let usage = call!(client, local.disk_usage(v1::DiskUsageRequest {}))?;
     if verbose {
-        let rows: Vec<Value> = usage.images.iter().map(image_row).collect();
-        return output::list(IMAGES, format.as_deref(), &rows);
+        let rows = usage.images.iter().map(image_row).collect();
+        return output::list(IMAGES, format.as_deref(), &in_full(format.as_deref(), rows));
     }
     let active = usage.images.iter().filter(|image| !image.user.is_empty()).count();
     let rows = [
@@ -68,7 +68,7 @@ pub async fn run(client: &Client, command: SystemCommand) -> anyhow::Result<()> 
             "TotalCount": "",
             "Active": "",
             "Size": decimal_size(usage.partial_download_bytes),
-            "Reclaimable": share(usage.partial_download_bytes, usage.partial_download_bytes),
+            "Reclaimable": share(usage.reclaimable_download_bytes, usage.partial_download_bytes),
         }),
     ];
     output::list(SUMMARY, format.as_deref(), &rows)
@@ -91,6 +91,13 @@ fn image_row(usage: &v1::disk_usage_response::ImageUsage) -> Value {
     })
 }
 
+/// A table shows each image; other formats are of one object with the list. Source: `docker system df`.
+fn in_full(format: Option<&str>, images: Vec<Value>) -> Vec<Value> {
+    let format = format.unwrap_or_default().trim();
+    let is_table = format.is_empty() || format == "table" || format.starts_with("table ");
+    if is_table { images } else { vec![json!({ "Images": images })] }
+}
+
 /// `1.2GB (40%)`.
 fn share(part: u64, whole: u64) -> String {
     match (part.saturating_mul(100)).checked_div(whole) {
@@ -108,6 +115,17 @@ mod tests {
         for (part, whole, text) in [(0, 0, "0B"), (0, 10, "0B"), (5, 10, "5B (50%)"), (10, 10, "10B (100%)")]
         {
             assert_eq!(share(part, whole), text);
+        }
+    }
+
+    #[test]
+    fn templates_have_the_images_as_a_list() {
+        let images = || vec![json!({ "ID": "a" }), json!({ "ID": "b" })];
+        for table in [None, Some("table"), Some("table {{.ID}}")] {
+            assert_eq!(in_full(table, images()), images(), "{table:?}");
+        }
+        for other in ["json", "{{json .Images}}"] {
+            assert_eq!(in_full(Some(other), images()), [json!({ "Images": images() })], "{other}");
         }
     }
 }

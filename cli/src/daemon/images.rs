@@ -132,7 +132,7 @@ impl LocalService {
 
     pub(super) async fn usage(&self) -> Result<v1::DiskUsageResponse, Status> {
         let images = self.images.clone();
-        let usage = blocking(move || Ok(images.usage())).await?;
+        let usage = blocking(move || images.usage()).await?;
         let images = usage.images.iter().map(|usage| v1::disk_usage_response::ImageUsage {
             image: Some(wire(&usage.image)),
             shared_bytes: usage.shared_bytes,
@@ -144,6 +144,7 @@ impl LocalService {
             image_bytes: usage.image_bytes,
             reclaimable_bytes: usage.reclaimable_bytes,
             partial_download_bytes: usage.partial_bytes,
+            reclaimable_download_bytes: usage.reclaimable_partial_bytes,
         })
     }
 }

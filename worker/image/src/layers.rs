@@ -139,10 +139,7 @@ impl Layers {
     pub fn retain(&self, keep: impl Fn(&Digest) -> bool) -> Result<(Vec<StagedDirectory>, u64), ImageError> {
         let mut removed = Vec::new();
         let mut bytes = 0;
-        let names = fs::read_dir(&self.directory).map_err(ImageError::io("list", &self.directory))?;
-        for name in names {
-            let home = name.map_err(ImageError::io("list", &self.directory))?.path();
-            let info = read_info_file(&home.join("info.json"))?;
+        for (home, info) in self.homes()? {
             if info.is_some_and(|info| keep(&info.diff_id)) {
                 continue;
             }
@@ -158,6 +155,24 @@ impl Layers {
             }
         }
         Ok((removed, bytes))
+    }
+
+    /// Length of the files of the unpacked layers that `count` wants.
+    pub fn bytes(&self, count: impl Fn(&Digest) -> bool) -> Result<u64, ImageError> {
+        let infos = self.homes()?.into_iter().filter_map(|(_, info)| info);
+        Ok(infos.filter(|info| count(&info.diff_id)).map(|info| info.bytes).sum())
+    }
+
+    /// The directory of each unpacked layer, with what is known of it.
+    fn homes(&self) -> Result<Vec<(PathBuf, Option<LayerInfo>)>, ImageError> {
+        let failed = || ImageError::io("list", &self.directory);
+        let names = fs::read_dir(&self.directory).map_err(failed())?;
+        let home = |name: io::Result<fs::DirEntry>| {
+            let home = name.map_err(failed())?.path();
+            let info = read_info_file(&home.join("info.json"))?;
+            Ok((home, info))
+        };
+        names.map(home).collect()
     }
 
     fn read_info(&self, diff_id: &Digest) -> Result<Option<LayerInfo>, ImageError> {

@@ -83,10 +83,14 @@ impl Partials {
         Ok(freed)
     }
 
-    /// Bytes of all downloads under way or given up.
-    pub fn bytes(&self) -> u64 {
+    /// Bytes of the downloads, under way or given up, that `count` wants.
+    pub fn bytes(&self, count: impl Fn(&Digest) -> bool) -> u64 {
         let files = fs::read_dir(&self.directory).into_iter().flatten().flatten();
-        files.filter_map(|file| file.metadata().ok()).map(|metadata| metadata.len()).sum()
+        let counts = |file: &fs::DirEntry| {
+            let digest = format!("sha256:{}", file.file_name().to_string_lossy()).parse();
+            digest.map_or(true, |digest| count(&digest))
+        };
+        files.filter(counts).filter_map(|file| file.metadata().ok()).map(|metadata| metadata.len()).sum()
     }
 }
 
@@ -144,7 +148,7 @@ mod tests {
         partial.write(b" world").unwrap();
         partial.commit(&blobs).unwrap();
         assert_eq!(blobs.read(&digest, 100).unwrap(), b"hello world");
-        assert_eq!(partials.bytes(), 0);
+        assert_eq!(partials.bytes(|_| true), 0);
     }
 
     #[test]
@@ -173,7 +177,7 @@ mod tests {
         file.set_modified(SystemTime::now() - 2 * KEPT).unwrap();
         assert_eq!(partials.retain(|digest| *digest == old, false).unwrap(), 0);
         assert_eq!(partials.retain(|_| false, false).unwrap(), 3);
-        assert_eq!(partials.bytes(), 3);
+        assert_eq!(partials.bytes(|_| true), 3);
         assert_eq!(partials.retain(|_| false, true).unwrap(), 3);
     }
 }

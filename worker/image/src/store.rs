@@ -126,6 +126,26 @@ pub(crate) struct State {
     holds: HashMap<Digest, usize>,
 }
 
+/// What of the store must stay. Two sets, as the blob of a layer that is not compressed has the layer's own digest.
+struct Needed {
+    blobs: HashSet<Digest>,
+    layers: HashSet<Digest>,
+}
+
+impl State {
+    /// By all manifests; if `also_operations`, also by operations under way.
+    fn needed(&self, also_operations: bool) -> Needed {
+        let mut blobs: HashSet<Digest> = self.pins.keys().filter(|_| also_operations).copied().collect();
+        let mut layers = blobs.clone();
+        for (manifest, record) in &self.index.manifests {
+            blobs.extend([*manifest, record.id]);
+            blobs.extend(record.layers.iter().map(|layer| layer.blob));
+            layers.extend(record.layers.iter().map(|layer| layer.diff_id));
+        }
+        Needed { blobs, layers }
+    }
+}
+
 impl fmt::Debug for ImageStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ImageStore").field("root", &self.inner.root).finish_non_exhaustive()
@@ -324,30 +344,41 @@ impl ImageStore {
     pub(crate) fn collect(&self, also_partial: bool) -> Result<u64, ImageError> {
         let inner = &self.inner;
         let state = self.state();
-        // Two sets, as the blob of a layer that is not compressed has the layer's own digest.
-        let mut blobs: HashSet<Digest> = state.pins.keys().copied().collect();
-        let mut layers = blobs.clone();
-        for (manifest, record) in &state.index.manifests {
-            blobs.extend([*manifest, record.id]);
-            blobs.extend(record.layers.iter().map(|layer| layer.blob));
-            layers.extend(record.layers.iter().map(|layer| layer.diff_id));
+        let needed = state.needed(true);
+        let mut freed = inner.partials.retain(|digest| needed.blobs.contains(digest), also_partial)?;
+        for (path, length) in self.blobs_beside(&needed)? {
+            fs::remove_file(&path).map_err(ImageError::io("remove", path))?;
+            freed += length;
         }
-        let mut freed = inner.partials.retain(|digest| blobs.contains(digest), also_partial)?;
-        let directory = inner.blobs.directory();
-        for file in fs::read_dir(directory).map_err(ImageError::io("list", directory))? {
-            let file = file.map_err(ImageError::io("list", directory))?;
-            let digest = format!("sha256:{}", file.file_name().to_string_lossy()).parse();
-            if digest.as_ref().is_ok_and(|digest| blobs.contains(digest)) {
-                continue;
-            }
-            freed += file.metadata().map_or(0, |metadata| metadata.len());
-            fs::remove_file(file.path()).map_err(ImageError::io("remove", file.path()))?;
-        }
-        let (removed, layer_bytes) = inner.layers.retain(|diff_id| layers.contains(diff_id))?;
+        let (removed, layer_bytes) = inner.layers.retain(|diff_id| needed.layers.contains(diff_id))?;
         // Deleting many files takes time that nobody else needs to wait for.
         drop(state);
         drop(removed);
         Ok(freed + layer_bytes)
+    }
+
+    /// Blobs that are not needed, with their lengths.
+    fn blobs_beside(&self, needed: &Needed) -> Result<Vec<(PathBuf, u64)>, ImageError> {
+        let directory = self.inner.blobs.directory();
+        let mut found = Vec::new();
+        for file in fs::read_dir(directory).map_err(ImageError::io("list", directory))? {
+            let file = file.map_err(ImageError::io("list", directory))?;
+            let digest = format!("sha256:{}", file.file_name().to_string_lossy()).parse();
+            if !digest.is_ok_and(|digest| needed.blobs.contains(&digest)) {
+                found.push((file.path(), file.metadata().map_or(0, |metadata| metadata.len())));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Bytes of downloads, blobs and unpacked layers that no image has and, if `also_operations`, no operation under way
+    /// relies on.
+    pub(crate) fn bytes_beside(&self, also_operations: bool) -> Result<u64, ImageError> {
+        let needed = self.state().needed(also_operations);
+        let partial = self.inner.partials.bytes(|digest| !needed.blobs.contains(digest));
+        let blobs: u64 = self.blobs_beside(&needed)?.iter().map(|(_, length)| length).sum();
+        let layers = self.inner.layers.bytes(|diff_id| !needed.layers.contains(diff_id))?;
+        Ok(partial + blobs + layers)
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

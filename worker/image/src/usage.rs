@@ -43,8 +43,10 @@ pub struct Usage {
     pub image_bytes: u64,
     /// Of these, what goes if every image that nobody uses is removed.
     pub reclaimable_bytes: u64,
-    /// Downloads under way or broken off.
+    /// Downloads under way or broken off, with those of their layers that are whole.
     pub partial_bytes: u64,
+    /// Of these, what no operation under way relies on.
+    pub reclaimable_partial_bytes: u64,
 }
 
 /// Which images [`ImageStore::prune`] may remove.
@@ -205,7 +207,10 @@ impl ImageStore {
     }
 
     /// What the images take on disk. Reads no layer, so it is quick also for many.
-    pub fn usage(&self) -> Usage {
+    ///
+    /// # Errors
+    /// `Io` with the path.
+    pub fn usage(&self) -> Result<Usage, ImageError> {
         let images = self.list();
         let users: Vec<Option<String>> = {
             let state = self.state();
@@ -230,12 +235,13 @@ impl ImageStore {
             let all: u64 = parts.values().sum();
             ImageUsage { image, shared_bytes, unique_bytes: all - shared_bytes, user }
         };
-        Usage {
+        Ok(Usage {
             image_bytes: sizes.values().sum(),
             reclaimable_bytes: sizes.iter().filter(|(part, _)| !needed.contains(part)).map(|(_, b)| b).sum(),
-            partial_bytes: self.inner.partials.bytes(),
+            partial_bytes: self.bytes_beside(false)?,
+            reclaimable_partial_bytes: self.bytes_beside(true)?,
             images: images.into_iter().zip(contents).zip(users).map(usage).collect(),
-        }
+        })
     }
 
     /// Removes images that nobody uses and that `filter` admits, and what only they needed; also what broken

@@ -109,14 +109,14 @@ fn a_displaced_manifest_is_counted_and_pruned_by_its_digest() {
     // Someone uses the image: by any of its manifests.
     let used = plain.id;
     store.set_in_use(move |id| (*id == used).then(|| "container `web.1`".to_owned()));
-    assert_eq!(store.usage().reclaimable_bytes, 0);
+    assert_eq!(store.usage().unwrap().reclaimable_bytes, 0);
     store.tag("demo:gzip", "demo:plain").unwrap();
     let dangling = store.find(&plain.manifest_digest.to_string()).unwrap();
     assert!(dangling.references.is_empty() && dangling.digests.is_empty());
     let preferred = store.find(&plain.id.to_string()).unwrap();
     assert_eq!(preferred.manifest_digest, gzip.manifest_digest, "an id means the manifest with a name");
 
-    let usage = store.usage();
+    let usage = store.usage().unwrap();
     let files = |place: &str| -> u64 {
         let path = |name: &String| store.root.path().join(place).join(name);
         store.names(place).iter().map(|name| fs::metadata(path(name)).unwrap().len()).sum()
@@ -128,7 +128,7 @@ fn a_displaced_manifest_is_counted_and_pruned_by_its_digest() {
     assert_eq!(pruned.removed.deleted, [plain.manifest_digest]);
     assert_eq!(pruned.freed_bytes, usage.reclaimable_bytes);
     assert!(pruned.freed_bytes > 0);
-    assert_eq!(store.usage().image_bytes, files("blobs/sha256") + unpacked);
+    assert_eq!(store.usage().unwrap().image_bytes, files("blobs/sha256") + unpacked);
     assert_eq!(store.names("layers").len(), 2, "the other manifest needs them");
     assert!(
         store.prune(&PruneFilter { all: true, ..PruneFilter::default() }).unwrap().removed.deleted.is_empty()
@@ -284,7 +284,7 @@ fn check(store: &ImageStore, root: &Path, model: &Model, known: &BTreeMap<Source
     assert_eq!(blobs, wanted);
     let lengths = blobs.iter().map(|blob| fs::metadata(root.join("blobs/sha256").join(blob)).unwrap().len());
     let unpacked = if model.manifests.is_empty() { 0 } else { known[&(0, 0)].unpacked };
-    assert_eq!(store.usage().image_bytes, lengths.sum::<u64>() + unpacked);
+    assert_eq!(store.usage().unwrap().image_bytes, lengths.sum::<u64>() + unpacked);
     for image in store.list() {
         store.save(&[image.manifest_digest.to_string()], std::io::sink()).unwrap();
     }

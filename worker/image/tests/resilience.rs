@@ -81,9 +81,13 @@ async fn a_pull_goes_on_after_a_restart() {
             assert!(Instant::now() < deadline, "{} bytes are here", partial_bytes(place.path()));
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        let usage = store.usage().unwrap();
+        assert!(usage.partial_bytes >= 150_000 && usage.reclaimable_partial_bytes == 0, "{usage:?}");
         task.abort();
         assert!(task.await.is_err());
         assert!(store.list().is_empty());
+        let usage = store.usage().unwrap();
+        assert_eq!(usage.reclaimable_partial_bytes, usage.partial_bytes);
     }
     // The writer of the aborted pull lets go of the store as soon as it notices.
     let deadline = Instant::now() + Duration::from_secs(10);

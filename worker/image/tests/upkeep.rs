@@ -3,10 +3,14 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    fs,
+    io::Cursor,
+    sync::{Arc, Mutex},
+};
 
 use common::{TestStore, archive, demo, is_root, store};
-use rswarm_image::{Digest, Image, ImageError, PruneFilter, builder::ImageBuilder};
+use rswarm_image::{Digest, Image, ImageError, ImageStore, LoadOptions, PruneFilter, builder::ImageBuilder};
 
 fn load(store: &TestStore, builder: &ImageBuilder) -> Image {
     store.load_bytes(&archive(builder)).unwrap().remove(0)
@@ -98,7 +102,7 @@ fn disk_use_counts_shared_layers_once() {
     load(&store, &base().reference("two:1".parse().unwrap()).file("/two", vec![3; 2000], 0o644));
     let alone = one.id;
     store.set_in_use(move |id| (*id == alone).then(|| "task `a.1`".to_owned()));
-    let usage = store.usage();
+    let usage = store.usage().unwrap();
     assert_eq!(usage.images.len(), 2);
     let (shared, unique): (Vec<u64>, Vec<u64>) =
         usage.images.iter().map(|image| (image.shared_bytes, image.unique_bytes)).unzip();
@@ -113,6 +117,26 @@ fn disk_use_counts_shared_layers_once() {
     assert_eq!(usage.reclaimable_bytes, unique[of("two:1")]);
     let freed = store.prune(&everything()).unwrap().freed_bytes;
     assert_eq!(freed, usage.reclaimable_bytes);
+}
+
+#[test]
+fn disk_use_counts_what_broken_pulls_left() {
+    if !is_root() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let open = || ImageStore::open(place.path()).unwrap();
+    open().load(Cursor::new(archive(&demo("demo:1"))), &LoadOptions::default()).unwrap();
+    // A pull that is cut when its layers are here leaves them without an image.
+    fs::remove_file(place.path().join("images.json")).unwrap();
+    fs::write(place.path().join("partial").join(Digest::of(b"x").hex()), [7; 1000]).unwrap();
+    let store = open();
+    let usage = store.usage().unwrap();
+    assert_eq!((usage.images.len(), usage.image_bytes), (0, 0));
+    assert!(usage.partial_bytes > 1000 + 25, "a download, blobs and layers: {usage:?}");
+    assert_eq!(usage.reclaimable_partial_bytes, usage.partial_bytes);
+    assert_eq!(store.prune(&PruneFilter::default()).unwrap().freed_bytes, usage.partial_bytes);
+    assert_eq!(store.usage().unwrap().partial_bytes, 0);
 }
 
 #[test]
