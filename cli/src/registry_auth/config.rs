@@ -1,7 +1,7 @@
 //! `config.json`: read with everything in it, so that writing it back loses nothing of other tools.
 
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -152,14 +152,15 @@ impl ConfigFile {
         self.write()
     }
 
-    /// Replaces the file in one step, readable by its owner alone; a link to it stays a link.
+    /// Replaces the file in one step; a link to it stays a link. A new one is readable by its owner alone, another keeps
+    /// its mode.
     fn write(&self) -> Result<(), AuthError> {
         let path = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
         let failed = |source| AuthError::File { action: "write", path: path.clone(), source };
         let unfinished = path.with_file_name(format!(".config.json.{}", std::process::id()));
         let write = || {
             if let Some(directory) = path.parent() {
-                std::fs::create_dir_all(directory)?;
+                std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
             }
             let mut file = std::fs::File::options()
                 .write(true)
@@ -167,6 +168,9 @@ impl ConfigFile {
                 .truncate(true)
                 .mode(0o600)
                 .open(&unfinished)?;
+            if let Ok(known) = path.metadata() {
+                file.set_permissions(known.permissions())?;
+            }
             let mut bytes = serde_json::to_vec_pretty(&self.content)?;
             bytes.push(b'\n');
             file.write_all(&bytes)?;
@@ -213,10 +217,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_keeps_what_others_wrote_and_is_private() {
+    fn a_new_file_is_private_and_a_known_one_keeps_its_mode() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = place.path().join("docker");
+        let path = directory.join("config.json");
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let store = || {
+            let mut config = ConfigFile::read_from(&path).unwrap();
+            config.store("r:5000", &password("user", "a")).unwrap();
+        };
+        store();
+        assert_eq!((mode(&directory), mode(&path)), (0o700, 0o600));
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        store();
+        assert_eq!(mode(&path), 0o640);
+    }
+
+    #[test]
+    fn what_is_written_keeps_what_others_wrote() {
         let (_place, mut config) = config(r#"{"psFormat":"x","auths":{"http://r:5000/":{"auth":"eDp5"}}}"#);
         let path = config.store("r:5000", &password("user", "a:b")).unwrap().unwrap().to_owned();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let mut again = ConfigFile::read_from(&path).unwrap();
         assert_eq!(again.get("r:5000").unwrap(), Some(password("user", "a:b")));
         assert_eq!(again.content["auths"].as_object().unwrap().len(), 1);
