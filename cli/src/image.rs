@@ -23,7 +23,7 @@ pub enum ImageCommand {
         /// Read from this file instead of standard input
         #[arg(short, long)]
         input: Option<PathBuf>,
-        /// Do not show what was loaded
+        /// Accepted for Docker's sake: there is no progress to leave out
         #[arg(short, long)]
         quiet: bool,
     },
@@ -55,11 +55,12 @@ pub enum ImageCommand {
         /// `[host[:port]/]name[:tag]`
         name: String,
     },
-    /// Write images to one archive, for docker and OCI tools alike
+    /// Write images to one archive that is an OCI layout and what `docker load` reads
     Save {
         /// Write to this file instead of standard output
         #[arg(short, long)]
         output: Option<PathBuf>,
+        /// Names or ids; a name without a tag means all tags of that repository
         #[arg(required = true)]
         images: Vec<String>,
     },
@@ -70,7 +71,7 @@ pub enum ImageCommand {
     /// Remove images
     #[command(visible_alias = "remove")]
     Rm {
-        /// Also if a container uses it
+        /// Also if a container uses it; one that is not there is no failure
         #[arg(short, long)]
         force: bool,
         #[arg(required = true)]
@@ -134,7 +135,7 @@ pub struct PruneArgs {
 pub async fn run(client: &Client, command: ImageCommand) -> anyhow::Result<()> {
     match command {
         ImageCommand::Ls(args) => list::ls(client, args).await,
-        ImageCommand::Load { input, quiet } => archive::load(client, input, quiet).await,
+        ImageCommand::Load { input, .. } => archive::load(client, input).await,
         ImageCommand::Import(args) => archive::import(client, args).await,
         ImageCommand::Save { output, images } => archive::save(client, output, images).await,
         ImageCommand::Pull { platform, quiet, image } => transfer::pull(client, image, platform, quiet).await,
@@ -148,7 +149,15 @@ pub async fn run(client: &Client, command: ImageCommand) -> anyhow::Result<()> {
         ImageCommand::Rm { force, images } => {
             for_each(&images, async |image| {
                 let request = v1::RemoveImageRequest { image: image.to_owned(), force };
-                let removed = call!(client, local.remove_image(request))?;
+                let removed = match client.local().remove_image(request).await {
+                    Ok(removed) => removed.into_inner(),
+                    // What is not there need not be removed. Source: `docker image rm --force`.
+                    Err(status) if force && status.code() == tonic::Code::NotFound => {
+                        eprintln!("{}", client.error(&status));
+                        return Ok(());
+                    }
+                    Err(status) => return Err(client.error(&status).into()),
+                };
                 for name in removed.untagged {
                     println!("Untagged: {name}");
                 }
@@ -168,6 +177,14 @@ pub fn short_id(digest: &str) -> String {
     digest.trim_start_matches("sha256:").chars().take(12).collect()
 }
 
+/// How Go writes a time that was not set.
+const NO_TIME: &str = "0001-01-01T00:00:00Z";
+
+/// When an image was made, if it says so in RFC 3339.
+pub fn time_of(created: &str) -> Option<jiff::Timestamp> {
+    created.parse().ok().filter(|_| created != NO_TIME)
+}
+
 /// `3 days ago`, of an RFC 3339 time; `N/A` of none.
 pub fn since(created: &str) -> String {
     let span = |at: jiff::Timestamp| {
@@ -175,7 +192,12 @@ pub fn since(created: &str) -> String {
         let span = jiff::Timestamp::now().duration_since(at);
         format!("{} ago", human_span(span.try_into().unwrap_or_default()))
     };
-    created.parse().map_or("N/A".to_owned(), span)
+    time_of(created).map_or("N/A".to_owned(), span)
+}
+
+/// `2024-01-02 03:04:05 +0000 UTC`, of an RFC 3339 time; `N/A` of none. Source: Go, `time.Time.String`.
+pub fn at(created: &str) -> String {
+    time_of(created).map_or("N/A".to_owned(), |at| at.strftime("%Y-%m-%d %H:%M:%S +0000 UTC").to_string())
 }
 
 const HISTORY: Columns = Columns {
@@ -280,27 +302,66 @@ async fn inspect(client: &Client, format: Option<&str>, names: Vec<String>) -> a
             Err(error) => errors.push(error.to_string()),
         }
     }
-    output::inspect(format, &found)?;
+    output::inspect_typed(format, &found, blank)?;
     if errors.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(errors.join("\n"))) }
 }
 
-/// As `docker image inspect` shows it. Source: docker-engine-api.yaml, `ImageInspect`.
+/// As `docker image inspect` shows it; `null` is what the image does not say. Source: docker-engine-api.yaml,
+/// `ImageInspect`.
 fn shape(image: &v1::Image) -> Value {
     let config: Value = serde_json::from_str(&image.config_json).unwrap_or_default();
+    let text = |at: &str| config.pointer(at).and_then(Value::as_str).unwrap_or_default();
+    let last = config.get("history").and_then(Value::as_array).and_then(|steps| steps.last());
+    let last_comment = || last.and_then(|step| step.get("comment")?.as_str()).unwrap_or_default();
+    let comment = Some(text("/comment")).filter(|comment| !comment.is_empty());
+    let own = |field: &str| config.pointer(&format!("/config/{field}")).cloned().unwrap_or_default();
     json!({
         "Id": image.id,
         "RepoTags": image.tags,
         "RepoDigests": image.digests,
+        "Parent": "",
+        "Comment": comment.unwrap_or_else(last_comment),
         "Created": image.created,
+        "DockerVersion": text("/docker_version"),
+        "Author": text("/author"),
         "Architecture": image.architecture,
+        "Variant": text("/variant"),
         "Os": image.os,
+        "OsVersion": text("/os.version"),
         "Size": image.size_bytes,
-        "Config": config.get("config").cloned().unwrap_or_default(),
+        "Config": {
+            "User": text("/config/User"),
+            "ExposedPorts": own("ExposedPorts"),
+            "Env": own("Env"),
+            "Cmd": own("Cmd"),
+            "Healthcheck": own("Healthcheck"),
+            "ArgsEscaped": own("ArgsEscaped").as_bool().unwrap_or_default(),
+            "Volumes": own("Volumes"),
+            "WorkingDir": text("/config/WorkingDir"),
+            "Entrypoint": own("Entrypoint"),
+            "OnBuild": own("OnBuild"),
+            "Labels": own("Labels"),
+            "StopSignal": text("/config/StopSignal"),
+            "Shell": own("Shell"),
+        },
+        "GraphDriver": { "Name": "overlayfs", "Data": null },
         "RootFS": {
             "Type": "layers",
             "Layers": config.pointer("/rootfs/diff_ids").cloned().unwrap_or_default(),
         },
+        // The store does not keep it; Docker's word for that.
+        "Metadata": { "LastTagTime": NO_TIME },
     })
+}
+
+/// The empty value of each field of [`shape`] that may be `null`, and which ones are objects with fields of their own.
+fn blank(field: &str) -> Option<Value> {
+    match field {
+        "Env" | "Cmd" | "Entrypoint" | "OnBuild" | "Shell" | "Layers" => Some(json!([])),
+        "ExposedPorts" | "Volumes" | "Labels" | "Data" => Some(json!({})),
+        "Config" | "GraphDriver" | "RootFS" | "Metadata" => Some(Value::Null),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -318,7 +379,41 @@ mod tests {
             assert!((0..=1).contains(&(years - year(from)).abs()), "{created}: {text}");
         }
         assert_eq!(since("9999-01-01T00:00:00Z"), "Less than a second ago");
-        assert_eq!((since(""), since("soon")), ("N/A".to_owned(), "N/A".to_owned()));
+        for none in ["", "soon", NO_TIME] {
+            assert_eq!((since(none).as_str(), at(none).as_str()), ("N/A", "N/A"), "{none}");
+        }
+        assert_eq!(at("2024-01-02T04:04:05.25+01:00"), "2024-01-02 03:04:05 +0000 UTC");
+    }
+
+    #[test]
+    fn fields_that_an_image_does_not_set_are_empty() {
+        let render = |image: &v1::Image, format: &str| {
+            let template = crate::template::Template::parse(format).expect("a template");
+            template.render_typed(&shape(image), blank)
+        };
+        let bare = v1::Image { config_json: r#"{"config":{}}"#.into(), ..v1::Image::default() };
+        for field in [
+            "Author",
+            "Comment",
+            "Parent",
+            "Variant",
+            "DockerVersion",
+            "Config.User",
+            "Config.WorkingDir",
+            "Config.StopSignal",
+        ] {
+            assert_eq!(render(&bare, &format!("{{{{.{field}}}}}")).as_deref(), Ok(""), "{field}");
+        }
+        assert_eq!(render(&bare, "{{.Config.Entrypoint}}{{.Config.Labels}}").as_deref(), Ok("[]map[]"));
+        assert_eq!(render(&bare, "{{json .Config.Entrypoint}}").as_deref(), Ok("null"));
+        assert!(render(&bare, "{{.Nope}}").is_err() && render(&bare, "{{.Config.Nope}}").is_err());
+        let config = json!({
+            "author": "joe", "variant": "v6", "history": [{ "comment": "a" }, { "comment": "b" }],
+            "config": { "Healthcheck": { "Test": ["CMD", "x"] }, "User": "7" },
+        });
+        let full = v1::Image { config_json: config.to_string(), ..v1::Image::default() };
+        let format = "{{.Author}} {{.Variant}} {{.Comment}} {{.Config.User}} {{.Config.Healthcheck.Test}}";
+        assert_eq!(render(&full, format).as_deref(), Ok("joe v6 b 7 [CMD x]"));
     }
 
     #[test]

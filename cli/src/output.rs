@@ -7,7 +7,7 @@ use std::io::{self, Write};
 
 use serde_json::{Map, Value};
 
-use crate::template::{Template, TemplateError};
+use crate::template::{Blank, Template, TemplateError};
 
 /// Spaces between two columns, as Docker's tables have them.
 const GAP: usize = 3;
@@ -112,6 +112,19 @@ pub fn align(lines: &[String]) -> String {
 
 /// Shows whole objects: a JSON array, or a template for each. Source: `docker inspect`.
 pub fn inspect(format: Option<&str>, objects: &[Value]) -> anyhow::Result<()> {
+    inspect_by(format, objects, Template::render_lenient)
+}
+
+/// The same for objects whose fields have types: see [`Template::render_typed`].
+pub fn inspect_typed(format: Option<&str>, objects: &[Value], blank: Blank) -> anyhow::Result<()> {
+    inspect_by(format, objects, |template, object| template.render_typed(object, blank))
+}
+
+fn inspect_by(
+    format: Option<&str>,
+    objects: &[Value],
+    render: impl Fn(&Template, &Value) -> Result<String, TemplateError>,
+) -> anyhow::Result<()> {
     let text = match format {
         None | Some("" | "json") => {
             let text = if format.is_none_or(str::is_empty) {
@@ -131,7 +144,7 @@ pub fn inspect(format: Option<&str>, objects: &[Value]) -> anyhow::Result<()> {
             let template = Template::parse(&format.replace("\\t", "\t").replace("\\n", "\n"))?;
             let mut out = String::new();
             for object in objects {
-                out.push_str(&template.render_lenient(object)?);
+                out.push_str(&render(&template, object)?);
                 out.push('\n');
             }
             out

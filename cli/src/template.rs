@@ -12,6 +12,10 @@ mod parse;
 
 use serde_json::Value;
 
+/// The empty value of a field by its name: `[]`, `{}`, `""`, or `null` for an object with fields of its own; `None` for a
+/// name that is not known.
+pub type Blank = fn(&str) -> Option<Value>;
+
 /// A parsed template.
 #[derive(Debug, Clone)]
 pub struct Template {
@@ -35,13 +39,20 @@ impl Template {
     /// Carries the template out with `dot` as the value of `.`. A field of `dot` that does not exist is an error, one
     /// further in prints `<no value>`, as Go does for structs and maps.
     pub fn render(&self, dot: &Value) -> Result<String, TemplateError> {
-        eval::render(&self.nodes, dot, true).map_err(TemplateError::Eval)
+        eval::render(&self.nodes, dot, Some(dot), |_| None).map_err(TemplateError::Eval)
     }
 
     /// Like [`Template::render`], but a field that does not exist prints `<no value>` at any depth: for whole objects,
     /// which leave out what is empty.
     pub fn render_lenient(&self, dot: &Value) -> Result<String, TemplateError> {
-        eval::render(&self.nodes, dot, false).map_err(TemplateError::Eval)
+        eval::render(&self.nodes, dot, None, |_| None).map_err(TemplateError::Eval)
+    }
+
+    /// Like [`Template::render`] for whole objects whose fields have types: `blank` says by a field's name what an empty
+    /// one is. `null` then reads as that, as Go shows a nil list or map, but to `json`. A field that does not exist is an
+    /// error in each object that `blank` knows, other than those it says to be maps.
+    pub fn render_typed(&self, dot: &Value, blank: Blank) -> Result<String, TemplateError> {
+        eval::render(&self.nodes, dot, Some(dot), blank).map_err(TemplateError::Eval)
     }
 }
 
@@ -95,6 +106,31 @@ mod tests {
         );
         check(r#"{{truncate .Name 2}} {{pad .Name 1 2}}|"#, "we  web  |");
         check("{{println .Name}}", "web\n");
+    }
+
+    #[test]
+    fn empty_fields_of_a_type_show_as_in_go() {
+        let blank = |field: &str| match field {
+            "Config" => Some(Value::Null),
+            "Cmd" => Some(json!([])),
+            "Labels" => Some(json!({})),
+            _ => None,
+        };
+        let dot = json!({ "Id": "x", "Config": { "User": "", "Cmd": null, "Labels": null } });
+        let render = |template: &str| Template::parse(template).and_then(|t| t.render_typed(&dot, blank));
+        for (template, expected) in [
+            ("{{.Config.User}}|{{.Config.Cmd}} {{.Config.Labels}}", "|[] map[]"),
+            ("{{json .Config.Cmd}}", "null"),
+            (r#"{{len .Config.Cmd}}{{join .Config.Cmd " "}}{{index .Config.Labels "a"}}"#, "0"),
+            ("{{if .Config.Cmd}}y{{end}}{{range .Config.Cmd}}y{{end}}{{with .Config}}{{.Cmd}}{{end}}", "[]"),
+            ("{{.Config.Labels.a}}", "<no value>"),
+        ] {
+            assert_eq!(render(template).as_deref(), Ok(expected), "{template}");
+        }
+        for template in ["{{.Nope}}", "{{.Config.Nope}}"] {
+            let error = render(template).unwrap_err().to_string();
+            assert!(error.contains("can't evaluate field Nope"), "{template}: {error}");
+        }
     }
 
     #[test]

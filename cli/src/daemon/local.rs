@@ -67,8 +67,16 @@ impl v1::local_server::Local for LocalService {
         request: Request<v1::InspectImageRequest>,
     ) -> Result<Response<v1::InspectImageResponse>, Status> {
         let name = request.into_inner().image;
-        let image = self.images.find(&name).map_err(|error| image_error(&error))?;
-        Ok(Response::new(v1::InspectImageResponse { image: Some(wire(&image)) }))
+        let images = self.images.clone();
+        let (image, config) = blocking(move || {
+            let image = images.find(&name)?;
+            let config = images.raw_config(&image)?;
+            Ok((wire(&image), config))
+        })
+        .await?;
+        // As its builder wrote it, health check included.
+        let config_json = String::from_utf8_lossy(&config).into_owned();
+        Ok(Response::new(v1::InspectImageResponse { image: Some(v1::Image { config_json, ..image }) }))
     }
 
     async fn remove_image(

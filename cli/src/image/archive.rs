@@ -14,7 +14,7 @@ use crate::output;
 /// Bytes sent at a time.
 const CHUNK_BYTES: usize = 256 << 10;
 
-pub async fn load(client: &Client, input: Option<PathBuf>, quiet: bool) -> anyhow::Result<()> {
+pub async fn load(client: &Client, input: Option<PathBuf>) -> anyhow::Result<()> {
     if input.is_none() && std::io::stdin().is_terminal() {
         anyhow::bail!("expected an archive on standard input or by --input, found a terminal");
     }
@@ -23,11 +23,7 @@ pub async fn load(client: &Client, input: Option<PathBuf>, quiet: bool) -> anyho
     let requests = tokio_stream::StreamExt::map(chunks, |chunk| v1::LoadImageRequest { chunk });
     let loaded = call!(client, local.load_image(requests));
     read_error.check()?;
-    let images = loaded?.images;
-    if !quiet {
-        output::print(&images.into_iter().map(report).collect::<String>())?;
-    }
-    Ok(())
+    Ok(output::print(&loaded?.images.into_iter().map(report).collect::<String>())?)
 }
 
 /// What was loaded, by the names in the archive, in Docker's words.

@@ -7,7 +7,7 @@ use clap::Args;
 use rswarm_api::v1;
 use serde_json::{Value, json};
 
-use super::{decimal_size, short_id, since};
+use super::{at, decimal_size, short_id, since, time_of};
 use crate::client::{Client, call, filters};
 use crate::output::{self, Columns};
 use crate::task::familiar_image;
@@ -45,6 +45,10 @@ const HEADINGS: &[(&str, &str)] = &[
     ("CreatedSince", "CREATED"),
     ("CreatedAt", "CREATED AT"),
     ("Size", "SIZE"),
+    ("VirtualSize", "SIZE"),
+    ("SharedSize", "SHARED SIZE"),
+    ("UniqueSize", "UNIQUE SIZE"),
+    ("Containers", "CONTAINERS"),
 ];
 const COLUMNS: Columns =
     Columns { table: "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}", headings: HEADINGS };
@@ -63,7 +67,7 @@ pub async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<()> {
                 "before" | "since" => {
                     let request = v1::InspectImageRequest { image: value.clone() };
                     let image = call!(client, local.inspect_image(request))?.image.unwrap_or_default();
-                    created(&image)
+                    time_of(&image.created)
                 }
                 _ => None,
             };
@@ -89,15 +93,21 @@ pub async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<()> {
                 "Digest": image.manifest_digest,
                 "ID": short(&image.id),
                 "CreatedSince": since(&image.created),
-                "CreatedAt": image.created,
+                "CreatedAt": at(&image.created),
                 "Size": decimal_size(image.size_bytes),
+                "VirtualSize": decimal_size(image.size_bytes),
+                // `system df -v` knows.
+                "SharedSize": "N/A",
+                "UniqueSize": "N/A",
+                "Containers": "N/A",
             }));
         }
     }
     output::list(if args.digests { WITH_DIGESTS } else { COLUMNS }, args.format.as_deref(), &rows)
 }
 
-/// Repository and tag of each row: an image without a tag has one for each repository it is pinned in, or one of none.
+/// Repository and tag of each row: one for each tag, one for each repository that the image is pinned in without having
+/// a tag there, or one of none.
 fn names(image: &v1::Image) -> BTreeSet<(String, String)> {
     let none = || "<none>".to_owned();
     let split = |name: &String| {
@@ -105,17 +115,17 @@ fn names(image: &v1::Image) -> BTreeSet<(String, String)> {
         let (repository, tag) = name.rsplit_once(':').unwrap_or((&name, "latest"));
         (repository.to_owned(), tag.to_owned())
     };
-    if !image.tags.is_empty() {
-        return image.tags.iter().map(split).collect();
+    let mut names: BTreeSet<_> = image.tags.iter().map(split).collect();
+    for name in &image.digests {
+        let repository = familiar_image(name).split('@').next().unwrap_or_default().to_owned();
+        if !names.iter().any(|(known, _)| *known == repository) {
+            names.insert((repository, none()));
+        }
     }
-    let pinned =
-        |name: &String| (familiar_image(name).split('@').next().unwrap_or_default().to_owned(), none());
-    let pinned: BTreeSet<_> = image.digests.iter().map(pinned).collect();
-    if pinned.is_empty() { BTreeSet::from([(none(), none())]) } else { pinned }
-}
-
-fn created(image: &v1::Image) -> Option<jiff::Timestamp> {
-    image.created.parse().ok()
+    if names.is_empty() {
+        names.insert((none(), none()));
+    }
+    names
 }
 
 /// What `--filter` and the argument ask for. Source: Docker's `image ls`, "Filtering".
@@ -157,7 +167,7 @@ impl Filter {
         if self.dangling.is_some_and(|dangling| dangling != image.tags.is_empty()) {
             return false;
         }
-        let made = created(image);
+        let made = time_of(&image.created);
         let before = |other: &Option<jiff::Timestamp>| matches!((made, other), (Some(a), Some(b)) if a < *b);
         let since = |other: &Option<jiff::Timestamp>| matches!((made, other), (Some(a), Some(b)) if a > *b);
         if !self.before.iter().all(before) || !self.since.iter().all(since) {
@@ -287,6 +297,15 @@ mod tests {
             let error = Filter::default().add(key, value, None).unwrap_err().to_string();
             assert!(error.contains(&format!("`{key}={value}`: expected ")), "{error}");
         }
+    }
+
+    #[test]
+    fn a_repository_without_a_tag_has_a_row_too() {
+        let digests = ["app@sha256:00", "app@sha256:11", "mirror/app@sha256:00"];
+        let image = image(&["app:1"], &digests, "", &Value::Null);
+        let rows: Vec<String> =
+            names(&image).into_iter().map(|(repository, tag)| format!("{repository}:{tag}")).collect();
+        assert_eq!(rows, ["app:1", "mirror/app:<none>"]);
     }
 
     #[test]

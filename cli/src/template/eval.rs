@@ -5,6 +5,7 @@ use std::str::Chars;
 
 use serde_json::Value;
 
+use super::Blank;
 use super::parse::{Command, Node, Operand, Pipeline};
 
 pub(super) const FUNCTIONS: &[&str] = &[
@@ -12,19 +13,21 @@ pub(super) const FUNCTIONS: &[&str] = &[
     "json", "split", "join", "title", "lower", "upper", "pad", "truncate",
 ];
 
-pub(super) fn render(nodes: &[Node], dot: &Value, strict: bool) -> Result<String, String> {
-    let mut scope = Scope {
-        root: strict.then_some(dot),
-        variables: vec![(String::new(), dot.clone())],
-        out: String::new(),
-    };
+/// `root`: the value whose fields must exist, if any must.
+pub(super) fn render(
+    nodes: &[Node],
+    dot: &Value,
+    root: Option<&Value>,
+    blank: Blank,
+) -> Result<String, String> {
+    let mut scope = Scope { root, blank, variables: vec![(String::new(), dot.clone())], out: String::new() };
     scope.nodes(nodes, dot)?;
     Ok(scope.out)
 }
 
 struct Scope<'a> {
-    /// The value whose fields must exist, if any must.
     root: Option<&'a Value>,
+    blank: Blank,
     variables: Vec<(String, Value)>,
     out: String,
 }
@@ -119,13 +122,24 @@ impl Scope<'_> {
             }
             return self.operand(&command.head, dot);
         };
-        let mut args =
-            command.args.iter().map(|arg| self.operand(arg, dot)).collect::<Result<Vec<_>, _>>()?;
+        // Of what is not set JSON says that.
+        let arg = |arg| if name == "json" { self.as_is(arg, dot) } else { self.operand(arg, dot) };
+        let mut args = command.args.iter().map(arg).collect::<Result<Vec<_>, _>>()?;
         args.extend(piped);
         call(name, &args)
     }
 
+    /// An operand's value; the empty one of its type for a field that is not set.
     fn operand(&self, operand: &Operand, dot: &Value) -> Result<Value, String> {
+        let value = self.as_is(operand, dot)?;
+        let (Operand::Field(names) | Operand::Variable(_, names) | Operand::Group(_, names)) = operand else {
+            return Ok(value);
+        };
+        let blank = names.last().filter(|_| value.is_null()).and_then(|name| (self.blank)(name));
+        Ok(blank.unwrap_or(value))
+    }
+
+    fn as_is(&self, operand: &Operand, dot: &Value) -> Result<Value, String> {
         match operand {
             Operand::Literal(value) => Ok(value.clone()),
             Operand::Field(names) => self.walk(dot, names),
@@ -145,11 +159,12 @@ impl Scope<'_> {
 
     fn walk(&self, from: &Value, names: &[String]) -> Result<Value, String> {
         let mut value = from;
+        let mut must_exist = self.root == Some(from);
         for name in names {
             value = match value {
                 Value::Object(map) => match map.get(name) {
                     Some(value) => value,
-                    None if self.root == Some(value) => {
+                    None if must_exist => {
                         let known: Vec<_> = map.keys().map(String::as_str).collect();
                         return Err(format!("can't evaluate field {name}: known are {}", known.join(", ")));
                     }
@@ -158,6 +173,7 @@ impl Scope<'_> {
                 Value::Null => &Value::Null,
                 other => return Err(format!("can't evaluate field {name} in {}", display(other))),
             };
+            must_exist = (self.blank)(name).is_some_and(|blank| !blank.is_object());
         }
         Ok(value.clone())
     }
