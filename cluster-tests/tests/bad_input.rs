@@ -373,6 +373,21 @@ fn archives_that_are_corrupt_or_dangerous_are_refused() {
 }
 
 #[test]
+fn image_commands_answer_scripts_as_those_of_docker() {
+    let Some(mut lab) = ClusterLab::new("images", 1) else { return };
+    lab.start(1);
+    let archive = workload::write_archive(workload::IMAGE, &lab.config().data_dir).unwrap();
+    let loaded = lab.ok(1, &["image", "load", "-q", "--input", &archive.to_string_lossy()]);
+    assert_eq!(loaded, format!("Loaded image: {}\n", workload::IMAGE));
+    let inspect = |format| ["image", "inspect", "--format", format, workload::IMAGE];
+    assert_eq!(lab.ok(1, &inspect("{{.Config.User}}")), "\n");
+    lab.refused(1, &inspect("{{.Nope}}"), &["Nope"]);
+    // What is not there stops nothing.
+    let removed = lab.ok(1, &["image", "rm", "--force", "nothing:1", workload::IMAGE]);
+    assert!(removed.contains(&format!("Untagged: {}", workload::IMAGE)), "{removed}");
+}
+
+#[test]
 fn flipped_byte_in_the_log_is_named_and_a_torn_end_is_cut() {
     let Some(mut lab) = ClusterLab::form("log", 1, 0) else { return };
     for n in 0..20 {
