@@ -114,10 +114,10 @@ impl PruneFilter {
         if !self.all && !image.references.is_empty() {
             return false;
         }
-        if let Some(until) = self.until {
-            if image.created_at().is_none_or(|created| created >= until) {
-                return false;
-            }
+        if let Some(until) = self.until
+            && image.created_at().is_none_or(|created| created >= until)
+        {
+            return false;
         }
         let labels =
             image.config.config().as_ref().and_then(|config| config.labels().clone()).unwrap_or_default();
