@@ -123,6 +123,24 @@ async fn a_damaged_part_of_a_download_is_fetched_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_changes_between_http_and_tls_is_still_reached() {
+    if !is_root() {
+        return;
+    }
+    let repository = Repository::of(&demo("demo:1"));
+    let server = Server::start(repository.clone().with(repository.answers()));
+    let store = store();
+    let name = format!("{}/demo:1", server.host);
+    for tls in [false, true, false] {
+        server.speak_tls(tls);
+        store
+            .pull(&name, &PullOptions::default())
+            .await
+            .unwrap_or_else(|error| panic!("TLS: {tls}: {}", chain(&error)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_wants_a_pause_gets_it() {
     if !is_root() {
         return;

@@ -21,8 +21,6 @@ pub(crate) struct Registries {
     verified: OnceLock<reqwest::Client>,
     unverified: OnceLock<reqwest::Client>,
     loopback: OnceLock<reqwest::Client>,
-    /// Scheme of registries that may be insecure, once known.
-    schemes: Mutex<HashMap<String, &'static str>>,
     gates: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -72,30 +70,24 @@ impl Registries {
         build(insecure, insecure && is_loopback(host), None, authorities)
             .map_err(|source| ImageError::Client { registry: host.to_owned(), source })
     }
+}
 
-    /// Whether a registry that may be insecure speaks TLS, remembered; TLS is tried first, as Docker does.
-    pub async fn probe(&self, client: &reqwest::Client, host: &str) -> Result<&'static str, ImageError> {
-        let lock = || self.schemes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(scheme) = lock().get(host) {
-            return Ok(scheme);
-        }
-        let mut failures = 0;
-        loop {
-            let mut last = None;
-            for scheme in ["https", "http"] {
-                match client.get(format!("{scheme}://{host}/v2/")).send().await {
-                    Ok(_) => {
-                        lock().insert(host.to_owned(), scheme);
-                        return Ok(scheme);
-                    }
-                    Err(error) => last = Some(error.without_url()),
-                }
+/// Whether a registry that may be insecure speaks TLS; it is tried first, as Docker does. Asked for each talk anew, as the
+/// answer may change.
+pub(super) async fn probe(client: &reqwest::Client, host: &str) -> Result<&'static str, ImageError> {
+    let mut failures = 0;
+    loop {
+        let mut last = None;
+        for scheme in ["https", "http"] {
+            match client.get(format!("{scheme}://{host}/v2/")).send().await {
+                Ok(_) => return Ok(scheme),
+                Err(error) => last = Some(error.without_url()),
             }
-            failures += 1;
-            let error = ImageError::Unreachable { registry: host.to_owned(), source: last };
-            let Some(wait) = retry::wait(&error, failures) else { return Err(error) };
-            tokio::time::sleep(wait).await;
         }
+        failures += 1;
+        let error = ImageError::Unreachable { registry: host.to_owned(), source: last };
+        let Some(wait) = retry::wait(&error, failures) else { return Err(error) };
+        tokio::time::sleep(wait).await;
     }
 }
 

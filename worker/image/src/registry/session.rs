@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::{
     Credentials, Mirror, PullOptions, Registries,
+    client::probe,
     options::is_loopback,
     retry,
     token::{self, Token},
@@ -64,11 +65,8 @@ impl<'a> Session<'a> {
             Purpose::Write => registries.client_for_push(registry, insecure, options)?,
             Purpose::Read | Purpose::Login => registries.client(registry, insecure, options)?,
         };
-        let scheme = if insecure {
-            registries.probe(&registries.client(registry, true, options)?, host).await?
-        } else {
-            "https"
-        };
+        let scheme =
+            if insecure { probe(&registries.client(registry, true, options)?, host).await? } else { "https" };
         Ok(Session {
             client,
             base: format!("{scheme}://{host}"),

@@ -125,24 +125,56 @@ pub struct Server {
     pub repository: Repository,
     seen: Arc<Mutex<Vec<String>>>,
     stop: Arc<AtomicBool>,
+    tls: Arc<Mutex<Option<Arc<rustls::ServerConfig>>>>,
 }
 
 impl Server {
     pub fn start((repository, handler): (Repository, Handler)) -> Server {
+        let tls = Arc::<Mutex<Option<Arc<rustls::ServerConfig>>>>::default();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (log, stopped, handler) = (seen.clone(), stop.clone(), Arc::new(handler));
+        let current = tls.clone();
         std::thread::spawn(move || {
             for connection in listener.incoming() {
                 if stopped.load(Ordering::SeqCst) {
                     return;
                 }
-                let (log, handler) = (log.clone(), handler.clone());
-                std::thread::spawn(move || connection.map(|connection| serve(&connection, &log, &**handler)));
+                let (log, handler, tls) = (log.clone(), handler.clone(), current.lock().unwrap().clone());
+                std::thread::spawn(move || {
+                    let connection = connection.unwrap();
+                    match tls {
+                        Some(tls) => {
+                            let session = rustls::ServerConnection::new(tls).unwrap();
+                            let mut stream = rustls::StreamOwned::new(session, connection);
+                            serve(&mut stream, &log, &**handler);
+                            stream.conn.send_close_notify();
+                            let _ = stream.flush();
+                        }
+                        None => serve(&mut &connection, &log, &**handler),
+                    }
+                });
             }
         });
-        Server { host, repository, seen, stop }
+        Server { host, repository, seen, stop, tls }
+    }
+
+    /// Speaks TLS from now on, with a certificate that nobody knows, or no longer.
+    pub fn speak_tls(&self, yes: bool) {
+        let config = || {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let certificate = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
+            let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let config = rustls::ServerConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![certificate.der().clone()], key);
+            Arc::new(config.unwrap())
+        };
+        *self.tls.lock().unwrap() = yes.then(config);
     }
 
     /// How often a path with this end was asked for.
@@ -160,11 +192,11 @@ impl Drop for Server {
 
 /// Answers one request and closes; what is no HTTP (a TLS handshake) is closed at once.
 fn serve(
-    mut connection: &TcpStream,
+    connection: &mut (impl Read + Write),
     log: &Mutex<Vec<String>>,
     handler: &(dyn Fn(&Request) -> Answer + Send + Sync),
 ) {
-    let mut reader = BufReader::new(connection);
+    let mut reader = BufReader::new(&mut *connection);
     let mut line = || {
         let mut line = Vec::new();
         reader.read_until(b'\n', &mut line).ok()?;
