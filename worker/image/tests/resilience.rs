@@ -41,6 +41,10 @@ fn cutting(repository: Repository, starts: Arc<Mutex<Vec<usize>>>) -> Server {
     }))
 }
 
+fn partial(whole: &[u8], from: usize, range: &str) -> Answer {
+    Answer::partial(whole[from..].to_vec()).with_header("Content-Range", range)
+}
+
 fn partial_bytes(root: &Path) -> u64 {
     let files = fs::read_dir(root.join("partial")).into_iter().flatten();
     files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
@@ -120,6 +124,45 @@ async fn a_damaged_part_of_a_download_is_fetched_again() {
     let starts = starts.lock().unwrap().clone();
     assert_eq!(starts[0], 1000);
     assert!(starts[1..].contains(&0), "{starts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_cannot_resume_sends_all_again() {
+    if !is_root() {
+        return;
+    }
+    type Resumed = fn(&[u8], usize) -> Answer;
+    let ways: [(&str, Resumed); 4] = [
+        ("refused", |_, _| Answer::status(416)),
+        ("from the start", |whole, _| partial(whole, 0, "bytes 0-9/*")),
+        ("from elsewhere", |whole, start| partial(whole, start + 1, &format!("bytes {}-9/*", start + 1))),
+        ("nonsense", |whole, _| partial(whole, 0, "0")),
+    ];
+    for (way, resumed) in ways {
+        let repository = Repository::of(&one_layer());
+        let layer = repository.layers[0];
+        let whole = repository.content[&layer].clone();
+        let inner = repository.clone().answers();
+        let asked = AtomicUsize::new(0);
+        let server = Server::start(repository.with(move |request| {
+            if !request.path.ends_with(&layer.to_string()) {
+                return inner(request);
+            }
+            match (request.range_start(), asked.fetch_add(1, Ordering::SeqCst)) {
+                (Some(start), _) => resumed(&whole, start),
+                (None, 0) => Answer::ok(whole.clone()).cut_after(whole.len() / 2),
+                (None, _) => Answer::ok(whole.clone()),
+            }
+        }));
+        let store = store();
+        let name = format!("{}/demo:1", server.host);
+        let pulled = store.pull(&name, &PullOptions::default()).await;
+        let image = pulled.unwrap_or_else(|error| panic!("{way}: {}", chain(&error)));
+        let data = fs::read(store.rootfs(&image).unwrap()[0].join("data")).unwrap();
+        assert!(data == vec![b'x'; 300_000], "{way}");
+        let most = if way == "from the start" { 2 } else { 3 };
+        assert_eq!(server.count(&layer.to_string()), most, "{way}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,6 +263,41 @@ async fn mirrors_are_asked_first_and_passed_over_when_they_fail() {
     let missing = format!("{}/demo@{}", origin.host, rswarm_image::Digest::of(b"none"));
     let error = store().pull(&missing, &with(&[&mirror])).await.unwrap_err();
     assert!(matches!(error, ImageError::NotInRegistry { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_answers_wrongly_is_passed_over() {
+    if !is_root() {
+        return;
+    }
+    type Lie = fn(&Request, &[u8]) -> Answer;
+    let cases: [(&str, &str, Lie); 5] = [
+        ("a page", "/manifests/1", |_, _| Answer::ok(b"<html>".to_vec())),
+        ("nothing", "/manifests/1", |_, _| Answer::ok(Vec::new())),
+        ("other bytes", "", |_, layer| Answer::ok(vec![7; layer.len()])),
+        ("too much", "", |_, layer| Answer::ok(vec![7; 3 * layer.len()])),
+        ("more than the layer", "", |_, layer| Answer::ok([layer, b"more"].concat())),
+    ];
+    for (case, path, lie) in cases {
+        let repository = Repository::of(&one_layer());
+        let layer = repository.layers[0];
+        let origin = Server::start(repository.clone().with(repository.clone().answers()));
+        let path = if path.is_empty() { layer.to_string() } else { path.to_owned() };
+        let inner = repository.clone().answers();
+        let content = repository.content[&layer].clone();
+        let lying = path.clone();
+        let mirror = Server::start(repository.with(move |request| {
+            if request.path.ends_with(&lying) { lie(request, &content) } else { inner(request) }
+        }));
+        let mirrors = vec![Mirror { registry: origin.host.clone(), url: format!("http://{}", mirror.host) }];
+        let options = PullOptions { mirrors, ..PullOptions::default() };
+        let store = store();
+        let pulled = store.pull(&format!("{}/demo:1", origin.host), &options).await;
+        let image = pulled.unwrap_or_else(|error| panic!("{case}: {}", chain(&error)));
+        assert_eq!(store.rootfs(&image).unwrap().len(), 1);
+        assert_eq!(mirror.count(&path), 1, "{case}");
+        assert_eq!(partial_bytes(store.root.path()), 0, "{case}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! Reading manifests and blobs: from mirrors first, then from the registry itself, and on from where it broke off.
 
-use futures::FutureExt;
+use futures::{FutureExt, future::BoxFuture};
 use reqwest::{Response, StatusCode, header};
 use tokio::sync::mpsc;
 
@@ -11,7 +11,9 @@ use super::{
 use crate::{
     digest::Digest,
     error::ImageError,
-    manifest::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST},
+    manifest::{
+        self, DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Document, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST,
+    },
     reference::Reference,
 };
 
@@ -39,57 +41,42 @@ impl<'a> Sources<'a> {
         Ok(Sources { sessions })
     }
 
-    /// The manifest or index of `reference`, verified, and its digest.
-    pub async fn manifest(&self, reference: &Reference) -> Result<(Vec<u8>, Digest), ImageError> {
-        for session in &self.sessions[..self.sessions.len() - 1] {
-            match session.manifest(reference).await {
-                Ok(found) => return Ok(found),
-                Err(error) => passed_over(session, &error),
-            }
-        }
-        self.last().manifest(reference).await
+    /// The manifest or index of `reference`, verified: its digest, its bytes and what they say.
+    pub async fn manifest(&self, reference: &Reference) -> Result<(Digest, Vec<u8>, Document), ImageError> {
+        self.ask(|session| session.manifest(reference).boxed()).await
     }
 
     /// A small blob such as a config, verified.
     pub async fn document(&self, blob: &Descriptor, name: &str) -> Result<Vec<u8>, ImageError> {
-        for session in &self.sessions[..self.sessions.len() - 1] {
-            match session.document(blob, name).await {
-                Ok(found) => return Ok(found),
-                Err(error) => passed_over(session, &error),
+        self.ask(|session| session.document(blob, name).boxed()).await
+    }
+
+    /// What the first source gives whose answer is good, the registry being the last one. A mirror is passed over, unless
+    /// the fault is this host's.
+    pub async fn ask<'s, T>(
+        &'s self,
+        attempt: impl Fn(&'s Session<'a>) -> BoxFuture<'s, Result<T, ImageError>>,
+    ) -> Result<T, ImageError> {
+        let (last, mirrors) = self.sessions.split_last().expect("opening gives at least one");
+        for mirror in mirrors {
+            match attempt(mirror).await {
+                Err(
+                    error @ (ImageError::Io { .. }
+                    | ImageError::NoSpace { .. }
+                    | ImageError::NotWritable { .. }),
+                ) => return Err(error),
+                Err(error) => {
+                    tracing::info!(mirror = %mirror.registry, reference = %mirror.title, %error, "mirror passed over");
+                }
+                found => return found,
             }
         }
-        self.last().document(blob, name).await
+        attempt(last).await
     }
-
-    /// Sends the bytes of a blob from `start` on to `sink`; the receiver verifies them.
-    pub async fn stream(
-        &self,
-        blob: &Descriptor,
-        start: u64,
-        sink: &mpsc::Sender<Option<bytes::Bytes>>,
-        mut report: impl FnMut(u64),
-    ) -> Result<(), ImageError> {
-        let mut done = start;
-        for session in &self.sessions[..self.sessions.len() - 1] {
-            match session.stream(blob, &mut done, sink, &mut report).await {
-                Err(error) if !sink.is_closed() => passed_over(session, &error),
-                result => return result,
-            }
-        }
-        self.last().stream(blob, &mut done, sink, &mut report).await
-    }
-
-    fn last(&self) -> &Session<'a> {
-        self.sessions.last().expect("opening gives at least one")
-    }
-}
-
-fn passed_over(mirror: &Session<'_>, error: &ImageError) {
-    tracing::info!(mirror = %mirror.registry, reference = %mirror.title, %error, "mirror passed over");
 }
 
 impl Session<'_> {
-    async fn manifest(&self, reference: &Reference) -> Result<(Vec<u8>, Digest), ImageError> {
+    async fn manifest(&self, reference: &Reference) -> Result<(Digest, Vec<u8>, Document), ImageError> {
         let target = match reference.digest() {
             Some(digest) => digest.to_string(),
             None => reference.tag().unwrap_or_default().to_owned(),
@@ -98,10 +85,11 @@ impl Session<'_> {
         let what = format!("the manifest of `{}`", reference.familiar());
         let (bytes, announced) = retry_all(|| self.fetch_document(&path, &what, true).boxed()).await?;
         let found = Digest::of(&bytes);
-        match reference.digest().or(announced) {
-            Some(expected) if expected != found => Err(ImageError::DigestMismatch { what, expected, found }),
-            _ => Ok((bytes, found)),
+        if let Some(expected) = reference.digest().or(announced).filter(|expected| *expected != found) {
+            return Err(ImageError::DigestMismatch { what, expected, found });
         }
+        let document = manifest::parse(&bytes, &format!("`{}`", self.title))?;
+        Ok((found, bytes, document))
     }
 
     async fn document(&self, blob: &Descriptor, name: &str) -> Result<Vec<u8>, ImageError> {
@@ -115,31 +103,32 @@ impl Session<'_> {
         Ok(bytes)
     }
 
-    /// `done` counts what is there, also after an error.
-    async fn stream(
+    /// Sends the bytes of a blob from `start` on to `sink`; the receiver verifies them.
+    pub async fn stream(
         &self,
         blob: &Descriptor,
-        done: &mut u64,
+        start: u64,
         sink: &mpsc::Sender<Option<bytes::Bytes>>,
-        report: &mut impl FnMut(u64),
+        mut report: impl FnMut(u64),
     ) -> Result<(), ImageError> {
-        let mut failures = 0;
-        while *done < blob.size || blob.size == 0 {
-            let before = *done;
-            let error = match self.stream_once(blob, sink, done, report).await {
+        let (mut done, mut failures) = (start, 0);
+        while done < blob.size || blob.size == 0 {
+            let before = done;
+            let error = match self.stream_once(blob, sink, &mut done, &mut report).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            failures = if *done > before { 1 } else { failures + 1 };
+            failures = if done > before { 1 } else { failures + 1 };
             let Some(wait) = retry::wait(&error, failures).filter(|_| !sink.is_closed()) else {
                 return Err(error);
             };
-            tracing::debug!(layer = %blob.digest, done = *done, %error, "download broke off, resuming");
+            tracing::debug!(layer = %blob.digest, done, %error, "download broke off, resuming");
             tokio::time::sleep(wait).await;
         }
         Ok(())
     }
 
+    /// `done` counts what is there, also after an error.
     async fn stream_once(
         &self,
         blob: &Descriptor,
@@ -149,9 +138,10 @@ impl Session<'_> {
     ) -> Result<(), ImageError> {
         let what = || format!("layer `{}`", blob.digest);
         let interrupted = |source| self.interrupted(format!("sending {}", what()), source);
-        let mut response = self.get(&self.blob_path(&blob.digest), false, *done).await?;
-        // A registry that cannot resume sends everything again; what is here already is passed over.
-        let mut skip = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { *done };
+        let too_long = |found| ImageError::SizeMismatch { what: what(), expected: blob.size, found };
+        let (mut response, first) = self.blob_from(blob, *done).await?;
+        // What is here already is passed over.
+        let mut skip = *done - first;
         while *done < blob.size {
             let Some(mut chunk) = response.chunk().await.map_err(|e| interrupted(Some(e)))? else {
                 return Err(interrupted(None));
@@ -164,22 +154,39 @@ impl Session<'_> {
             if chunk.is_empty() {
                 continue;
             }
-            *done += chunk.len() as u64;
-            if *done > blob.size {
-                break;
+            let after = *done + chunk.len() as u64;
+            if after > blob.size {
+                return Err(too_long(after));
             }
             if sink.send(Some(chunk)).await.is_err() {
                 return Err(interrupted(None)); // The receiver failed, and says why.
             }
-            report(*done);
+            *done = after;
+            report(after);
         }
-        let too_long =
-            *done > blob.size || matches!(response.chunk().await, Ok(Some(more)) if !more.is_empty());
-        if too_long {
-            let (expected, found) = (blob.size, (*done).max(blob.size + 1));
-            return Err(ImageError::SizeMismatch { what: what(), expected, found });
+        match response.chunk().await {
+            Ok(Some(more)) if !more.is_empty() => Err(too_long(blob.size + more.len() as u64)),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// The answer that brings a blob from byte `from` on, or from an earlier one where the registry cannot resume, and the
+    /// position of its first byte.
+    async fn blob_from(&self, blob: &Descriptor, from: u64) -> Result<(Response, u64), ImageError> {
+        let path = self.blob_path(&blob.digest);
+        if from > 0 {
+            match self.get(&path, false, from).await {
+                Ok(response) => {
+                    if let Some(first) = first_byte(&response, from).filter(|first| *first <= from) {
+                        return Ok((response, first));
+                    }
+                }
+                Err(ImageError::RegistryAnswer { status: 416, .. }) => {}
+                Err(error) => return Err(error),
+            }
+            tracing::debug!(layer = %blob.digest, from, "download cannot be resumed, beginning anew");
+        }
+        Ok((self.get(&path, false, 0).await?, 0))
     }
 
     async fn fetch_document(
@@ -234,6 +241,17 @@ impl Session<'_> {
     /// `/v2/<repository>/blobs/<digest>`.
     pub(super) fn blob_path(&self, digest: &Digest) -> String {
         format!("/v2/{}/blobs/{digest}", self.repository)
+    }
+}
+
+/// The position of the first byte of an answer to a request from byte `from` on; `None` if it cannot be told.
+fn first_byte(response: &Response, from: u64) -> Option<u64> {
+    if response.status() != StatusCode::PARTIAL_CONTENT {
+        return Some(0);
+    }
+    match response.headers().get(header::CONTENT_RANGE) {
+        Some(range) => range.to_str().ok()?.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok(),
+        None => Some(from),
     }
 }
 

@@ -62,13 +62,12 @@ impl ImageStore {
     ) -> Result<ResolvedReference, ImageError> {
         let reference: Reference = reference.parse()?;
         let sources = Sources::open(&self.inner.registries, &reference, options).await?;
-        let (bytes, digest) = sources.manifest(&reference).await?;
-        let title = reference.familiar();
-        let platforms = match manifest::parse(&bytes, &format!("`{title}`"))? {
+        let (digest, _, document) = sources.manifest(&reference).await?;
+        let platforms = match document {
             Document::Index(entries) => entries.into_iter().filter_map(|entry| entry.platform).collect(),
             Document::Manifest(manifest) => {
                 let config = sources.document(&manifest.config, "the config").await?;
-                vec![manifest::config_platform(&manifest::read_config(&config, &title)?)]
+                vec![manifest::config_platform(&manifest::read_config(&config, &reference.familiar())?)]
             }
         };
         Ok(ResolvedReference { reference: reference.with_digest(digest).familiar(), digest, platforms })

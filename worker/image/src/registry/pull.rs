@@ -11,7 +11,7 @@ use tokio::{
     task::spawn_blocking,
 };
 
-use super::{Progress, PullOptions, download::Sources};
+use super::{Progress, PullOptions, download::Sources, session::Session};
 use crate::{
     digest::Digest,
     error::ImageError,
@@ -130,7 +130,8 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Brings one blob into the store, unless it is there; waits if another pull is at it.
+    /// Brings one blob into the store, unless it is there, from the first source that has it as it should be; waits if
+    /// another pull is at it.
     async fn download(
         &self,
         sources: &Sources<'_>,
@@ -143,11 +144,21 @@ impl ImageStore {
             options.report(Progress::Present { layer: layer.digest });
             return Ok(());
         }
+        sources.ask(|session| self.download_from(session, layer, gate.clone(), options).boxed()).await
+    }
+
+    async fn download_from(
+        &self,
+        session: &Session<'_>,
+        layer: &Descriptor,
+        gate: Arc<OwnedMutexGuard<()>>,
+        options: &PullOptions,
+    ) -> Result<(), ImageError> {
         loop {
             let (store, expected, size) = (self.clone(), layer.digest, layer.size);
             let partial = blocking(move || store.inner.partials.resume(expected, size)).await?;
             let start = partial.bytes();
-            match self.fetch(sources, layer, partial, gate.clone(), options).await {
+            match self.fetch(session, layer, partial, gate.clone(), options).await {
                 // What was there before may be what is wrong; it is gone now.
                 Err(ImageError::DigestMismatch { .. }) if start > 0 => {
                     tracing::warn!(layer = %layer.digest, start, "resumed download is not what it should be: fetching all of it");
@@ -160,7 +171,7 @@ impl ImageStore {
     /// Goes on with a download to its end.
     async fn fetch(
         &self,
-        sources: &Sources<'_>,
+        session: &Session<'_>,
         layer: &Descriptor,
         partial: Partial,
         gate: Arc<OwnedMutexGuard<()>>,
@@ -174,7 +185,7 @@ impl ImageStore {
         });
         let (digest, total) = (layer.digest, layer.size);
         let mut reported = start;
-        let sent = sources
+        let sent = session
             .stream(layer, start, &sender, |done| {
                 if done - reported >= REPORT_EVERY || done == total {
                     reported = done;
@@ -218,18 +229,16 @@ async fn find_manifest(
     wanted: &Platform,
 ) -> Result<(Digest, Vec<u8>, Manifest), ImageError> {
     let title = reference.familiar();
-    let quoted = format!("`{title}`");
-    let (bytes, top_digest) = sources.manifest(reference).await?;
-    let entries = match manifest::parse(&bytes, &quoted)? {
+    let (top_digest, bytes, document) = sources.manifest(reference).await?;
+    let entries = match document {
         Document::Manifest(manifest) => return Ok((top_digest, bytes, manifest)),
         Document::Index(entries) => entries,
     };
     let chosen = manifest::choose(&entries, wanted, &title)?;
-    let (bytes, _) = sources.manifest(&reference.with_digest(chosen.digest)).await?;
-    match manifest::parse(&bytes, &quoted)? {
-        Document::Manifest(manifest) => Ok((top_digest, bytes, manifest)),
-        Document::Index(_) => {
-            Err(ImageError::invalid(format!("image {quoted}"), "its index leads to another index"))
+    match sources.manifest(&reference.with_digest(chosen.digest)).await? {
+        (_, bytes, Document::Manifest(manifest)) => Ok((top_digest, bytes, manifest)),
+        (_, _, Document::Index(_)) => {
+            Err(ImageError::invalid(format!("image `{title}`"), "its index leads to another index"))
         }
     }
 }
