@@ -17,7 +17,7 @@ pub struct LsArgs {
     /// Accepted for Docker's sake: no image is hidden here
     #[arg(short, long)]
     all: bool,
-    /// Also the digests of manifests
+    /// Also the digests that their registries have them under
     #[arg(long)]
     digests: bool,
     /// `dangling=true|false`, `label=KEY[=VALUE]`, `before=IMAGE`, `since=IMAGE`, `reference=PATTERN`
@@ -87,20 +87,24 @@ pub async fn ls(client: &Client, args: LsArgs) -> anyhow::Result<()> {
     let mut rows: Vec<Value> = Vec::new();
     for image in &images {
         for (repository, tag) in names(image) {
-            rows.push(json!({
-                "Repository": repository,
-                "Tag": tag,
-                "Digest": image.manifest_digest,
-                "ID": short(&image.id),
-                "CreatedSince": since(&image.created),
-                "CreatedAt": at(&image.created),
-                "Size": decimal_size(image.size_bytes),
-                "VirtualSize": decimal_size(image.size_bytes),
-                // `system df -v` knows.
-                "SharedSize": "N/A",
-                "UniqueSize": "N/A",
-                "Containers": "N/A",
-            }));
+            // Further digests are further rows only for who asked for them.
+            let shown = if args.digests { usize::MAX } else { 1 };
+            for digest in digests(image, &repository).into_iter().take(shown) {
+                rows.push(json!({
+                    "Repository": repository,
+                    "Tag": tag,
+                    "Digest": digest,
+                    "ID": short(&image.id),
+                    "CreatedSince": since(&image.created),
+                    "CreatedAt": at(&image.created),
+                    "Size": decimal_size(image.size_bytes),
+                    "VirtualSize": decimal_size(image.size_bytes),
+                    // `system df -v` knows.
+                    "SharedSize": "N/A",
+                    "UniqueSize": "N/A",
+                    "Containers": "N/A",
+                }));
+            }
         }
     }
     output::list(if args.digests { WITH_DIGESTS } else { COLUMNS }, args.format.as_deref(), &rows)
@@ -126,6 +130,14 @@ fn names(image: &v1::Image) -> BTreeSet<(String, String)> {
         names.insert((none(), none()));
     }
     names
+}
+
+/// The digests that the repository's registry has an image under; the manifest's own of one that came from elsewhere.
+fn digests<'a>(image: &'a v1::Image, repository: &str) -> Vec<&'a str> {
+    let pinned = image.digests.iter().filter_map(|name| name.rsplit_once('@'));
+    let of_repository = pinned.filter(|(name, _)| familiar_image(name) == repository);
+    let found: Vec<&str> = of_repository.map(|(_, digest)| digest).collect();
+    if found.is_empty() { vec![&image.manifest_digest] } else { found }
 }
 
 /// What `--filter` and the argument ask for. Source: Docker's `image ls`, "Filtering".
@@ -187,7 +199,10 @@ impl Filter {
         }
         let meant = |name: &String| self.references.iter().any(|pattern| means(pattern, name));
         image.tags.retain(meant);
-        image.digests.retain(meant);
+        // Of one with a tag they are the digests of that row.
+        if image.tags.is_empty() {
+            image.digests.retain(meant);
+        }
         !image.tags.is_empty() || !image.digests.is_empty()
     }
 }
@@ -306,6 +321,17 @@ mod tests {
         let rows: Vec<String> =
             names(&image).into_iter().map(|(repository, tag)| format!("{repository}:{tag}")).collect();
         assert_eq!(rows, ["app:1", "mirror/app:<none>"]);
+    }
+
+    #[test]
+    fn digests_are_those_of_the_registry_of_the_row() {
+        let mut known = image(&["app:1", "copy:1"], &["app@sha256:aa", "app@sha256:bb"], "", &Value::Null);
+        known.manifest_digest = "sha256:cc".to_owned();
+        let mut filter = Filter::default();
+        filter.add("reference", "app:1", None).expect("a known filter");
+        assert!(filter.admits(&mut known));
+        assert_eq!(digests(&known, "app"), ["sha256:aa", "sha256:bb"]);
+        assert_eq!(digests(&known, "copy"), ["sha256:cc"]);
     }
 
     #[test]

@@ -20,19 +20,22 @@ const BAR: usize = 30;
 pub async fn pull(client: &Client, reference: String, platform: String, quiet: bool) -> anyhow::Result<()> {
     use v1::pull_image_response::Step;
     let auth = registry_auth::of_image(&reference);
-    // The image may have further names here; shown is the one it was pulled by.
-    let name = reference.parse().map(|parsed: rswarm_image::Reference| parsed.familiar());
-    let name = name.unwrap_or_else(|_| reference.clone());
+    // The image may have further names here; shown is the one it was pulled by, and the digest that its registry has that
+    // name under: asked for, or told first of all.
+    let parsed: Option<rswarm_image::Reference> = reference.parse().ok();
+    let name = parsed.as_ref().map_or_else(|| reference.clone(), rswarm_image::Reference::familiar);
+    let mut digest = parsed.and_then(|parsed| parsed.digest()).map_or_else(String::new, |it| it.to_string());
     let request = v1::PullImageRequest { reference, platform, auth };
     let mut steps = call!(client, local.pull_image(request))?;
     let mut board = Board::new(quiet);
     while let Some(message) = steps.message().await.map_err(|status| client.error(&status))? {
         match message.step {
+            Some(Step::Progress(progress)) if progress.stage == "resolved" => digest = progress.digest,
             Some(Step::Progress(progress)) => board.note(&progress),
-            Some(Step::Image(image)) => {
+            Some(Step::Image(_)) => {
                 board.finish();
                 if !quiet {
-                    println!("Digest: {}", image.manifest_digest);
+                    println!("Digest: {digest}");
                 }
                 println!("{name}");
             }

@@ -41,7 +41,7 @@ pub(crate) struct Record {
     pub origin: Origin,
     /// Full `name:tag`; each belongs to one manifest only.
     pub tags: BTreeSet<String>,
-    /// Full `name@digest`, of the manifest and of the indexes it was chosen from.
+    /// Full `name@digest`, of the manifest or of an index it was chosen from.
     pub digests: BTreeSet<String>,
     /// From the base up.
     pub layers: Vec<LayerRecord>,

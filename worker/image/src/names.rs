@@ -56,16 +56,20 @@ impl State {
         manifests
     }
 
-    /// By digest if the reference has one, else by tag. A local image's name and manifest digest count as pinned name.
+    /// By digest if the reference has one, else by tag. Any of its names with the manifest's digest counts as pinned name.
     ///
     /// The digest of an index may stand for manifests of several platforms: this host's goes before others.
     pub fn find_reference(&self, reference: &Reference) -> Option<Digest> {
-        let named = |tag: &String| tag.rsplit_once(':').is_some_and(|(name, _)| name == reference.name());
+        let name = reference.name();
+        let named = |record: &Record| {
+            record.tags.iter().any(|tag| is_of(tag, ':', &name))
+                || record.digests.iter().any(|pinned| is_of(pinned, '@', &name))
+        };
         let matches = |manifest: &Digest, record: &Record| match reference.digest() {
             None => record.tags.contains(&reference.to_string()),
             Some(digest) => {
                 record.digests.contains(&reference.pinned_name(digest))
-                    || *manifest == digest && record.tags.iter().any(named)
+                    || *manifest == digest && named(record)
             }
         };
         let foreign = |image: &Image| Platform::host().rank(&config_platform(&image.config)).is_none();
@@ -160,18 +164,17 @@ impl Index {
 
 fn take_name(record: &mut Record, reference: &Reference) -> Vec<String> {
     let name = reference.name();
-    let of_name = |full: &String, mark: char| full.rsplit_once(mark).is_some_and(|(n, _)| n == name);
     let mut gone = Vec::new();
     if reference.tag().is_some() {
         gone.extend(record.tags.take(&reference.without_digest().to_string()));
     }
     // Pinned names go when they are meant themselves, or with the last tag of their repository.
-    if reference.digest().is_some() || !record.tags.iter().any(|tag| of_name(tag, ':')) {
-        gone.extend(record.digests.extract_if(.., |full| of_name(full, '@')));
+    if reference.digest().is_some() || !record.tags.iter().any(|tag| is_of(tag, ':', &name)) {
+        gone.extend(record.digests.extract_if(.., |full| is_of(full, '@', &name)));
     }
     if gone.is_empty() {
         // A local image found by name and manifest digest: it has no pinned name, only tags.
-        gone.extend(record.tags.extract_if(.., |full| of_name(full, ':')));
+        gone.extend(record.tags.extract_if(.., |full| is_of(full, ':', &name)));
     }
     gone
 }
@@ -183,6 +186,11 @@ pub(crate) fn check_new(reference: &Reference) -> Result<(), ImageError> {
     }
     let reason = "a new name has a tag and no digest".to_owned();
     Err(ImageError::InvalidReference { reference: reference.familiar(), reason })
+}
+
+/// Whether a full `name:tag` or `name@digest`, by its `mark`, is one of `name`.
+fn is_of(full: &str, mark: char, name: &str) -> bool {
+    full.rsplit_once(mark).is_some_and(|(of, _)| of == name)
 }
 
 /// A full name as a user writes it.

@@ -42,7 +42,7 @@ pub struct Image {
     pub manifest_digest: Digest,
     /// Names as a user writes them (`nginx:1.25`), sorted.
     pub references: Vec<String>,
-    /// Pinned names (`nginx@sha256:…`), sorted: of the manifest and of the indexes it was chosen from.
+    /// Pinned names (`nginx@sha256:…`), sorted, as registries have it: of the manifest, or of an index it was chosen from.
     pub digests: Vec<String>,
     pub origin: Origin,
     /// When it was built, RFC 3339; `None` if it does not say.

@@ -118,6 +118,57 @@ async fn concurrent_pulls_download_each_layer_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_several_platforms_has_the_digest_of_its_index() {
+    if !is_root() {
+        return;
+    }
+    let mut repository = Repository::of(&demo("demo:1"));
+    let manifest = repository.manifest;
+    let host = rswarm_image::Platform::host();
+    let entry = |digest: Digest, size: usize, arch: &str| serde_json::json!({ "digest": digest, "size": size, "platform": { "os": "linux", "architecture": arch } });
+    let size = repository.content[&manifest].len();
+    let entries = [entry(Digest::of(b"other"), 1, "s390x"), entry(manifest, size, &host.arch)];
+    let bytes = serde_json::json!({ "schemaVersion": 2, "manifests": entries }).to_string().into_bytes();
+    let index = Digest::of(&bytes);
+    repository.content.insert(index, bytes);
+    repository.manifest = index;
+    let server = Server::start(repository.clone().with(repository.answers()));
+    let name = format!("{}/demo", server.host);
+    let (of_index, of_manifest) = (format!("{name}@{index}"), format!("{name}@{manifest}"));
+    for (pulled, told, found) in [
+        (format!("{name}:1"), index, [&of_index, &of_manifest]),
+        (of_index.clone(), index, [&of_index, &of_manifest]),
+        (of_manifest.clone(), manifest, [&of_manifest, &of_manifest]),
+    ] {
+        let store = store();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let sink = seen.clone();
+        let options = PullOptions {
+            progress: Some(Arc::new(move |progress| {
+                if let Progress::Manifest { digest, .. } = progress {
+                    sink.lock().unwrap().push(digest);
+                }
+            })),
+            ..PullOptions::default()
+        };
+        let image = store.pull(&pulled, &options).await.unwrap();
+        assert_eq!(*seen.lock().unwrap(), [told], "{pulled}");
+        assert_eq!(image.digests, [format!("{name}@{told}")], "{pulled}");
+        // By every digest it is found without asking, also after a collection of garbage.
+        store.collect_garbage().unwrap();
+        let asked = server.count(&manifest.to_string());
+        for pinned in found {
+            assert_eq!(store.find(pinned).unwrap().manifest_digest, manifest, "{pulled}, {pinned}");
+            assert_eq!(store.pull(pinned, &PullOptions::default()).await.unwrap().id, image.id);
+        }
+        assert_eq!(server.count(&manifest.to_string()), asked, "{pulled}");
+        assert!(store.find(&format!("other@{manifest}")).is_err());
+        let removed = store.remove(&pulled, false).unwrap();
+        assert!(removed.deleted == [image.id] && store.is_empty(), "{pulled}: {removed:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn broken_downloads_resume() {
     if !is_root() {
         return;

@@ -34,6 +34,7 @@ impl fmt::Debug for Credentials {
 pub enum Progress {
     /// The manifest is known: this many layers, this many compressed bytes in all.
     Manifest {
+        /// The one that the registry has the name under: of an image of several platforms, that of its index.
         digest: Digest,
         layers: usize,
         bytes: u64,

@@ -70,7 +70,7 @@ impl ImageStore {
         let (top_digest, bytes, manifest) = find_manifest(&sources, reference, &wanted).await?;
         let manifest_digest = Digest::of(&bytes);
         let (layers, size) = (manifest.layers.len(), manifest.layers.iter().map(|layer| layer.size).sum());
-        options.report(Progress::Manifest { digest: manifest_digest, layers, bytes: size });
+        options.report(Progress::Manifest { digest: top_digest, layers, bytes: size });
 
         let blobs = manifest.layers.iter().map(|layer| layer.digest);
         let _pinned = self.pin(blobs.chain([manifest_digest, manifest.config.digest]));
@@ -92,8 +92,7 @@ impl ImageStore {
             .try_collect::<Vec<()>>()
             .await?;
 
-        let mut digests = BTreeSet::from([reference.pinned_name(top_digest)]);
-        digests.insert(reference.pinned_name(manifest_digest));
+        let digests = BTreeSet::from([reference.pinned_name(top_digest)]);
         // As with Docker, a pinned reference gives no tag: the tag may mean something else by now.
         let tags = if reference.digest().is_some() { Vec::new() } else { vec![reference.to_string()] };
         let store = self.clone();
