@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    digest::{Digest, Hasher},
+    digest::{Digest, Hasher, HashingReader},
     error::ImageError,
 };
 
@@ -62,6 +62,23 @@ impl Blobs {
             return Err(ImageError::CorruptBlob { digest: *digest, path, found });
         }
         Ok(bytes)
+    }
+
+    /// Reads a whole blob for nothing but to verify it.
+    pub fn verify(&self, digest: &Digest) -> Result<(), ImageError> {
+        let mut reader = HashingReader::new(self.open_blob(digest)?);
+        io::copy(&mut reader, &mut io::sink()).map_err(ImageError::io("read", self.path(digest)))?;
+        self.confirm(digest, reader.finish().0)
+    }
+
+    /// Whether a blob was `found` to be what its name says. One that is not is removed, so that the next pull or load fetches
+    /// it anew.
+    pub fn confirm(&self, digest: &Digest, found: Digest) -> Result<(), ImageError> {
+        if found == *digest {
+            return Ok(());
+        }
+        self.remove(digest)?;
+        Err(ImageError::CorruptBlob { digest: *digest, path: self.path(digest), found })
     }
 
     /// Stores `bytes` under their digest; nothing is written if they are there already, whole.

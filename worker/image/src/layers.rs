@@ -218,12 +218,7 @@ impl Layers {
             .and_then(|(_, content)| with(content));
         // Whatever went wrong: if the blob is not what its name says, that is why.
         io::copy(&mut compressed, &mut io::sink()).map_err(ImageError::io("read", &path))?;
-        let (found, _) = compressed.finish();
-        if found != *blob {
-            // Removed, so that the next pull or load fetches it anew.
-            blobs.remove(blob)?;
-            return Err(ImageError::CorruptBlob { digest: *blob, path, found });
-        }
+        blobs.confirm(blob, compressed.finish().0)?;
         result.map_err(|error| match error {
             StageError::Store(error) => error,
             StageError::Layer(source) => ImageError::Layer { layer: *blob, source },

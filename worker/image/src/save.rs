@@ -116,11 +116,7 @@ impl ImageStore {
             .append_data(&mut entry, name, reader.by_ref().take(size))
             .map_err(|source| ImageError::SaveFailed { source })?;
         io::copy(&mut reader, &mut io::sink()).map_err(ImageError::io("read", &path))?;
-        let (found, _) = reader.finish();
-        if found != digest {
-            return Err(ImageError::CorruptBlob { digest, path, found });
-        }
-        Ok(())
+        self.inner.blobs.confirm(&digest, reader.finish().0)
     }
 }
 

@@ -103,6 +103,67 @@ async fn pushed_images_keep_their_digest_and_are_sent_once() {
     }
 }
 
+/// Another byte in the middle of a blob, its length as before.
+fn damage(store: &TestStore, blob: &Digest) {
+    let path = store.root.path().join("blobs/sha256").join(blob.hex());
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_blobs_are_not_pushed_and_the_next_pull_brings_them_anew() {
+    if !is_root() {
+        return;
+    }
+    let repository = Repository::of(&demo("demo:1"));
+    let source = Server::start(repository.clone().with(repository.clone().answers()));
+    let taken = Arc::new(Mutex::new(Vec::new()));
+    let log = taken.clone();
+    // A registry that has nothing yet.
+    let target = Server::start(repository.clone().with(move |request| match request.method.as_str() {
+        "HEAD" => Answer::status(404),
+        "POST" => Answer::status(202).with_header("Location", "/upload"),
+        "PUT" => {
+            log.lock().unwrap().push(request.path.clone());
+            Answer::status(201)
+        }
+        _ => Answer::ok(Vec::new()),
+    }));
+    let store = store();
+    let name = format!("{}/demo:1", source.host);
+    let pinned = format!("{}/demo@{}", source.host, repository.manifest);
+    let copy = format!("{}/demo:1", target.host);
+    store.pull(&name, &PullOptions::default()).await.unwrap();
+    store.tag(&name, &copy).unwrap();
+    let Repository { manifest, config, layers, .. } = repository;
+    for blob in [layers[0], layers[1], config, manifest] {
+        for (by_push, again) in [(true, &name), (false, &pinned)] {
+            damage(&store, &blob);
+            taken.lock().unwrap().clear();
+            let failed = match by_push {
+                true => store.push(&copy, &PullOptions::default()).await.map(drop),
+                false => store.save(std::slice::from_ref(&name), std::io::sink()),
+            };
+            let error = failed.unwrap_err();
+            assert!(matches!(error, ImageError::CorruptBlob { digest, .. } if digest == blob), "{error}");
+            let sent = taken.lock().unwrap().clone();
+            assert!(
+                !sent.iter().any(|path| path.contains(&blob.hex()) || path.contains("/manifests/")),
+                "{sent:?}"
+            );
+            // What uses the image goes on meanwhile.
+            assert_eq!(store.rootfs(&store.get(&name).unwrap()).unwrap().len(), 2);
+            let image = store.pull(again, &PullOptions::default()).await.unwrap();
+            store.save(std::slice::from_ref(&name), std::io::sink()).unwrap();
+            assert_eq!(image.references.len(), 2);
+        }
+    }
+    store.push(&copy, &PullOptions::default()).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert_eq!(taken.lock().unwrap().len(), 4, "two layers, the config and the manifest");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn docker_manifests_are_pushed_as_they_are() {
     let Some(registry) = Registry::start(Protection::None) else { return };

@@ -201,8 +201,12 @@ impl ImageStore {
         written.and(sent)
     }
 
+    /// Whether its blobs are there. Documents are small enough to be verified as well; a damaged layer goes when it is read.
     fn has_blobs(&self, image: &Image) -> bool {
-        image.blobs.iter().all(|blob| self.inner.blobs.path(blob).exists())
+        let blobs = &self.inner.blobs;
+        let documents = [image.id, image.manifest_digest];
+        documents.iter().all(|document| blobs.read(document, manifest::MAX_DOCUMENT).is_ok())
+            && image.blobs.iter().all(|blob| blobs.path(blob).exists())
     }
 }
 
@@ -243,7 +247,7 @@ async fn find_manifest(
 }
 
 /// Runs `work` where blocking is allowed.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
 ) -> Result<T, ImageError> {
     spawn_blocking(work).await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))

@@ -103,12 +103,11 @@ impl ImageStore {
         let mut mounts = self.repositories_with(&blob.digest, target.registry());
         mounts.retain(|repository| repository != target.repository());
         mounts.truncate(MAX_MOUNTS);
-        let path = self.inner.blobs.path(&blob.digest);
         if !self.inner.blobs.contains(&blob.digest, blob.size) {
             return Err(ImageError::MissingBlob { digest: blob.digest });
         }
         let layer = blob.digest;
-        options.report(match session.place(&blob, &path, &mounts, options.progress.as_ref()).await? {
+        options.report(match session.place(&blob, self, &mounts, options.progress.as_ref()).await? {
             Placed::Present => Progress::Present { layer },
             Placed::Mounted => Progress::Mounted { layer },
             Placed::Uploaded => Progress::Ready { layer },

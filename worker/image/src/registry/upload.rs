@@ -16,10 +16,12 @@ use reqwest::{Body, Response, StatusCode, Url, header};
 use tokio::io::AsyncReadExt;
 
 use super::{
-    Progress, ProgressSink, retry,
+    Progress, ProgressSink,
+    pull::blocking,
+    retry,
     session::{Session, retry_all},
 };
-use crate::{digest::Digest, error::ImageError, manifest::Descriptor};
+use crate::{digest::Digest, error::ImageError, manifest::Descriptor, store::ImageStore};
 
 /// Blobs up to this size go in one request; larger ones in chunks of it.
 const CHUNK: u64 = 16 << 20;
@@ -59,12 +61,12 @@ impl Session<'_> {
         }
     }
 
-    /// Brings `blob`, whose bytes are in the file `path`, to the registry. `mounts` are repositories of the same
+    /// Brings `blob` from `store` to the registry, verified before any of it is sent. `mounts` are repositories of the same
     /// registry that may have it.
     pub async fn place(
         &self,
         blob: &Descriptor,
-        path: &Path,
+        store: &ImageStore,
         mounts: &[String],
         progress: Option<&ProgressSink>,
     ) -> Result<Placed, ImageError> {
@@ -87,6 +89,9 @@ impl Session<'_> {
                 Err(error) => return Err(error),
             }
         }
+        let (kept, digest) = (store.clone(), blob.digest);
+        blocking(move || kept.inner.blobs.verify(&digest)).await?;
+        let path = &store.inner.blobs.path(&digest);
         loop {
             let before = upload.as_ref().map_or(0, |upload| upload.done);
             let attempt = if in_one_piece {
