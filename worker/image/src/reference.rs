@@ -15,6 +15,8 @@ const OFFICIAL_PREFIX: &str = "library/";
 /// Longest repository name (host and path) that registries accept.
 const MAX_NAME: usize = 255;
 const MAX_TAG: usize = 128;
+/// As a name it would make `sha256:…` mean two things.
+const DIGEST_ALGORITHM: &str = "sha256";
 
 /// A normalised reference: registry, repository path, and a tag, a digest or both.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -122,6 +124,11 @@ impl FromStr for Reference {
             check_tag(tag).map_err(invalid)?;
         }
         let (registry, path) = split_name(name);
+        if registry == DEFAULT_REGISTRY
+            && path.strip_prefix(OFFICIAL_PREFIX).unwrap_or(path) == DIGEST_ALGORITHM
+        {
+            return Err(invalid(format!("`{DIGEST_ALGORITHM}` is a digest algorithm, and no name")));
+        }
         let path = if registry == DEFAULT_REGISTRY && !path.contains('/') {
             format!("{OFFICIAL_PREFIX}{path}")
         } else {
@@ -259,6 +266,7 @@ mod tests {
         check("localhost/x", "localhost/x:latest", "localhost/x:latest");
         check("127.0.0.1:5000/x/y:tag", "127.0.0.1:5000/x/y:tag", "127.0.0.1:5000/x/y:tag");
         check("[::1]:5000/x", "[::1]:5000/x:latest", "[::1]:5000/x:latest");
+        check("team/sha256:1", "docker.io/team/sha256:1", "team/sha256:1");
         check("a__b/c---d.e_f", "docker.io/a__b/c---d.e_f:latest", "a__b/c---d.e_f:latest");
         check(&format!("nginx@{D}"), &format!("docker.io/library/nginx@{D}"), &format!("nginx@{D}"));
         check(&format!("r.io:1/x/y:t@{D}"), &format!("r.io:1/x/y:t@{D}"), &format!("r.io:1/x/y:t@{D}"));
@@ -283,6 +291,9 @@ mod tests {
             (&"a".repeat(64), "image id"),
             (&"x".repeat(300), "255"),
             ("../x", "host"),
+            ("sha256", "digest algorithm"),
+            (D, "digest algorithm"),
+            ("docker.io/library/sha256:1", "digest algorithm"),
         ] {
             let message = text.parse::<Reference>().unwrap_err().to_string();
             assert!(message.contains(wanted), "{text}: {message}");
