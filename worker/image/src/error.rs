@@ -18,7 +18,7 @@ pub enum ImageError {
     InvalidReference { reference: String, reason: String },
     #[error("invalid digest `{text}`: {reason}")]
     InvalidDigest { text: String, reason: String },
-    #[error("invalid platform `{text}`: expected `os/arch` or `os/arch/variant`")]
+    #[error("invalid platform `{text}`: expected `os`, `arch`, `os/arch` or `os/arch/variant`")]
     InvalidPlatform { text: String },
 
     #[error("no such image: `{reference}`")]

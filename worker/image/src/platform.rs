@@ -8,6 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ImageError;
 
+/// Operating systems and architectures that may stand alone where a platform is asked for.
+const SYSTEMS: [&str; 4] = ["linux", "windows", "freebsd", "darwin"];
+const ARCHITECTURES: [&str; 12] = [
+    "386", "amd64", "arm", "arm64", "loong64", "mips", "mipsle", "mips64", "mips64le", "ppc64le", "riscv64",
+    "s390x",
+];
+
 /// An operating system and architecture in the words of Go (`linux`, `amd64`), as images use them.
 ///
 /// Prints as `os/arch[/variant]`.
@@ -87,14 +94,25 @@ impl FromStr for Platform {
     type Err = ImageError;
 
     fn from_str(text: &str) -> Result<Platform, ImageError> {
+        let invalid = || ImageError::InvalidPlatform { text: text.to_owned() };
         let parts: Vec<&str> = text.split('/').collect();
         let word = |part: &&str| {
             !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         };
-        if !(2..=3).contains(&parts.len()) || !parts.iter().all(word) {
-            return Err(ImageError::InvalidPlatform { text: text.to_owned() });
+        if !parts.iter().all(word) {
+            return Err(invalid());
         }
-        Ok(Platform::new(&parts[0].to_lowercase(), &parts[1].to_lowercase(), parts.get(2).copied()))
+        let (first, host) = (parts[0].to_lowercase(), Platform::host());
+        match parts[1..] {
+            // What is left out is this host's.
+            [] if SYSTEMS.contains(&first.as_str()) => Ok(Platform { os: first, ..host }),
+            [] => Some(Platform::new(&host.os, &first, None))
+                .filter(|platform| ARCHITECTURES.contains(&platform.arch.as_str()))
+                .ok_or_else(invalid),
+            [arch] => Ok(Platform::new(&first, &arch.to_lowercase(), None)),
+            [arch, variant] => Ok(Platform::new(&first, &arch.to_lowercase(), Some(variant))),
+            _ => Err(invalid()),
+        }
     }
 }
 
@@ -121,8 +139,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_out_is_this_hosts() {
+        let host = Platform::host();
+        for (text, full) in [
+            ("linux", format!("linux/{}", host.arch)),
+            ("Windows", format!("windows/{}", host.arch)),
+            ("arm64", "linux/arm64".to_owned()),
+            ("x86_64", "linux/amd64".to_owned()),
+            ("armhf", "linux/arm/v7".to_owned()),
+        ] {
+            assert_eq!(text.parse::<Platform>().unwrap().to_string(), full, "{text}");
+        }
+    }
+
+    #[test]
     fn malformed_platforms_are_refused() {
-        for text in ["", "linux", "linux/", "a/b/c/d", "linux/am d64"] {
+        for text in ["", "linus", "linux/", "a/b/c/d", "linux/am d64"] {
             assert!(text.parse::<Platform>().is_err(), "{text}");
         }
     }
