@@ -1,17 +1,33 @@
 //! Registries that need no verified TLS, as given to `init` or `join`. They are kept in the data root, so that every
 //! daemon on it knows them, however it is started: by hand, by its unit, or after a reboot.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::settings;
 
 /// Reads one: `HOST`, `HOST:PORT` or a network like `10.0.0.0/8`.
 pub fn parse(text: &str) -> Result<String, String> {
-    let wrong = || format!("expected HOST, HOST:PORT or a network like 10.0.0.0/8, found `{text}`");
-    let (host, rest) = text.split_once('/').unwrap_or((text, "0"));
     let character = |c: char| c.is_ascii_alphanumeric() || "-_.:[]".contains(c);
-    let fine = !host.is_empty() && host.chars().all(character) && rest.parse::<u8>().is_ok();
-    if fine { Ok(text.to_owned()) } else { Err(wrong()) }
+    let fine = match text.split_once('/') {
+        Some((address, bits)) => is_network(address, bits),
+        None => !text.is_empty() && text.chars().all(character),
+    };
+    if fine {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "expected HOST, HOST:PORT or a network like 10.0.0.0/8, with up to 32 bits or, of IPv6, 128, found `{text}`"
+    ))
+}
+
+fn is_network(address: &str, bits: &str) -> bool {
+    let most = match address.parse() {
+        Ok(IpAddr::V4(_)) => 32,
+        Ok(IpAddr::V6(_)) => 128,
+        Err(_) => return false,
+    };
+    bits.parse::<u8>().is_ok_and(|bits| bits <= most)
 }
 
 /// Those kept at `path`.
@@ -55,6 +71,11 @@ mod tests {
             ("registry.local:5000", true),
             ("[fd00::1]:5000", true),
             ("10.0.0.0/8", true),
+            ("10.0.0.0/32", true),
+            ("fd00::/128", true),
+            ("10.0.0.0/33", false),
+            ("fd00::/129", false),
+            ("registry.local/8", false),
             ("http://registry.local", false),
             ("registry.local/team", false),
             ("", false),
