@@ -455,16 +455,19 @@ fn proxies_come_from_the_environment() {
             None => Answer::status(502),
         }
     }));
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "through_the_proxy_of_the_environment", "--nocapture"])
-        .env("RSWARM_TEST_PULL", "registry.test:5000/demo:1")
-        .env("HTTP_PROXY", format!("http://{}", server.host))
-        .env("http_proxy", format!("http://{}", server.host))
-        .env("HTTPS_PROXY", format!("http://{}", server.host))
-        .output()
-        .unwrap();
-    let said =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
-    assert!(server.count("/manifests/1") > 0, "the proxy was used");
+    for (direct, succeeds) in [("registry.test:5000", false), ("registry.test:5001,10.0.0.0/8", true)] {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "through_the_proxy_of_the_environment", "--nocapture"])
+            .env("RSWARM_TEST_PULL", "registry.test:5000/demo:1")
+            .env("HTTP_PROXY", format!("http://{}", server.host))
+            .env("http_proxy", format!("http://{}", server.host))
+            .env("HTTPS_PROXY", format!("http://{}", server.host))
+            .env("NO_PROXY", direct)
+            .output()
+            .unwrap();
+        let said =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success() && said.contains("1 passed"), succeeds, "{said}");
+        assert_eq!(server.count("/manifests/1") > 0, succeeds, "whether the proxy was used");
+    }
 }

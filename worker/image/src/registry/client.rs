@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{PullOptions, options::is_loopback, retry};
+use super::{PullOptions, proxy::Proxies, retry};
 use crate::{digest::Digest, error::ImageError};
 
 /// For a connection with its TLS handshake; as long as Docker waits.
@@ -20,7 +20,6 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct Registries {
     verified: OnceLock<reqwest::Client>,
     unverified: OnceLock<reqwest::Client>,
-    loopback: OnceLock<reqwest::Client>,
     gates: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -41,21 +40,15 @@ impl Registries {
         options: &PullOptions,
     ) -> Result<reqwest::Client, ImageError> {
         let failed = |source| ImageError::Client { registry: host.to_owned(), source };
-        let loopback = is_loopback(host);
         let authorities = if insecure { Vec::new() } else { authorities(host, options)? };
         if !authorities.is_empty() {
-            return build(false, false, Some(READ_TIMEOUT), authorities).map_err(failed);
+            return build(false, Some(READ_TIMEOUT), authorities).map_err(failed);
         }
-        let cell = match (insecure, loopback) {
-            (false, _) => &self.verified,
-            (true, false) => &self.unverified,
-            (true, true) => &self.loopback,
-        };
+        let cell = if insecure { &self.unverified } else { &self.verified };
         if let Some(client) = cell.get() {
             return Ok(client.clone());
         }
-        let client =
-            build(insecure, insecure && loopback, Some(READ_TIMEOUT), authorities).map_err(failed)?;
+        let client = build(insecure, Some(READ_TIMEOUT), authorities).map_err(failed)?;
         Ok(cell.get_or_init(|| client).clone())
     }
 
@@ -67,7 +60,7 @@ impl Registries {
         options: &PullOptions,
     ) -> Result<reqwest::Client, ImageError> {
         let authorities = if insecure { Vec::new() } else { authorities(host, options)? };
-        build(insecure, insecure && is_loopback(host), None, authorities)
+        build(insecure, None, authorities)
             .map_err(|source| ImageError::Client { registry: host.to_owned(), source })
     }
 }
@@ -93,21 +86,19 @@ pub(super) async fn probe(client: &reqwest::Client, host: &str) -> Result<&'stat
 
 fn build(
     insecure: bool,
-    direct: bool,
     read_timeout: Option<Duration>,
     authorities: Vec<reqwest::Certificate>,
 ) -> reqwest::Result<reqwest::Client> {
     // The program installs the provider; a test or a tool that forgot shall not panic.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let proxies = Proxies::from_environment();
     let mut builder = reqwest::Client::builder()
+        .proxy(reqwest::Proxy::custom(move |url| proxies.for_url(url)))
         .user_agent(concat!("rswarm/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_TIMEOUT)
         .tls_danger_accept_invalid_certs(insecure);
     if let Some(timeout) = read_timeout {
         builder = builder.read_timeout(timeout);
-    }
-    if direct {
-        builder = builder.no_proxy();
     }
     if !authorities.is_empty() {
         builder = builder.tls_certs_merge(authorities);

@@ -3,6 +3,7 @@
 //! ```text
 //! options.rs    how to reach a registry, as whom; progress
 //! client.rs     connections, shared by all; who downloads what
+//! proxy.rs      which proxy of the environment a request goes through
 //! session.rs    a talk with one server about one repository: authentication, refusals in words
 //! token.rs      answering challenges (challenge.rs reads them)
 //! retry.rs      when to try again
@@ -18,6 +19,7 @@ mod challenge;
 mod client;
 mod download;
 mod options;
+mod proxy;
 mod pull;
 mod push;
 mod retry;

@@ -166,7 +166,7 @@ fn host_of(registry: &str) -> &str {
 }
 
 /// True if `network` is `address/bits` and contains `address`.
-fn in_network(address: IpAddr, network: &str) -> bool {
+pub(super) fn in_network(address: IpAddr, network: &str) -> bool {
     let Some((base, bits)) = network.split_once('/') else { return false };
     let (Ok(base), Ok(bits)) = (base.parse::<IpAddr>(), bits.parse::<u32>()) else { return false };
     match (address, base) {
