@@ -405,7 +405,10 @@ mod tests {
             assert_eq!(render(&bare, &format!("{{{{.{field}}}}}")).as_deref(), Ok(""), "{field}");
         }
         assert_eq!(render(&bare, "{{.Config.Entrypoint}}{{.Config.Labels}}").as_deref(), Ok("[]map[]"));
-        assert_eq!(render(&bare, "{{json .Config.Entrypoint}}").as_deref(), Ok("null"));
+        for json in ["{{json .Config.Entrypoint}}", "{{.Config.Entrypoint | json}}"] {
+            assert_eq!(render(&bare, json).as_deref(), Ok("null"), "{json}");
+        }
+        assert_eq!(render(&bare, "{{.Config.Labels.Env}}").as_deref(), Ok("<no value>"));
         assert!(render(&bare, "{{.Nope}}").is_err() && render(&bare, "{{.Config.Nope}}").is_err());
         let config = json!({
             "author": "joe", "variant": "v6", "history": [{ "comment": "a" }, { "comment": "b" }],

@@ -199,10 +199,9 @@ impl Filter {
         }
         let meant = |name: &String| self.references.iter().any(|pattern| means(pattern, name));
         image.tags.retain(meant);
-        // Of one with a tag they are the digests of that row.
-        if image.tags.is_empty() {
-            image.digests.retain(meant);
-        }
+        // Those of a repository with a tag are the digests of that row.
+        let tagged: BTreeSet<&str> = image.tags.iter().map(|tag| repository_of(tag)).collect();
+        image.digests.retain(|digest| meant(digest) || tagged.contains(repository_of(digest)));
         !image.tags.is_empty() || !image.digests.is_empty()
     }
 }
@@ -210,12 +209,14 @@ impl Filter {
 /// Whether a pattern is that of a name, with its tag or digest or without.
 fn means(pattern: &str, name: &str) -> bool {
     let name = familiar_image(name);
-    let repository = match name.split_once('@') {
-        Some((repository, _)) => repository,
-        None => name.rsplit_once(':').map_or(name.as_str(), |(repository, _)| repository),
-    };
     let matches = |text: &str| matches(pattern.as_bytes(), text.as_bytes());
-    matches(&name) || matches(repository)
+    matches(&name) || matches(repository_of(&name))
+}
+
+/// A name without its tag or digest.
+fn repository_of(name: &str) -> &str {
+    let (repository, _) = name.split_once('@').or_else(|| name.rsplit_once(':')).unwrap_or((name, ""));
+    repository
 }
 
 /// `*` and `?` stand for anything but `/`, `[a-c]` and `[^a-c]` for one character of a set, `\\` takes the next one as it
@@ -332,6 +333,9 @@ mod tests {
         assert!(filter.admits(&mut known));
         assert_eq!(digests(&known, "app"), ["sha256:aa", "sha256:bb"]);
         assert_eq!(digests(&known, "copy"), ["sha256:cc"]);
+        let mut twice = image(&["app:1", "copy:1"], &["app@sha256:aa", "copy@sha256:aa"], "", &Value::Null);
+        assert!(filter.admits(&mut twice));
+        assert_eq!(names(&twice), BTreeSet::from([("app".to_owned(), "1".to_owned())]));
     }
 
     #[test]

@@ -109,22 +109,31 @@ impl Scope<'_> {
 
     fn pipeline(&self, pipeline: &Pipeline, dot: &Value) -> Result<Value, String> {
         let mut piped = None;
-        for command in pipeline {
-            piped = Some(self.command(command, piped, dot)?);
+        for (at, command) in pipeline.iter().enumerate() {
+            let next = pipeline.get(at + 1).map(|next| &next.head);
+            let for_json = matches!(next, Some(Operand::Function(name)) if name == "json");
+            piped = Some(self.command(command, piped, dot, for_json)?);
         }
         Ok(piped.unwrap_or(Value::Null))
     }
 
-    fn command(&self, command: &Command, piped: Option<Value>, dot: &Value) -> Result<Value, String> {
+    fn command(
+        &self,
+        command: &Command,
+        piped: Option<Value>,
+        dot: &Value,
+        for_json: bool,
+    ) -> Result<Value, String> {
+        // Of what is not set JSON says that.
+        let value = |operand, json| if json { self.as_is(operand, dot) } else { self.operand(operand, dot) };
         let Operand::Function(name) = &command.head else {
             if !command.args.is_empty() || piped.is_some() {
                 return Err("can't give argument to non-function".to_owned());
             }
-            return self.operand(&command.head, dot);
+            return value(&command.head, for_json);
         };
-        // Of what is not set JSON says that.
-        let arg = |arg| if name == "json" { self.as_is(arg, dot) } else { self.operand(arg, dot) };
-        let mut args = command.args.iter().map(arg).collect::<Result<Vec<_>, _>>()?;
+        let mut args =
+            command.args.iter().map(|arg| value(arg, name == "json")).collect::<Result<Vec<_>, _>>()?;
         args.extend(piped);
         call(name, &args)
     }
@@ -135,7 +144,12 @@ impl Scope<'_> {
         let (Operand::Field(names) | Operand::Variable(_, names) | Operand::Group(_, names)) = operand else {
             return Ok(value);
         };
-        let blank = names.last().filter(|_| value.is_null()).and_then(|name| (self.blank)(name));
+        // Not for what a user named so in a map.
+        let blank = match names.as_slice() {
+            [.., map, _] if (self.blank)(map).is_some_and(|blank| blank.is_object()) => None,
+            [.., name] if value.is_null() => (self.blank)(name),
+            _ => None,
+        };
         Ok(blank.unwrap_or(value))
     }
 
