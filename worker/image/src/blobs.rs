@@ -5,6 +5,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -66,19 +67,24 @@ impl Blobs {
 
     /// Reads a whole blob for nothing but to verify it.
     pub fn verify(&self, digest: &Digest) -> Result<(), ImageError> {
-        let mut reader = HashingReader::new(self.open_blob(digest)?);
-        io::copy(&mut reader, &mut io::sink()).map_err(ImageError::io("read", self.path(digest)))?;
-        self.confirm(digest, reader.finish().0)
+        self.confirm(digest, HashingReader::new(self.open_blob(digest)?))
     }
 
-    /// Whether a blob was `found` to be what its name says. One that is not is removed, so that the next pull or load fetches
-    /// it anew.
-    pub fn confirm(&self, digest: &Digest, found: Digest) -> Result<(), ImageError> {
+    /// Reads the rest of a blob, and whether it is what its name says. One that is not is removed, so that the next pull or
+    /// load fetches it anew; not if one has already.
+    pub fn confirm(&self, digest: &Digest, mut reader: HashingReader<File>) -> Result<(), ImageError> {
+        let path = self.path(digest);
+        io::copy(&mut reader, &mut io::sink()).map_err(ImageError::io("read", &path))?;
+        let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let read = reader.get_ref().metadata().map(identity).ok();
+        let found = reader.finish().0;
         if found == *digest {
             return Ok(());
         }
-        self.remove(digest)?;
-        Err(ImageError::CorruptBlob { digest: *digest, path: self.path(digest), found })
+        if fs::metadata(&path).map(identity).ok() == read {
+            self.remove(digest)?;
+        }
+        Err(ImageError::CorruptBlob { digest: *digest, path, found })
     }
 
     /// Stores `bytes` under their digest; nothing is written if they are there already, whole.

@@ -114,6 +114,10 @@ impl<R: io::Read> HashingReader<R> {
         HashingReader { inner, hasher: Hasher::default() }
     }
 
+    pub fn get_ref(&self) -> &R {
+        &self.inner
+    }
+
     pub fn finish(self) -> (Digest, u64) {
         self.hasher.finish()
     }

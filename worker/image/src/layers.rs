@@ -211,14 +211,12 @@ impl Layers {
         blob: &Digest,
         with: impl FnOnce(Box<dyn Read + Send + '_>) -> Result<T, StageError>,
     ) -> Result<T, ImageError> {
-        let path = blobs.path(blob);
         let mut compressed = HashingReader::new(blobs.open_blob(blob)?);
         let result = decompress(&mut compressed)
             .map_err(|source| StageError::Layer(LayerError::Decompress { source }))
             .and_then(|(_, content)| with(content));
         // Whatever went wrong: if the blob is not what its name says, that is why.
-        io::copy(&mut compressed, &mut io::sink()).map_err(ImageError::io("read", &path))?;
-        blobs.confirm(blob, compressed.finish().0)?;
+        blobs.confirm(blob, compressed)?;
         result.map_err(|error| match error {
             StageError::Store(error) => error,
             StageError::Layer(source) => ImageError::Layer { layer: *blob, source },
