@@ -130,12 +130,15 @@ const NATIVE: Machine = Machine::X86_64;
 /// # Errors
 /// Names the action.
 pub fn check_program(profile: &LinuxSeccomp) -> Result<(), SeccompError> {
-    let about =
-        profile.syscalls().iter().flatten().filter(|rule| rule.names().iter().any(|name| name == "execve"));
-    let default = (profile.default_action(), profile.default_errno_ret());
-    let (always, sometimes): (Vec<_>, Vec<_>) = about
-        .filter(|rule| (rule.action(), rule.errno_ret()) != default)
-        .partition(|rule| rule.args().as_ref().is_none_or(Vec::is_empty));
+    let default = default_word(profile)?;
+    let mut about = Vec::new();
+    for rule in profile.syscalls().iter().flatten() {
+        if rule.names().iter().any(|name| name == "execve") && rule_word(rule)? != default {
+            about.push(rule);
+        }
+    }
+    let (always, sometimes): (Vec<_>, Vec<_>) =
+        about.into_iter().partition(|rule| rule.args().as_ref().is_none_or(Vec::is_empty));
     let (otherwise, sometimes) = match always.first() {
         Some(rule) => (rule.action(), Vec::new()),
         None => (profile.default_action(), sometimes),
@@ -177,8 +180,7 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Program, SeccompError> {
 
 fn compile_for(machine: Machine, profile: &LinuxSeccomp) -> Result<Program, SeccompError> {
     let flags = flags(profile)?;
-    let default =
-        action("linux.seccomp.defaultErrnoRet", profile.default_action(), profile.default_errno_ret())?;
+    let default = default_word(profile)?;
     let rules = profile.syscalls().as_deref().unwrap_or_default();
     let architectures = match machine {
         #[cfg(any(test, not(target_arch = "aarch64")))]
@@ -237,7 +239,7 @@ fn handlings(
     let mut table: BTreeMap<u32, Handling> = BTreeMap::new();
     let mut decided = BTreeSet::new();
     for rule in rules {
-        let verdict = action("linux.seccomp.syscalls.errnoRet", rule.action(), rule.errno_ret())?;
+        let verdict = rule_word(rule)?;
         let conditions = rule.args().as_deref().unwrap_or_default();
         for name in rule.names() {
             if let Some(condition) = conditions.iter().find(|condition| condition.index() > 5) {
@@ -297,6 +299,14 @@ fn segments(table: BTreeMap<u32, Handling>, default: u32, base: u32) -> Vec<Segm
     let newer = if refuses && next > 0 { RET_ERRNO | libc::ENOSYS as u32 } else { default };
     push(base + next, Target::Return(newer));
     list
+}
+
+fn default_word(profile: &LinuxSeccomp) -> Result<u32, SeccompError> {
+    action("linux.seccomp.defaultErrnoRet", profile.default_action(), profile.default_errno_ret())
+}
+
+fn rule_word(rule: &LinuxSyscall) -> Result<u32, SeccompError> {
+    action("linux.seccomp.syscalls.errnoRet", rule.action(), rule.errno_ret())
 }
 
 /// The kernel's word for an action, with its 16 bits of data.

@@ -342,6 +342,7 @@ fn a_program_can_be_started_or_the_profile_is_refused() {
         // Of two the first counts, and one with the default action does not.
         (ALLOW, &[("execve", ERRNO, None, &[]), ("execve", NOTIFY, None, &[])], Some(ERRNO)),
         (ERRNO, &[("execve", ERRNO, None, &[]), ("execve", ALLOW, None, &[])], None),
+        (ERRNO, &[("execve", ERRNO, Some(1), &[]), ("execve", ALLOW, None, &[])], None),
         (ALLOW, &[("execve", NOTIFY, None, some), ("execve", ERRNO, None, &[])], Some(ERRNO)),
     ] {
         let expected = refused.map_or(Ok(()), |action| Err(SeccompError::NoProgram { action }));
