@@ -93,11 +93,13 @@ impl Cache {
             let mut ends: Vec<_> =
                 self.entries.values().map(|entry| entry.stored + entry.message.life).collect();
             let middle = ends.len() / 2;
-            let (_, &mut median, _) = ends.select_nth_unstable(middle);
-            let mut too_many = middle;
+            let (sooner, &mut median, _) = ends.select_nth_unstable(middle);
+            // Of those that die at that moment so many as are left of the half.
+            let mut more = sooner.iter().filter(|end| **end == median).count();
             self.entries.retain(|_, entry| {
-                let goes = too_many > 0 && entry.stored + entry.message.life <= median;
-                too_many -= usize::from(goes);
+                let end = entry.stored + entry.message.life;
+                let goes = end < median || end == median && more > 0;
+                more -= usize::from(goes && end == median);
                 !goes
             });
         }
