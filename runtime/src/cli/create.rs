@@ -98,10 +98,9 @@ fn start_container(context: &Context, container: &Container) -> Result<Option<No
         return Err(CommandError::AlreadyRunning { id: id(), found: "being started" });
     };
     let notify = Notify::listen(container, &context.log);
-    let pidfd = container.pidfd();
     run::start(line.as_fd()).inspect_err(|_| {
         // Whoever hears of the failure is to find that it has ended.
-        let _ = pidfd.as_ref().map(end::await_end);
+        let _ = container.pidfd().as_ref().map(end::await_end);
     })?;
     run_hooks(container, "poststart", Some(container.record.init_process_pid))
         .map_err(CommandError::Poststart)?;

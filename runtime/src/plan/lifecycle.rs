@@ -108,11 +108,12 @@ pub fn complete(plan: &mut Plan, spec: &Spec, callers: &Callers) -> Result<(), P
             // With the program's rights, no more.
             Inside::Exec { .. } => {
                 steps.extend(start_container.clone().map(Inside::RunHooks));
-                steps.extend([Inside::FailByItself, step]);
+                steps.push(step);
             }
             other => steps.push(other),
         }
     }
+    fail_by_itself(&mut steps);
     plan.inside = steps;
     let ready = plan.outside.iter().position(|step| matches!(step, Outside::AwaitReady));
     let ready = ready.unwrap_or(plan.outside.len());

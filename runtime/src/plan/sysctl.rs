@@ -66,22 +66,19 @@ fn are_numbers(value: &str, count: usize, range: &RangeInclusive<u64>) -> bool {
 /// Source: `sysctl(8)`, `sysctl.d(5)`.
 fn dotted(name: &str) -> String {
     match name.find(['.', '/']).map(|at| name.as_bytes()[at]) {
-        Some(b'/') => name.chars().map(swapped).collect(),
+        Some(b'/') => path(name),
         _ => name.to_owned(),
     }
 }
 
 /// Where the kernel shows the setting of that name, below `/proc/sys`.
 pub fn path(name: &str) -> String {
-    name.chars().map(swapped).collect()
-}
-
-fn swapped(letter: char) -> char {
-    match letter {
+    let swapped = |letter| match letter {
         '.' => '/',
         '/' => '.',
         other => other,
-    }
+    };
+    name.chars().map(swapped).collect()
 }
 
 pub(super) fn sysctls(

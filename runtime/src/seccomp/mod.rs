@@ -19,7 +19,7 @@ mod syscalls_aarch64;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSyscall,
@@ -237,7 +237,6 @@ fn handlings(
     number: impl Fn(&str) -> Option<u32>,
 ) -> Result<BTreeMap<u32, Handling>, SeccompError> {
     let mut table: BTreeMap<u32, Handling> = BTreeMap::new();
-    let mut decided = BTreeSet::new();
     for rule in rules {
         let verdict = rule_word(rule)?;
         let conditions = rule.args().as_deref().unwrap_or_default();
@@ -248,11 +247,11 @@ fn handlings(
             let Some(number) = number(name) else { continue };
             let handling =
                 table.entry(number).or_insert_with(|| Handling { rules: Vec::new(), otherwise: default });
-            if verdict == default || decided.contains(&number) {
+            let decided = handling.otherwise != default;
+            if verdict == default || decided {
                 continue;
             }
             if conditions.is_empty() {
-                decided.insert(number);
                 *handling = Handling { rules: Vec::new(), otherwise: verdict };
             } else if has_repeated_index(conditions) {
                 // Two conditions on one argument mean "either" to runc, and profiles count on it.

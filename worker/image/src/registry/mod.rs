@@ -90,3 +90,10 @@ impl ImageStore {
         Session::for_login(&self.inner.registries, registry, &options).await?.login().await
     }
 }
+
+/// Runs `work` where blocking is allowed.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
+) -> Result<T, ImageError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
+}

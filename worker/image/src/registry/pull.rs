@@ -11,7 +11,7 @@ use tokio::{
     task::spawn_blocking,
 };
 
-use super::{Progress, PullOptions, download::Sources, session::Session};
+use super::{Progress, PullOptions, blocking, download::Sources, session::Session};
 use crate::{
     digest::Digest,
     error::ImageError,
@@ -244,11 +244,4 @@ async fn find_manifest(
             Err(ImageError::invalid(format!("image `{title}`"), "its index leads to another index"))
         }
     }
-}
-
-/// Runs `work` where blocking is allowed.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
-) -> Result<T, ImageError> {
-    spawn_blocking(work).await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
 }

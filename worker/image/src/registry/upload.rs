@@ -16,9 +16,7 @@ use reqwest::{Body, Response, StatusCode, Url, header};
 use tokio::io::AsyncReadExt;
 
 use super::{
-    Progress, ProgressSink,
-    pull::blocking,
-    retry,
+    Progress, ProgressSink, blocking, retry,
     session::{Session, retry_all},
 };
 use crate::{digest::Digest, error::ImageError, manifest::Descriptor, store::ImageStore};
