@@ -308,6 +308,18 @@ fn five_managers_survive_two_losses() {
     });
 }
 
+/// A majority of the members before the last one is not what is left.
+#[test]
+fn a_member_that_has_joined_counts_at_once() {
+    runtime().block_on(async {
+        for round in 0..4 {
+            let mut group = Group::of(3).await;
+            group.kill(0).await;
+            write_surely(group.node(1), round).await;
+        }
+    });
+}
+
 #[test]
 fn members_are_removed_but_never_the_quorum() {
     runtime().block_on(async {

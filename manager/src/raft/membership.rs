@@ -129,7 +129,8 @@ enum Step {
 
 impl Group {
     fn next_step(&self, state: &State) -> Step {
-        if !self.settled {
+        // Without voters it is one that the library has not told yet.
+        if !self.settled || self.voters.is_empty() {
             return Step::Wait;
         }
         if self.joint {
@@ -182,6 +183,15 @@ impl RaftNode {
             caught_up: learners.iter().copied().filter(caught_up).collect(),
             learners,
         }
+    }
+
+    /// Whether it is committed that this member votes, and not only as one half of a joint configuration: that needs
+    /// a majority of the members before this one as well, whichever of them are lost meanwhile.
+    pub(super) fn votes_in_full(&self) -> bool {
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow_watched();
+        let configs = metrics.committed_membership_config.membership().get_joint_config();
+        !configs.is_empty() && configs.iter().all(|voters| voters.contains(&self.raft_id()))
     }
 
     /// All members by id.
@@ -511,5 +521,9 @@ mod tests {
         assert_eq!(group.next_step(&state), Step::Rest);
         group.joint = true;
         assert_eq!(group.next_step(&state), Step::Resolve);
+
+        // As it is for a moment when a member comes back.
+        let untold = Group { voters: BTreeSet::new(), peers: Vec::new(), joint: false, ..group };
+        assert_eq!(untold.next_step(&state), Step::Wait);
     }
 }

@@ -149,22 +149,17 @@ impl RaftNode {
         dir.join("member").exists() || dir.join("log").exists()
     }
 
-    /// Becomes a member of the group that the manager at `addr` belongs to, and returns once this one is a voter that
-    /// has caught up. The server on `config.addr` must be running with `config.slot` by then.
+    /// Becomes a member of the group that the manager at `addr` belongs to, and returns once this one has caught up and
+    /// the group can do without any minority of its members, this one counted. The server on `config.addr` must be
+    /// running with `config.slot` by then.
     ///
     /// # Errors
     /// After an error the directory is to be deleted; joining again is safe.
     pub async fn join(config: RaftConfig, addr: &str) -> Result<Self, RaftError> {
         let raft_id = Self::ask_to_join(&config, addr).await?;
         let node = Self::create(config, raft_id).await?;
-        let voter = |leadership: &Leadership| match leadership {
-            Leadership::Leader { .. } | Leadership::Follower { leader: Some(_) } => {
-                node.inner.raft.voter_ids().any(|id| id == raft_id)
-            }
-            Leadership::Follower { leader: None } => false,
-        };
         let deadline = Instant::now() + JOIN_TIMEOUT;
-        while !voter(&node.inner.leadership.borrow().clone()) || node.read_barrier().await.is_err() {
+        while !node.votes_in_full() || node.read_barrier().await.is_err() {
             if Instant::now() >= deadline {
                 node.shutdown().await;
                 return Err(JoinError::NotPromoted { raft_id }.into());
