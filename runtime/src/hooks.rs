@@ -48,10 +48,19 @@ pub(crate) fn run(step: &HookStep, pid: Option<i32>, directory: Option<&Path>) -
     let text =
         serde_json::to_vec(&state).map_err(|error| Failure::new("describe the state", error.to_string()))?;
     let directory = directory.filter(|directory| directory.is_dir());
-    step.hooks.iter().try_for_each(|hook| run_one(step.kind, hook, &text, directory))
+    step.hooks.iter().try_for_each(|hook| {
+        let env = hook.env().as_ref().or(step.env.as_ref());
+        run_one(step.kind, hook, env, &text, directory)
+    })
 }
 
-fn run_one(kind: &str, hook: &Hook, state: &[u8], directory: Option<&Path>) -> Result<(), Failure> {
+fn run_one(
+    kind: &str,
+    hook: &Hook,
+    env: Option<&Vec<String>>,
+    state: &[u8],
+    directory: Option<&Path>,
+) -> Result<(), Failure> {
     let step = || format!("run the {kind} hook `{}`", hook.path().display());
     let mut args = hook.args().iter().flatten();
     let mut command = Command::new(hook.path());
@@ -61,7 +70,7 @@ fn run_one(kind: &str, hook: &Hook, state: &[u8], directory: Option<&Path>) -> R
     if let Some(directory) = directory {
         command.current_dir(directory);
     }
-    if let Some(env) = hook.env() {
+    if let Some(env) = env {
         command.env_clear().envs(env.iter().filter_map(|entry| entry.split_once('=')));
     }
     let (said, end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(step)?;
@@ -161,7 +170,7 @@ mod tests {
             HookBuilder::default().path("/bin/sh").args(args).env(vec!["A=b".to_owned()]).timeout(timeout);
         let state =
             Shape { oci_version: "1.2.0".into(), id: "x".into(), status: "creating", ..Default::default() };
-        HookStep { kind: "prestart", hooks: vec![hook.build().unwrap()], state }
+        HookStep { kind: "prestart", hooks: vec![hook.build().unwrap()], state, env: None }
     }
 
     #[test]

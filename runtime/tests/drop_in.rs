@@ -5,6 +5,7 @@
 mod common;
 
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -97,14 +98,14 @@ fn start_hooks_have_the_filter_and_the_rights_of_the_program_and_its_environment
         let (code, said) = case.run(script, |config| {
             config["process"]["noNewPrivileges"] = no_new_privileges.into();
             config["process"]["env"] = json!(["PATH=/bin", "OF=program"]);
-            let hook = "cat /proc/self/status > /tmp/hook; echo $OF > /tmp/env";
+            let hook = "cat /proc/self/status > /tmp/hook; echo $OF $HOME > /tmp/env";
             config["hooks"] =
                 json!({ "startContainer": [{ "path": "/bin/sh", "args": ["sh", "-c", hook] }] });
         });
         let lines: Vec<&str> = said.lines().collect();
         assert_eq!((code, lines.len()), (0, 7), "{said}");
         assert_eq!(lines[..3], lines[4..], "{said}");
-        assert!(lines[3] == "program" && said.contains("Seccomp:\t2"), "{said}");
+        assert!(lines[3] == "program /" && said.contains("Seccomp:\t2"), "{said}");
     }
 }
 
@@ -305,6 +306,104 @@ fn a_process_for_exec_needs_no_user_and_unknown_capabilities_are_left_out() {
     assert_eq!(case.runtime.done(&["exec", "--process", process.to_str().unwrap(), "x"]), "0\n");
     let answer = case.runtime.call(&["exec", "--cap", "CAP_FLY", "x", "true"]);
     assert!(answer.code == 0 && answer.errors.contains("level=warning"), "{answer:?}");
+}
+
+/// `access(2)` asks for the user alone.
+#[test]
+fn a_capability_over_modes_lets_a_user_run_what_only_others_may() {
+    let Some(case) = Case::new() else { return };
+    let program = case.lab.layer().join("bin/echo");
+    std::fs::copy("/bin/busybox", &program).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o744)).unwrap();
+    let as_user = |sets: Value| {
+        case.run("", |config| {
+            config["process"]["args"] = json!(["/bin/echo", "ran"]);
+            config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+            config["process"]["capabilities"] = sets;
+        })
+    };
+    let own = json!(["CAP_DAC_OVERRIDE"]);
+    let all = ["bounding", "effective", "inheritable", "permitted", "ambient"];
+    let sets = all.map(|name| (name.to_owned(), own.clone()));
+    assert_eq!(as_user(Value::Object(sets.into_iter().collect())), (0, "ran\n".to_owned()));
+    let (code, said) = as_user(json!({}));
+    assert!(code == 1 && said.contains("permission denied"), "{said}");
+}
+
+#[test]
+fn memory_comes_from_where_it_should_also_for_exec() {
+    let Some(case) = Case::new() else { return };
+    if !Path::new("/proc/self/numa_maps").exists() {
+        eprintln!("skipped: needs a kernel with NUMA");
+        return;
+    }
+    for (policy, expected) in [
+        (json!({ "mode": "MPOL_BIND", "nodes": "0" }), " bind:0 "),
+        (json!({ "mode": "MPOL_LOCAL" }), " local "),
+        (json!({ "mode": "MPOL_PREFERRED" }), " local "),
+        (json!({ "mode": "MPOL_DEFAULT" }), " default "),
+    ] {
+        let bundle = case.bundle("sleep 1000", |config| config["linux"]["memoryPolicy"] = policy);
+        case.runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]);
+        for process in ["1", "self"] {
+            let maps = case.runtime.done(&["exec", "x", "cat", &format!("/proc/{process}/numa_maps")]);
+            assert!(maps.contains(expected), "{process}, {expected}: {maps}");
+        }
+        case.runtime.done(&["delete", "--force", "x"]);
+    }
+}
+
+#[test]
+fn whoever_is_killed_in_others_pid_namespace_takes_all_along() {
+    let Some(case) = Case::new() else { return };
+    let script = "sleep 1000 & sleep 1000 & echo ready; wait";
+    let pids_of_others = |config: &mut Value| {
+        config["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
+    };
+    let processes = || {
+        let listed = std::fs::read_to_string(cgroup(&case, "pids").join("cgroup.procs"));
+        listed.unwrap_or_default().lines().count()
+    };
+    // While the first process lives, and when it has left the others behind.
+    for first in ["x", "y"] {
+        let bundle = case.bundle(script, pids_of_others);
+        let pid = case.lab.directory.path().join(format!("{first}.pid"));
+        let command =
+            ["run", "--detach", "--pid-file", pid.to_str().unwrap(), "--bundle", bundle.path(), first];
+        case.runtime.done(&command);
+        eventually("all run", || processes() == 3);
+        if first == "y" {
+            let pid = std::fs::read_to_string(pid).unwrap().parse().unwrap();
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            case.runtime.await_status("y", "stopped");
+            assert_eq!(processes(), 2);
+        }
+        case.runtime.done(&["kill", first, "KILL"]);
+        eventually("all are gone", || processes() == 0);
+        let answer = case.runtime.call(&["kill", first, "KILL"]);
+        assert!(answer.code == 1 && answer.errors.contains("container not running"), "{answer:?}");
+        case.runtime.done(&["delete", first]);
+    }
+}
+
+#[test]
+fn lines_of_a_terminal_end_as_they_were_written() {
+    let Some(case) = Case::new() else { return };
+    let said = "echo word; stty -a";
+    let (_, output) = case.run(said, |config| config["process"]["terminal"] = true.into());
+    assert!(output.starts_with("word\n") && output.contains(" -onlcr "), "{output:?}");
+
+    // On a terminal the next line begins at its edge all the same.
+    let bundle = case.bundle("sleep 1000", |_| {});
+    case.runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]);
+    assert_eq!(case.runtime.done(&["exec", "--tty", "x", "id", "-u"]), "0\n");
+    let command = case.runtime.command(&["exec", "--tty", "x", "id", "-u"]);
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let line: Vec<&str> = words.map(|word| word.to_str().unwrap()).collect();
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--command", &line.join(" "), "/dev/null"]).stdin(Stdio::null());
+    assert_eq!(case.runtime.answer(script).output, "0\r\n");
 }
 
 #[test]

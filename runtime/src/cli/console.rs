@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::termios::{OptionalActions, Termios};
+use rustix::termios::{OptionalActions, OutputModes, Termios};
 
 use super::error::{CommandError, During, OnFile};
 use super::notify::Notify;
@@ -63,6 +63,11 @@ impl Console {
             Self::None => None,
             Self::Theirs(socket) | Self::Ours(socket, _) => Some(socket.as_fd()),
         }
+    }
+
+    /// What is written to it is shown by ours, or goes to a file: either way no `\r` has to come before a `\n`. As with runc.
+    pub fn keeps_lines(&self) -> bool {
+        matches!(self, Self::Ours(..))
     }
 
     /// The terminal's master, where it was sent to us.
@@ -159,6 +164,8 @@ impl Terminal {
         if let Some(before) = &before {
             let mut raw = before.clone();
             raw.make_raw();
+            // Lines come as the program ended them.
+            raw.output_modes.insert(OutputModes::OPOST);
             rustix::termios::tcsetattr(sys::standard(0), OptionalActions::Drain, &raw)?;
         }
         let terminal = Self { master, before, has_input: true, pending: Vec::new(), has_output: true };

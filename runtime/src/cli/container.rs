@@ -30,6 +30,7 @@ use crate::error::Failure;
 use crate::plan::{HookStep, Shape};
 use crate::seccomp::{Instruction, Program};
 use crate::state;
+use crate::sys::MemoryPolicy;
 
 const RECORD: &str = "state.json";
 const INTENDED: &str = "cgroup.json";
@@ -68,6 +69,8 @@ pub(super) struct Record {
     pub seccomp_listener: Option<crate::plan::Listener>,
     /// `PER_*`.
     pub personality: Option<u32>,
+    #[serde(default)]
+    pub memory_policy: Option<MemoryPolicy>,
     /// It is in its creator's session keyring, and who enters it in the own one.
     #[serde(default)]
     pub keeps_keyring: bool,
@@ -244,7 +247,7 @@ impl Container {
             bundle: self.record.bundle.clone(),
             annotations: self.record.annotations.clone(),
         };
-        HookStep { kind, hooks: hooks.clone(), state }
+        HookStep { kind, hooks: hooks.clone(), state, env: None }
     }
 
     /// The compiled seccomp filter, if the container has one.

@@ -110,10 +110,10 @@ fn start_container(context: &Context, container: &Container) -> Result<Option<No
 /// Runs hooks that follow an operation. The first failure after the start ends it; after the end each hook is run, and
 /// the first failure reported.
 pub(super) fn run_hooks(container: &Container, kind: &'static str, pid: Option<i32>) -> Result<(), Failure> {
-    let HookStep { kind, hooks, state } = container.hooks(kind);
+    let HookStep { kind, hooks, state, env } = container.hooks(kind);
     let mut result = Ok(());
     for hook in hooks {
-        let step = HookStep { kind, hooks: vec![hook], state: state.clone() };
+        let step = HookStep { kind, hooks: vec![hook], state: state.clone(), env: env.clone() };
         result = result.and(hooks::run(&step, pid, Some(&state.bundle)));
         if result.is_err() && kind == "poststart" {
             break;
@@ -328,6 +328,7 @@ impl Config {
             preserved,
             start: Some(listener.as_fd()),
             console: console.end(),
+            keeps_lines: console.keeps_lines(),
         };
         let mut record = self.record(filter.map(|filter| filter.flags))?;
         record.seccomp_listener = plan.inside.iter().find_map(|step| match step {
@@ -336,6 +337,10 @@ impl Config {
         });
         record.personality = plan.inside.iter().find_map(|step| match step {
             Inside::Personality(personality) => Some(*personality),
+            _ => None,
+        });
+        record.memory_policy = plan.inside.iter().find_map(|step| match step {
+            Inside::MemoryPolicy(policy) => Some(policy.clone()),
             _ => None,
         });
         record.keeps_keyring = !plan.inside.iter().any(|step| matches!(step, Inside::SessionKeyring(_)));
@@ -386,6 +391,7 @@ impl Config {
             seccomp_flags,
             seccomp_listener: None,
             personality: None,
+            memory_policy: None,
             keeps_keyring: false,
             poststart: plan::hooks_of(&self.spec, "poststart")?,
             poststop: plan::hooks_of(&self.spec, "poststop")?,
@@ -473,12 +479,11 @@ fn handed_sockets() -> u32 {
     number("LISTEN_FDS").filter(|_| number("LISTEN_PID") == Some(std::process::id())).unwrap_or(0)
 }
 
-/// How many descriptors to keep: `handed` ones and those of `--preserve-fds` behind them. All must be open: another one
-/// would end up in their place.
+/// How many descriptors to keep: `handed` ones and those of `--preserve-fds` behind them. All must be the caller's: none
+/// of ours is to end up in the place of one that is missing.
 pub(super) fn check_preserved(parsed: &Parsed, handed: u32) -> Result<u32, CommandError> {
     let count = parsed.number::<u32>("preserve-fds")?.unwrap_or(0).saturating_add(handed);
-    let missing =
-        (3..).take(count as usize).find(|number| !Path::new(&format!("/proc/self/fd/{number}")).exists());
+    let missing = (3..).take(count as usize).find(|number| !sys::is_inherited(*number));
     match missing {
         Some(number) => Err(CommandError::Descriptor { number }),
         None => Ok(count),

@@ -27,9 +27,12 @@ pub(super) fn kill(context: &Context, parsed: &Parsed) -> Result<(), CommandErro
         signal_number(word).ok_or_else(|| CommandError::UnknownSignal { signal: word.to_owned() })?;
     let (phase, pidfd) = container.look();
     let cgroup = &container.record.cgroup;
-    if parsed.is_on("all") {
-        // Of a container that shares its pid namespace, others may live on after the first.
-        cgroup.signal_all(signal).during("signal the processes of the container")?;
+    // Of a container that shares its pid namespace, others may live on after the first. Killed means all of them, as with
+    // runc since 1.2.
+    let kills_others = signal == libc::SIGKILL && !container.record.owns_pids;
+    let signal_all = || cgroup.signal_all(signal).during("signal the processes of the container");
+    if parsed.is_on("all") || kills_others && pidfd.is_none() && cgroup.is_populated() {
+        signal_all()?;
     } else {
         let id = container.record.id.clone();
         let not_running = |found: Phase| CommandError::NotRunning { id, found: found.name() };
@@ -41,6 +44,9 @@ pub(super) fn kill(context: &Context, parsed: &Parsed) -> Result<(), CommandErro
                 return Err(not_running(Phase::Stopped));
             }
             other => other.during("signal the container's first process")?,
+        }
+        if kills_others {
+            signal_all()?;
         }
     }
     if phase == Phase::Paused && signal == libc::SIGKILL {

@@ -49,6 +49,7 @@ pub(super) fn exec(context: &Context, parsed: &Parsed) -> Result<i32, CommandErr
             .clone()
             .map(|listener| plan::Listener { entered: Some(container.record.init_process_pid), ..listener }),
         personality: container.record.personality,
+        memory_policy: container.record.memory_policy.clone(),
         keyring: (!container.record.keeps_keyring).then(|| plan::keyring_name(&container.record.id)),
     };
     let mut steps = plan::enter(&process, entry, &plan::HostFacts::labels(&process))?;
@@ -63,6 +64,7 @@ pub(super) fn exec(context: &Context, parsed: &Parsed) -> Result<i32, CommandErr
         preserved,
         start: None,
         console: console.end(),
+        keeps_lines: console.keeps_lines(),
     };
     let unified = run::unified_place(&cgroup, container.record.init_process_pid)?;
     let unified = unified.as_ref().map(AsFd::as_fd);

@@ -7,6 +7,7 @@ use oci_spec::runtime::{BoxBuilder, Process, Spec};
 use super::{HostFacts, Inside, Listener, PlanError, lifecycle, namespaces, process, program, validate};
 use crate::request::ExecRequest;
 use crate::seccomp::{self, Program};
+use crate::sys::MemoryPolicy;
 
 /// The container that a process enters.
 #[derive(Debug, Default)]
@@ -20,6 +21,7 @@ pub struct Entry {
     pub listener: Option<Listener>,
     /// `PER_*`.
     pub personality: Option<u32>,
+    pub memory_policy: Option<MemoryPolicy>,
     /// The name of its session keyring, unless it keeps the caller's.
     pub keyring: Option<String>,
 }
@@ -39,8 +41,9 @@ impl Entry {
             Inside::Personality(domain) => Some(domain),
             _ => None,
         });
+        let memory_policy = linux.memory_policy().as_ref().map(process::memory_policy).transpose()?;
         let namespaces = kinds.fold(0, |bits, kind| bits | kind as u64);
-        Ok(Self { namespaces, filter, listener, personality, ..Self::default() })
+        Ok(Self { namespaces, filter, listener, personality, memory_policy, ..Self::default() })
     }
 }
 
@@ -78,13 +81,14 @@ pub fn process_of(spec: &Spec, request: &ExecRequest) -> Result<Process, PlanErr
 /// Invalid parts of `process`, by name.
 pub fn enter(process: &Process, container: Entry, host: &HostFacts) -> Result<Vec<Inside>, PlanError> {
     validate::check_process(process)?;
-    let Entry { namespaces, cgroup_files, filter, listener, personality, keyring } = container;
+    let Entry { namespaces, cgroup_files, filter, listener, personality, memory_policy, keyring } = container;
     let [initial, last] = process::exec_affinity(process)?;
     // What follows the loss of the host's view comes after the namespaces; all else before.
     let mut steps: Vec<Inside> = initial.into_iter().collect();
     steps.push(Inside::JoinCgroup(cgroup_files));
     steps.extend(last);
     steps.extend(process::scheduling(process, None)?);
+    steps.extend(memory_policy.map(Inside::MemoryPolicy));
     if let Some(adjustment) = process.oom_score_adj() {
         steps.push(Inside::OomScoreAdj(adjustment));
     }

@@ -17,6 +17,8 @@ pub struct HookStep {
     pub kind: &'static str,
     pub hooks: Vec<Hook>,
     pub state: Shape,
+    /// The environment of those that have none of their own; without it, the caller's.
+    pub env: Option<Vec<String>>,
 }
 
 /// What a hook learns of the container, but for its pid, which whoever runs the hook knows.
@@ -55,17 +57,14 @@ pub fn complete(plan: &mut Plan, spec: &Spec, callers: &Callers) -> Result<(), P
     };
     let step = |kind, status| -> Result<Option<HookStep>, PlanError> {
         let hooks = hooks_of(spec, kind)?;
-        Ok((!hooks.is_empty()).then(|| HookStep { kind, hooks, state: state(status) }))
+        Ok((!hooks.is_empty()).then(|| HookStep { kind, hooks, state: state(status), env: None }))
     };
     let outside = [step("prestart", "creating")?, step("createRuntime", "creating")?];
     let create_container = step("createContainer", "creating")?;
     let mut start_container = step("startContainer", "created")?;
-    let env = spec.process().as_ref().and_then(|process| process.env().clone());
-    for hook in start_container.iter_mut().flat_map(|step| &mut step.hooks) {
-        // It is as the program that it precedes, as with runc.
-        if hook.env().is_none() {
-            hook.set_env(env.clone());
-        }
+    if let (Some(step), Some(process)) = (&mut start_container, spec.process()) {
+        // As the program that they precede, as with runc.
+        step.env = Some(process.env().clone().unwrap_or_default());
     }
     // Run by others and later, but refused now.
     hooks_of(spec, "poststart")?;

@@ -30,7 +30,7 @@ use oci_spec::runtime::{Linux, LinuxResources, Process, Spec};
 use crate::cgroup::{self, CgroupError, CgroupPlan, Layout};
 use crate::request::Rootfs;
 use crate::seccomp::{self, Program, SeccompError};
-use crate::sys::{CapabilityBits, Scheduling};
+use crate::sys::{CapabilityBits, MemoryPolicy, Scheduling};
 
 use namespaces::Namespaces;
 
@@ -219,11 +219,7 @@ pub enum Inside {
     Scheduling(Scheduling),
     /// As `ioprio_set(2)` takes it.
     IoPriority(u32),
-    /// `MPOL_*` with its flags, and a bit per node.
-    MemoryPolicy {
-        mode: u32,
-        nodes: Vec<u64>,
-    },
+    MemoryPolicy(MemoryPolicy),
     /// A bit per CPU.
     CpuAffinity(Vec<u64>),
     /// `PER_*`.

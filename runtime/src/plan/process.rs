@@ -11,7 +11,7 @@ use oci_spec::runtime::{
 };
 
 use super::{HostFacts, Inside, Label, PlanError};
-use crate::sys::Scheduling;
+use crate::sys::{MemoryPolicy, Scheduling};
 
 /// Beyond this no Linux numbers its CPUs or NUMA nodes.
 const NUMBERS_MAX: usize = 8192;
@@ -43,7 +43,7 @@ pub(super) fn scheduling(process: &Process, linux: Option<&Linux>) -> Result<Vec
         steps.push(Inside::IoPriority(class << 13 | level));
     }
     if let Some(policy) = linux.and_then(|linux| linux.memory_policy().as_ref()) {
-        steps.push(memory_policy(policy)?);
+        steps.push(Inside::MemoryPolicy(memory_policy(policy)?));
     }
     Ok(steps)
 }
@@ -124,7 +124,7 @@ fn scheduler_arguments(scheduler: &Scheduler) -> Result<Scheduling, PlanError> {
     })
 }
 
-fn memory_policy(policy: &LinuxMemoryPolicy) -> Result<Inside, PlanError> {
+pub(super) fn memory_policy(policy: &LinuxMemoryPolicy) -> Result<MemoryPolicy, PlanError> {
     let mode = match policy.mode() {
         MemoryPolicyModeType::MpolDefault => 0,
         MemoryPolicyModeType::MpolPreferred => 1,
@@ -165,7 +165,7 @@ fn memory_policy(policy: &LinuxMemoryPolicy) -> Result<Inside, PlanError> {
             return Err(invalid("linux.memoryPolicy.flags", flag, rule));
         }
     }
-    Ok(Inside::MemoryPolicy { mode: mode | flags, nodes })
+    Ok(MemoryPolicy { mode: mode | flags, nodes })
 }
 
 /// The execution domain.

@@ -70,6 +70,8 @@ pub(super) struct Lines {
     pub start: Option<OwnedFd>,
     /// Takes the master of its terminal.
     pub console: Option<OwnedFd>,
+    /// That terminal leaves the ends of lines as they are written.
+    pub keeps_lines: bool,
     /// The process whose namespaces it enters.
     pub target: Option<OwnedFd>,
 }
@@ -162,8 +164,9 @@ impl Process {
             Inside::IoPriority(value) => sys::set_io_priority(*value).step(|| {
                 format!("set `process.ioPriority` to class {}, priority {}", value >> 13, value & 7)
             }),
-            Inside::MemoryPolicy { mode, nodes } => sys::set_memory_policy(*mode, nodes).step(|| {
-                format!("set `linux.memoryPolicy` to mode {mode:#x} and nodes {}", number_list(nodes))
+            Inside::MemoryPolicy(policy) => sys::set_memory_policy(policy).step(|| {
+                let nodes = number_list(&policy.nodes);
+                format!("set `linux.memoryPolicy` to mode {:#x} and nodes {nodes}", policy.mode)
             }),
             Inside::CpuAffinity(cpus) => sys::set_affinity(cpus)
                 .step(|| format!("set `process.execCPUAffinity` to CPUs {}", number_list(cpus))),
@@ -195,7 +198,11 @@ impl Process {
                     let step = || "change to the root file system".to_owned();
                     rustix::process::fchdir(root.fd()).step(step)?;
                 }
-                hooks::run(step, Some(std::process::id() as i32), None)
+                let mut step = step.clone();
+                if let Some(env) = &mut step.env {
+                    env.extend(self.home.clone());
+                }
+                hooks::run(&step, Some(std::process::id() as i32), None)
             }
             Inside::Terminal { size, console, uid } => self.terminal(*size, *console, *uid),
             Inside::PivotRoot => self.pivot_root(),
@@ -336,7 +343,7 @@ impl Process {
         };
         let root = self.root.as_ref().or(own.as_ref());
         let Some(root) = root else { return Ok(()) };
-        terminal::set_up(root, socket.as_fd(), size, console, uid)
+        terminal::set_up(root, socket.as_fd(), self.lines.keeps_lines, size, console, uid)
     }
 
     fn await_admission(&mut self, descriptors: usize, user: bool) -> Result<(), Failure> {
@@ -559,7 +566,9 @@ fn user(uid: u32, gid: u32, groups: &[u32], namespaced: bool) -> Result<(), Fail
 fn resolve_executable(name: &str, path: &str) -> Result<PathBuf, Failure> {
     let is_executable = |candidate: &Path| -> io::Result<()> {
         if std::fs::metadata(candidate)?.is_file() {
-            Ok(rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK)?)
+            // As the kernel decides it: with the capabilities a user was given.
+            let (may, as_effective) = (rustix::fs::Access::EXEC_OK, rustix::fs::AtFlags::EACCESS);
+            Ok(rustix::fs::accessat(rustix::fs::CWD, candidate, may, as_effective)?)
         } else {
             Err(io::Error::from_raw_os_error(libc::EACCES))
         }

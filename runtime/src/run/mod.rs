@@ -77,11 +77,13 @@ pub(crate) struct Given<'a> {
     pub start: Option<BorrowedFd<'a>>,
     /// Where it sends the master of its terminal.
     pub console: Option<BorrowedFd<'a>>,
+    /// That terminal leaves the ends of lines as they are written.
+    pub keeps_lines: bool,
 }
 
 impl<'a> Given<'a> {
     pub fn stdio(stdio: Stdio<'a>) -> Self {
-        Self { stdio, preserved: 0, start: None, console: None }
+        Self { stdio, preserved: 0, start: None, console: None, keeps_lines: false }
     }
 }
 
@@ -302,7 +304,8 @@ fn spawn(
                 let own = [Some(theirs.as_fd()), given.start, given.console, target];
                 sys::keep_only([stdin, stdout, stderr], given.preserved, own).map_or(126, |own| {
                     let [Some(channel), start, console, target] = own else { return 126 };
-                    let lines = inside::Lines { channel, start, console, target };
+                    let lines =
+                        inside::Lines { channel, start, console, keeps_lines: given.keeps_lines, target };
                     inside::run(steps, lines, given.preserved)
                 })
             }));

@@ -14,7 +14,7 @@ use rustix::net::{
     SendFlags,
 };
 use rustix::pty::OpenptFlags;
-use rustix::termios::Winsize;
+use rustix::termios::{OptionalActions, OutputModes, Winsize};
 
 use super::root::Root;
 use crate::error::{Failure, Step};
@@ -28,6 +28,7 @@ const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
 pub(super) fn set_up(
     root: &Root,
     socket: BorrowedFd<'_>,
+    keeps_lines: bool,
     size: Option<(u16, u16)>,
     console: bool,
     uid: u32,
@@ -43,6 +44,11 @@ pub(super) fn set_up(
     let end = rustix::pty::ioctl_tiocgptpeer(&master, flags).step(step)?;
     if uid != 0 {
         rustix::fs::fchown(&end, Some(Uid::from_raw(uid)), None::<Gid>).step(step)?;
+    }
+    if keeps_lines {
+        let mut modes = rustix::termios::tcgetattr(&end).step(step)?;
+        modes.output_modes.remove(OutputModes::ONLCR);
+        rustix::termios::tcsetattr(&end, OptionalActions::Now, &modes).step(step)?;
     }
     if let Some((columns, rows)) = size.filter(|size| *size != (0, 0)) {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };

@@ -3,7 +3,18 @@
 use std::ffi::{c_int, c_long};
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 use super::check;
+
+/// Arguments of `set_mempolicy(2)`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPolicy {
+    /// `MPOL_*` with its flags.
+    pub mode: u32,
+    /// A bit per NUMA node.
+    pub nodes: Vec<u64>,
+}
 
 /// Arguments of `sched_setattr(2)`; what a policy does not use is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,12 +65,12 @@ pub fn set_personality(domain: u32) -> io::Result<()> {
     check(c_long::from(unsafe { libc::personality(domain.into()) })).map(drop)
 }
 
-/// Sets where this process gets its memory: `mode` is `MPOL_*` with its flags, `nodes` a bit per NUMA node.
-pub fn set_memory_policy(mode: u32, nodes: &[u64]) -> io::Result<()> {
-    // The kernel reads one bit less than it is told.
-    let bits = if nodes.is_empty() { 0 } else { nodes.len() * 64 + 1 };
+/// Sets where this process gets its memory.
+pub fn set_memory_policy(MemoryPolicy { mode, nodes }: &MemoryPolicy) -> io::Result<()> {
+    // The kernel reads one bit less than it is told, also of none.
+    let bits = nodes.len() * 64 + 1;
     // SAFETY: the kernel reads `bits - 1` bits from `nodes`, which is as long and outlives the call.
-    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes.as_ptr(), bits) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, *mode, nodes.as_ptr(), bits) }).map(drop)
 }
 
 /// Lets this process run on these CPUs only, a bit each.

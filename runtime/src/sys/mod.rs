@@ -283,6 +283,13 @@ pub fn standard(fd: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
+/// Whether a descriptor is open, and not one that this process has opened for itself.
+pub fn is_inherited(number: u32) -> bool {
+    // SAFETY: no pointers.
+    let flags = unsafe { libc::fcntl(number as c_int, libc::F_GETFD) };
+    flags != -1 && flags & libc::FD_CLOEXEC == 0
+}
+
 /// Replaces the program. Returns only on failure.
 pub fn exec(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
     let pointers = |list: &[CString]| -> Vec<*const c_char> {

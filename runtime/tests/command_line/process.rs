@@ -202,6 +202,12 @@ fn descriptors_are_kept_when_asked_for_and_else_closed() {
     };
     assert_eq!(seen(""), "");
     assert_eq!(seen("--preserve-fds 2"), "/etc/passwd\n/etc/group\n");
+    // Our own are not taken for the caller's.
+    let log = lab.directory.path().join("log");
+    let log = ["--log", log.to_str().unwrap()];
+    let answer =
+        runtime.call(&[&log[..], &["run", "--preserve-fds", "1", "-b", bundle.path(), "x"]].concat());
+    assert!(answer.code == 1 && answer.errors.contains("of --preserve-fds"), "{answer:?}");
 }
 
 #[test]
