@@ -12,7 +12,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::cli::{Bundle, Runtime};
-use common::{Lab, eventually};
+use common::{Lab, eventually, read_until};
+use rustix::pty::OpenptFlags;
 use serde_json::{Value, json};
 
 /// A runtime, and what it answers for a bundle with a changed configuration.
@@ -398,12 +399,14 @@ fn lines_of_a_terminal_end_as_they_were_written() {
     let bundle = case.bundle("sleep 1000", |_| {});
     case.runtime.done(&["run", "--detach", "--bundle", bundle.path(), "x"]);
     assert_eq!(case.runtime.done(&["exec", "--tty", "x", "id", "-u"]), "0\n");
-    let command = case.runtime.command(&["exec", "--tty", "x", "id", "-u"]);
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let line: Vec<&str> = words.map(|word| word.to_str().unwrap()).collect();
-    let mut script = Command::new("script");
-    script.args(["--quiet", "--command", &line.join(" "), "/dev/null"]).stdin(Stdio::null());
-    assert_eq!(case.runtime.answer(script).output, "0\r\n");
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let ours = rustix::pty::openpt(flags).unwrap();
+    rustix::pty::unlockpt(&ours).unwrap();
+    let end = || rustix::pty::ioctl_tiocgptpeer(&ours, flags).unwrap();
+    let mut command = case.runtime.command(&["exec", "--tty", "x", "id", "-u"]);
+    let mut child = command.stdin(end()).stdout(end()).spawn().unwrap();
+    assert_eq!(read_until(&ours, "\n"), "0\r\n");
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

@@ -68,11 +68,12 @@ impl Runtime {
     pub fn answer(&self, mut command: Command) -> Answer {
         let mut output = tempfile::tempfile_in(&self.directory).unwrap();
         let mut errors = tempfile::tempfile_in(&self.directory).unwrap();
+        let program = command.get_program().to_owned();
         let status = command
             .stdout(output.try_clone().unwrap())
             .stderr(errors.try_clone().unwrap())
             .status()
-            .unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
+            .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
         let read = |file: &mut std::fs::File| {
             use std::io::{Read, Seek};
             let mut text = Vec::new();
