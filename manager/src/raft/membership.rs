@@ -129,8 +129,7 @@ enum Step {
 
 impl Group {
     fn next_step(&self, state: &State) -> Step {
-        // Without voters it is one that the library has not told yet.
-        if !self.settled || self.voters.is_empty() {
+        if !self.settled {
             return Step::Wait;
         }
         if self.joint {
@@ -163,9 +162,12 @@ impl Group {
 
 impl RaftNode {
     fn group(&self) -> Group {
+        // Told together with who leads, and before the rest: in that, one that has just come back has no members yet.
+        let server = self.raft().server_metrics();
+        let server = server.borrow_watched();
+        let config = &server.membership_config;
         let metrics = self.raft().metrics();
         let metrics = metrics.borrow_watched();
-        let config = &metrics.membership_config;
         let membership = config.membership();
         let learners: BTreeSet<u64> = membership.learner_ids().collect();
         let last = metrics.last_log_index.unwrap_or(0);
@@ -179,7 +181,7 @@ impl RaftNode {
             voters: membership.voter_ids().collect(),
             peers: membership.nodes().map(|(id, peer)| (*id, peer.clone())).collect(),
             joint: membership.get_joint_config().len() > 1,
-            settled: config.log_id() == metrics.committed_membership_config.log_id(),
+            settled: config.log_id() == server.committed_membership_config.log_id(),
             caught_up: learners.iter().copied().filter(caught_up).collect(),
             learners,
         }
@@ -188,7 +190,7 @@ impl RaftNode {
     /// Whether it is committed that this member votes, and not only as one half of a joint configuration: that needs
     /// a majority of the members before this one as well, whichever of them are lost meanwhile.
     pub(super) fn votes_in_full(&self) -> bool {
-        let metrics = self.raft().metrics();
+        let metrics = self.raft().server_metrics();
         let metrics = metrics.borrow_watched();
         let configs = metrics.committed_membership_config.membership().get_joint_config();
         !configs.is_empty() && configs.iter().all(|voters| voters.contains(&self.raft_id()))
@@ -521,9 +523,5 @@ mod tests {
         assert_eq!(group.next_step(&state), Step::Rest);
         group.joint = true;
         assert_eq!(group.next_step(&state), Step::Resolve);
-
-        // As it is for a moment when a member comes back.
-        let untold = Group { voters: BTreeSet::new(), peers: Vec::new(), joint: false, ..group };
-        assert_eq!(untold.next_step(&state), Step::Wait);
     }
 }

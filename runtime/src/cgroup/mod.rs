@@ -254,9 +254,12 @@ impl Cgroup {
         self.members.iter().find(|member| member.has("pids")).or(self.members.first())
     }
 
-    /// Processes in any of the directories.
+    /// Processes in any of the directories, or below.
     pub fn is_populated(&self) -> bool {
-        self.members.iter().any(|member| member.processes().is_ok_and(|pids| !pids.is_empty()))
+        self.members.iter().any(|member| {
+            let mut pids = Vec::new();
+            collect_pids(&member.directory, &mut pids).is_ok() && !pids.is_empty()
+        })
     }
 
     /// How many of its processes the kernel killed for want of memory.
@@ -451,14 +454,6 @@ impl Member {
         let file = if self.is_unified() { "cgroup.procs" } else { "tasks" };
         let join = Write { path: self.directory.join(file), value: "0".to_owned(), name: None };
         unless_pruned(|| self.make_missing().and_then(|()| join.perform()))
-    }
-
-    fn processes(&self) -> io::Result<Vec<i32>> {
-        match fs::read_to_string(self.directory.join("cgroup.procs")) {
-            Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).collect()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
     }
 }
 

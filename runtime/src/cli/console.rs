@@ -164,7 +164,7 @@ impl Terminal {
         if let Some(before) = &before {
             let mut raw = before.clone();
             raw.make_raw();
-            // Lines come as the program ended them.
+            // As with runc: what comes is what the program wrote, and ours ends its lines.
             raw.output_modes.insert(OutputModes::OPOST);
             rustix::termios::tcsetattr(sys::standard(0), OptionalActions::Drain, &raw)?;
         }

@@ -25,32 +25,34 @@ pub(super) fn kill(context: &Context, parsed: &Parsed) -> Result<(), CommandErro
     let word = parsed.arguments.get(1).map(String::as_str).filter(|word| !word.is_empty()).unwrap_or("TERM");
     let signal =
         signal_number(word).ok_or_else(|| CommandError::UnknownSignal { signal: word.to_owned() })?;
-    let (phase, pidfd) = container.look();
+    let (_, pidfd) = container.look();
     let cgroup = &container.record.cgroup;
+    let signal_all = || cgroup.signal_all(signal).during("signal the processes of the container");
     // Of a container that shares its pid namespace, others may live on after the first. Killed means all of them, as with
     // runc since 1.2.
     let kills_others = signal == libc::SIGKILL && !container.record.owns_pids;
-    let signal_all = || cgroup.signal_all(signal).during("signal the processes of the container");
-    if parsed.is_on("all") || kills_others && pidfd.is_none() && cgroup.is_populated() {
+    if parsed.is_on("all") {
         signal_all()?;
     } else {
-        let id = container.record.id.clone();
-        let not_running = |found: Phase| CommandError::NotRunning { id, found: found.name() };
-        let Some(pidfd) = pidfd else { return Err(not_running(Phase::Stopped)) };
         // The kernel spares the first process of a namespace what it has no handler for, and one that waits has none.
         let waits = container.is_waiting() && signal_ends(signal);
-        match sys::pidfd_kill(&pidfd, if waits { libc::SIGKILL } else { signal }) {
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
-                return Err(not_running(Phase::Stopped));
-            }
-            other => other.during("signal the container's first process")?,
-        }
-        if kills_others {
+        let reached =
+            match pidfd.map(|pidfd| sys::pidfd_kill(&pidfd, if waits { libc::SIGKILL } else { signal })) {
+                None => false,
+                Some(Err(error)) if error.raw_os_error() == Some(libc::ESRCH) => false,
+                Some(sent) => sent.during("signal the container's first process").map(|()| true)?,
+            };
+        let others = kills_others && cgroup.pids().is_ok_and(|pids| !pids.is_empty());
+        if others {
             signal_all()?;
         }
+        if !reached && !others {
+            let id = container.record.id.clone();
+            return Err(CommandError::NotRunning { id, found: Phase::Stopped.name() });
+        }
     }
-    if phase == Phase::Paused && signal == libc::SIGKILL {
-        // A frozen v1 task does not even die.
+    // A frozen v1 task does not even die.
+    if signal == libc::SIGKILL && cgroup.is_frozen() {
         cgroup.thaw()?;
     }
     Ok(())

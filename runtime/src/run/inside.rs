@@ -568,7 +568,11 @@ fn resolve_executable(name: &str, path: &str) -> Result<PathBuf, Failure> {
         if std::fs::metadata(candidate)?.is_file() {
             // As the kernel decides it: with the capabilities a user was given.
             let (may, as_effective) = (rustix::fs::Access::EXEC_OK, rustix::fs::AtFlags::EACCESS);
-            Ok(rustix::fs::accessat(rustix::fs::CWD, candidate, may, as_effective)?)
+            match rustix::fs::accessat(rustix::fs::CWD, candidate, may, as_effective) {
+                // What a filter around us may say of a call that it does not know.
+                Err(rustix::io::Errno::PERM) => Ok(rustix::fs::access(candidate, may)?),
+                other => Ok(other?),
+            }
         } else {
             Err(io::Error::from_raw_os_error(libc::EACCES))
         }
