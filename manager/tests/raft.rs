@@ -22,7 +22,7 @@ fn one_manager_writes_reads_and_restarts() {
             group.node(0).store().snapshot().network(raft_group::network_id(1)).is_some(),
             "reads its own write"
         );
-        assert_eq!(group.node(0).store().snapshot().index, applied.index);
+        assert!(group.node(0).store().snapshot().index >= applied.index);
         assert!(matches!(write_network(group.node(0), 1).await, Err(ProposeError::Rejected(_))));
         group.node(0).read_barrier().await.unwrap();
         eventually("the leader has recorded itself", || {
