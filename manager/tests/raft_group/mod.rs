@@ -20,7 +20,7 @@ use tokio::runtime::Runtime;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Endpoint, Server};
 
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(20);
 /// For groups whose leader is to stay, also on a machine with other work to do.
 const PATIENT: Timings = Timings {
     heartbeat: Duration::from_millis(150),
@@ -78,7 +78,8 @@ pub async fn write_network(node: &RaftNode, n: u128) -> Result<Applied, ProposeE
 
 /// Writes it until it is known to be written: a leader may go, or be short of a processor, before it answers.
 pub async fn write_surely(node: &RaftNode, n: u128) {
-    let deadline = tokio::time::Instant::now() + DEADLINE;
+    // A few tries of some seconds each.
+    let deadline = tokio::time::Instant::now() + 3 * DEADLINE;
     let mut unanswered = false;
     loop {
         match write_network(node, n).await {

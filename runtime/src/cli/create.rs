@@ -110,7 +110,7 @@ fn start_container(context: &Context, container: &Container) -> Result<Option<No
 /// Runs hooks that follow an operation. The first failure after the start ends it; after the end each hook is run, and
 /// the first failure reported.
 pub(super) fn run_hooks(container: &Container, kind: &'static str, pid: Option<i32>) -> Result<(), Failure> {
-    let HookStep { kind, hooks, state, env: _ } = container.hooks(kind);
+    let HookStep { kind, hooks, state, .. } = container.hooks(kind);
     let mut result = Ok(());
     for hook in hooks {
         let step = HookStep { kind, hooks: vec![hook], state: state.clone(), env: None };

@@ -25,7 +25,6 @@ pub(super) fn kill(context: &Context, parsed: &Parsed) -> Result<(), CommandErro
     let word = parsed.arguments.get(1).map(String::as_str).filter(|word| !word.is_empty()).unwrap_or("TERM");
     let signal =
         signal_number(word).ok_or_else(|| CommandError::UnknownSignal { signal: word.to_owned() })?;
-    let (_, pidfd) = container.look();
     let cgroup = &container.record.cgroup;
     let signal_all = || cgroup.signal_all(signal).during("signal the processes of the container");
     // Of a container that shares its pid namespace, others may live on after the first. Killed means all of them, as with
@@ -36,13 +35,15 @@ pub(super) fn kill(context: &Context, parsed: &Parsed) -> Result<(), CommandErro
     } else {
         // The kernel spares the first process of a namespace what it has no handler for, and one that waits has none.
         let waits = container.is_waiting() && signal_ends(signal);
-        let reached =
-            match pidfd.map(|pidfd| sys::pidfd_kill(&pidfd, if waits { libc::SIGKILL } else { signal })) {
-                None => false,
-                Some(Err(error)) if error.raw_os_error() == Some(libc::ESRCH) => false,
-                Some(sent) => sent.during("signal the container's first process").map(|()| true)?,
-            };
-        let others = kills_others && cgroup.pids().is_ok_and(|pids| !pids.is_empty());
+        let sent = container
+            .pidfd()
+            .map(|pidfd| sys::pidfd_kill(&pidfd, if waits { libc::SIGKILL } else { signal }));
+        let reached = match sent {
+            None => false,
+            Some(Err(error)) if error.raw_os_error() == Some(libc::ESRCH) => false,
+            Some(sent) => sent.during("signal the container's first process").map(|()| true)?,
+        };
+        let others = kills_others && !cgroup.pids().during("list the processes of the container")?.is_empty();
         if others {
             signal_all()?;
         }

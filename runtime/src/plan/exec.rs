@@ -41,7 +41,7 @@ impl Entry {
             Inside::Personality(domain) => Some(domain),
             _ => None,
         });
-        let memory_policy = linux.memory_policy().as_ref().map(process::memory_policy).transpose()?;
+        let memory_policy = process::memory_policy(linux)?;
         let namespaces = kinds.fold(0, |bits, kind| bits | kind as u64);
         Ok(Self { namespaces, filter, listener, personality, memory_policy, ..Self::default() })
     }
@@ -87,7 +87,7 @@ pub fn enter(process: &Process, container: Entry, host: &HostFacts) -> Result<Ve
     let mut steps: Vec<Inside> = initial.into_iter().collect();
     steps.push(Inside::JoinCgroup(cgroup_files));
     steps.extend(last);
-    steps.extend(process::scheduling(process, None)?);
+    steps.extend(process::scheduling(process)?);
     steps.extend(memory_policy.map(Inside::MemoryPolicy));
     if let Some(adjustment) = process.oom_score_adj() {
         steps.push(Inside::OomScoreAdj(adjustment));

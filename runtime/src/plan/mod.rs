@@ -448,7 +448,8 @@ pub fn create(
     if namespaces.cgroup {
         inside.push(Inside::UnshareCgroup);
     }
-    inside.extend(process::scheduling(process, Some(linux))?);
+    inside.extend(process::scheduling(process)?);
+    inside.extend(process::memory_policy(linux)?.map(Inside::MemoryPolicy));
     if own_mounts {
         inside.push(Inside::MakeDirectory(process.cwd().clone()));
         inside.extend(linux.readonly_paths().iter().flatten().map(|path| Inside::ReadonlyPath(path.into())));

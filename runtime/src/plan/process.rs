@@ -6,8 +6,8 @@
 use std::fmt::Display;
 
 use oci_spec::runtime::{
-    IOPriorityClass, Linux, LinuxMemoryPolicy, LinuxPersonalityDomain, LinuxSchedulerFlag,
-    LinuxSchedulerPolicy, MemoryPolicyFlagType, MemoryPolicyModeType, Process, Scheduler,
+    IOPriorityClass, Linux, LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy,
+    MemoryPolicyFlagType, MemoryPolicyModeType, Process, Scheduler,
 };
 
 use super::{HostFacts, Inside, Label, PlanError};
@@ -24,8 +24,8 @@ fn invalid(field: &'static str, value: impl Display, reason: impl Into<String>) 
     PlanError::Invalid { field: field.into(), value: value.to_string(), reason: reason.into() }
 }
 
-/// How the process is scheduled and where its memory comes from: to be settled in its cgroup, whose cpuset bounds it.
-pub(super) fn scheduling(process: &Process, linux: Option<&Linux>) -> Result<Vec<Inside>, PlanError> {
+/// How the process is scheduled: to be settled in its cgroup, whose cpuset bounds it.
+pub(super) fn scheduling(process: &Process) -> Result<Vec<Inside>, PlanError> {
     let mut steps = Vec::new();
     if let Some(scheduler) = process.scheduler() {
         steps.push(Inside::Scheduling(scheduler_arguments(scheduler)?));
@@ -41,9 +41,6 @@ pub(super) fn scheduling(process: &Process, linux: Option<&Linux>) -> Result<Vec
             IOPriorityClass::IoprioClassIdle => 3,
         };
         steps.push(Inside::IoPriority(class << 13 | level));
-    }
-    if let Some(policy) = linux.and_then(|linux| linux.memory_policy().as_ref()) {
-        steps.push(Inside::MemoryPolicy(memory_policy(policy)?));
     }
     Ok(steps)
 }
@@ -124,7 +121,9 @@ fn scheduler_arguments(scheduler: &Scheduler) -> Result<Scheduling, PlanError> {
     })
 }
 
-pub(super) fn memory_policy(policy: &LinuxMemoryPolicy) -> Result<MemoryPolicy, PlanError> {
+/// Where the memory of the container's processes comes from: to be settled in its cgroup, too.
+pub(super) fn memory_policy(linux: &Linux) -> Result<Option<MemoryPolicy>, PlanError> {
+    let Some(policy) = linux.memory_policy() else { return Ok(None) };
     let mode = match policy.mode() {
         MemoryPolicyModeType::MpolDefault => 0,
         MemoryPolicyModeType::MpolPreferred => 1,
@@ -165,7 +164,7 @@ pub(super) fn memory_policy(policy: &LinuxMemoryPolicy) -> Result<MemoryPolicy, 
             return Err(invalid("linux.memoryPolicy.flags", flag, rule));
         }
     }
-    Ok(MemoryPolicy { mode: mode | flags, nodes })
+    Ok(Some(MemoryPolicy { mode: mode | flags, nodes }))
 }
 
 /// The execution domain.
